@@ -1,0 +1,21 @@
+"""What every test runs under: quick compilation, eight CPU devices, strict shapes and dtypes."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Tiny cases spend their time in the compiler; eight devices show that sharding changes nothing.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax
+import jaxtyping
+
+jaxtyping.install_import_hook(["vit_jax", "train"], "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,0 +1,565 @@
+"""The data side of the trainer: sources, transforms, order, resumption, and the mistakes users make."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import grain
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from train.config import Data, UserError
+from train.data import Dataset, eval_batches, image_to_input, load_dataset, train_batches
+from train.data.sources import ArraySource, FolderSource
+from train.data.transforms import center_crop, decode, random_crop
+
+SPLITS = {"train": 22, "val": 10}
+
+
+def noise(height, width, channels=3, seed=0):
+    """A smooth random image, which survives resizing."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    pixels = np.asarray(Image.fromarray(small).resize((width, height)))
+    return pixels if channels == 3 else pixels[..., :1]
+
+
+def write_folder(root, splits=SPLITS, size=lambda i: (12, 10), suffix="png"):
+    """A folder of two classes; example i of a split is noise of seed i, size `size(i)`, class i % 2."""
+    for split, count in splits.items():
+        for i in range(count):
+            path = root / split / "ab"[i % 2] / f"{i:03}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise(*size(i), seed=i)).save(path)
+    return root
+
+
+def numbered(count, classes=4):
+    """A dataset in memory whose image i is filled with the number i."""
+    images = np.tile(np.arange(count, dtype=np.uint8)[:, None, None, None], (1, 6, 6, 1))
+    source = ArraySource(images, (np.arange(count) % classes).astype(np.int32))
+    return Dataset(source, source, tuple("abcd"), (6, 6, 1), (0.5,), (0.5,), ())
+
+
+def lazy(tmp_path, **changes):
+    """A folder dataset that is decoded anew each epoch, as its images differ in size, and its config."""
+    write_folder(tmp_path, size=lambda i: (20 + i, 40 - i))
+    config = Data(f"folder:{tmp_path}", image_size=(8, 6), **changes)
+    return load_dataset(config), config
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+# Sources
+
+
+def test_digits():
+    dataset = load_dataset(Data())
+    assert (len(dataset.train), len(dataset.eval)) == (1437, 360)
+    assert dataset.class_names == tuple("0123456789")
+    assert dataset.image_shape == (8, 8, 1)
+    assert dataset.notes == ()
+    parts = [dataset.train, dataset.eval]
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    assert images.dtype == np.uint8
+    # Together they are scikit-learn's digits, each once, and the split is stratified.
+    scans = load_digits()
+    found = sorted(
+        (label, (image * 16.0 / 255).round().astype(int).tobytes()) for image, label in zip(images, labels, strict=True)
+    )
+    expected = sorted(
+        (label, image.astype(int).tobytes()) for image, label in zip(scans.images, scans.target, strict=True)
+    )
+    assert found == expected
+    counts = np.bincount(dataset.eval.labels) / np.bincount(scans.target)
+    np.testing.assert_allclose(counts, 360 / 1797, atol=0.003)
+
+
+def test_statistics_are_those_of_an_even_sample():
+    dataset = load_dataset(Data())
+    sample = dataset.train.images[[int(i * 1.437) for i in range(1000)]] / 255
+    np.testing.assert_allclose(dataset.mean, sample.mean(), rtol=1e-12)
+    np.testing.assert_allclose(dataset.std, sample.std(), rtol=1e-12)
+
+
+def test_statistics_are_those_after_the_evaluation_crop():
+    config = Data(eval_crop=0.5, image_size=(4, 4))
+    dataset = load_dataset(config)
+    crops = [center_crop(dataset.train[int(i * 1.437)][0], (4, 4), 0.5) for i in range(1000)]
+    np.testing.assert_allclose(dataset.mean, np.mean(crops) / 255, rtol=1e-12)
+    np.testing.assert_allclose(dataset.std, np.std(crops) / 255, rtol=1e-12)
+
+
+def test_statistics_can_be_given():
+    dataset = load_dataset(Data(mean=(0.25,), std=(2.0,)))
+    assert (dataset.mean, dataset.std) == ((0.25,), (2.0,))
+    assert load_dataset(Data(mean=(0.25,))).std == load_dataset(Data()).std
+
+
+def test_small_equal_folder_is_read_into_memory(tmp_path):
+    dataset = load_dataset(Data(f"folder:{write_folder(tmp_path)}"))
+    assert isinstance(dataset.train, ArraySource)
+    assert isinstance(dataset.eval, ArraySource)
+    assert dataset.class_names == ("a", "b")
+    assert dataset.image_shape == (12, 10, 3)
+    numbers = [*range(0, 22, 2), *range(1, 22, 2)]  # class a, then class b
+    for (image, label), number in zip(dataset.train, numbers, strict=True):
+        np.testing.assert_array_equal(image, noise(12, 10, seed=number))
+        assert label == number % 2
+
+
+def test_unequal_folder_is_read_lazily(tmp_path):
+    dataset, _ = lazy(tmp_path)
+    assert isinstance(dataset.train, FolderSource)
+    assert dataset.image_shape == (8, 6, 3)
+    image, label = dataset.train[1]
+    np.testing.assert_array_equal(image, noise(22, 38, seed=2))
+    assert label == 0
+
+
+def test_evaluation_images_may_have_other_sizes(tmp_path):
+    write_folder(tmp_path, {"train": 6})
+    write_folder(tmp_path, {"val": 6}, size=lambda i: (30, 30) if i else (12, 10))
+    config = Data(f"folder:{tmp_path}")
+    dataset = load_dataset(config)
+    (batch,) = eval_batches(dataset, config, 6)
+    assert batch["image"].shape == (6, 12, 10, 3)
+    np.testing.assert_array_equal(batch["image"][1], center_crop(noise(30, 30, seed=2), (12, 10), 1.0))
+
+
+@pytest.mark.parametrize(("present", "wanted", "chosen"), [
+    ("val validation test", None, "val"),
+    ("validation test", None, "validation"),
+    ("test", None, "test"),
+    ("val test", "test", "test"),
+    ("val other", "other", "other"),
+])  # fmt: skip
+def test_evaluation_split(tmp_path, present, wanted, chosen):
+    counts = {name: 2 * (i + 1) for i, name in enumerate(present.split())}
+    write_folder(tmp_path, {"train": 4} | counts)
+    assert len(load_dataset(Data(f"folder:{tmp_path}", eval_split=wanted)).eval) == counts[chosen]
+
+
+def test_what_is_no_image_is_skipped_and_counted(tmp_path):
+    write_folder(tmp_path, suffix="JPEG")
+    (tmp_path / "train/readme.txt").write_text("hello")
+    (tmp_path / "train/a/notes.txt").write_text("hello")
+    (tmp_path / "train/a/.hidden.png").write_bytes(b"x")
+    (tmp_path / "train/b/empty.png").touch()
+    (tmp_path / "val/.cache").mkdir()
+    dataset = load_dataset(Data(f"folder:{tmp_path}"))
+    assert (len(dataset.train), len(dataset.eval)) == (22, 10)
+    (note,) = dataset.notes
+    names = "train/a/.hidden.png, train/a/notes.txt, train/b/empty.png, ..."
+    assert note == f"5 files skipped, empty or no image: {names}"
+
+
+@pytest.mark.parametrize(("first", "channels"), [("L", 1), ("RGB", 3), ("P", 3), ("RGBA", 3), ("LA", 1)])
+def test_channels_are_those_of_the_first_image(tmp_path, first, channels):
+    write_folder(tmp_path)
+    path = tmp_path / "train/a/000.png"
+    Image.open(path).convert(first).save(path)
+    dataset = load_dataset(Data(f"folder:{tmp_path}"))
+    assert dataset.image_shape == (12, 10, channels)
+    second = Image.fromarray(noise(12, 10, seed=2)).convert("L" if channels == 1 else "RGB")
+    np.testing.assert_array_equal(dataset.train[1][0], np.asarray(second).reshape(12, 10, channels))
+
+
+def break_nothing(root): ...
+def break_root(root):
+    shutil.rmtree(root)
+
+
+def break_train(root):
+    shutil.rmtree(root / "train")
+
+
+def break_val(root):
+    shutil.rmtree(root / "val")
+
+
+def break_class(root):
+    shutil.rmtree(root / "train/b")
+
+
+def break_images(root):
+    [path.unlink() for path in root.glob("train/*/*.png")]
+
+
+def break_eval_images(root):
+    [path.unlink() for path in root.glob("val/*/*.png")]
+
+
+def break_one_class(root):
+    [path.unlink() for path in root.glob("train/a/*.png")]
+
+
+def break_to_single(root):
+    [shutil.rmtree(root / split / "b") for split in SPLITS]
+
+
+def break_file(root):
+    (root / "train/b/003.png").write_bytes((root / "train/b/003.png").read_bytes()[:60])
+
+
+def break_size(root):
+    Image.fromarray(noise(9, 9)).save(root / "train/b/003.png")
+
+
+@pytest.mark.parametrize(("change", "config", "message"), [
+    (break_root, {}, "there is no folder ROOT"),
+    (break_train, {}, "there is no folder ROOT/train"),
+    (break_val, {}, "has no split val or validation or test to evaluate on; it has none"),
+    (break_nothing, {"eval_split": "dev"}, "has no split dev to evaluate on; it has: val"),
+    (break_images, {}, "no images in ROOT/train/CLASS/"),
+    (break_eval_images, {}, "no images in ROOT/val/CLASS/"),
+    (break_one_class, {}, "no images in ROOT/train/a"),
+    (break_class, {}, "ROOT/val has a class that train lacks: b"),
+    (break_to_single, {}, "has a single class, 'a': expected two or more"),
+    (break_file, {}, "cannot read the image ROOT/train/b/003.png: "),
+    (break_size, {}, "differ in size (12x10 and 9x9): pass --data.image-size H W"),
+    (break_nothing, {"mean": (0.5,)}, "data.mean has 1 values: expected 3"),
+    (break_nothing, {"std": (0.5, 0.0, 0.5)}, "data.std is (0.5, 0.0, 0.5): expected positive"),
+    (break_nothing, {"min_crop": 0.0}, "data.min_crop is 0.0: expected more than 0 and at most 1"),
+    (break_nothing, {"eval_crop": 1.5}, "data.eval_crop is 1.5: expected more than 0 and at most 1"),
+    (break_nothing, {"image_size": (0, 8)}, "data.image_size is (0, 8): expected two positive"),
+    (break_nothing, {"workers": -1}, "data.workers is -1: expected 0 or more"),
+    (break_nothing, {"name": "imagenet"}, "data 'imagenet': expected digits, tfds:NAME or folder:PATH"),
+    (break_nothing, {"name": "folder:"}, "unknown data 'folder:'"),
+    (break_nothing, {"name": "digits", "eval_split": "val"}, "has no split val to evaluate on; it has: test"),
+])  # fmt: skip
+def test_mistakes_get_one_clear_line(tmp_path, change, config, message):
+    root = write_folder(tmp_path / "data")
+    change(root)
+    with pytest.raises(UserError) as caught:
+        load_dataset(Data(**{"name": f"folder:{root}"} | config))
+    assert message.replace("ROOT", str(root)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_found_while_training_is_named(tmp_path, workers):
+    dataset, config = lazy(tmp_path, workers=workers)
+    broken = tmp_path / "train/b/003.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    iterator = train_batches(dataset, config, 11, seed=0)
+    message = r"cannot read the image .*train/b/003\.png"
+    with contextlib.closing(iterator), pytest.raises(UserError, match=message):
+        take(iterator, 2)
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A dataset that TFDS prepared as ArrayRecord from encoded files, and what went in."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Blobs(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "picture": tfds.features.Image(shape=(None, None, 3)),
+                "kind": tfds.features.ClassLabel(names=["round", "square"]),
+                "id": tfds.features.Text(),
+            }
+            keys = ("picture", "kind")
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(9), "test": self._generate_examples(4)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                file = io.BytesIO()
+                Image.fromarray(noise(12, 10, seed=i)).save(file, "PNG")
+                file.seek(0)
+                yield i, {"picture": file, "kind": i % 2, "id": str(i)}
+
+    directory = tmp_path_factory.mktemp("tfds")
+    Blobs(data_dir=str(directory), file_format="array_record").download_and_prepare()
+    return directory
+
+
+def test_tfds_round_trip(prepared):
+    dataset = load_dataset(Data("tfds:blobs", dir=str(prepared)))
+    assert dataset.class_names == ("round", "square")
+    assert (len(dataset.train), len(dataset.eval)) == (9, 4)
+    # TFDS shuffles as it prepares.
+    found = sorted((image.tobytes(), label) for image, label in dataset.train)
+    assert found == sorted((noise(12, 10, seed=i).tobytes(), i % 2) for i in range(9))
+
+
+def test_tfds_lazily_and_in_workers(prepared):
+    config = Data("tfds:blobs", dir=str(prepared), image_size=(6, 5))
+    dataset = load_dataset(config)
+    batches = list(eval_batches(dataset, config, 4))
+    expected = [(center_crop(noise(12, 10, seed=i), (6, 5), 1.0).tobytes(), i % 2) for i in range(4)]
+    found = zip(batches[0]["image"], batches[0]["label"], strict=True)
+    assert sorted((image.tobytes(), int(label)) for image, label in found) == sorted(expected)
+    in_worker = Data("tfds:blobs", dir=str(prepared), image_size=(6, 5), workers=1)
+    assert_equal(list(eval_batches(dataset, in_worker, 4)), batches)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({}, "tfds:mnist is not prepared in DIR: tfds build mnist --file_format=array_record --data_dir=DIR"),
+    ({"name": "tfds:a/b/c"}, "tfds:a/b/c is not prepared in DIR: tfds build"),
+    ({"name": "tfds:blobs", "eval_split": "dev"}, "has no split dev to evaluate on; it has: train, test"),
+])  # fmt: skip
+def test_tfds_mistakes(prepared, change, message):
+    with pytest.raises(UserError) as caught:
+        load_dataset(Data(**{"name": "tfds:mnist", "dir": str(prepared)} | change))
+    assert message.replace("DIR", str(prepared)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("fileFormat", "tfrecord", "is prepared as tfrecord, not array_record: tfds build blobs"),
+    ("supervisedKeys", {"tuple": {"items": [{"featureKey": "picture"}, {"featureKey": "id"}]}},
+     "tfds:blobs is not for image classification: its features are"),
+])  # fmt: skip
+def test_tfds_of_another_kind(prepared, tmp_path, key, value, message):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "blobs/1.0.0/dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError) as caught:
+        load_dataset(Data("tfds:blobs", dir=str(tmp_path)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Transforms
+
+
+def test_center_crop_is_resize_then_crop():
+    image = noise(64, 80)
+    resized = Image.fromarray(image).resize((40, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((12, 8, 28, 24)))  # the central 16 of 32x40
+    np.testing.assert_allclose(center_crop(image, (16, 16), 0.5).astype(int), expected.astype(int), atol=1)
+
+
+def test_center_crop_keeps_the_aspect():
+    image = np.zeros((40, 100, 1), np.uint8)
+    image[:, 40:60] = 255  # the central 20 columns are all that a 2:1 crop sees
+    assert (center_crop(image, (40, 20), 1.0)[:, 2:-2] == 255).all()
+    assert center_crop(image, (10, 50), 1.0).shape == (10, 50, 1)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        lambda x: center_crop(x, (12, 10), 1.0),
+        lambda x: random_crop(x, (12, 10), 1.0, np.random.default_rng(0)),
+    ],
+)
+def test_right_size_passes_untouched(crop):
+    image = noise(12, 10)
+    np.testing.assert_array_equal(crop(image), image)
+
+
+def test_random_crop_covers_the_shares_asked_for():
+    # A ramp in each direction tells which part of the image a crop shows.
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(0)), axis=-1)
+    rng = np.random.default_rng(0)
+    crops = [random_crop(image, (64, 64), 0.25, rng).astype(float) for _ in range(300)]
+    heights = np.array([crop[-1, 32, 0] - crop[0, 32, 0] for crop in crops]) * 64 / 63 / 255
+    widths = np.array([crop[32, -1, 1] - crop[32, 0, 1] for crop in crops]) * 64 / 63 / 255
+    areas, aspects = heights * widths, widths / heights
+    assert 0.23 < areas.min() < 0.3
+    assert areas.max() > 0.9
+    assert 0.72 < aspects.min() < 0.8
+    assert 1.25 < aspects.max() < 1.39
+    assert np.unique([crop[0, 0, 0] for crop in crops]).size > 50
+
+
+def test_random_crop_of_an_extreme_shape_is_the_central_one():
+    image = noise(200, 10)
+    crop = random_crop(image, (8, 8), 0.9, np.random.default_rng(0))
+    np.testing.assert_array_equal(crop, center_crop(image, (8, 8), 1.0))
+
+
+def test_decode_palette_alpha_and_16_bits(tmp_path):
+    picture = Image.fromarray(noise(8, 8)).quantize(8)
+    picture.save(tmp_path / "p.png", transparency=bytes([0, 128, 255, 255]))
+    np.testing.assert_array_equal(decode(tmp_path / "p.png", 3, "p"), np.asarray(picture.convert("RGB")))
+    deep = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(decode(tmp_path / "deep.png", 1, "deep")[..., 0], [[0, 0, 1], [128, 255, 255]])
+
+
+def test_images_in_memory_are_cropped_too():
+    config = Data(min_crop=0.3, eval_crop=0.5)
+    dataset = load_dataset(config)
+    expected = [center_crop(image, (8, 8), 0.5) for image in dataset.eval.images[:4]]
+    np.testing.assert_array_equal(next(eval_batches(dataset, config, 4))["image"], expected)
+    whole = {image.tobytes() for image in dataset.train.images}
+    assert not any(image.tobytes() in whole for image in next(train_batches(dataset, config, 64, 0))["image"])
+
+
+def test_image_to_input_is_what_evaluation_sees(tmp_path):
+    dataset, config = lazy(tmp_path, eval_crop=0.8)
+    batch = next(eval_batches(dataset, config, 2))
+    for path, image in zip(["000.png", "002.png"], batch["image"], strict=True):
+        found = image_to_input(tmp_path / "val/a" / path, dataset.image_shape, config)
+        np.testing.assert_array_equal(found, image)
+    with pytest.raises(UserError, match=r"cannot read the image .*nowhere\.png"):
+        image_to_input(tmp_path / "nowhere.png", dataset.image_shape, config)
+
+
+# Order
+
+
+def test_batches_are_what_the_loop_expects():
+    iterator = train_batches(load_dataset(Data()), Data(), 32, seed=0)
+    assert isinstance(iterator, grain.DatasetIterator)
+    batch = next(iterator)
+    assert {key: (value.dtype, value.shape) for key, value in batch.items()} == {
+        "image": (np.uint8, (32, 8, 8, 1)),
+        "label": (np.int32, (32,)),
+    }
+
+
+@pytest.mark.parametrize("config", [Data(), Data(min_crop=0.5)])
+def test_every_example_once_per_epoch_in_a_new_order(config):
+    count, batch_size = 50, 16  # epochs straddle batches
+    stream = take(train_batches(numbered(count), config, batch_size, seed=3), 25)
+    numbers = np.concatenate([batch["image"][:, 0, 0, 0] for batch in stream]).reshape(8, count)
+    labels = np.concatenate([batch["label"] for batch in stream]).reshape(8, count)
+    for epoch in numbers:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
+    assert len({epoch.tobytes() for epoch in numbers}) == 8
+    np.testing.assert_array_equal(labels, numbers % 4)
+    other = next(train_batches(numbered(count), config, batch_size, seed=4))
+    assert (other["image"] != stream[0]["image"]).any()
+
+
+def test_batch_may_be_larger_than_an_epoch():
+    batch = next(train_batches(numbered(5), Data(), 12, seed=0))
+    counts = np.bincount(batch["image"][:, 0, 0, 0], minlength=5)
+    assert counts.sum() == 12
+    assert set(counts) <= {2, 3}
+
+
+@pytest.mark.parametrize("kind", ["memory", "memory, cropped", "folder", "folder, cropped"])
+def test_resume_is_exact(tmp_path, kind):
+    crop = 0.3 if "cropped" in kind else 1.0
+    if "memory" in kind:
+        config = Data(min_crop=crop)
+        dataset = load_dataset(config)
+    else:
+        dataset, config = lazy(tmp_path, min_crop=crop)
+    position = int(np.random.default_rng().integers(1, 12))
+    whole = train_batches(dataset, config, 5, seed=1)
+    take(whole, position)
+    state = json.loads(json.dumps(whole.get_state()))
+    resumed = train_batches(dataset, config, 5, seed=1)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 4), take(whole, 4))
+
+
+def test_random_crops_differ_between_epochs_and_seeds(tmp_path):
+    dataset, config = lazy(tmp_path, min_crop=0.3)
+    first, second, *_ = take(train_batches(dataset, config, 22, seed=0), 2)
+    other = next(train_batches(dataset, config, 22, seed=1))
+    images = [{image.tobytes() for image in batch["image"]} for batch in (first, second, other)]
+    assert len(set.union(*images)) > 60  # of 66: a narrow image may fall back on its central crop
+    again = next(train_batches(dataset, config, 22, seed=0))
+    assert_equal([again], [first])
+
+
+def test_workers_change_nothing_and_resume(tmp_path):
+    dataset, config = lazy(tmp_path, min_crop=0.3)
+    expected = take(train_batches(dataset, config, 6, seed=0), 5)
+    in_workers = Data(config.name, image_size=config.image_size, min_crop=0.3, workers=2)
+    with contextlib.closing(train_batches(dataset, in_workers, 6, seed=0)) as iterator:
+        assert_equal(take(iterator, 3), expected[:3])
+        state = json.loads(json.dumps(iterator.get_state()))
+    with contextlib.closing(train_batches(dataset, in_workers, 6, seed=0)) as iterator:
+        iterator.set_state(state)
+        assert_equal(take(iterator, 2), expected[3:])
+
+
+@pytest.mark.parametrize("config", [Data(), Data(eval_crop=0.5)])
+@pytest.mark.parametrize("batch_size", [1, 7, 25, 50, 64])
+def test_evaluation_sees_every_example_exactly_once(config, batch_size):
+    batches = list(eval_batches(numbered(50), config, batch_size))
+    assert len(batches) == -(-50 // batch_size)
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, 6, 6, 1)
+        assert (batch["image"].dtype, batch["label"].dtype, batch["mask"].dtype) == (
+            np.uint8,
+            np.int32,
+            np.float32,
+        )
+    rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    np.testing.assert_array_equal(rows["mask"], np.arange(len(batches) * batch_size) < 50)
+    np.testing.assert_array_equal(rows["image"][:50, 0, 0, 0], np.arange(50))
+    np.testing.assert_array_equal(rows["label"][:50], np.arange(50) % 4)
+    assert not rows["image"][50:].any()
+    assert not rows["label"][50:].any()
+
+
+# Processes
+
+
+def on_process(monkeypatch, index, count):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+
+@pytest.mark.parametrize("min_crop", [1.0, 0.3])
+def test_global_batch_does_not_depend_on_the_number_of_processes(monkeypatch, tmp_path, min_crop):
+    dataset, config = lazy(tmp_path, min_crop=min_crop)
+    whole = take(train_batches(dataset, config, 12, seed=0), 3)
+    parts = []
+    for index in range(3):
+        on_process(monkeypatch, index, 3)
+        parts.append(take(train_batches(dataset, config, 12, seed=0), 3))
+    for step, expected in enumerate(whole):
+        for key in expected:
+            shares = np.stack([part[step][key] for part in parts], axis=1)  # process p holds rows p, p + 3, ...
+            np.testing.assert_array_equal(shares.reshape(expected[key].shape), expected[key])
+
+
+@pytest.mark.parametrize("count", [16, 17, 18, 3])
+def test_processes_share_the_evaluation(monkeypatch, count):
+    numbers, steps = [], set()
+    for index in range(4):
+        on_process(monkeypatch, index, 4)
+        batches = list(eval_batches(numbered(count), Data(), 8))
+        steps.add(len(batches))
+        for batch in batches:
+            assert batch["image"].shape == (2, 6, 6, 1)
+            numbers.extend(batch["image"][batch["mask"] == 1, 0, 0, 0])
+    assert steps == {-(-count // 8)}
+    assert sorted(numbers) == list(range(count))
+
+
+def test_batch_that_processes_cannot_share(monkeypatch):
+    on_process(monkeypatch, 0, 3)
+    with pytest.raises(UserError, match="batch size 8: expected a positive multiple of the 3 processes"):
+        train_batches(numbered(9), Data(), 8, seed=0)
+
+
+def test_negative_seed():
+    with pytest.raises(UserError, match="seed is -1: expected 0 or more"):
+        train_batches(numbered(9), Data(), 3, seed=-1)

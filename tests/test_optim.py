@@ -1,0 +1,262 @@
+"""Schedules at hand-worked points; optimizers against numpy and torch; decay and layers on real trees."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.config import Optim, UserError
+from train.optim import decay_mask, layer_scales, make_optimizer, make_schedule
+
+CONFIG = Optim(lr=0.1, warmup_epochs=2.0, final_lr=0.02, weight_decay=0.3, beta1=0.8, beta2=0.95, clip_norm=0.0)
+PARAMS = {
+    "fc": {
+        "kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32),
+        "bias": np.array([0.7, -0.4], np.float32),
+    }
+}
+GRADS = [
+    {"fc": {"kernel": np.array(k, np.float32), "bias": np.array(b, np.float32)}}
+    for k, b in (
+        ([[0.3, -0.1], [2.0, 0.7]], [0.5, -1.5]),
+        ([[-0.4, 0.2], [1.0, -0.6]], [0.25, 1.0]),
+    )
+]
+
+
+def with_(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def run(config, schedule=lambda step: 0.1 / (step + 1)):
+    """Parameters after each of the two updates."""
+    optimizer = make_optimizer(config, schedule, PARAMS)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state, history = optimizer.init(params), []
+    for grads in GRADS:
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(params["fc"])
+    return history
+
+
+# 10 steps per epoch, 2 epochs of warm-up, 100 steps: halfway after the warm-up is step 60.
+@pytest.mark.parametrize(
+    ("shape", "points"),
+    [
+        ("cosine", {0: 0, 10: 0.05, 20: 0.1, 40: 0.02 + 0.04 * (1 + 2**-0.5), 60: 0.06, 100: 0.02}),
+        ("linear", {0: 0, 5: 0.025, 20: 0.1, 40: 0.08, 60: 0.06, 100: 0.02}),
+        ("constant", {0: 0, 10: 0.05, 20: 0.1, 60: 0.1, 100: 0.1}),
+        ("rsqrt", {0: 0, 10: 0.05, 20: 0.1, 80: 0.05, 180: 0.1 / 3}),
+    ],
+)
+def test_schedule_at_hand_worked_points(shape, points):
+    schedule = make_schedule(with_(schedule=shape), total_steps=100, steps_per_epoch=10.0)
+    np.testing.assert_allclose([schedule(step) for step in points], list(points.values()), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "rsqrt"])
+def test_schedule_without_warmup_starts_at_the_peak(shape):
+    schedule = make_schedule(with_(schedule=shape, warmup_epochs=0.0), total_steps=100, steps_per_epoch=10.0)
+    assert schedule(0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "rsqrt"])
+def test_run_shorter_than_its_warmup_ends_on_the_rise(shape):
+    schedule = make_schedule(with_(schedule=shape), total_steps=5, steps_per_epoch=10.0)
+    np.testing.assert_allclose([schedule(step) for step in range(6)], 0.005 * np.arange(6), rtol=1e-6)
+
+
+def reference(name, w, grads, decay, adapt):
+    """Two updates of one array in numpy, from the papers; learning rates 0.1 and 0.05."""
+    b1, b2 = 0.8, 0.95
+    m, v, out = 0.0, 0.0, []
+    for t, (g, lr) in enumerate(zip(grads, (0.1, 0.05), strict=True), 1):
+        if name == "lion":
+            update = np.sign(b1 * m + (1 - b1) * g)
+            m = b2 * m + (1 - b2) * g
+        elif name == "sgd":
+            m = b1 * m + g
+            update = g + b1 * m
+        else:
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            update = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+        update = update + decay * w
+        if name == "lamb" and adapt:
+            update = update * np.linalg.norm(w) / np.linalg.norm(update)
+        w = w - lr * update
+        out.append(w)
+    return out
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+def test_two_updates_against_numpy(name):
+    history = run(with_(name=name))
+    for leaf, decay in (("kernel", 0.3), ("bias", 0.0)):
+        grads = [g["fc"][leaf].astype(np.float64) for g in GRADS]
+        expected = reference(name, PARAMS["fc"][leaf].astype(np.float64), grads, decay, adapt=leaf == "kernel")
+        for got, want in zip(history, expected, strict=True):
+            np.testing.assert_allclose(got[leaf], want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_two_updates_against_torch(name):
+    torch = pytest.importorskip("torch")
+    kernel, bias = (torch.nn.Parameter(torch.tensor(PARAMS["fc"][leaf])) for leaf in ("kernel", "bias"))
+    decay = 0.3 if name == "adamw" else 0.0  # torch's SGD has no decoupled decay
+    groups = [{"params": [kernel], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}]
+    if name == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.95))
+    else:
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.8, nesterov=True)
+    history = run(with_(name=name, weight_decay=decay), schedule=lambda step: 0.1)
+    for grads, got in zip(GRADS, history, strict=True):
+        kernel.grad, bias.grad = (torch.tensor(grads["fc"][leaf]) for leaf in ("kernel", "bias"))
+        optimizer.step()
+        np.testing.assert_allclose(got["kernel"], kernel.detach(), rtol=2e-6)
+        np.testing.assert_allclose(got["bias"], bias.detach(), rtol=2e-6)
+
+
+def test_clipping_scales_all_gradients_by_the_global_norm():
+    norm = float(np.sqrt(sum((g**2).sum() for g in GRADS[0]["fc"].values())))
+    plain = with_(name="sgd", weight_decay=0.0, beta1=0.0)
+    free, clipped, loose = (run(dataclasses.replace(plain, clip_norm=c))[0] for c in (0.0, norm / 4, norm * 2))
+    for leaf, start in PARAMS["fc"].items():
+        np.testing.assert_allclose(clipped[leaf] - start, (free[leaf] - start) / 4, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(loose[leaf], free[leaf])
+
+
+def tree(*paths):
+    """Nested dicts with an abstract leaf at each path."""
+    root = {}
+    for path in paths:
+        *parents, leaf = path.split("/")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+    return root
+
+
+def flat(nested):
+    return {"/".join(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(nested)[0]}
+
+
+def test_decay_reaches_kernels_only():
+    decayed = {
+        "to_patch_embedding/proj/kernel",
+        "patch_transformer/attn_0/to_qkv/kernel",
+        "pool_0/depthwise/kernel",
+        "mlp_head/fc/kernel",
+    }
+    spared = {
+        "to_patch_embedding/proj/bias",
+        "to_patch_embedding/norm/scale",
+        "cls_token",
+        "distillation_token",
+        "pos_embedding",
+        "patch_transformer/attn_0/mix_heads_pre_attn",
+        "patch_transformer/attn_scale_0",
+        "patch_transformer/norm/bias",
+    }
+    mask = flat(decay_mask(tree(*decayed, *spared)))
+    assert {path for path, on in mask.items() if on} == decayed
+    assert {path for path, on in mask.items() if not on} == spared
+
+
+# Each model's parameters by layer, first to last.
+MODELS = {
+    "vit": [
+        {"to_patch_embedding/proj/kernel", "to_patch_embedding/norm_1/scale", "cls_token", "pos_embedding"},
+        *(
+            {
+                f"transformer/attn_{i}/to_qkv/kernel",
+                f"transformer/ff_{i}/fc1/bias",
+                f"transformer/ff_{i}/norm/scale",
+            }
+            for i in range(12)  # ten comes after nine, not after one
+        ),
+        {"transformer/norm/scale", "mlp_head/kernel", "mlp_head/bias"},
+    ],
+    "t2t, distilled": [
+        {
+            "student/to_patch_embedding/transformer_1/attn_0/to_qkv/kernel",
+            "student/to_patch_embedding/proj/kernel",
+            "student/cls_token",
+            "distillation_token",
+        },
+        {"student/transformer/attn_0/to_qkv/kernel", "student/transformer/ff_0/fc2/kernel"},
+        {"student/transformer/attn_1/to_qkv/kernel"},
+        {"student/mlp_head/kernel", "distill_mlp/fc/kernel"},
+    ],
+    "pit": [
+        {"to_patch_embedding/kernel", "pos_embedding"},
+        {"stage_0/attn_0/to_qkv/kernel", "stage_0/ff_0/fc1/kernel"},
+        {"stage_0/attn_1/to_qkv/kernel"},
+        {"pool_0/depthwise/kernel", "pool_0/cls_ff/kernel"},
+        {"stage_1/attn_0/to_qkv/kernel"},
+        {"mlp_head/fc/kernel"},
+    ],
+    "cait": [
+        {"to_patch_embedding/proj/kernel", "cls_token"},
+        {"patch_transformer/attn_0/to_q/kernel", "patch_transformer/attn_scale_0"},
+        {"patch_transformer/attn_1/to_q/kernel", "patch_transformer/ff_scale_1"},
+        {"cls_transformer/attn_0/to_q/kernel", "cls_transformer/attn_scale_0"},
+        {"cls_transformer/ff_1/fc1/kernel"},
+        {"mlp_head/norm/scale"},
+    ],
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_layer_scales_shrink_from_the_head_to_the_embedding(model):
+    layers = MODELS[model]
+    scales = flat(layer_scales(tree(*set().union(*layers)), 0.5))
+    expected = {path: 0.5 ** (len(layers) - 1 - i) for i, layer in enumerate(layers) for path in layer}
+    assert scales == expected
+
+
+def test_layer_decay_scales_the_whole_update():
+    params = {name: {"kernel": jnp.full((2,), 4.0)} for name in ("to_patch_embedding", "attn_0", "attn_1", "mlp_head")}
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = make_optimizer(with_(name="sgd", layer_decay=0.5), lambda step: 0.1, params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    whole = -0.1 * (1 + 0.8 + 0.3 * 4)
+    for name, share in (("mlp_head", 1), ("attn_1", 1 / 2), ("attn_0", 1 / 4), ("to_patch_embedding", 1 / 8)):
+        np.testing.assert_allclose(updates[name]["kernel"], whole * share, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+def test_abstract_parameters_suffice_and_the_state_can_be_abstract(name):
+    abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, PARAMS))
+    optimizer = make_optimizer(with_(name=name, layer_decay=0.9, clip_norm=1.0), optax.constant_schedule(0.1), abstract)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(optimizer.init, abstract))
+    state = optimizer.init(PARAMS)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    jax.jit(optimizer.update)(GRADS[0], state, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("warmup-epochs", -1.0),
+        ("final-lr", -0.1),
+        ("beta1", 1.0),
+        ("beta2", -0.1),
+        ("weight-decay", -0.1),
+        ("layer-decay", 0.0),
+        ("layer-decay", 1.1),
+        ("clip-norm", -1.0),
+    ],
+)
+def test_senseless_values_are_named(option, value):
+    config = with_(**{option.replace("-", "_"): value})
+    with pytest.raises(UserError, match=f"--optim.{option} is {value}; it must be"):
+        make_schedule(config, 100, 10.0)
+    with pytest.raises(UserError, match=f"--optim.{option} is {value}; it must be"):
+        make_optimizer(config, optax.constant_schedule(0.1), PARAMS)

@@ -1,0 +1,24 @@
+"""vit-pytorch, importable beside a CPU build of torch, with its parameters shaken."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+# torchvision's compiled operators are missing beside a CPU build of torch; their schemas let it be imported.
+for operator in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, operator):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+@torch.no_grad()
+def shake(module, *, seed: int = 0, scale: float = 1.0):
+    """Adds noise to every parameter and running statistic, since defaults of one and zero hide what is swapped.
+
+    With `scale` below one activations become small as well, and a norm's wrong epsilon shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor.add_(noise.abs() if name.endswith("running_var") else noise, alpha=0.1).mul_(scale)
+    return module.eval()

@@ -1,0 +1,137 @@
+"""What the device does to a batch of training images, inside the jitted step.
+
+Everything has static shapes and draws from `jax.random`, so that a step depends on its key alone and not on
+how many devices share the batch. A part that is off is not traced.
+
+Axes: b batch, h height, w width, c channels, k classes.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from train.config import Augment, UserError
+from train.randaugment import randaugment
+
+
+def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
+    """Augments uint8 images (b, h, w, c) and int labels (b,), in the order of the lines below.
+
+    Returns float32 images (b, h, w, c), normalised, and float32 targets (b, k) that sum to one: one-hot, or
+    mixed as the images are. `mean` and `std` hold one number per channel, of pixels in 0..1.
+    """
+    check(config)
+    crop_key, flip_key, randaugment_key, erase_key, mix_key = jax.random.split(key, 5)
+
+    if config.crop_padding:
+        images = random_crop(crop_key, images, config.crop_padding)
+    if config.flip:
+        images = random_flip(flip_key, images)
+    if config.randaugment_layers:
+        strength = config.randaugment_magnitude / 10
+        images = randaugment(randaugment_key, images, config.randaugment_layers, strength, fill=mean)
+    images = normalize(images, mean, std)
+    if config.erasing:
+        images = random_erase(erase_key, images, config.erasing)
+
+    targets = jax.nn.one_hot(labels, num_classes)
+    if config.mixup or config.cutmix:
+        images, targets = mix(mix_key, images, targets, config.mixup, config.cutmix)
+    return images, targets
+
+
+def check(config: Augment):
+    """Raises UserError for a value that makes no sense."""
+    for name, right, expected in (
+        ("crop_padding", config.crop_padding >= 0, "0 or more"),
+        ("randaugment_layers", config.randaugment_layers >= 0, "0 or more"),
+        ("randaugment_magnitude", 0 <= config.randaugment_magnitude <= 10, "0 to 10"),
+        ("erasing", 0 <= config.erasing <= 1, "a probability, 0 to 1"),
+        ("mixup", 0 <= config.mixup < math.inf, "0 or more"),
+        ("cutmix", 0 <= config.cutmix < math.inf, "0 or more"),
+    ):
+        if not right:
+            option = name.replace("_", "-")
+            raise UserError(f"--augment.{option} is {getattr(config, name)}; it must be {expected}")
+
+
+def normalize(images, mean, std):
+    """Pixels (b, h, w, c) in 0..255 to float32: over 255, minus `mean`, over `std`, both per channel."""
+    channels = images.shape[-1]
+    for option, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise UserError(f"--data.{option} has {len(values)} values; the images have {channels} channels")
+    per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, channels)
+    return (images.astype(jnp.float32) / 255 - per_channel(mean)) / per_channel(std)
+
+
+def random_crop(key, images, padding):
+    """Moves each image by up to `padding` pixels along both axes; black comes in."""
+    batch, *shape = images.shape
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+    crop = lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+    return jax.vmap(crop)(padded, corners)
+
+
+def random_flip(key, images):
+    """Mirrors each image left to right with probability one half."""
+    flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+def random_erase(key, images, probability):
+    """Random erasing (Zhong et al. 2017, arXiv:1708.04896) with zeros, the mean colour.
+
+    A rectangle has 2 to 33 % of the area and an aspect of 0.3 to 3.3. One that is longer than the image is
+    cut to it, where the paper draws again.
+    """
+    batch, height, width, _ = images.shape
+    choice_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
+
+    chosen = jax.random.bernoulli(choice_key, probability, (batch,))
+    area = jax.random.uniform(area_key, (batch,), minval=0.02, maxval=0.33) * height * width
+    aspect = jnp.exp(jax.random.uniform(aspect_key, (batch,), minval=jnp.log(0.3), maxval=jnp.log(3.3)))
+    rows = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, height)
+    columns = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, width)
+    place = jax.random.uniform(place_key, (2, batch))
+    top = jnp.floor(place[0] * (height - rows + 1))
+    left = jnp.floor(place[1] * (width - columns + 1))
+
+    inside = jax.vmap(rectangle, (0, 0, 0, 0, None, None))(top, left, top + rows, left + columns, height, width)
+    erased = (inside & chosen[:, None, None])[..., None]
+    return jnp.where(erased, 0, images)
+
+
+def mix(key, images, targets, mixup, cutmix):
+    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899); given both, an even draw.
+
+    One weight map (h, w) serves the batch: constant for mixup, zero inside a box for CutMix. Its mean is the
+    share of the targets that stays, so that CutMix's share is exactly that of the pixels. The partner is the
+    image before in the batch: over a sharded batch each device needs one image of its neighbour's, where
+    reversing the batch would move all of them.
+    """
+    choice_key, share_key, box_key = jax.random.split(key, 3)
+    cut = jax.random.bernoulli(choice_key, 0.5 if mixup and cutmix else float(cutmix > 0))
+    alpha = jnp.where(cut, cutmix, mixup)
+    share = jax.random.beta(share_key, alpha, alpha)
+    kept = jnp.where(cut, 1.0 - random_box(box_key, 1 - share, *images.shape[1:3]), share)
+
+    blend = lambda x, weight: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
+    return blend(images, kept[None, :, :, None]), blend(targets, kept.mean())
+
+
+def random_box(key, share, height, width):
+    """Mask (h, w) of a box around a random pixel, with that share of the area before the edges cut it."""
+    row_key, column_key = jax.random.split(key)
+    rows, columns = ((jnp.sqrt(share) * side).astype(int) for side in (height, width))
+    top = jax.random.randint(row_key, (), 0, height) - rows // 2
+    left = jax.random.randint(column_key, (), 0, width) - columns // 2
+    return rectangle(top, left, top + rows, left + columns, height, width)
+
+
+def rectangle(top, left, bottom, right, height, width):
+    """Mask (h, w): true in rows [top, bottom) and columns [left, right)."""
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)

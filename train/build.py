@@ -1,0 +1,175 @@
+"""From a config to the things it names: model, objective, teacher."""
+
+import ast
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from train.checkpoint import FOLDER, open_checkpoints, restore
+from train.config import Config, UserError, config_from_dict
+from train.optim import make_optimizer, make_schedule
+from train.step import TrainState, init_state
+from vit_jax import create_model
+from vit_jax.convert import from_torch
+from vit_jax.objectives.classify import Classify
+from vit_jax.objectives.distill import Distill
+from vit_jax.objectives.protocol import Objective
+
+
+class DataInfo(NamedTuple):
+    """What a workdir remembers of its data."""
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def images(self) -> jax.Array:
+        """A batch of one blank image, for shapes."""
+        return jnp.zeros((1, *self.image_shape))
+
+
+class Run(NamedTuple):
+    """A trained run, ready to predict with."""
+
+    config: Config
+    info: DataInfo
+    objective: Objective
+    params: PyTree
+    extras: PyTree
+
+
+def model_name(name: str) -> str:
+    """`name` with the preset that it stands for."""
+    return name if "/" in name else f"{name}/tiny"
+
+
+def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict:
+    """KEY=VALUE strings as a dict; values are Python literals, or else strings. Raises UserError for other forms."""
+    arguments = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"{option} {pair!r}: expected KEY=VALUE, as in depth=6")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return arguments
+
+
+def build_model(name: str, pairs: tuple[str, ...], info: DataInfo, *, option: str = "--model") -> nn.Module:
+    """The model `name` for images and classes like those of `info`. Raises UserError where the registry objects."""
+    height, width, channels = info.image_shape
+    from_data = dict(
+        image_size=height if height == width else (height, width),
+        channels=channels,
+        num_classes=len(info.class_names),
+    )
+    arguments = parse_arguments(f"{option}-args", pairs)
+    if clash := from_data.keys() & arguments.keys():
+        raise UserError(f"{option}-args {min(clash)}: comes from the data; see --data.image-size")
+    try:
+        model = create_model(model_name(name), **arguments, **from_data)
+        jax.eval_shape(model.init, jax.random.key(0), info.images)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{option} {model_name(name)}: {error}") from error
+    return model
+
+
+def build_objective(config: Config, info: DataInfo, teacher: nn.Module | None = None) -> Objective:
+    """What `config` trains: a classifier, or with `config.distill` a student and its distillation token."""
+    model = build_model(config.model, config.model_args, info)
+    loss = dict(cross_entropy=config.loss, label_smoothing=config.label_smoothing)
+    distill = config.distill
+    try:
+        if distill.teacher is None:
+            return Classify(model, **loss)
+        objective = Distill(
+            model,
+            teacher,
+            temperature=distill.temperature,
+            alpha=distill.alpha,
+            hard=distill.hard,
+            head=distill.predict,
+            **loss,
+        )
+        objective.model  # noqa: B018, whose construction refuses a student that cannot be distilled
+        return objective
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load_teacher(config: Config, info: DataInfo) -> tuple[nn.Module | None, PyTree]:
+    """The teacher of `config.distill` and its frozen variables; (None, {}) where there is none."""
+    distill = config.distill
+    if distill.teacher is None:
+        return None, {}
+    if (Path(distill.teacher) / FOLDER).is_dir():
+        run = load_run(Path(distill.teacher))
+        if len(run.info.class_names) != len(info.class_names) or run.info.image_shape != info.image_shape:
+            raise UserError(
+                f"--distill.teacher {distill.teacher} knows {len(run.info.class_names)} classes of images "
+                f"{run.info.image_shape}: the data has {len(info.class_names)} of {info.image_shape}"
+            )
+        params = run.params["student"] if isinstance(run.objective, Distill) else run.params
+        model = build_model(run.config.model, run.config.model_args, run.info, option="--distill.teacher")
+        return model, {"teacher": {"params": params, **run.extras}}
+    if distill.weights is None:
+        raise UserError(
+            f"--distill.teacher {distill.teacher}: expected a workdir with checkpoints, "
+            "or a model name together with --distill.weights"
+        )
+    model = build_model(distill.teacher, distill.args, info, option="--distill.teacher")
+    return model, {"teacher": load_weights(model, distill.weights, info, "--distill.weights")}
+
+
+def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> PyTree:
+    """Variables of `model` from a torch file. Raises UserError for a file that does not fit."""
+    try:
+        return from_torch(model, path, info.images)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option}: {error}") from error
+
+
+def read_run_file(workdir: Path) -> tuple[Config, DataInfo]:
+    """What config.json of `workdir` says. Raises UserError where there is none."""
+    path = workdir / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
+    info = {key: tuple(value) for key, value in stored["dataset"].items()}
+    return config_from_dict(Config, stored["config"]), DataInfo(**info)
+
+
+def load_run(workdir: Path) -> Run:
+    """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
+    config, info = read_run_file(workdir)
+    objective = build_objective(config, info)
+    manager = open_checkpoints(workdir)
+    step = manager.best_step()
+    if step is None:
+        raise UserError(f"{workdir} holds no checkpoint yet")
+    state, _ = restore(manager, step, abstract_state(config, objective, info))
+    manager.close()
+    return Run(config, info, objective, state.eval_params, state.extras)
+
+
+def abstract_state(config: Config, objective: Objective, info: DataInfo) -> TrainState:
+    """Shapes and types of a run's state, on one device."""
+
+    def init(key):
+        params = jax.eval_shape(objective.init, key, info.images)[0]
+        optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1), params)
+        return init_state(objective, optimizer, key, info.images, ema=config.optim.ema > 0)
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)

@@ -1,0 +1,39 @@
+"""Checkpoints of a run: the state together with the position in the data, written by Orbax in the background.
+
+A checkpoint appears under its final name only once it is complete, so a run killed at any moment finds whole ones.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers
+
+FOLDER = "checkpoints"
+
+
+def open_checkpoints(workdir: Path, keep: int = 1) -> ocp.CheckpointManager:
+    """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the one of the best accuracy."""
+    policies = [
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1),
+    ]
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        best_fn=lambda metrics: metrics["accuracy"],
+    )
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: PyTree, data: Any, metrics: dict[str, float]) -> None:
+    """Start to write `state` and `data` (the data iterator's JSON-able position) as the checkpoint of `step`."""
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+    manager.save(step, args=items, metrics=metrics)
+
+
+def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Any]:
+    """The state and the data position of `step`. `state`: abstract, with shardings."""
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore())
+    restored = manager.restore(step, args=items)
+    return restored["state"], restored["data"]

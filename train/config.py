@@ -1,0 +1,162 @@
+"""What a run is: frozen dataclasses, from which the command line and config.json are generated.
+
+The docstring under a field is its `--help` text.
+"""
+
+import dataclasses
+from typing import Literal
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line without a traceback (exit status 2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images, and what the host does to them: decode, crop, resize."""
+
+    name: str = "digits"
+    """`digits` (embedded), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (train/CLASS/*.jpg ...)."""
+    dir: str | None = None
+    """Where TFDS keeps its prepared datasets; default: TFDS's own directory."""
+    eval_split: str | None = None
+    """Split to evaluate on; default: the first of `val`, `validation`, `test` that exists."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels that the model sees; default: those of the data if all are equal."""
+    min_crop: float = 1.0
+    """Smallest share of its area that a random training crop keeps (0.08 is usual on ImageNet); 1: no such crop."""
+    eval_crop: float = 1.0
+    """Share of the shorter side that the centre crop keeps at evaluation (0.875 is usual on ImageNet)."""
+    mean: tuple[float, ...] | None = None
+    """Channel means to subtract, of pixels in 0..1; default: measured on up to 1,000 training images."""
+    std: tuple[float, ...] | None = None
+    """Channel deviations to divide by, of pixels in 0..1; default: measured on the same images."""
+    workers: int = 0
+    """Processes that decode images; 0: threads of this process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What the device does to training images inside the jitted step; the defaults do nothing."""
+
+    crop_padding: int = 0
+    """Pixels of black border before a random crop back to the image's own size; 0: off."""
+    flip: bool = False
+    """Mirror left to right with probability one half."""
+    randaugment_layers: int = 0
+    """RandAugment operations per image; 0: off."""
+    randaugment_magnitude: float = 9.0
+    """Strength of each RandAugment operation, 0 to 10."""
+    erasing: float = 0.0
+    """Probability that a random rectangle of an image is erased."""
+    mixup: float = 0.0
+    """Mixup's Beta parameter; 0: off. With `cutmix` too, each batch draws one of the two."""
+    cutmix: float = 0.0
+    """CutMix's Beta parameter; 0: off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """Optimizer, learning-rate schedule and what surrounds them."""
+
+    name: Literal["adamw", "sgd", "lamb", "lion"] = "adamw"
+    """Optimizer; `sgd` has Nesterov momentum `beta1`."""
+    lr: float = 1e-3
+    """Peak learning rate, as given: never rescaled by the batch size."""
+    schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
+    """Shape after warm-up; `rsqrt` falls with the inverse square root of the step."""
+    warmup_epochs: float = 1.0
+    """Epochs over which the learning rate rises linearly from zero."""
+    final_lr: float = 0.0
+    """Learning rate that `cosine` and `linear` end at."""
+    beta1: float = 0.9
+    """Decay of the first moment, or momentum."""
+    beta2: float = 0.999
+    """Decay of the second moment (Lion: of its momentum)."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of matrices and filters; norms, biases, tokens and positions are spared."""
+    layer_decay: float = 1.0
+    """Factor by which the learning rate shrinks from each layer to the one before it; 1: off."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0: off."""
+    accumulate: int = 1
+    """Slices that a batch is processed in, one after the other, to save memory."""
+    ema: float = 0.0
+    """Decay of the moving average of the parameters that evaluation then uses; 0: off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """Learning from a frozen teacher through a distillation token (DeiT); for vit, t2t and efficient."""
+
+    teacher: str | None = None
+    """A workdir of this trainer, or a model name together with `weights`; default: no distillation."""
+    weights: str | None = None
+    """The teacher's torch weights (.pth, .pt or .safetensors), where `teacher` is a model name."""
+    args: tuple[str, ...] = ()
+    """The teacher's arguments as KEY=VALUE, where `teacher` is a model name."""
+    hard: bool = False
+    """Learn the teacher's most probable class instead of its distribution."""
+    temperature: float = 1.0
+    """Divides both logits before they are compared (soft distillation)."""
+    alpha: float = 0.5
+    """Weight of the distillation loss; the loss on labels gets the rest."""
+    predict: Literal["class", "distill", "mean"] = "mean"
+    """Head that evaluation and prediction use: the class head, the distillation head, or their mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. Two runs with equal configs on equal hardware end with equal parameters."""
+
+    model: str = "vit"
+    """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
+    model_args: tuple[str, ...] = ()
+    """Arguments over the preset's, as KEY=VALUE: `--model-args depth=6 dim=192`."""
+    init: str | None = None
+    """Torch weights (.pth, .pt or .safetensors) to start from; default: random."""
+    recipe: str | None = None
+    """Named settings that the other options override; default: `digits` for that data, else none."""
+    epochs: float = 10.0
+    """Passes over the training images."""
+    steps: int | None = None
+    """Optimizer steps, instead of `epochs`."""
+    batch_size: int = 128
+    """Training images per optimizer step, over all devices."""
+    eval_batch_size: int = 256
+    """Evaluation images per step, over all devices; changes the speed only."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy over classes, or over each class by itself."""
+    label_smoothing: float = 0.0
+    """Probability mass that targets give to all classes evenly."""
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation and dropout."""
+    workdir: str | None = None
+    """Where the run is written, and continued from if it is there; default: runs/MODEL-DATA."""
+    eval_epochs: float = 1.0
+    """Epochs between evaluations, each followed by a checkpoint."""
+    log_steps: int = 20
+    """Steps between training records in metrics.jsonl."""
+    keep: int = 3
+    """Latest checkpoints to keep, besides the best."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and of the parameters' working copy; master parameters are float32."""
+    model_parallel: int = 1
+    """Devices that share each large matrix; the rest of the mesh splits the batch."""
+    tpu: bool = False
+    """Require TPUs, initialise multi-host, use every device and bfloat16."""
+    data: Data = dataclasses.field(default_factory=Data)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    distill: Distill = dataclasses.field(default_factory=Distill)
+
+
+def config_from_dict(kind: type, values: dict):
+    """The dataclass `kind` from what `dataclasses.asdict` and JSON made of it. Unknown keys raise TypeError."""
+    parts = {field.name: field.default_factory for field in dataclasses.fields(kind)}
+    built = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = config_from_dict(parts[name], value)
+        built[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**built)

@@ -1,0 +1,138 @@
+"""A dataset ready to train on: opened, measured, and in memory if it is small."""
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.progress
+
+from train.config import Data, UserError
+from train.data.sources import ArraySource, Source, open_digits, open_folder, open_tfds
+from train.data.transforms import center_crop
+
+SAMPLE = 1000  # images on which sizes, means and deviations are measured
+MEMORY = 2**30  # bytes up to which a split is decoded once and kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Two splits and what a model must know about them.
+
+    `image_shape` is (height, width, channels) as the model sees it, `mean` and `std` are per channel, of
+    pixels in 0..1, and `notes` are for the user to read at the start of a run.
+    """
+
+    train: Source
+    eval: Source
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+def load_dataset(config: Data) -> Dataset:
+    """Open `config.name`, and decode it at once if it is small. Raises UserError for a user's mistakes."""
+    _check(config)
+    kind, _, rest = config.name.partition(":")
+    if config.name == "digits":
+        train, evaluation, class_names, notes = open_digits(config)
+    elif kind == "folder" and rest:
+        train, evaluation, class_names, notes = open_folder(Path(rest).expanduser(), config)
+    elif kind == "tfds" and rest:
+        train, evaluation, class_names, notes = open_tfds(rest, config)
+    else:
+        raise UserError(f"unknown data {config.name!r}: expected digits, tfds:NAME or folder:PATH")
+    if len(class_names) < 2:
+        raise UserError(f"{config.name} has a single class, {class_names[0]!r}: expected two or more")
+
+    image_shape = _image_shape(train, config)
+    train = _into_memory(train, image_shape, "training")
+    evaluation = _into_memory(evaluation, image_shape, "evaluation")
+    mean, std = _statistics(train, image_shape, config)
+    return Dataset(train, evaluation, class_names, image_shape, mean, std, notes)
+
+
+def _check(config: Data) -> None:
+    for name in ("min_crop", "eval_crop"):
+        if not 0 < getattr(config, name) <= 1:
+            raise UserError(f"data.{name} is {getattr(config, name)}: expected more than 0 and at most 1")
+    if config.image_size is not None and min(config.image_size) < 1:
+        raise UserError(f"data.image_size is {config.image_size}: expected two positive numbers of pixels")
+    if config.workers < 0:
+        raise UserError(f"data.workers is {config.workers}: expected 0 or more")
+    if config.std is not None and min(config.std, default=0) <= 0:
+        raise UserError(f"data.std is {config.std}: expected positive numbers")
+
+
+def _image_shape(source: Source, config: Data) -> tuple[int, int, int]:
+    """Height, width and channels that the model sees."""
+    first = source[0][0].shape
+    if config.image_size is not None:
+        return (*config.image_size, first[2])
+    for shape in _each(lambda i: source[i][0].shape, _sample(source), "Comparing image sizes", source):
+        if shape != first:
+            sizes = f"{first[0]}x{first[1]} and {shape[0]}x{shape[1]}"
+            raise UserError(f"images of {config.name} differ in size ({sizes}): pass --data.image-size H W")
+    return first
+
+
+def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tuple[tuple[float, ...], ...]:
+    """Mean and standard deviation per channel, as configured or else measured."""
+    for name, given in (("mean", config.mean), ("std", config.std)):
+        if given is not None and len(given) != shape[2]:
+            raise UserError(f"data.{name} has {len(given)} values: expected {shape[2]}, one per channel")
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+
+    def moments(index: int) -> np.ndarray:
+        pixels = center_crop(source[index][0], shape[:2], config.eval_crop) / 255
+        return np.stack([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
+
+    measured = _each(moments, _sample(source), "Measuring mean and deviation", source)
+    mean, square = np.mean(list(measured), axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 1 / 255**2))  # a constant channel must not divide by zero
+    return config.mean or tuple(mean.tolist()), config.std or tuple(std.tolist())
+
+
+def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Source:
+    """The source decoded once, if that is small and all its images have `shape`; else the source itself."""
+    size = len(source)
+    if isinstance(source, ArraySource) or size * math.prod(shape) > MEMORY or source[0][0].shape != shape:
+        return source
+    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+
+    def read(index: int) -> bool:
+        image, labels[index] = source[index]
+        if image.shape != shape:
+            return False
+        images[index] = image
+        return True
+
+    fits = all(_each(read, range(size), f"Decoding {size:,} {what} images", source))
+    return ArraySource(images, labels) if fits else source
+
+
+def _sample(source: Source) -> Sequence[int]:
+    """Up to SAMPLE evenly spaced indices."""
+    count = min(len(source), SAMPLE)
+    return [i * len(source) // count for i in range(count)]
+
+
+def _each(function: Callable[[int], Any], indices: Sequence[int], description: str, source: Source) -> Iterator:
+    """`function` of every index in order, with threads and a progress bar if the source must decode."""
+    if isinstance(source, ArraySource):
+        yield from map(function, indices)
+        return
+    # A future for each small image would cost as much as decoding it.
+    chunks = [indices[i : i + 16] for i in range(0, len(indices), 16)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda chunk: [function(i) for i in chunk], chunks)
+        flat = itertools.chain.from_iterable(results)
+        yield from rich.progress.track(flat, description, total=len(indices))

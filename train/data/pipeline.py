@@ -1,0 +1,134 @@
+"""Batches for the trainer, through Grain: order, decoding, crops, and each process's share.
+
+The order is one endless sequence of positions, the same for any number of processes, and each process takes
+every process_count-th of them. What a position holds depends on the seed alone, so iterators resume exactly.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from train.config import Data, UserError
+from train.data.dataset import Dataset
+from train.data.sources import ArraySource, Source
+from train.data.transforms import center_crop, decode, random_crop
+
+Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """Endless batches, reshuffled every epoch: {"image": uint8 (b, h, w, c), "label": int32 (b,)}.
+
+    b is this process's share of `batch_size`. `get_state()` is JSON-able and `set_state()` resumes exactly.
+    Close the iterator when done with it, as `config.workers` are processes.
+    """
+    if seed < 0:
+        raise UserError(f"seed is {seed}: expected 0 or more")
+    source, size = dataset.train, dataset.image_shape[:2]
+    examples = len(source)
+    shuffled = lambda position, row: int(_permutation(examples, seed, position // examples)[row])
+    indices = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(shuffled)
+    share = _share(batch_size)
+    if _is_ready(source, size, config.min_crop):
+        return iter(_gathered(source, indices, share))
+    crop = lambda image, rng: random_crop(image, size, config.min_crop, rng)
+    return iter(_decoded(source, indices, crop, share, config.workers))
+
+
+def eval_batches(dataset: Dataset, config: Data, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every evaluation example once, in order: as `train_batches`, with "mask": float32 (b,).
+
+    The last batch is padded with zeros whose mask is 0, so that all batches have one shape and all processes
+    yield equally many.
+    """
+    source, size = dataset.eval, dataset.image_shape[:2]
+    indices = grain.MapDataset.range(len(source)).seed(0)
+    share = _share(batch_size)
+    if _is_ready(source, size, config.eval_crop):
+        batches = _gathered(source, indices, share)
+    else:
+        crop = lambda image, rng: center_crop(image, size, config.eval_crop)
+        batches = _decoded(source, indices, crop, share, config.workers)
+    none = {"image": np.zeros((0, *dataset.image_shape), np.uint8), "label": np.zeros(0, np.int32)}
+    with contextlib.closing(iter(batches)) as iterator:
+        for _ in range(0, len(source), batch_size):
+            yield _padded(next(iterator, none), share)
+
+
+def image_to_input(path: str | os.PathLike, image_shape: tuple[int, int, int], config: Data) -> np.ndarray:
+    """One image file as evaluation sees it: uint8 of `image_shape` (height, width, channels)."""
+    return center_crop(decode(path, image_shape[2], str(path)), image_shape[:2], config.eval_crop)
+
+
+@functools.lru_cache(maxsize=2)  # batches, and threads that run ahead, straddle two epochs
+def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """One epoch's order; Grain's own shuffle costs 25 microseconds an example, more than all else here."""
+    return np.random.default_rng((seed, epoch)).permutation(examples)
+
+
+def _share(batch_size: int) -> int:
+    if batch_size < 1 or batch_size % jax.process_count():
+        raise UserError(f"batch size {batch_size}: expected a positive multiple of the {jax.process_count()} processes")
+    return batch_size // jax.process_count()
+
+
+def _is_ready(source: Source, size: tuple[int, int], crop: float) -> bool:
+    """Whether the images can go to the model as they lie in memory."""
+    return isinstance(source, ArraySource) and source.images.shape[1:3] == size and crop == 1
+
+
+def _own(dataset: grain.MapDataset) -> grain.MapDataset:
+    """This process's part of the one global order."""
+    return dataset[jax.process_index() :: jax.process_count()]
+
+
+def _gathered(source: ArraySource, indices: grain.MapDataset, share: int) -> grain.IterDataset:
+    """Batches straight out of memory, by one fancy index each: Python's cost per example would be felt."""
+    gather = lambda rows: {"image": source.images[rows], "label": source.labels[rows]}
+    inline = grain.ReadOptions(num_threads=0)
+    return _own(indices).batch(share, batch_fn=gather).to_iter_dataset(inline)
+
+
+def _decoded(
+    source: Source,
+    indices: grain.MapDataset,
+    crop: Crop,
+    share: int,
+    workers: int,
+) -> grain.IterDataset:
+    """Batches of examples that threads, or else worker processes, decode ahead of need."""
+    # Crops belong to positions in the global order: first map, then divide.
+    examples = _own(indices.random_map(functools.partial(_example, source, crop)))
+    ahead = 2 * share
+    if isinstance(source, ArraySource):  # nothing to decode: threads would only fight for the interpreter
+        threads, workers = 0, 0
+    else:
+        threads = 0 if workers else min(os.cpu_count(), ahead)
+    examples = examples.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=ahead))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which this program does not have
+        each = -(-ahead // workers)
+        examples = examples.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=each))
+    return examples.batch(share)
+
+
+def _example(source: Source, crop: Crop, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    image, label = source[index]
+    return {"image": crop(image, rng), "label": np.asarray(label, np.int32)}
+
+
+def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    count = len(batch["label"])
+    pad = lambda rows: np.pad(rows, [(0, size - count)] + [(0, 0)] * (rows.ndim - 1))
+    return {
+        "image": pad(batch["image"]),
+        "label": pad(batch["label"]),
+        "mask": (np.arange(size) < count).astype(np.float32),
+    }

@@ -1,0 +1,55 @@
+"""What a run says of itself before it starts."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from train.build import model_name
+from train.config import Config
+from train.data import Dataset
+from train.step import TrainState
+
+
+def describe(
+    config: Config, dataset: Dataset, state: TrainState, mesh: Mesh, total: int, eval_every: int, start: int
+) -> list[str]:
+    """Lines of "name  value" for the user."""
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    height, width, channels = dataset.image_shape
+    device = jax.devices()[0]
+    rows = [
+        ("model", f"{model_name(config.model)} {' '.join(config.model_args)}, {parameters:,} parameters"),
+        (
+            "data",
+            f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "
+            f"{height}x{width}x{channels}, {len(dataset.class_names)} classes",
+        ),
+        *(("", note) for note in dataset.notes),
+        ("augment", _changed(config.augment) or "nothing"),
+        ("teacher", f"{config.distill.teacher}, {'hard' if config.distill.hard else 'soft'}"),
+        (
+            "devices",
+            f"{mesh.size} x {device.device_kind} ({device.platform}): "
+            f"{mesh.shape['data']} share a batch, {mesh.shape['model']} each matrix",
+        ),
+        ("dtype", config.dtype),
+        ("optimizer", f"{config.optim.name}, learning rate {config.optim.lr:g}, {config.optim.schedule}"),
+        (
+            "steps",
+            f"{total:,} of {config.batch_size} images ({total * config.batch_size / len(dataset.train):.1f} epochs), "
+            f"evaluation every {eval_every:,}",
+        ),
+        ("workdir", f"{Path(config.workdir)} ({f'continues after step {start:,}' if start else 'new'})"),
+    ]
+    if config.distill.teacher is None:
+        rows = [row for row in rows if row[0] != "teacher"]
+    return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _changed(part) -> str:
+    """The fields of a dataclass that differ from its defaults."""
+    default = type(part)()
+    names = [f.name for f in dataclasses.fields(part) if getattr(part, f.name) != getattr(default, f.name)]
+    return ", ".join(f"{name} {getattr(part, name)}" for name in names)

@@ -1,0 +1,194 @@
+"""The whole story of a run."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from train import checkpoint
+from train.augment import augment, normalize
+from train.build import DataInfo, build_objective, load_teacher, load_weights
+from train.config import Config
+from train.data import Dataset, eval_batches, load_dataset, train_batches
+from train.describe import describe
+from train.metrics import Diverged, Metrics, Progress, TrainLog, draw_curves
+from train.optim import make_optimizer, make_schedule
+from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding, to_devices
+from train.step import TrainState, init_state, make_eval_step, make_train_step
+from train.workdir import claim_workdir
+
+
+def fit(config: Config) -> dict[str, float]:
+    """Train, evaluate and checkpoint as `config` says; continue where its workdir stands. Returns the last evaluation.
+
+    Raises UserError for a config that cannot run, Diverged for a loss that is not finite.
+    """
+    mesh = make_mesh(config.model_parallel)
+    check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
+    check_batch("--eval-batch-size", config.eval_batch_size, mesh)
+    dataset = load_dataset(config.data)
+    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std)
+    teacher, frozen = load_teacher(config, info)
+    objective = build_objective(config, info, teacher)
+
+    steps_per_epoch = len(dataset.train) / config.batch_size
+    total = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
+    schedule = make_schedule(config.optim, total, steps_per_epoch)
+    optimizer = make_optimizer(config.optim, schedule, jax.eval_shape(objective.init, *init_inputs(config, info))[0])
+
+    def new_state(key, images):
+        return init_state(objective, optimizer, key, images, ema=config.optim.ema > 0)
+
+    abstract = with_sharding(jax.eval_shape(new_state, *init_inputs(config, info)), mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    train_step = jax.jit(
+        make_train_step(
+            objective,
+            optimizer,
+            prepare_training(config, info),
+            seed=config.seed,
+            dtype=config.dtype,
+            accumulate=config.optim.accumulate,
+            ema_decay=config.optim.ema,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    eval_step = jax.jit(
+        make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype), out_shardings=replicated(mesh)
+    )
+
+    workdir = claim_workdir(config, info)
+    checkpoints = checkpoint.open_checkpoints(workdir, config.keep)
+    batches = train_batches(dataset, config.data, config.batch_size, config.seed)
+    start = checkpoints.latest_step() or 0
+    if start:
+        state, position = checkpoint.restore(checkpoints, start, abstract)
+        batches.set_state(position)
+    else:
+        state = jax.jit(new_state, out_shardings=shardings)(*init_inputs(config, info))
+        state = pretrained(state, config, objective.model, info, shardings) if config.init else state
+    frozen = jax.device_put(frozen, replicated(mesh))
+
+    with Progress(start, total) as progress:
+        for line in describe(config, dataset, state, mesh, total, eval_every, start):
+            progress.message(line)
+        train_step = compile_step(train_step, state, abstract_batch(config, info, mesh), frozen, progress)
+        metrics = Metrics(workdir, start)
+        log = TrainLog(metrics, progress, schedule, config.batch_size, config.log_steps)
+        result = None
+        try:
+            for step in range(start + 1, total + 1):
+                state, values = train_step(state, to_devices(next(batches), mesh), frozen)
+                log.add(step, values)
+                if step % eval_every == 0 or step == total:
+                    log.flush()
+                    result = evaluate(eval_step, state, dataset, config, mesh)
+                    metrics.write(step, "eval", result)
+                    checkpoint.save(checkpoints, step, state, batches.get_state(), result)
+                    progress.message(f"step {step}/{total}  evaluation: {show(result)}")
+                    log.restart_clock()
+        except Diverged as error:
+            checkpoints.wait_until_finished()
+            raise Diverged(f"{error}. {advice(workdir, checkpoints.latest_step())}") from None
+        if result is None:  # the run had been finished before
+            result = evaluate(eval_step, state, dataset, config, mesh)
+        checkpoints.wait_until_finished()
+        progress.message(
+            f"done: {show(result)} on {len(dataset.eval):,} {config.data.eval_split or 'evaluation'} images "
+            f"after {total:,} steps; best at step {checkpoints.best_step():,}"
+        )
+        progress.message(f"see {draw_curves(workdir)} and {workdir / 'metrics.jsonl'}")
+    metrics.close()
+    checkpoints.close()
+    return result
+
+
+def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:
+    """The key and the images that initialise a state."""
+    return jax.random.key(config.seed), info.images
+
+
+def prepare_training(config: Config, info: DataInfo) -> Callable:
+    """What turns (key, uint8 images, labels) into augmented images and targets, on the device."""
+
+    def prepare(key, images, labels):
+        classes = len(info.class_names)
+        return augment(key, images, labels, config.augment, num_classes=classes, mean=info.mean, std=info.std)
+
+    return prepare
+
+
+def prepare_evaluation(info: DataInfo) -> Callable:
+    """What turns (uint8 images, labels) into normalised images and targets, on the device."""
+
+    def prepare(images, labels):
+        return normalize(images, info.mean, info.std), jax.nn.one_hot(labels, len(info.class_names))
+
+    return prepare
+
+
+def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
+    """An abstract state whose every leaf says where it lives."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        state_sharding(abstract, mesh),
+    )
+
+
+def pretrained(state: TrainState, config: Config, model, info: DataInfo, shardings: TrainState) -> TrainState:
+    """The new `state` with the weights of `config.init`."""
+    params = load_weights(model, config.init, info, "--init")["params"]
+    params = jax.device_put(params, shardings.params)
+    average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, ema=average)
+
+
+def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, type and place of a training batch."""
+    shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def compile_step(train_step: Callable, state: TrainState, batch: PyTree, frozen: PyTree, progress: Progress) -> Any:
+    """The step compiled ahead of the first batch, so that a user sees what the wait is for."""
+    progress.message("compiling    the training step ...")
+    since = time.perf_counter()
+    compiled = train_step.lower(state, batch, frozen).compile()
+    progress.message(f"compiled     in {time.perf_counter() - since:.1f} s")
+    return compiled
+
+
+def evaluate(eval_step: Callable, state: TrainState, dataset: Dataset, config: Config, mesh: Mesh) -> dict[str, float]:
+    """Means over the evaluation split, each example once, and their number as "examples"."""
+    batches = eval_batches(dataset, config.data, config.eval_batch_size)
+    sums = [eval_step(state.eval_params, state.extras, to_devices(batch, mesh)) for batch in batches]
+    sums = jax.device_get(sums)
+    totals = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
+    count = totals.pop("count")
+    return {name: total / count for name, total in totals.items()} | {"examples": count}
+
+
+def show(result: dict[str, float]) -> str:
+    """An evaluation in words."""
+    return f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}"
+
+
+def advice(workdir: Path, last_good: int | None) -> str:
+    """What to do about a loss that is no number."""
+    checkpoint_line = f"the last good checkpoint is step {last_good}" if last_good else "no checkpoint precedes it"
+    return (
+        f"In {workdir} {checkpoint_line}. Try a smaller --optim.lr, more --optim.warmup-epochs, "
+        "a smaller --optim.clip-norm, or --dtype=float32, in a new --workdir"
+    )

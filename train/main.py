@@ -1,0 +1,82 @@
+"""Train a model: `python -m train.main --model=t2t`. `--help` lists every option."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+
+import jax
+import tyro
+
+from train.config import Config, UserError
+from train.loop import fit
+from train.metrics import Diverged
+from train.recipes import base_config
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit status: 2 for a user's mistake, 1 for a loss that diverged."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        config = parse(argv)
+        if config.tpu:
+            start_tpu()
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it writes
+        fit(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: list[str]) -> Config:
+    """The config that `argv` describes: a recipe's, under what is given."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--model", default="vit")
+    first.add_argument("--data.name", "--data", dest="data")
+    chosen, _ = first.parse_known_args(argv)
+    base = base_config(chosen.recipe, chosen.model, chosen.data)
+    config = tyro.cli(Config, args=spell_out(argv), default=base, description=__doc__)
+    # What the command line gives for a model argument stands over the recipe's; the rest of the recipe's stays.
+    arguments = {pair.partition("=")[0]: pair for pair in (*base.model_args, *config.model_args)}
+    return dataclasses.replace(
+        config,
+        model_args=tuple(arguments.values()),
+        dtype="bfloat16" if config.tpu else config.dtype,
+        workdir=config.workdir or default_workdir(config),
+    )
+
+
+def spell_out(argv: list[str]) -> list[str]:
+    """`--data X` is short for `--data.name X`."""
+    return [
+        "--data.name" + arg[len("--data") :] if arg == "--data" or arg.startswith("--data=") else arg for arg in argv
+    ]
+
+
+def default_workdir(config: Config) -> str:
+    """runs/MODEL-DATA, with nothing in it that a file name should not have."""
+    name = f"{config.model}-{config.data.name}"
+    return os.path.join("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in name))
+
+
+def start_tpu() -> None:
+    """Join the other hosts, where there are any, and require TPUs. Raises UserError without them."""
+    with contextlib.suppress(ValueError):  # JAX finds no cluster to join: a single host
+        jax.distributed.initialize()
+    devices = jax.devices()
+    if jax.default_backend() != "tpu":
+        raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, devices))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

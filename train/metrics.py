@@ -1,0 +1,165 @@
+"""What a run says: a progress bar or lines, metrics.jsonl, TensorBoard events, and curves.png at the end."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+from jaxtyping import Array
+from tensorboardX import SummaryWriter
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one whole."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def read_records(workdir: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Metrics:
+    """The writer of a workdir's metrics, which begins after `step`: a continued run drops what it will do again."""
+
+    def __init__(self, workdir: Path, step: int):
+        kept = [json.dumps(record) + "\n" for record in read_records(workdir) if record["step"] <= step]
+        write_atomically(workdir / "metrics.jsonl", "".join(kept))
+        self._lines = open(workdir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115, open for the whole run
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One record: {"step", "split", **values}."""
+        self._lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+
+class TrainLog:
+    """Means of the training metrics over windows of steps.
+
+    A window's numbers are fetched one step late, while the device is busy with the next step. Raises Diverged when a
+    loss among them is not finite.
+    """
+
+    def __init__(self, metrics: Metrics, progress: "Progress", schedule: Callable, batch_size: int, window: int):
+        self._metrics, self._progress, self._schedule = metrics, progress, schedule
+        self._batch_size, self._length = batch_size, window
+        self._window: list[tuple[int, Mapping[str, Array]]] = []
+        self._due: list[tuple[int, Mapping[str, Array]]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last window out of the speed."""
+        self._since = time.perf_counter()
+
+    def add(self, step: int, values: Mapping[str, Array]) -> None:
+        """Take the metrics of a step that has just been dispatched."""
+        self._progress.advance(step)
+        if self._due:
+            self._write(self._due)
+        self._window.append((step, values))
+        self._due = []
+        if len(self._window) == self._length:
+            self._due, self._window = self._window, []
+
+    def flush(self) -> None:
+        """Write what has not been written, without waiting for a next step."""
+        for steps in (self._due, self._window):
+            if steps:
+                self._write(steps)
+        self._due, self._window = [], []
+
+    def _write(self, window: list[tuple[int, Mapping[str, Array]]]) -> None:
+        fetched = jax.device_get([values for _, values in window])
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        for (step, _), values in zip(window, fetched, strict=True):
+            if not math.isfinite(values["loss"]):
+                raise Diverged(f"the loss is {float(values['loss'])} at step {step}")
+        last = window[-1][0]
+        means = {name: sum(float(values[name]) for values in fetched) / len(fetched) for name in fetched[0]}
+        means["lr"] = float(self._schedule(last - 1))
+        means["images_per_second"] = len(window) * self._batch_size / seconds
+        self._metrics.write(last, "train", means)
+        self._progress.show(last, means)
+
+
+class Progress:
+    """A bar on a terminal; elsewhere, lines. `message` prints above the bar."""
+
+    def __init__(self, start: int, total: int):
+        self._console = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._total = total
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[values]}"),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=start, values="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Show training metrics: beside the bar, or as a line."""
+        text = (
+            f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.1%}  {values['images_per_second']:,.0f} images/s"
+        )
+        self._bar.update(self._task, values=text)
+        if self._bar.disable:
+            self.message(f"step {step}/{self._total}  {text}")
+
+
+def draw_curves(workdir: Path) -> Path:
+    """Draw loss and accuracy of both splits over steps into curves.png."""
+    import matplotlib.figure  # slow to import, and only needed once the run is over
+
+    records = read_records(workdir)
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split, style in (("train", dict(alpha=0.6)), ("eval", dict(marker="o", markersize=3))):
+            points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    path = workdir / "curves.png"
+    draft = path.with_name("curves.tmp.png")
+    figure.savefig(draft, dpi=120)
+    os.replace(draft, path)
+    return path

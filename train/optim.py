@@ -1,0 +1,121 @@
+"""Learning-rate schedules and optimizers, in optax."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import Optim, UserError
+
+
+def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """Step (0-based) to learning rate: a linear rise from zero to `lr`, then the shape that the config names.
+
+    `cosine` and `linear` reach `final_lr` after `total_steps`. A run shorter than its warm-up ends on the
+    rise.
+    """
+    check(config)
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    rest = max(total_steps - warmup, 1)
+    shapes = {
+        "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr / config.lr),
+        "linear": optax.linear_schedule(config.lr, config.final_lr, rest),
+        "constant": optax.constant_schedule(config.lr),
+        # `join_schedules` asks for negative steps too.
+        "rsqrt": lambda step: config.lr / jnp.sqrt(1 + jnp.maximum(step, 0) / max(warmup, 1)),
+    }
+    if not warmup:
+        return shapes[config.schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), shapes[config.schedule]], [warmup])
+
+
+def make_optimizer(config: Optim, schedule: optax.Schedule, params) -> optax.GradientTransformation:
+    """Clips the gradients, then updates as the config names, with decoupled weight decay.
+
+    `params` gives the paths only and may be abstract. Decay is decoupled for all four: it passes through no
+    moment and is scaled by the learning rate (SGD: Loshchilov and Hutter 2017, arXiv:1711.05101).
+    """
+    check(config)
+    matrices = decay_mask(params)
+    parts = {
+        "adamw": [optax.scale_by_adam(config.beta1, config.beta2)],
+        "sgd": [optax.trace(config.beta1, nesterov=True)],
+        "lamb": [optax.scale_by_adam(config.beta1, config.beta2, eps=1e-6)],
+        "lion": [optax.scale_by_lion(config.beta1, config.beta2)],
+    }[config.name]
+    if config.clip_norm:
+        parts = [optax.clip_by_global_norm(config.clip_norm), *parts]
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, matrices))
+    if config.name == "lamb":
+        # |w| / |update| would hold a bias near zero, where it starts: the authors' code spares it too.
+        parts.append(optax.masked(optax.scale_by_trust_ratio(), matrices))
+    if config.layer_decay < 1:
+        scales = layer_scales(params, config.layer_decay)
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales)))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def check(config: Optim):
+    """Raises UserError for a value that makes no sense."""
+    for name, right, expected in (
+        ("lr", 0 < config.lr < math.inf, "positive"),
+        ("warmup_epochs", 0 <= config.warmup_epochs < math.inf, "0 or more"),
+        ("final_lr", 0 <= config.final_lr < math.inf, "0 or more"),
+        ("beta1", 0 <= config.beta1 < 1, "at least 0 and below 1"),
+        ("beta2", 0 <= config.beta2 < 1, "at least 0 and below 1"),
+        ("weight_decay", 0 <= config.weight_decay < math.inf, "0 or more"),
+        ("layer_decay", 0 < config.layer_decay <= 1, "above 0 and at most 1"),
+        ("clip_norm", 0 <= config.clip_norm < math.inf, "0 or more"),
+    ):
+        if not right:
+            option = name.replace("_", "-")
+            raise UserError(f"--optim.{option} is {getattr(config, name)}; it must be {expected}")
+
+
+def decay_mask(params):
+    """True where weight decay applies: at matrices and filters, which are the leaves named `kernel`.
+
+    All else keeps its size: `scale` and `bias`, tokens, positions, layer scales and mixes of heads.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: names(path)[-1] == "kernel", params)
+
+
+EMBEDDINGS = {"to_patch_embedding", "cls_token", "distillation_token", "pos_embedding"}
+FIRST, LAST = (-1,), (2,)  # sort before and after every block
+
+
+def layer_scales(params, layer_decay: float):
+    """Factor of each update, `layer_decay ** (n + 1 - layer)` with n blocks (BEiT, arXiv:2106.08254).
+
+    Layer 0 is the embedding, all that stands under a name in EMBEDDINGS; layers 1 to n are the blocks; layer
+    n + 1 is the rest: the last norm and the heads.
+    """
+    blocks = jax.tree_util.tree_map_with_path(lambda path, _: block(names(path)), params)
+    is_block = lambda x: isinstance(x, tuple)
+    order = sorted(set(jax.tree.leaves(blocks, is_leaf=is_block)) - {FIRST, LAST})
+    layers = {FIRST: 0, **{b: i for i, b in enumerate(order, 1)}, LAST: len(order) + 1}
+    return jax.tree.map(lambda b: layer_decay ** (len(order) + 1 - layers[b]), blocks, is_leaf=is_block)
+
+
+def block(path: list[str]) -> tuple:
+    """What block a parameter is of, such that blocks sort as an image passes them.
+
+    That is the numbers in its path, outermost first: `transformer/attn_3/to_qkv/kernel` is of block 3 and
+    `stage_1/ff_0/fc1/kernel` of block (1, 0); `pool_1`, without an inner number, follows all of stage 1.
+    Branches that run side by side share their numbers. The blocks of CaiT's `cls_transformer` come after all
+    others: they read what its `patch_transformer` made.
+    """
+    if EMBEDDINGS & set(path):
+        return FIRST
+    numbers = [int(match[1]) for match in (re.search(r"_(\d+)$", name) for name in path) if match]
+    if not numbers:
+        return LAST
+    return ("cls_transformer" in path, *numbers, math.inf)
+
+
+def names(path) -> list[str]:
+    """The keys of a tree path as strings."""
+    return [str(key.key) for key in path]

@@ -1,0 +1,129 @@
+"""One optimizer step and one evaluation step, for any objective. Both are pure functions to be jitted."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from vit_jax.objectives.protocol import Objective
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes. `ema` is the moving average of `params`, or None."""
+
+    step: Array
+    params: PyTree
+    extras: PyTree
+    opt_state: PyTree
+    ema: PyTree
+
+    @property
+    def eval_params(self) -> PyTree:
+        """The parameters that evaluation uses."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    images: Array,
+    *,
+    ema: bool,
+) -> TrainState:
+    """A state at step 0. `images` (b, H, W, c) give the shapes only."""
+    params, extras = objective.init(key, images)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, extras, optimizer.init(params), average)
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    prepare: Callable[[Array, Array, Array], tuple[Array, Array]],
+    *,
+    seed: int,
+    dtype: str = "float32",
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
+    """The function (state, batch, frozen) -> (state, metrics).
+
+    `batch` holds uint8 `image` (b, H, W, c) and `label` (b,), which `prepare(key, images, labels)` turns into images
+    and targets (b, k). `frozen` holds variables that the objective reads and nothing changes (a teacher's).
+    Randomness follows from `seed` and the step's number alone. Matrices are multiplied in `dtype`; the parameters
+    themselves, gradients and losses are float32. With `accumulate` above 1 the batch is worked off in so many slices,
+    one after the other, before the one update.
+    """
+
+    def loss_of(params, extras, frozen, batch, key):
+        batch = {"image": batch["image"].astype(dtype), "target": batch["target"]}
+        loss, (metrics, extras) = objective.loss(
+            cast(params, dtype), {**extras, **cast(frozen, dtype)}, batch, {"dropout": key}, True
+        )
+        return loss, (metrics, extras)
+
+    gradients_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def train_step(state, batch, frozen):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        prepare_key, dropout_key = jax.random.split(key)
+        images, targets = prepare(prepare_key, batch["image"], batch["label"])
+        batch = {"image": images, "target": targets}
+
+        def one_slice(extras, inputs):
+            (_, (metrics, extras)), grads = gradients_of(state.params, extras, frozen, *inputs)
+            return extras, (metrics, grads)
+
+        if accumulate == 1:
+            extras, (metrics, grads) = one_slice(state.extras, (batch, dropout_key))
+        else:
+            slices = jax.tree.map(lambda x: slice_batch(x, accumulate), batch)
+            keys = jax.random.split(dropout_key, accumulate)
+            extras, stacked = jax.lax.scan(one_slice, state.extras, (slices, keys))
+            metrics, grads = jax.tree.map(lambda x: x.mean(axis=0), stacked)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # Early on the average follows closely, or a short run would evaluate its initialisation.
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, params)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, extras, opt_state, ema), metrics
+
+    return train_step
+
+
+def make_eval_step(
+    objective: Objective,
+    prepare: Callable[[Array, Array], tuple[Array, Array]],
+    *,
+    dtype: str = "float32",
+) -> Callable[[PyTree, PyTree, Mapping[str, Array]], dict[str, Array]]:
+    """The function (params, extras, batch) -> sums over the examples that `batch["mask"]` counts, and "count"."""
+
+    def eval_step(params, extras, batch):
+        images, targets = prepare(batch["image"], batch["label"])
+        examples = {"image": images.astype(dtype), "target": targets}
+        metrics = objective.evaluate(cast(params, dtype), extras, examples)
+        sums = {name: jnp.sum(value * batch["mask"]) for name, value in metrics.items()}
+        return {**sums, "count": batch["mask"].sum()}
+
+    return eval_step
+
+
+def cast(tree: PyTree, dtype: str) -> PyTree:
+    """The floating leaves of `tree` in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def slice_batch(x: Array, slices: int) -> Array:
+    """(b, ...) to (slices, b / slices, ...), each slice with examples of every device's share of b."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // slices, slices, *x.shape[1:]), 1, 0)

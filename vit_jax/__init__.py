@@ -1,0 +1,28 @@
+"""vit-jax: the vision transformers of vit-pytorch in JAX and Flax.
+
+`create_model("t2t/tiny", num_classes=10)` builds any model by name; every model class is also importable from here
+(`from vit_jax import CaiT`). A model's file is imported when it is first asked for.
+"""
+
+import importlib
+
+from vit_jax.registry import MODELS, create_model, list_models, list_presets
+
+__version__ = "0.1.0"
+
+# Classes of the plain names, which are unlike each other; a "file:Class" name goes through create_model.
+_CLASSES = {target.partition(":")[2]: target for name, target in MODELS.items() if ":" not in name}
+_CLASSES["DistillableViT"] = MODELS["distill:DistillableViT"]
+
+__all__ = ["create_model", "list_models", "list_presets", *_CLASSES]
+
+
+def __getattr__(name: str):
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    file, _, class_name = _CLASSES[name].partition(":")
+    return getattr(importlib.import_module(file), class_name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_CLASSES])

@@ -1,0 +1,183 @@
+r"""Weights of torch models in, weights for torch models out.
+
+The engine knows no model. A Flax leaf's path says where torch keeps it, and a model's file lists the exceptions:
+
+    TORCH_RULES = ((r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"), ...)     # (Flax path pattern, torch key)
+
+or, where keys depend on the arguments, `torch_rules(model)` returns such a table.
+
+A rule replaces a run of whole path segments; rules are tried in order, and what one has replaced no other sees.
+The rest keeps its name: "/" becomes ".", and a last `kernel`, `scale` or `embedding` becomes `weight`. Read in this
+one direction the table serves both ways, because every Flax leaf asks for exactly one torch key.
+
+Only kernels are laid out differently, and all in one way, be they of Dense, Conv (grouped or not, of any rank) or
+ConvTranspose(transpose_kernel=True): torch's first two axes come last in Flax, and swapped.
+
+Two more names are read from a model's file, where upstream has such tensors:
+
+    TORCH_ALIASES = ((r"encoder\.(\w+)", r"decoder.\1"), ...)   # (torch key pattern, second key) of tied tensors
+    def torch_constants(model) -> dict[str, np.ndarray]: ...    # buffers that the model computes for itself
+
+A submodule that the user passed in (`transformer=`) is named by the tables of its own file.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vit_jax.torch_file import load_torch_file
+
+_TORCH_LEAF = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "embedding"): "weight",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+
+
+def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLike, *inputs, **kwargs) -> dict:
+    """Flax variables for `model` with the weights of its torch twin.
+
+    `state_dict` maps torch's keys to numpy arrays or tensors, or is the path of a .pth, .pt or .safetensors file,
+    which is read without torch and without running its pickle. `inputs` and `kwargs` are what `model.apply` would
+    get; only their shapes matter. Values take the dtype of the Flax leaf that they fill.
+
+    Raises ValueError for a file that cannot be read, and, listing both sides, unless every torch key is used exactly
+    once and every Flax leaf is filled exactly once with its own shape.
+    """
+    source = "state_dict"
+    if isinstance(state_dict, str | os.PathLike):
+        source, state_dict = os.fspath(state_dict), load_torch_file(state_dict)
+    state = {key: _to_numpy(source, key, value) for key, value in state_dict.items()}
+    targets = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs))
+    keys = {path: _torch_key(model, path) for path in targets}
+
+    variables, problems = {}, []
+    for path, target in targets.items():
+        key, leaf = keys[path], f"Flax leaf {'/'.join(path)} {target.shape}"
+        if key not in state:
+            problems.append(f"{leaf} is left empty: there is no torch key {key}")
+            continue
+        value = _from_torch_layout(path, state[key])
+        if value.shape != target.shape:
+            problems.append(f"{leaf} cannot take torch key {key} {state[key].shape}")
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            problems.append(f"{leaf} cannot take torch key {key} of type {value.dtype}")
+        else:
+            variables[path] = jnp.asarray(value, target.dtype)
+
+    counters, derived = _counters(keys), _derived(model, keys.values())
+    for key in state.keys() - set(keys.values()) - counters - derived.keys():
+        problems.append(f"torch key {key} {state[key].shape} is left over")
+    for key, origin in derived.items():
+        value = state.get(origin) if isinstance(origin, str) else origin
+        if key not in state:
+            problems.append(f"there is no torch key {key}, which upstream stores beside its parameters")
+        elif value is not None and not _agree(state[key], value):
+            problems.append(f"torch key {key} differs from {origin if isinstance(origin, str) else 'its formula'}")
+    if problems:
+        lines = "\n  ".join(sorted(problems))
+        raise ValueError(f"{source} does not fit {type(model).__name__}, {len(problems)} mismatches:\n  {lines}")
+    return unflatten_dict(variables)
+
+
+def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict, as numpy arrays, that upstream's `load_state_dict(strict=True)` takes: `from_torch` undone.
+
+    `variables` are those of `model`: `params`, and `batch_stats` where it has them.
+    """
+    flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats") if name in variables})
+    keys = {path: _torch_key(model, path) for path in flat}
+    state = {keys[path]: np.array(_to_torch_layout(path, np.asarray(value))) for path, value in flat.items()}
+    state |= {key: np.zeros((), np.int64) for key in _counters(keys)}
+    for key, origin in _derived(model, keys.values()).items():
+        state[key] = np.array(state[origin] if isinstance(origin, str) else origin)
+    return state
+
+
+def _from_torch_layout(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    return np.moveaxis(value, (0, 1), (-1, -2)) if path[-1] == "kernel" and value.ndim > 1 else value
+
+
+def _to_torch_layout(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    return np.moveaxis(value, (-1, -2), (0, 1)) if path[-1] == "kernel" else value
+
+
+def _torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
+    """Torch's key for the Flax leaf at `path`, which begins with the collection."""
+    collection, first, *rest = path
+    if rest and isinstance(inner := _submodules(model).get(first), nn.Module):
+        return f"{first}.{_torch_key(inner, (collection, *rest))}"
+    name = "/".join(path[1:])
+    for pattern, key in _rules(model):
+        name = re.sub(rf"(?:^|(?<=/)){pattern}(?=/|$)", key, name)
+    *stem, leaf = name.split("/")
+    return ".".join([*stem, _TORCH_LEAF.get((collection, leaf), leaf)])
+
+
+def _counters(keys: Mapping[tuple[str, ...], str]) -> set[str]:
+    """Torch's batch counters, one beside each running mean. Nothing reads them unless momentum is None."""
+    return {
+        key.removesuffix("running_mean") + "num_batches_tracked"
+        for path, key in keys.items()
+        if path[0] == "batch_stats" and key.endswith("running_mean")
+    }
+
+
+def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndarray]:
+    """Torch keys that no leaf asks for: the key that each is a copy of, or its value."""
+    derived = {
+        re.sub(pattern, alias, key): key
+        for pattern, alias in getattr(_file(model), "TORCH_ALIASES", ())
+        for key in keys
+        if re.fullmatch(pattern, key)
+    }
+    if constants := getattr(_file(model), "torch_constants", None):
+        derived |= constants(model)
+    for name, inner in _submodules(model).items():
+        own = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
+        for key, origin in _derived(inner, own).items():
+            derived[f"{name}.{key}"] = f"{name}.{origin}" if isinstance(origin, str) else origin
+    return derived
+
+
+def _submodules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that were passed to the constructor of `model`, by argument."""
+    return {name: value for name, value in vars(model).items() if isinstance(value, nn.Module) and name != "parent"}
+
+
+def _rules(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    file = _file(model)
+    return file.torch_rules(model) if hasattr(file, "torch_rules") else getattr(file, "TORCH_RULES", ())
+
+
+def _file(model: nn.Module) -> ModuleType:
+    """The file in which the class of `model`, or its nearest base that has rules, stands."""
+    files = [sys.modules[base.__module__] for base in type(model).__mro__]
+    return next((f for f in files if hasattr(f, "TORCH_RULES") or hasattr(f, "torch_rules")), files[0])
+
+
+def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a torch tensor; numpy lacks bfloat16, float32 holds it exactly
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    if not hasattr(value, "__array__"):
+        raise ValueError(
+            f"{source}: {key!r} holds a {type(value).__name__}, expected a tensor; where a checkpoint nests its "
+            f"weights, pass those alone: from_torch(model, load_torch_file(path)[{key!r}], ...)"
+        )
+    return np.asarray(value)
+
+
+def _agree(value: np.ndarray, expected: np.ndarray) -> bool:
+    return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-5, atol=1e-6)

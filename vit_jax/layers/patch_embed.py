@@ -1,0 +1,35 @@
+"""Patches of an image, normalised, projected, normalised again: the entrance of most upstream models."""
+
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.norm import LayerNorm
+
+
+class PatchEmbed(nn.Module):
+    """Image (b, H, W, c) to tokens (b, n, dim), row by row. `patch_size`: (height, width) in pixels.
+
+    Raises ValueError when `patch_size` does not divide the image.
+    """
+
+    patch_size: tuple[int, int]
+    dim: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n {self.dim}"]:
+        patch_grid(images.shape[1:3], self.patch_size)
+        ph, pw = self.patch_size
+        x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
+        x = LayerNorm(name="norm_in")(x)
+        x = Dense(self.dim, name="proj")(x)
+        return LayerNorm(name="norm_out")(x)
+
+
+PATCH_EMBED_RULES = (
+    ("to_patch_embedding/norm_in", "to_patch_embedding.1"),
+    ("to_patch_embedding/proj", "to_patch_embedding.2"),
+    ("to_patch_embedding/norm_out", "to_patch_embedding.3"),
+)

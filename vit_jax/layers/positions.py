@@ -1,0 +1,16 @@
+"""Positions that are computed, not learned."""
+
+import numpy as np
+
+
+def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -> np.ndarray:
+    """Sines and cosines of x, then of y, over a grid of patches: float32 (rows * columns, dim).
+
+    Source: Beyer et al. 2022, arXiv:2205.01580. Raises ValueError unless `dim` is a multiple of 4 above 4.
+    """
+    if dim % 4 or dim <= 4:
+        raise ValueError(f"dim={dim}: expected a multiple of 4, and more than 4, for sine-cosine positions")
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1)
+    frequencies = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
+    x, y = x * frequencies, y * frequencies
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

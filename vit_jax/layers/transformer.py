@@ -1,0 +1,38 @@
+"""The plain pre-norm transformer encoder. Upstream: `Transformer` in vit_pytorch/vit.py."""
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.norm import LayerNorm
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of attention and feed-forward, each with its residual, and a last norm: (b, n, dim) to same.
+
+    Raises ValueError when the tokens are not `dim` wide.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"tokens of shape {x.shape}: expected (batch, tokens, dim) with dim={self.dim}")
+        for i in range(self.depth):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        return LayerNorm(name="norm")(x)
+
+
+TORCH_RULES = (
+    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
+    (r"attn_(\d+)", r"layers.\1.0"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+)

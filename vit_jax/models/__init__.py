@@ -1,0 +1,1 @@
+"""One file per architecture, named as the upstream file."""

@@ -1,0 +1,124 @@
+"""DeepViT: attention maps of all heads are mixed again after the softmax, so that deep layers stay different.
+
+Source: Zhou et al. 2021, arXiv:2103.11886. Upstream: vit_pytorch/deepvit.py.
+Differs from upstream: images and patches may be non-square; `num_classes=0` gives tokens; tokens and positions
+start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: maps are normalised over heads by a LayerNorm (paper: BatchNorm).
+Axes: b batch, n tokens, d dim, h heads in, g heads out, i query, j key, k classes.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import check_images, one_of, pair, patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.head import HEAD_RULES, NormHead
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import add_positions, pool_tokens, prepend
+
+
+class Attention(nn.Module):
+    """Re-attention: maps are mixed over heads by a learned matrix, and normalised, before they weigh the values."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
+        x = LayerNorm(name="norm")(x)
+        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+
+        mix = self.param("reattn_weights", nn.initializers.normal(1.0), (self.heads, self.heads))
+        attn = LayerNorm(name="reattn_norm")(jnp.einsum("bhij,hg->bijg", attn, mix))
+        attn = rearrange(attn, "b i j g -> b g i j")
+        self.sow("intermediates", "attn", attn)
+
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        out = Dense(dim, name="to_out")(out)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of re-attention and feed-forward, each with its residual; no last norm."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        for i in range(self.depth):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        return x
+
+
+class DeepViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
+    """
+
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    pool: str = "cls"
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+
+    def __post_init__(self):
+        patch_grid(self.image_size, self.patch_size)
+        one_of("pool", self.pool, ("cls", "mean"))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        check_images(images, self.channels)
+        rows, columns = patch_grid(self.image_size, self.patch_size)
+        init = nn.initializers.normal(0.02)
+        cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
+
+        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
+        x = add_positions(prepend(cls_token, x), pos_embedding)
+        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+        blocks = (self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        x = Transformer(*blocks, name="transformer")(x, train=train)
+        if not self.num_classes:
+            return x
+        return NormHead(self.num_classes, name="mlp_head")(pool_tokens(x, self.pool))
+
+
+PRESETS = {
+    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
+    "16b": dict(image_size=224, patch_size=16, dim=384, depth=16, heads=12, dim_head=32, mlp_dim=1152),
+    "24b": dict(image_size=224, patch_size=16, dim=384, depth=24, heads=12, dim_head=32, mlp_dim=1152),
+    "32b": dict(image_size=224, patch_size=16, dim=384, depth=32, heads=12, dim_head=32, mlp_dim=1152),
+}
+
+TORCH_RULES = (
+    *PATCH_EMBED_RULES,
+    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
+    (r"attn_(\d+)/reattn_norm", r"layers.\1.0.reattn_norm.1"),
+    (r"attn_(\d+)", r"layers.\1.0"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *HEAD_RULES,
+)

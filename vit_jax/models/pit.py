@@ -1,0 +1,145 @@
+"""PiT: a ViT whose tokens are pooled between stages, as a convolutional network's pixels are.
+
+Source: Heo et al. 2021, arXiv:2103.16302. Upstream: vit_pytorch/pit.py.
+Differs from upstream: images and patches may be non-square; `mlp_dim` may be a tuple, one number per stage, as the
+paper needs; `num_classes=0` gives tokens; tokens and positions start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: pooling ends with a convolution of one pixel; `dim_head` is the same in every stage.
+Axes: b batch, n tokens, d dim, k classes.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.check import check_images, pair, patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward
+from vit_jax.layers.head import HEAD_RULES, NormHead
+from vit_jax.layers.tokens import add_positions, prepend
+from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers.unfold import unfold, unfold_grid
+
+
+class Stage(nn.Module):
+    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        for i in range(self.depth):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        return x
+
+
+class Pool(nn.Module):
+    """Halves a grid of `rows` and doubles the width: (b, 1 + n, d) to (b, 1 + n / 4, 2 d), the class token first."""
+
+    rows: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b m e"]:
+        dim = x.shape[-1]
+        token = Dense(2 * dim, name="cls_ff")(x[:, :1])
+        grid = rearrange(x[:, 1:], "b (h w) d -> b h w d", h=self.rows)
+        depthwise = nn.Conv(2 * dim, (3, 3), strides=2, padding=1, feature_group_count=dim, name="depthwise")
+        grid = nn.Conv(2 * dim, (1, 1), name="pointwise")(depthwise(grid))
+        return jnp.concatenate([token, rearrange(grid, "b h w d -> b (h w) d")], axis=1)
+
+
+class PiT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, last d).
+
+    `depth` has one number per stage, and the width doubles from each to the next; `heads` and `mlp_dim` are one
+    number, or one per stage. Patches overlap by half.
+    Raises ValueError when `patch_size` does not divide `image_size` or is 1, and for a `depth` that is no tuple.
+    """
+
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
+    depth: tuple[int, ...]
+    heads: int | tuple[int, ...]
+    mlp_dim: int | tuple[int, ...]
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+    channels: int = 3
+
+    def __post_init__(self):
+        patch_grid(self.image_size, self.patch_size)
+        if min(pair("patch_size", self.patch_size)) < 2:
+            raise ValueError(f"patch_size={self.patch_size!r}: expected at least 2, as patches overlap by half")
+        if not isinstance(self.depth, tuple | list):
+            raise ValueError(f"depth={self.depth!r}: expected a tuple, the number of blocks in each stage")
+        self._per_stage("heads")
+        self._per_stage("mlp_dim")
+        super().__post_init__()
+
+    def _per_stage(self, name: str) -> tuple[int, ...]:
+        value, stages = getattr(self, name), len(self.depth)
+        values = (value,) * stages if isinstance(value, int) else tuple(value)
+        if len(values) != stages:
+            raise ValueError(f"{name}={value!r}: expected one number, or {stages} as depth={self.depth!r} has")
+        return values
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        check_images(images, self.channels)
+        patch = pair("patch_size", self.patch_size)
+        stride = (patch[0] // 2, patch[1] // 2)
+        rows, columns = unfold_grid(pair("image_size", self.image_size), patch, stride)
+        init = nn.initializers.normal(0.02)
+        cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
+
+        grid = unfold(images, patch, stride)
+        rows = grid.shape[1]
+        x = Dense(self.dim, name="to_patch_embedding")(rearrange(grid, "b h w c -> b (h w) c"))
+        x = add_positions(prepend(cls_token, x), pos_embedding)
+        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+
+        stages = zip(self.depth, self._per_stage("heads"), self._per_stage("mlp_dim"), strict=True)
+        for i, (depth, heads, mlp_dim) in enumerate(stages):
+            if i > 0:
+                x = Pool(rows, name=f"pool_{i - 1}")(x)
+                rows = (rows + 1) // 2
+            stage = Stage(depth, heads, self.dim_head, mlp_dim, self.dropout, name=f"stage_{i}")
+            x = stage(x, train=train)
+        return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
+
+
+def _paper(patch_size, dim, depth, heads, dim_head):
+    stages = dict(depth=depth, heads=(heads, 2 * heads, 4 * heads), mlp_dim=(4 * dim, 8 * dim, 16 * dim))
+    return dict(image_size=224, patch_size=patch_size, dim=dim, dim_head=dim_head, **stages)
+
+
+PRESETS = {
+    "tiny": dict(image_size=32, patch_size=8, dim=48, depth=(2, 2), heads=(3, 6), dim_head=16, mlp_dim=(96, 192)),
+    "ti": _paper(16, 64, (2, 6, 4), 2, 32),
+    "xs": _paper(16, 96, (2, 6, 4), 2, 48),
+    "s": _paper(16, 144, (2, 6, 4), 3, 48),
+    "b": _paper(14, 256, (3, 6, 4), 4, 64),
+}
+
+
+def torch_rules(model: PiT) -> tuple[tuple[str, str], ...]:
+    """Upstream's stages and pools alternate in one Sequential."""
+    stages = range(len(model.depth))
+    return (
+        ("to_patch_embedding", "to_patch_embedding.2"),
+        *((f"stage_{i}", f"layers.{2 * i}") for i in stages),
+        *((rf"pool_{i}/depthwise", f"layers.{2 * i + 1}.downsample.net.0") for i in stages),
+        *((rf"pool_{i}/pointwise", f"layers.{2 * i + 1}.downsample.net.1") for i in stages),
+        *((rf"pool_{i}", f"layers.{2 * i + 1}") for i in stages),
+        *TRANSFORMER_RULES,
+        *HEAD_RULES,
+    )

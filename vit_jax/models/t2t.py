@@ -1,0 +1,147 @@
+"""T2T-ViT: patches that overlap, and are merged and attended to in turn until few enough are left.
+
+Source: Yuan et al. 2021, arXiv:2101.11986. Upstream: vit_pytorch/t2t.py.
+Differs from upstream: images may be non-square; `num_classes=0` gives tokens; tokens and positions start at a
+deviation of 0.02 (upstream: 1).
+Differs from the paper: positions are learned, and each merging stage attends at its unfolded width (paper: 64).
+Axes: b batch, n tokens, e extra tokens, d dim, k classes.
+"""
+
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import check_images, one_of, pair
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
+from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers.transformer import Transformer
+from vit_jax.layers.unfold import unfold, unfold_grid
+
+
+class TokensToToken(nn.Module):
+    """Image (b, H, W, c) to tokens (b, n, dim): at each of `t2t_layers`, (kernel, stride), windows become tokens."""
+
+    dim: int
+    t2t_layers: tuple[tuple[int, int], ...]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+        x = images
+        for i, (kernel, stride) in enumerate(self.t2t_layers):
+            x = unfold(x, (kernel, kernel), (stride, stride), padding=stride // 2)
+            rows, width = x.shape[1], x.shape[-1]
+            x = rearrange(x, "b h w c -> b (h w) c")
+            if i < len(self.t2t_layers) - 1:
+                attend = Transformer(width, 1, 1, width, width, self.dropout, name=f"transformer_{i}")
+                x = rearrange(attend(x, train=train), "b (h w) c -> b h w c", h=rows)
+        return Dense(self.dim, name="proj")(x)
+
+
+class T2TViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    `transformer` maps tokens (b, n, dim) to the same shape and is called with `train=` besides; without it one is
+    made of `depth`, `heads`, `mlp_dim`, `dim_head` and `dropout`.
+    Raises ValueError when neither is given, when the image is smaller than a window of `t2t_layers`, or for a `pool`
+    other than "cls" and "mean".
+    """
+
+    image_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
+    depth: int | None = None
+    heads: int | None = None
+    mlp_dim: int | None = None
+    pool: str = "cls"
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+    transformer: nn.Module | None = None
+    t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2))
+
+    def __post_init__(self):
+        one_of("pool", self.pool, ("cls", "mean"))
+        self._token_grid()
+        if self.transformer is None:
+            sizes = dict(depth=self.depth, heads=self.heads, mlp_dim=self.mlp_dim)
+            if missing := [name for name, value in sizes.items() if value is None]:
+                raise ValueError(f"{', '.join(missing)} not given: expected numbers, or a transformer")
+            transformer = Transformer(dim=self.dim, dim_head=self.dim_head, dropout=self.dropout, parent=None, **sizes)
+            object.__setattr__(self, "transformer", transformer)
+        super().__post_init__()
+
+    def _token_grid(self) -> tuple[int, int]:
+        grid = pair("image_size", self.image_size)
+        for kernel, stride in self.t2t_layers:
+            grid = unfold_grid(grid, (kernel, kernel), (stride, stride), stride // 2)
+        return grid
+
+    def setup(self):
+        rows, columns = self._token_grid()
+        init = nn.initializers.normal(0.02)
+        self.to_patch_embedding = TokensToToken(self.dim, self.t2t_layers, self.dropout)
+        self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        self.pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
+        self.embedding_dropout = nn.Dropout(self.emb_dropout)
+        if self.num_classes:
+            self.mlp_head = Dense(self.num_classes)
+
+    def encode(
+        self,
+        images: Float[Array, "b H W c"],
+        extra_tokens: Float[Array, "e d"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the transformer: the class token, the patches, the extra tokens."""
+        check_images(images, self.channels)
+        x = prepend(self.cls_token, self.to_patch_embedding(images, train=train))
+        x = add_positions(x, self.pos_embedding)
+        if extra_tokens is not None:
+            x = append(x, extra_tokens)
+        x = self.embedding_dropout(x, deterministic=not train)
+        return self.transformer(x, train=train)
+
+    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        return self.mlp_head(pool_tokens(tokens, self.pool))
+
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
+
+
+def _paper(dim, depth, mlp_ratio):
+    return dict(image_size=224, dim=dim, depth=depth, heads=dim // 64, mlp_dim=mlp_ratio * dim)
+
+
+PRESETS = {
+    "tiny": dict(
+        image_size=32,
+        dim=64,
+        depth=4,
+        heads=4,
+        dim_head=16,
+        mlp_dim=128,
+        t2t_layers=((3, 2), (3, 2)),
+    ),
+    "7": _paper(256, 7, 2),
+    "10": _paper(256, 10, 2),
+    "12": _paper(256, 12, 2),
+    "14": _paper(384, 14, 3),
+    "19": _paper(448, 19, 3),
+    "24": _paper(512, 24, 3),
+}
+
+
+def torch_rules(model: T2TViT) -> tuple[tuple[str, str], ...]:
+    """Upstream's entrance is one Sequential: four entries for each merging stage, then the projection."""
+    stages = len(model.t2t_layers)
+    return (
+        *((f"to_patch_embedding/transformer_{i}", f"to_patch_embedding.{4 * i + 3}") for i in range(stages - 1)),
+        ("to_patch_embedding/proj", f"to_patch_embedding.{4 * stages}"),
+        *TRANSFORMER_RULES,
+    )

@@ -1,0 +1,81 @@
+"""Supervised classification: cross-entropy over classes, or over each class by itself."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import one_of
+from vit_jax.objectives.protocol import Tree
+
+
+def softmax_cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
+    """-sum_k targets log softmax(logits), in float32; `targets` are probabilities and may be soft. At least 0."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
+    """Binary cross-entropy of each class, in float32, summed over classes (Beyer et al. 2020, arXiv:2006.07159)."""
+    logits = logits.astype(jnp.float32)
+    return -jnp.sum(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1)
+
+
+def smooth_labels(targets: Float[Array, "b k"], smoothing: float) -> Float[Array, "b k"]:
+    """Moves the share `smoothing` of the mass to all classes evenly (Szegedy et al. 2015, arXiv:1512.00567)."""
+    return (1 - smoothing) * targets + smoothing / targets.shape[-1]
+
+
+CROSS_ENTROPY = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
+def correct(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
+    """1 where the most probable class is the target's (of a soft target: its largest), else 0."""
+    return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify:
+    """Cross-entropy of `model`'s logits. `cross_entropy`: "softmax" or "sigmoid"; `label_smoothing`: 0 to below 1.
+
+    Raises ValueError for values outside those.
+    """
+
+    model: nn.Module
+    cross_entropy: str = "softmax"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_loss(self.cross_entropy, self.label_smoothing)
+
+    def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:
+        variables = dict(self.model.init(key, images))
+        return variables.pop("params"), variables
+
+    def loss(
+        self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
+    ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
+        variables = {"params": params, **extras}
+        logits, extras = self.model.apply(
+            variables, batch["image"], train=train, rngs=rngs, mutable=list(extras) if train else []
+        )
+        targets = smooth_labels(batch["target"], self.label_smoothing)
+        loss = CROSS_ENTROPY[self.cross_entropy](logits, targets).mean()
+        return loss, ({"loss": loss, "accuracy": correct(logits, targets).mean()}, extras)
+
+    def predict(self, params: Tree, extras: Tree, images: Array) -> Float[Array, "b k"]:
+        return self.model.apply({"params": params, **extras}, images)
+
+    def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
+        logits = self.predict(params, extras, batch["image"])
+        loss = CROSS_ENTROPY[self.cross_entropy](logits, batch["target"])
+        return {"loss": loss, "accuracy": correct(logits, batch["target"])}
+
+
+def check_loss(cross_entropy: str, label_smoothing: float) -> None:
+    """Raises ValueError unless both are values that the objectives know."""
+    one_of("cross_entropy", cross_entropy, tuple(CROSS_ENTROPY))
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: expected at least 0 and below 1")

@@ -1,0 +1,80 @@
+"""Every model by name, in one table, without importing any of them."""
+
+import dataclasses
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+# A name is that of the upstream file, or "file:Class" for a file's further classes; it stands for "module:Class".
+MODELS = {
+    "cait": "vit_jax.models.cait:CaiT",
+    "deepvit": "vit_jax.models.deepvit:DeepViT",
+    "distill:DistillableViT": "vit_jax.models.distill:DistillableViT",
+    "efficient": "vit_jax.models.efficient:EfficientViT",
+    "pit": "vit_jax.models.pit:PiT",
+    "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
+    "t2t": "vit_jax.models.t2t:T2TViT",
+    "vit": "vit_jax.models.vit:ViT",
+    "vit:Transformer": "vit_jax.layers.transformer:Transformer",
+}
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes, in alphabetical order."""
+    return sorted(MODELS)
+
+
+def list_presets(name: str) -> list[str]:
+    """Presets of the model `name`, for `create_model("name/preset")`. Raises ValueError for an unknown name."""
+    return list(_presets(_model_class(name)))
+
+
+def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
+    """Build the model `name`, or "name/preset" with the preset's arguments under `kwargs`.
+
+    `kwargs` are the upstream constructor's, by its names. Raises ValueError for an unknown model, preset or
+    argument (with the nearest names), for a missing argument, and for a value that the model refuses.
+    """
+    name, slash, preset = name.partition("/")
+    model_class = _model_class(name)
+    if slash:
+        presets = _presets(model_class)
+        if preset not in presets:
+            raise ValueError(_unknown(f"preset of model {name!r}", preset, list(presets)))
+        kwargs = {**presets[preset], **kwargs}
+    _check_arguments(name, model_class, kwargs)
+    return model_class(**kwargs)
+
+
+def _model_class(name: str) -> type:
+    if name not in MODELS:
+        raise ValueError(_unknown("model", name, list_models()))
+    file, _, class_name = MODELS[name].partition(":")
+    return getattr(importlib.import_module(file), class_name)
+
+
+def _presets(model_class: type) -> dict[str, dict]:
+    return getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
+
+
+def _check_arguments(name: str, model_class: type, kwargs: dict[str, Any]) -> None:
+    fields = [f for f in dataclasses.fields(model_class) if f.init and f.name not in ("parent", "name")]
+    for key in kwargs:
+        if key not in [f.name for f in fields]:
+            raise ValueError(_unknown(f"argument of model {name!r}", key, [f.name for f in fields]))
+    missing = [
+        f.name
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in kwargs
+    ]
+    if missing:
+        raise ValueError(f"model {name!r} needs {', '.join(missing)}: pass values or a preset ({name}/PRESET)")
+
+
+def _unknown(what: str, given: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known) or '(none)'}"
+    return f"unknown {what}: {given!r}; {hint}"
