@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: help train test lint clean
 
 help:
-	@echo 'make train ARGS="--model=t2t"   train; by default a ViT on the embedded digits (ARGS=--help lists the options)'
+	@echo 'make train ARGS="--model=t2t"   train; by default T2T-ViT on the embedded digits (ARGS=--help lists the options)'
 	@echo 'make test  ARGS="-k t2t"        run the tests, torch parity included'
 	@echo 'make lint                       ruff: rules and formatting'
 	@echo 'make clean                      remove .venv and caches; keeps runs/'

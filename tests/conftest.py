@@ -15,7 +15,16 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import jaxtyping
+import pytest
 
 jaxtyping.install_import_hook(["vit_jax", "train"], "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def unchecked_types():
+    """Annotations unenforced, as outside the tests: what wrong types meet there."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

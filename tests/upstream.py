@@ -1,8 +1,11 @@
 """vit-pytorch, importable beside a CPU build of torch, with its parameters shaken."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+torch.set_num_threads(1)  # pytest-xdist already keeps every core busy
 
 # torchvision's compiled operators are missing beside a CPU build of torch; their schemas let it be imported.
 for operator in ("nms", "qnms"):
@@ -22,3 +25,8 @@ def shake(module, *, seed: int = 0, scale: float = 1.0):
             noise = torch.randn(tensor.shape, generator=generator)
             tensor.add_(noise.abs() if name.endswith("running_var") else noise, alpha=0.1).mul_(scale)
     return module.eval()
+
+
+def channels_first(images: np.ndarray):
+    """Images (b, h, w, c) as torch has them; sequences (b, n, d) as they are."""
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy() if images.ndim > 3 else images)

@@ -78,7 +78,7 @@ def build_model(name: str, pairs: tuple[str, ...], info: DataInfo, *, option: st
     try:
         model = create_model(model_name(name), **arguments, **from_data)
         jax.eval_shape(model.init, jax.random.key(0), info.images)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{option} {model_name(name)}: {error}") from error
     return model
 
@@ -118,6 +118,12 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[nn.Module | None, PyTr
                 f"--distill.teacher {distill.teacher} knows {len(run.info.class_names)} classes of images "
                 f"{run.info.image_shape}: the data has {len(info.class_names)} of {info.image_shape}"
             )
+        if (run.info.mean, run.info.std) != (info.mean, info.std):
+            mean, std = (" ".join(map(str, values)) for values in (run.info.mean, run.info.std))
+            raise UserError(
+                f"--distill.teacher {distill.teacher} learned from images that were normalised otherwise: "
+                f"pass --data.mean {mean} --data.std {std}"
+            )
         params = run.params["student"] if isinstance(run.objective, Distill) else run.params
         model = build_model(run.config.model, run.config.model_args, run.info, option="--distill.teacher")
         return model, {"teacher": {"params": params, **run.extras}}
@@ -143,10 +149,10 @@ def read_run_file(workdir: Path) -> tuple[Config, DataInfo]:
     path = workdir / "config.json"
     try:
         stored = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir} holds no run: {path} cannot be read ({error})") from error
-    info = {key: tuple(value) for key, value in stored["dataset"].items()}
-    return config_from_dict(Config, stored["config"]), DataInfo(**info)
+        info = {key: tuple(value) for key, value in stored["dataset"].items()}
+        return config_from_dict(Config, stored["config"]), DataInfo(**info)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{workdir} holds no run of this version: {path} cannot be read ({error})") from error
 
 
 def load_run(workdir: Path) -> Run:
@@ -167,7 +173,7 @@ def abstract_state(config: Config, objective: Objective, info: DataInfo) -> Trai
 
     def init(key):
         params = jax.eval_shape(objective.init, key, info.images)[0]
-        optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1), params)
+        optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1.0), params)
         return init_state(objective, optimizer, key, info.images, ema=config.optim.ema > 0)
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -10,11 +10,16 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
+from train.config import UserError
+
 FOLDER = "checkpoints"
 
 
-def open_checkpoints(workdir: Path, keep: int = 1) -> ocp.CheckpointManager:
-    """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the one of the best accuracy."""
+def open_checkpoints(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the one of the best accuracy.
+
+    Without `keep` it only reads.
+    """
     policies = [
         checkpoint_managers.LatestN(keep),
         checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1),
@@ -22,6 +27,7 @@ def open_checkpoints(workdir: Path, keep: int = 1) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=lambda metrics: metrics["accuracy"],
+        read_only=keep is None,
     )
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
@@ -33,7 +39,14 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, data: Any, me
 
 
 def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Any]:
-    """The state and the data position of `step`. `state`: abstract, with shardings."""
+    """The state and the data position of `step`. `state`: abstract, with shardings.
+
+    Raises UserError for a checkpoint that is damaged or of another model.
+    """
     items = ocp.args.Composite(state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore())
-    restored = manager.restore(step, args=items)
+    try:
+        restored = manager.restore(step, args=items)
+    except (KeyError, OSError, ValueError) as error:
+        folder = manager.directory / str(step)
+        raise UserError(f"the checkpoint {folder} cannot be read; without that folder an older one is used") from error
     return restored["state"], restored["data"]

@@ -4,6 +4,7 @@ The docstring under a field is its `--help` text.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -16,7 +17,8 @@ class Data:
     """Which images, and what the host does to them: decode, crop, resize."""
 
     name: str = "digits"
-    """`digits` (embedded), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (train/CLASS/*.jpg ...)."""
+    """`digits` (embedded), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (train/CLASS/*.jpg ...);
+    `--data` for short."""
     dir: str | None = None
     """Where TFDS keeps its prepared datasets; default: TFDS's own directory."""
     eval_split: str | None = None
@@ -109,7 +111,7 @@ class Distill:
 class Config:
     """A whole run. Two runs with equal configs on equal hardware end with equal parameters."""
 
-    model: str = "vit"
+    model: str = "t2t"
     """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
     model_args: tuple[str, ...] = ()
     """Arguments over the preset's, as KEY=VALUE: `--model-args depth=6 dim=192`."""
@@ -149,6 +151,25 @@ class Config:
     augment: Augment = dataclasses.field(default_factory=Augment)
     optim: Optim = dataclasses.field(default_factory=Optim)
     distill: Distill = dataclasses.field(default_factory=Distill)
+
+
+def check(config: Config) -> None:
+    """Raises UserError for a number that makes no sense; what data, augmentation and optimizer read, they check."""
+    for option, value, right, expected in (
+        ("epochs", config.epochs, 0 < config.epochs < math.inf, "positive"),
+        ("steps", config.steps, config.steps is None or config.steps >= 1, "1 or more"),
+        ("label-smoothing", config.label_smoothing, 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
+        ("seed", config.seed, 0 <= config.seed < 2**32, "at least 0 and below 2**32"),
+        ("eval-epochs", config.eval_epochs, 0 < config.eval_epochs < math.inf, "positive"),
+        ("log-steps", config.log_steps, config.log_steps >= 1, "1 or more"),
+        ("keep", config.keep, config.keep >= 1, "1 or more"),
+        ("optim.accumulate", config.optim.accumulate, config.optim.accumulate >= 1, "1 or more"),
+        ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "at least 0 and below 1"),
+        ("distill.temperature", config.distill.temperature, 0 < config.distill.temperature < math.inf, "positive"),
+        ("distill.alpha", config.distill.alpha, 0 <= config.distill.alpha <= 1, "0 to 1"),
+    ):
+        if not right:
+            raise UserError(f"--{option} is {value}; it must be {expected}")
 
 
 def config_from_dict(kind: type, values: dict):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from jaxtyping import PyTree
 
 from train import checkpoint
 from train.augment import augment, normalize
+from train.augment import check as check_augment
 from train.build import DataInfo, build_objective, load_teacher, load_weights
-from train.config import Config
+from train.config import Config, check
 from train.data import Dataset, eval_batches, load_dataset, train_batches
 from train.describe import describe
-from train.metrics import Diverged, Metrics, Progress, TrainLog, draw_curves
+from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves, is_lead
 from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding, to_devices
 from train.step import TrainState, init_state, make_eval_step, make_train_step
@@ -29,6 +31,8 @@ def fit(config: Config) -> dict[str, float]:
 
     Raises UserError for a config that cannot run, Diverged for a loss that is not finite.
     """
+    check(config)
+    check_augment(config.augment)
     mesh = make_mesh(config.model_parallel)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
@@ -65,6 +69,8 @@ def fit(config: Config) -> dict[str, float]:
         make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype), out_shardings=replicated(mesh)
     )
 
+    # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
+    weights = load_weights(objective.model, config.init, info, "--init") if config.init else None
     workdir = claim_workdir(config, info)
     checkpoints = checkpoint.open_checkpoints(workdir, config.keep)
     batches = train_batches(dataset, config.data, config.batch_size, config.seed)
@@ -74,14 +80,19 @@ def fit(config: Config) -> dict[str, float]:
         batches.set_state(position)
     else:
         state = jax.jit(new_state, out_shardings=shardings)(*init_inputs(config, info))
-        state = pretrained(state, config, objective.model, info, shardings) if config.init else state
+        state = pretrained(state, weights["params"], shardings) if weights else state
     frozen = jax.device_put(frozen, replicated(mesh))
 
-    with Progress(start, total) as progress:
+    with (
+        Progress(start, total) as progress,
+        closing(batches),
+        closing(checkpoints),
+        closing(Metrics(workdir, start)) as metrics,
+    ):
         for line in describe(config, dataset, state, mesh, total, eval_every, start):
             progress.message(line)
-        train_step = compile_step(train_step, state, abstract_batch(config, info, mesh), frozen, progress)
-        metrics = Metrics(workdir, start)
+        if start < total:
+            train_step = compile_step(train_step, state, abstract_batch(config, info, mesh), frozen, progress)
         log = TrainLog(metrics, progress, schedule, config.batch_size, config.log_steps)
         result = None
         try:
@@ -91,6 +102,7 @@ def fit(config: Config) -> dict[str, float]:
                 if step % eval_every == 0 or step == total:
                     log.flush()
                     result = evaluate(eval_step, state, dataset, config, mesh)
+                    check_finite(result["loss"], f"in the evaluation at step {step}")
                     metrics.write(step, "eval", result)
                     checkpoint.save(checkpoints, step, state, batches.get_state(), result)
                     progress.message(f"step {step}/{total}  evaluation: {show(result)}")
@@ -105,9 +117,8 @@ def fit(config: Config) -> dict[str, float]:
             f"done: {show(result)} on {len(dataset.eval):,} {config.data.eval_split or 'evaluation'} images "
             f"after {total:,} steps; best at step {checkpoints.best_step():,}"
         )
-        progress.message(f"see {draw_curves(workdir)} and {workdir / 'metrics.jsonl'}")
-    metrics.close()
-    checkpoints.close()
+        if is_lead():
+            progress.message(f"see {draw_curves(workdir)} and {workdir / 'metrics.jsonl'}")
     return result
 
 
@@ -144,9 +155,8 @@ def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def pretrained(state: TrainState, config: Config, model, info: DataInfo, shardings: TrainState) -> TrainState:
-    """The new `state` with the weights of `config.init`."""
-    params = load_weights(model, config.init, info, "--init")["params"]
+def pretrained(state: TrainState, params: PyTree, shardings: TrainState) -> TrainState:
+    """The new `state` with `params` in place of its own."""
     params = jax.device_put(params, shardings.params)
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=average)

@@ -41,11 +41,11 @@ def parse(argv: list[str]) -> Config:
     """The config that `argv` describes: a recipe's, under what is given."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
-    first.add_argument("--model", default="vit")
+    first.add_argument("--model", default=Config.model)
     first.add_argument("--data.name", "--data", dest="data")
     chosen, _ = first.parse_known_args(argv)
     base = base_config(chosen.recipe, chosen.model, chosen.data)
-    config = tyro.cli(Config, args=spell_out(argv), default=base, description=__doc__)
+    config = tyro.cli(Config, args=spell_out(argv), default=base, prog="python -m train.main", description=__doc__)
     # What the command line gives for a model argument stands over the recipe's; the rest of the recipe's stays.
     arguments = {pair.partition("=")[0]: pair for pair in (*base.model_args, *config.model_args)}
     return dataclasses.replace(

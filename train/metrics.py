@@ -20,9 +20,15 @@ class Diverged(Exception):
     """The loss is no longer a finite number."""
 
 
+def check_finite(loss: float, where: str) -> None:
+    """Raises Diverged unless `loss` is a finite number."""
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss is {loss} {where}")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one whole."""
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draft.write_text(text)
     os.replace(draft, path)
 
@@ -34,10 +40,17 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def is_lead() -> bool:
+    """Whether this process is the one that speaks and writes for all hosts."""
+    return jax.process_index() == 0
+
+
 class Metrics:
     """The writer of a workdir's metrics, which begins after `step`: a continued run drops what it will do again."""
 
     def __init__(self, workdir: Path, step: int):
+        if not is_lead():
+            return
         kept = [json.dumps(record) + "\n" for record in read_records(workdir) if record["step"] <= step]
         write_atomically(workdir / "metrics.jsonl", "".join(kept))
         self._lines = open(workdir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115, open for the whole run
@@ -45,13 +58,16 @@ class Metrics:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One record: {"step", "split", **values}."""
+        if not is_lead():
+            return
         self._lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        self._lines.close()
-        self._events.close()
+        if is_lead():
+            self._lines.close()
+            self._events.close()
 
 
 class TrainLog:
@@ -94,8 +110,7 @@ class TrainLog:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         for (step, _), values in zip(window, fetched, strict=True):
-            if not math.isfinite(values["loss"]):
-                raise Diverged(f"the loss is {float(values['loss'])} at step {step}")
+            check_finite(float(values["loss"]), f"at step {step}")
         last = window[-1][0]
         means = {name: sum(float(values[name]) for values in fetched) / len(fetched) for name in fetched[0]}
         means["lr"] = float(self._schedule(last - 1))
@@ -108,7 +123,7 @@ class Progress:
     """A bar on a terminal; elsewhere, lines. `message` prints above the bar."""
 
     def __init__(self, start: int, total: int):
-        self._console = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._console = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_lead())
         self._total = total
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),

@@ -37,7 +37,7 @@ def check_batch(option: str, size: int, mesh: Mesh, slices: int = 1) -> None:
     shares = mesh.shape["data"] * slices
     if size < 1 or size % shares:
         raise UserError(
-            f"{option} is {size}; it must be a multiple of {shares}: "
+            f"{option} is {size}; it must be a positive multiple of {shares}: "
             f"{mesh.shape['data']} devices share a batch" + (f" in {slices} slices" if slices > 1 else "")
         )
 

@@ -14,9 +14,9 @@ from vit_jax.objectives.protocol import Objective
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes. `ema` is the moving average of `params`, or None."""
+    """All that a step changes, or a tree of its shapes or shardings. `ema`: moving average of `params`, or None."""
 
-    step: Array
+    step: PyTree
     params: PyTree
     extras: PyTree
     opt_state: PyTree
@@ -95,7 +95,7 @@ def make_train_step(
             # Early on the average follows closely, or a short run would evaluate its initialisation.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, params)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, extras, opt_state, ema), metrics
 
     return train_step

@@ -58,6 +58,15 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
     source = "state_dict"
     if isinstance(state_dict, str | os.PathLike):
         source, state_dict = os.fspath(state_dict), load_torch_file(state_dict)
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"{source} is a {type(state_dict).__name__}: expected a mapping of names to tensors, or a path"
+        )
+    if nested := [key for key, value in state_dict.items() if isinstance(value, Mapping)]:
+        raise ValueError(
+            f"{source} holds a dict under {' and '.join(map(repr, nested))}: where weights are nested, pass those "
+            f"alone: from_torch(model, load_torch_file(path)[{nested[0]!r}], ...)"
+        )
     state = {key: _to_numpy(source, key, value) for key, value in state_dict.items()}
     targets = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs))
     keys = {path: _torch_key(model, path) for path in targets}
@@ -98,7 +107,7 @@ def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.nda
     """
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats") if name in variables})
     keys = {path: _torch_key(model, path) for path in flat}
-    state = {keys[path]: np.array(_to_torch_layout(path, np.asarray(value))) for path, value in flat.items()}
+    state = {keys[path]: np.array(_to_torch_layout(path, np.asarray(value)), order="C") for path, value in flat.items()}
     state |= {key: np.zeros((), np.int64) for key in _counters(keys)}
     for key, origin in _derived(model, keys.values()).items():
         state[key] = np.array(state[origin] if isinstance(origin, str) else origin)
@@ -172,10 +181,7 @@ def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     if not hasattr(value, "__array__"):
-        raise ValueError(
-            f"{source}: {key!r} holds a {type(value).__name__}, expected a tensor; where a checkpoint nests its "
-            f"weights, pass those alone: from_torch(model, load_torch_file(path)[{key!r}], ...)"
-        )
+        raise ValueError(f"{source}: {key!r} holds a {type(value).__name__}, expected a tensor")
     return np.asarray(value)
 
 

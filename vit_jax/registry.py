@@ -65,6 +65,10 @@ def _check_arguments(name: str, model_class: type, kwargs: dict[str, Any]) -> No
     for key in kwargs:
         if key not in [f.name for f in fields]:
             raise ValueError(_unknown(f"argument of model {name!r}", key, [f.name for f in fields]))
+    for f in fields:
+        accepted = {int: int, float: int | float, str: str}.get(f.type)  # richer types are the model's to check
+        if f.name in kwargs and accepted and not isinstance(kwargs[f.name], accepted):
+            raise ValueError(f"{f.name}={kwargs[f.name]!r}: expected {f.type.__name__}")
     missing = [
         f.name
         for f in fields

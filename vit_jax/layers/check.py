@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from flax import linen as nn
 from jax import Array
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """`value` as (height, width): a single number stands for both. Raises ValueError unless both are positive."""
-    sides = (value, value) if isinstance(value, int) else tuple(value)
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{name}={value!r}: expected a positive integer or a pair (height, width) of them")
     return sides
@@ -29,6 +30,31 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+_AT_LEAST = dict(dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls_depth=0, num_classes=0)
+_RATES = ("dropout", "emb_dropout", "layer_dropout")
+
+
+def check_arguments(model: nn.Module) -> None:
+    """Checks the arguments that models have in common, by their names, where `model` has them.
+
+    Raises ValueError for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
+    than "cls" and "mean", and a `patch_size` that does not divide `image_size`.
+    """
+    arguments = vars(model)
+    for name, minimum in _AT_LEAST.items():
+        value = arguments.get(name)
+        numbers = value if isinstance(value, Sequence) else (value,)
+        if any(number is not None and number < minimum for number in numbers):
+            raise ValueError(f"{name}={value!r}: expected at least {minimum}")
+    for name in _RATES:
+        if not 0 <= arguments.get(name, 0) <= 1:
+            raise ValueError(f"{name}={arguments[name]!r}: expected 0 to 1")
+    if "pool" in arguments:
+        one_of("pool", model.pool, ("cls", "mean"))
+    if "patch_size" in arguments:
+        patch_grid(model.image_size, model.patch_size)
 
 
 def check_images(images: Array, channels: int) -> None:

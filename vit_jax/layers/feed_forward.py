@@ -1,10 +1,10 @@
 """The transformer's second half: two linear maps with a GELU between them."""
 
-import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.dense import Dense
+from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import LayerNorm
 
 
@@ -19,7 +19,7 @@ class FeedForward(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         x = Dense(self.hidden_dim, name="fc1")(x)
-        x = jax.nn.gelu(x, approximate=False)
+        x = gelu(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = Dense(dim, name="fc2")(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)

@@ -5,6 +5,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.custom_jvp
 def softmax(scores: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
-    """Softmax over the last axis, reduced in float32 and returned in the dtype of `scores`."""
-    return jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(scores.dtype)
+    """Softmax over the last axis, computed in float32 and returned in the dtype of `scores`."""
+    exp = jnp.exp(scores.astype(jnp.float32) - scores.max(axis=-1, keepdims=True))
+    return (exp / exp.sum(axis=-1, keepdims=True)).astype(scores.dtype)
+
+
+# The gradient needs the result alone; with jax.nn.softmax, XLA's CPU backend keeps three arrays of that size.
+@softmax.defjvp
+def _softmax_jvp(primals, tangents):
+    probs = softmax(*primals)
+    p = probs.astype(jnp.float32)
+    weighted = p * tangents[0]
+    return probs, (weighted - p * weighted.sum(axis=-1, keepdims=True)).astype(probs.dtype)

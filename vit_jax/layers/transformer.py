@@ -4,6 +4,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
+from vit_jax.layers.check import check_arguments
 from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
 from vit_jax.layers.norm import LayerNorm
 
@@ -20,6 +21,10 @@ class Transformer(nn.Module):
     dim_head: int
     mlp_dim: int
     dropout: float = 0.0
+
+    def __post_init__(self):
+        check_arguments(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:

@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import check_images, one_of, pair, patch_grid
+from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
 from vit_jax.layers.head import HEAD_RULES, NormHead
@@ -85,8 +85,7 @@ class DeepViT(nn.Module):
     emb_dropout: float = 0.0
 
     def __post_init__(self):
-        patch_grid(self.image_size, self.patch_size)
-        one_of("pool", self.pool, ("cls", "mean"))
+        check_arguments(self)
         super().__post_init__()
 
     @nn.compact

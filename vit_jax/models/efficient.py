@@ -9,7 +9,7 @@ Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import check_images, one_of, pair, patch_grid
+from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.head import HEAD_RULES, NormHead
 from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
@@ -33,8 +33,9 @@ class EfficientViT(nn.Module):
     channels: int = 3
 
     def __post_init__(self):
-        patch_grid(self.image_size, self.patch_size)
-        one_of("pool", self.pool, ("cls", "mean"))
+        check_arguments(self)
+        if not isinstance(self.transformer, nn.Module):
+            raise ValueError(f"transformer={self.transformer!r}: expected a module, as create_model makes them")
         super().__post_init__()
 
     def setup(self):

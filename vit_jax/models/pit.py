@@ -13,8 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
-from vit_jax.layers.check import check_images, pair, patch_grid
+from vit_jax.layers.check import check_arguments, check_images, pair
 from vit_jax.layers.dense import Dense
+from vit_jax.layers.depthwise import DepthwiseConv
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import HEAD_RULES, NormHead
 from vit_jax.layers.tokens import add_positions, prepend
@@ -49,8 +50,8 @@ class Pool(nn.Module):
         dim = x.shape[-1]
         token = Dense(2 * dim, name="cls_ff")(x[:, :1])
         grid = rearrange(x[:, 1:], "b (h w) d -> b h w d", h=self.rows)
-        depthwise = nn.Conv(2 * dim, (3, 3), strides=2, padding=1, feature_group_count=dim, name="depthwise")
-        grid = nn.Conv(2 * dim, (1, 1), name="pointwise")(depthwise(grid))
+        grid = DepthwiseConv(kernel=3, stride=2, multiplier=2, name="depthwise")(grid)
+        grid = nn.Conv(2 * dim, (1, 1), name="pointwise")(grid)
         return jnp.concatenate([token, rearrange(grid, "b h w d -> b (h w) d")], axis=1)
 
 
@@ -75,10 +76,10 @@ class PiT(nn.Module):
     channels: int = 3
 
     def __post_init__(self):
-        patch_grid(self.image_size, self.patch_size)
+        check_arguments(self)
         if min(pair("patch_size", self.patch_size)) < 2:
             raise ValueError(f"patch_size={self.patch_size!r}: expected at least 2, as patches overlap by half")
-        if not isinstance(self.depth, tuple | list):
+        if not isinstance(self.depth, tuple | list) or not self.depth:
             raise ValueError(f"depth={self.depth!r}: expected a tuple, the number of blocks in each stage")
         self._per_stage("heads")
         self._per_stage("mlp_dim")

@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import check_images, pair, patch_grid
+from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
 from vit_jax.layers.norm import LayerNorm
@@ -72,7 +72,7 @@ class SimpleViT(nn.Module):
     dim_head: int = 64
 
     def __post_init__(self):
-        patch_grid(self.image_size, self.patch_size)
+        check_arguments(self)
         super().__post_init__()
 
     @nn.compact

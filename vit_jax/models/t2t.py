@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import check_images, one_of, pair
+from vit_jax.layers.check import check_arguments, check_images, pair
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
@@ -63,7 +63,9 @@ class T2TViT(nn.Module):
     t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2))
 
     def __post_init__(self):
-        one_of("pool", self.pool, ("cls", "mean"))
+        check_arguments(self)
+        if not self.t2t_layers:
+            raise ValueError("t2t_layers=(): expected at least one (kernel, stride)")
         self._token_grid()
         if self.transformer is None:
             sizes = dict(depth=self.depth, heads=self.heads, mlp_dim=self.mlp_dim)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import check_images, one_of, pair, patch_grid
+from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
@@ -39,8 +39,7 @@ class ViT(nn.Module):
     emb_dropout: float = 0.0
 
     def __post_init__(self):
-        patch_grid(self.image_size, self.patch_size)
-        one_of("pool", self.pool, ("cls", "mean"))
+        check_arguments(self)
         super().__post_init__()
 
     def setup(self):

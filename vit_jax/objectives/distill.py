@@ -81,13 +81,14 @@ def hard_distillation(student: Float[Array, "b k"], teacher: Float[Array, "b k"]
 class Distill:
     """(1 - alpha) times the class head's cross-entropy, plus alpha times the distillation head's loss.
 
-    `teacher` maps images to logits (b, k); its variables come with every call as `extras["teacher"]`.
+    `teacher` maps images to logits (b, k), and its variables come with every `loss` as `extras["teacher"]`; what only
+    predicts needs none.
     `head` says what prediction uses: "class", "distill", or "mean" of both heads' logits, as DeiT's code does.
     Raises ValueError for values that make no sense.
     """
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: nn.Module | None
     temperature: float = 1.0
     alpha: float = 0.5
     hard: bool = False

@@ -1,13 +1,14 @@
 """What a trainer asks of an objective. It never knows which one runs."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array
 
 Tree = Mapping[str, Any]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss over parameters, and what it keeps beside them.
 

@@ -1,0 +1,301 @@
+"""Our forward pass and train step against upstream's in PyTorch, on the same weights and the same batch.
+
+    python benchmarks/step_time.py --model vit/ti16
+
+Each library runs in a process of its own, so that their thread pools do not meet; the two are timed in turns, so that
+whatever else the machine does falls on both. A ratio above 1 means that ours is the faster.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.05, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is timed, and how."""
+
+    model: str = "vit/ti16"
+    """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
+    image_size: int | None = None
+    """Height and width in pixels; default: the preset's."""
+    model_args: tuple[str, ...] = ()
+    """Arguments over the preset's, as KEY=VALUE."""
+    batch_size: int = 8
+    """Images per step."""
+    threads: int = 2
+    """Threads that each library computes with."""
+    repeats: int = 20
+    """Timed blocks of each library, after one untimed."""
+    seconds: float = 0.5
+    """Least length of a block; it is as many calls as fill that."""
+    forward_only: bool = False
+    """Leave out the train step."""
+    compiled: bool = False
+    """Compile upstream's model with `torch.compile`."""
+    python: str = sys.executable
+    """Interpreter for our side, to measure another jax than the one beside torch."""
+    json: Path | None = None
+    """File to write the result to as well."""
+
+
+def main(options: Options) -> None:
+    """Time both libraries and print medians and ratios."""
+    torch, ours = Worker("torch", sys.executable, options), Worker("jax", options.python, options)
+    logits = torch.call("logits"), ours.call("load", torch.call("state"))
+    result = {
+        "options": {key: value for key, value in vars(options).items() if key not in ("python", "json")},
+        "versions": {**torch.call("versions"), **ours.call("versions")},
+        "logits_differ": float(abs(logits[0] - logits[1]).max() / abs(logits[0]).max()),
+    }
+    for what in ("forward",) if options.forward_only else ("forward", "train"):
+        result[what] = compare(what, torch, ours, options)
+    report(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def compare(what: str, torch: "Worker", ours: "Worker", options: Options) -> dict[str, float]:
+    """Milliseconds per call of both, and the ratios torch / ours of the medians and of neighbouring blocks."""
+    calls = {}
+    for worker in (torch, ours):
+        worker.call("milliseconds", what, 2)  # compiles, allocates, spreads the threads
+        calls[worker] = max(1, round(1000 * options.seconds / worker.call("milliseconds", what, 2)))
+    pairs = [
+        [worker.call("milliseconds", what, calls[worker]) for worker in (torch, ours)] for _ in range(options.repeats)
+    ]
+    torch_ms, our_ms = map(statistics.median, zip(*pairs, strict=True))
+    ratios = [theirs / our for theirs, our in pairs]
+    return {
+        "torch_ms": torch_ms,
+        "ours_ms": our_ms,
+        "ratio": torch_ms / our_ms,
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def report(result: dict) -> None:
+    """Print `result` for a reader."""
+    options = result["options"]
+    print(f"{options['model']}, batch {options['batch_size']}, float32, {options['threads']} threads")
+    print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
+    print(f"logits differ by {result['logits_differ']:.1e} of the largest")
+    for what in ("forward", "train"):
+        if numbers := result.get(what):
+            print(
+                f"{what:8} torch {numbers['torch_ms']:7.1f} ms   ours {numbers['ours_ms']:7.1f} ms   "
+                f"ratio {numbers['ratio']:.2f} (pairs {numbers['ratio_min']:.2f} to {numbers['ratio_max']:.2f})"
+            )
+
+
+class Worker:
+    """A process that holds one library's side and answers calls, one at a time."""
+
+    def __init__(self, side: str, python: str, options: Options):
+        threads = str(options.threads)
+        self.process = subprocess.Popen(
+            [python, __file__, "--worker", side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "NPROC": threads, "OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu"},
+        )
+        self.call(vars(options))
+
+    def call(self, *request):
+        """What the worker returns for `request`: the name of a method and its arguments."""
+        try:
+            pickle.dump(request, self.process.stdin)
+            self.process.stdin.flush()
+            return pickle.load(self.process.stdout)
+        except (EOFError, BrokenPipeError):
+            sys.exit("step_time.py: a worker stopped; its error is above")
+
+
+def work(side: str) -> None:
+    """The other end of `Worker`: answer requests on stdin until it closes."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    (options,) = pickle.load(sys.stdin.buffer)
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    worker = {"torch": TorchSide, "jax": JaxSide}[side](Options(**options))
+    pickle.dump(None, answers)
+    answers.flush()
+    while True:
+        try:
+            name, *args = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pickle.dump(getattr(worker, name)(*args), answers)
+        answers.flush()
+
+
+def make_model(options: Options):
+    """Our Flax module; upstream's is made from its fields."""
+    from train.build import model_name, parse_arguments
+    from vit_jax import create_model
+
+    size = {} if options.image_size is None else {"image_size": options.image_size}
+    arguments = parse_arguments("--model-args", options.model_args)
+    return create_model(model_name(options.model), **{"num_classes": 1000, **size, **arguments})
+
+
+def make_batch(model, batch_size: int):
+    """Images (b, H, W, c) and labels (b), the same for both sides."""
+    import numpy as np
+
+    from vit_jax.layers.check import pair
+
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch_size, *pair("image_size", model.image_size), model.channels), np.float32)
+    return images, rng.integers(model.num_classes, size=batch_size)
+
+
+class TorchSide:
+    """Upstream's model, torch's AdamW and eager (or compiled) PyTorch."""
+
+    def __init__(self, options: Options):
+        import torch
+
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(0)
+        for operator in (
+            "nms",
+            "qnms",
+        ):  # torchvision, which upstream imports, may lack them beside a CPU torch
+            torch.library.define(
+                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+        ours = make_model(options)
+        images, labels = make_batch(ours, options.batch_size)
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        self.labels = torch.from_numpy(labels)
+        self.model = torch_twin(ours)
+        self.run = torch.compile(self.model) if options.compiled else self.model
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def versions(self) -> dict[str, str]:
+        import torch
+
+        return {"torch": torch.__version__}
+
+    def state(self) -> dict:
+        return {key: value.numpy() for key, value in self.model.state_dict().items()}
+
+    def logits(self):
+        import torch
+
+        with torch.inference_mode():
+            return self.model.eval()(self.images).numpy()
+
+    def milliseconds(self, what: str, calls: int) -> float:
+        """Mean time of one forward pass or train step, of `calls` in a row."""
+        self.run.train(what == "train")
+        step = {"forward": self.forward, "train": self.train}[what]
+        start = time.perf_counter()
+        for _ in range(calls):
+            step()
+        return 1000 * (time.perf_counter() - start) / calls
+
+    def forward(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            self.run(self.images)
+
+    def train(self) -> None:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        logits = self.run(self.images)
+        loss = cross_entropy(logits, self.labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        loss.item(), norm.item(), (logits.argmax(1) == self.labels).float().mean().item()
+
+
+def torch_twin(ours):
+    """Upstream's module with the arguments of `ours`, as far as it takes them, modules among them too."""
+    from vit_jax.registry import MODELS
+
+    target = f"{type(ours).__module__}:{type(ours).__name__}"
+    name = next(name for name in MODELS if MODELS[name] == target)
+    file = importlib.import_module(f"vit_pytorch.{name.partition(':')[0]}")
+    upstream = getattr(file, type(ours).__name__, None) or file.ViT
+    fields = {field.name for field in dataclasses.fields(ours)} - {"parent", "name"}
+    arguments = {key: getattr(ours, key) for key in fields & inspect.signature(upstream).parameters.keys()}
+    return upstream(**{key: torch_twin(x) if dataclasses.is_dataclass(x) else x for key, x in arguments.items()})
+
+
+class JaxSide:
+    """Our model and the trainer's own step, jitted and with donated state as in train/loop.py."""
+
+    def __init__(self, options: Options):
+        import jax
+
+        self.model = make_model(options)
+        self.images, self.labels = map(jax.device_put, make_batch(self.model, options.batch_size))
+        self.forward = jax.jit(self.model.apply)
+
+    def versions(self) -> dict[str, str]:
+        import flax
+        import jax
+
+        return {"jax": jax.__version__, "flax": flax.__version__}
+
+    def load(self, state_dict: dict):
+        """Take upstream's weights; returns the logits."""
+        import jax
+        import numpy as np
+        import optax
+
+        from train.config import Optim
+        from train.optim import make_optimizer
+        from train.step import TrainState, make_train_step
+        from vit_jax.convert import from_torch
+        from vit_jax.objectives.classify import Classify
+
+        self.variables = from_torch(self.model, state_dict, self.images)
+        params = jax.tree.map(jax.numpy.copy, self.variables["params"])  # the step donates them
+        config = Optim(weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
+        optimizer = make_optimizer(config, optax.constant_schedule(LEARNING_RATE), params)
+        self.state = TrainState(jax.numpy.zeros((), int), params, {}, optimizer.init(params), ema=None)
+        prepare = lambda key, images, labels: (images, jax.nn.one_hot(labels, self.model.num_classes))
+        step = make_train_step(Classify(self.model), optimizer, prepare, seed=0)
+        self.train = jax.jit(step, donate_argnums=0)
+        return np.asarray(self.forward(self.variables, self.images))
+
+    def milliseconds(self, what: str, calls: int) -> float:
+        """Mean time of one forward pass or train step, of `calls` in a row."""
+        import jax
+
+        start = time.perf_counter()
+        for _ in range(calls):
+            if what == "forward":
+                result = self.forward(self.variables, self.images)
+            else:
+                batch = {"image": self.images, "label": self.labels}
+                self.state, result = self.train(self.state, batch, {})
+        jax.block_until_ready(result)
+        return 1000 * (time.perf_counter() - start) / calls
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(sys.argv[2])
+    else:
+        import tyro
+
+        main(tyro.cli(Options, description=__doc__))

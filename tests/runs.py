@@ -1,0 +1,52 @@
+"""Small runs of the trainer: how to start one, and what it left behind."""
+
+import json
+
+import jax
+import numpy as np
+
+from train.build import abstract_state, build_objective, read_run_file
+from train.checkpoint import open_checkpoints, restore
+from train.main import main
+
+# Learns nothing worth keeping, but passes through every part of the trainer in seconds: 90 steps are two epochs.
+TINY = (
+    *("--model=vit", "--batch-size=32", "--eval-batch-size=256", "--log-steps=2"),
+    *("--model-args", "dim=16", "depth=1", "heads=2", "dim_head=8", "mlp_dim=32"),  # last: a test may add to them
+)
+# Everything that draws random numbers, so that a run which resumes or spreads wrongly ends elsewhere.
+RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--optim.ema=0.9")
+
+
+def train(workdir, *options, base=TINY) -> int:
+    """The exit status of a run in this process."""
+    return main([*base, *options, f"--workdir={workdir}"])
+
+
+def records(workdir, split):
+    """The records of one split, without the clock's part."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    every = [json.loads(line) for line in lines]
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in every if r["split"] == split]
+
+
+def stored(workdir, step):
+    """The state and the data position in the checkpoint of `step`; the state as {path: numpy array}."""
+    config, info = read_run_file(workdir)
+    manager = open_checkpoints(workdir)
+    state, data = restore(manager, step, abstract_state(config, build_objective(config, info), info))
+    manager.close()
+    return flat(state), data
+
+
+def flat(tree):
+    """{path: numpy array, copied}."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+
+
+def assert_same(state, other):
+    """Equal in every bit of every leaf."""
+    assert state.keys() == other.keys()
+    for path in state:
+        np.testing.assert_array_equal(state[path], other[path], err_msg=path, strict=True)

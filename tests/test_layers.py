@@ -1,0 +1,150 @@
+"""Shared layers against torch, Flax and jax's own forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.positions import sincos_2d
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
+from vit_jax.layers.unfold import unfold, unfold_grid
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.standard_normal(shape, np.float32))
+
+
+WINDOWS = [((3, 3), (2, 2), 1), ((7, 7), (4, 4), 2), ((4, 2), (2, 1), 0), ((2, 3), (3, 2), 1), ((1, 1), (1, 1), 0)]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), WINDOWS)
+def test_unfold_equals_jax(kernel, stride, padding):
+    x = normal(2, 9, 11, 3)
+    ours = unfold(x, kernel, stride, padding)
+    theirs = jax.lax.conv_general_dilated_patches(
+        x, kernel, stride, [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.shape[1:3] == unfold_grid((9, 11), kernel, stride, padding)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), WINDOWS)
+def test_unfold_equals_torch(kernel, stride, padding):
+    torch = pytest.importorskip("torch")
+    x = normal(2, 9, 11, 3)
+    theirs = torch.nn.Unfold(kernel, stride=stride, padding=padding)(torch.from_numpy(np.array(x)).permute(0, 3, 1, 2))
+    ours = unfold(x, kernel, stride, padding)
+    np.testing.assert_array_equal(ours.reshape(2, -1, ours.shape[-1]), theirs.transpose(1, 2))
+
+
+def test_unfold_needs_a_window():
+    with pytest.raises(ValueError, match=r"image of \(9, 2\) pixels: expected at least \(3, 3\)"):
+        unfold(normal(1, 9, 2, 1), (3, 3), (1, 1))
+
+
+def test_positions_by_hand():
+    """Frequencies of eight features: 1 and 1 / temperature; x runs fastest."""
+    positions = sincos_2d(2, 3, 8, temperature=100.0)
+    assert positions.dtype == np.float32
+    y, x = 1, 2
+    expected = [f(v * w) for f, v in ((np.sin, x), (np.cos, x), (np.sin, y), (np.cos, y)) for w in (1, 0.01)]
+    np.testing.assert_allclose(positions[y * 3 + x], expected, rtol=1e-6)
+
+
+def test_positions_equal_upstreams():
+    pytest.importorskip("torch")
+    import tests.upstream  # noqa: F401 (first, as it lets vit_pytorch be imported)
+
+    # isort: split
+    from vit_pytorch.simple_vit import posemb_sincos_2d
+
+    np.testing.assert_allclose(sincos_2d(5, 7, 24), posemb_sincos_2d(5, 7, 24), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("dim", [4, 6, 0])
+def test_positions_refuse_other_widths(dim):
+    with pytest.raises(ValueError, match=f"dim={dim}: expected a multiple of 4, and more than 4"):
+        sincos_2d(2, 2, dim)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 3, 4, 5), (0, 3, 5)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_dense_equals_flax(shape, use_bias):
+    x, ours, theirs = normal(*shape), Dense(7, use_bias=use_bias), nn.Dense(7, use_bias=use_bias)
+    variables = ours.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, theirs.init(jax.random.key(0), x))
+    variables = jax.tree.map(lambda leaf: normal(*leaf.shape), variables)
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-6)
+
+
+def test_dense_starts_as_flax_does():
+    kernel = Dense(400).init(jax.random.key(0), jnp.ones((1, 100)))["params"]["kernel"]
+    assert float(kernel.std()) == pytest.approx(100**-0.5, rel=0.02)
+
+
+def norm(x, scale, bias, **kwargs):
+    return np.asarray(LayerNorm(**kwargs).apply({"params": {"scale": scale, "bias": bias}}, x))
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+@pytest.mark.parametrize("deviation", [1.0, 1e-3])
+def test_layer_norm_keeps_its_digits(mean, deviation):
+    """Float64 is the reference: Flax's faster variance is wrong by far at a mean of a thousand deviations."""
+    x, scale, bias = normal(4, 64) * deviation + mean, normal(64), normal(64)
+    exact = np.asarray(x, np.float64)
+    centred = exact - exact.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(scale) + np.asarray(bias)
+    # The mean itself is rounded to float32, at 6e-8 of it; that is seen in deviations, or in epsilon's root.
+    error = 1e-5 + 2e-7 * mean / max(deviation, 1e-5**0.5)
+    np.testing.assert_allclose(norm(x, scale, bias), expected, rtol=0, atol=4 * error)
+
+
+def test_layer_norm_equals_torchs():
+    torch = pytest.importorskip("torch")
+    x, scale, bias = normal(4, 64) * 1e-2 + 3, normal(64), normal(64)
+    tensors = [torch.from_numpy(np.array(value)) for value in (x, scale, bias)]
+    expected = torch.nn.functional.layer_norm(tensors[0], (64,), *tensors[1:])
+    np.testing.assert_allclose(norm(x, scale, bias), expected, rtol=0, atol=1e-4)
+
+
+def test_layer_norm_reduces_in_float32():
+    """In bfloat16 the mean of 300 and small noise would be off by a whole number."""
+    x, ones = (normal(4, 64) + 300).astype(jnp.bfloat16), jnp.ones(64, jnp.bfloat16)
+    out = norm(x, ones, 0 * ones)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), norm(x.astype(jnp.float32), 1.0 * ones, 0.0 * ones), atol=0.02)
+
+
+def test_softmax_reduces_in_float32():
+    """A thousand equal parts and a bit: a sum in bfloat16 would stop growing at 256."""
+    scores = jnp.zeros((2, 1000), jnp.bfloat16)
+    out = softmax(scores)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, np.full((2, 1000), 0.001, jnp.bfloat16))
+    x = normal(3, 9) * 5
+    exact = np.exp(np.asarray(x, np.float64))
+    np.testing.assert_allclose(softmax(x), exact / exact.sum(-1, keepdims=True), rtol=2e-6)
+    assert jnp.isfinite(softmax(jnp.array([[1e4, -1e4, 0.0]]))).all()
+
+
+@pytest.mark.parametrize("leading", [(), (1,)])
+def test_tokens_and_positions(leading):
+    x, tokens, positions = normal(2, 3, 4), normal(*leading, 2, 4), normal(*leading, 5, 4)
+    for image in range(2):
+        np.testing.assert_array_equal(prepend(tokens, x)[image], np.concatenate([tokens.reshape(2, 4), x[image]]))
+        np.testing.assert_array_equal(append(x, tokens)[image], np.concatenate([x[image], tokens.reshape(2, 4)]))
+        np.testing.assert_array_equal(add_positions(x, positions)[image], x[image] + positions.reshape(5, 4)[:3])
+    with pytest.raises(ValueError, match="images give 3 tokens: expected at most 2"):
+        add_positions(x, tokens)
+
+
+def test_pooling():
+    x = normal(2, 3, 4)
+    np.testing.assert_array_equal(pool_tokens(x, "cls"), x[:, 0])
+    np.testing.assert_allclose(pool_tokens(x, "mean"), np.asarray(x).mean(1), rtol=1e-6)

@@ -1,0 +1,78 @@
+"""The README's commands and code do what it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+import train.main
+import train.predict
+from vit_jax import create_model
+from vit_jax.convert import to_torch
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(prefix: str) -> list[list[str]]:
+    lines = "\n".join(blocks("console")).splitlines()
+    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith(f"$ {prefix}")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory that the README's reader would have."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, name in [(s, n) for s in ("train", "test") for n in ("cat", "dog")]:
+        path = Path("PATH") / split / name
+        path.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path / f"{i}.png")
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save("IMAGE.png")
+    teacher = create_model("vit/ti16", image_size=32, num_classes=2)
+    save_file(to_torch(teacher, teacher.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))), "vit.safetensors")
+
+
+def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in blocks("python"):
+        exec(block, namespace)
+    assert namespace["logits"].shape == (2, 10)
+    assert "'cait'" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_command_lines_run(folder, capsys):
+    """Two steps each, in the README's order, since later ones read what earlier ones wrote."""
+    ran = 0
+    for _python, _m, module, *argv in commands("python -m train"):
+        if "--tpu" in argv:
+            assert train.main.main(argv) == 2
+            assert "--tpu needs TPUs" in capsys.readouterr().err
+        elif "--help" in argv:
+            with pytest.raises(SystemExit, match="0"):
+                train.main.main(argv)
+        elif module == "train.predict":
+            assert train.predict.main(argv) == 0
+            assert capsys.readouterr().out.count("%") == 5
+        else:
+            assert train.main.main([*argv, "--steps=2"]) == 0
+            assert "done: loss" in capsys.readouterr().out
+        ran += 1
+    assert ran == 8
+
+
+def test_make_targets_exist():
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    for _make, target, *_ in commands("make"):
+        assert f"\n{target}:" in makefile

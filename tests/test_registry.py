@@ -1,0 +1,109 @@
+"""The table of models: its names, its messages, its laziness, and that no model is left untested."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from flax import linen as nn
+
+import vit_jax
+from tests.cases import BLOCKS, CASES, IMAGE
+from vit_jax import create_model, list_models, list_presets
+from vit_jax.registry import MODELS
+
+
+def test_list_models_is_in_order():
+    assert list_models() == sorted(MODELS)
+    assert {"vit", "t2t", "vit:Transformer"} <= set(list_models())
+
+
+def test_registry_files_and_rows_agree():
+    assert {case.name for case in CASES} == set(list_models())
+    files = {path.stem for path in Path(vit_jax.__file__).parent.glob("models/*.py")} - {"__init__"}
+    assert {name.partition(":")[0] for name in MODELS} == files
+    for name, target in MODELS.items():
+        module, _, class_name = target.partition(":")
+        if module.startswith("vit_jax.models."):
+            assert module == f"vit_jax.models.{name.partition(':')[0]}"
+        if ":" in name:
+            assert class_name == name.partition(":")[2]
+
+
+def test_rows_have_names_of_their_own():
+    names = [str(case) for case in CASES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_classifier_has_a_tiny_preset(name):
+    assert ("tiny" in list_presets(name)) == (name != "vit:Transformer")
+
+
+def test_a_preset_gives_way_to_arguments():
+    model = create_model("vit/tiny", num_classes=10, depth=7)
+    assert (model.num_classes, model.depth, model.dim) == (10, 7, create_model("vit/tiny", num_classes=1).dim)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("vitt", {}, r"unknown model: 'vitt'; did you mean vit"),
+        ("resnet50", {}, r"unknown model: 'resnet50'; expected one of cait, deepvit, .*vit:Transformer"),
+        ("", {}, r"unknown model: ''; expected one of cait"),
+        ("cait/s42", {}, r"unknown preset of model 'cait': 's42'; did you mean .*s24"),
+        ("vit/", {}, r"unknown preset of model 'vit': ''; expected one of tiny, ti16"),
+        ("vit:Transformer/tiny", {}, r"unknown preset of model 'vit:Transformer': 'tiny'; expected one of \(none\)"),
+        ("vit", {"patchsize": 4}, r"unknown argument of model 'vit': 'patchsize'; did you mean patch_size"),
+        ("vit/tiny", {"num_classes": 2, "parent": None}, r"unknown argument of model 'vit': 'parent'"),
+        ("vit/tiny", {"num_classes": 2, "name": "x"}, r"unknown argument of model 'vit': 'name'"),
+        ("vit/tiny", {}, r"model 'vit' needs num_classes: pass values or a preset \(vit/PRESET\)"),
+        ("pit", {"image_size": 8}, r"model 'pit' needs patch_size, num_classes, dim, depth, heads, mlp_dim"),
+    ],
+)
+def test_what_is_wrong_is_named(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **kwargs)
+
+
+def test_unknown_names_of_list_presets():
+    with pytest.raises(ValueError, match="unknown model: 'vitt'"):
+        list_presets("vitt")
+
+
+def test_every_class_is_importable_by_name():
+    classes = {target.partition(":")[2] for name, target in MODELS.items() if name != "vit:Transformer"}
+    assert set(vit_jax.__all__) == classes | {"create_model", "list_models", "list_presets"}
+    assert set(vit_jax.__all__) <= set(dir(vit_jax))
+    for name in classes:
+        assert issubclass(getattr(vit_jax, name), nn.Module)
+        assert getattr(vit_jax, name).__name__ == name
+    assert type(create_model("vit", **IMAGE, **BLOCKS)) is vit_jax.ViT
+    with pytest.raises(AttributeError, match="'vit_jax' has no attribute 'Vit'"):
+        vit_jax.Vit  # noqa: B018
+
+
+LAZY = """
+import sys
+import vit_jax
+
+vit_jax.list_models()
+heavy = {"jax", "flax", "flax.linen", "torch", "optax", "tensorflow", "orbax", "vit_jax.models.vit"}
+print(*sorted(heavy & sys.modules.keys()))
+vit_jax.ViT
+print(*sorted(name for name in sys.modules if name.startswith("vit_jax.models.")))
+print(*sorted({"torch", "tensorflow", "vit_pytorch", "train"} & sys.modules.keys()))
+"""
+
+
+def test_importing_imports_no_model():
+    lines = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert lines[:3] == ["", "vit_jax.models.vit", ""]
+
+
+def test_presets_are_shared_without_harm():
+    """A preset's module serves two models at once, each with parameters of its own."""
+    models = [create_model("efficient/tiny", num_classes=k) for k in (2, 3)]
+    shapes = [jax.eval_shape(m.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), float)) for m in models]
+    assert [s["params"]["mlp_head"]["fc"]["bias"].shape for s in shapes] == [(2,), (3,)]

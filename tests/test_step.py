@@ -1,0 +1,257 @@
+"""One step: its update, precision, randomness, accumulation, moving average and what it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.runs import assert_same, flat
+from train.step import init_state, make_eval_step, make_train_step, slice_batch
+from vit_jax import create_model
+from vit_jax.objectives.classify import Classify
+from vit_jax.objectives.distill import Distill
+
+SIZES = dict(image_size=8, patch_size=4, num_classes=5, channels=1, dim=16, depth=2, heads=2, dim_head=8, mlp_dim=24)
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": jnp.asarray(RNG.integers(0, 256, (16, 8, 8, 1), np.uint8)),
+    "label": jnp.asarray(RNG.integers(0, 5, 16, np.int32)),
+}
+
+
+def prepare(key, images, labels):
+    return images / 255 - 0.5, jax.nn.one_hot(labels, 5)
+
+
+def noisy(key, images, labels):
+    images, targets = prepare(key, images, labels)
+    return images + jax.random.normal(key, images.shape), targets
+
+
+def set_up(objective=None, optimizer=None, prepare=prepare, ema_decay=0.0, **options):
+    """A state and the jitted step that moves it."""
+    objective = objective or Classify(create_model("vit", **SIZES))
+    optimizer = optimizer or optax.adam(1e-2)
+    images = jnp.zeros((1, 8, 8, 1))
+    state = init_state(objective, optimizer, jax.random.key(1), images, ema=ema_decay > 0)
+    options = {"seed": 0, **options}
+    return state, jax.jit(make_train_step(objective, optimizer, prepare, ema_decay=ema_decay, **options))
+
+
+def dropping():
+    return Classify(create_model("vit", **SIZES, dropout=0.2))
+
+
+def distilling():
+    teacher = create_model("vit", **SIZES)
+    frozen = {"teacher": teacher.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1)))}
+    return Distill(create_model("vit", **SIZES), teacher), frozen
+
+
+def test_step_is_the_gradient_of_the_mean_loss_through_the_optimizer():
+    model = create_model("vit", **SIZES)
+    state, step = set_up(Classify(model), optax.sgd(0.1))
+    images, targets = prepare(None, **{"images": BATCH["image"], "labels": BATCH["label"]})
+
+    def loss_of(params):
+        return -(targets * jax.nn.log_softmax(model.apply({"params": params}, images))).sum() / 16
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    new, metrics = step(state, BATCH, {})
+    assert int(new.step) == 1
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    logits = model.apply({"params": state.params}, images)
+    assert metrics["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == BATCH["label"]))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+    for got, want in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_repeated_steps_lower_the_loss_without_compiling_again():
+    state, step = set_up()
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, BATCH, {})
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert step._cache_size() == 1
+
+
+# Precision
+
+
+def equations(jaxpr):
+    """All equations, also of inner jaxprs."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("distill", [False, True])
+def test_bfloat16_multiplies_matrices_in_bfloat16_only(accumulate, distill):
+    objective, frozen = distilling() if distill else (dropping(), {})
+    state, step = set_up(objective, dtype="bfloat16", accumulate=accumulate, ema_decay=0.9)
+    products = [
+        [v.aval.dtype for v in equation.invars]
+        for equation in equations(jax.make_jaxpr(step)(state, BATCH, frozen).jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    # Per block 6 forward (qkv, scores, values, out, two of the feed-forward), each with two in the backward pass.
+    assert len(products) >= 2 * 6 * 3
+    assert {dtype for pair in products for dtype in pair} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_bfloat16_keeps_masters_gradients_moments_and_losses_in_float32(accumulate):
+    seen = []
+    watch = optax.stateless(lambda updates, _: seen.append(updates) or updates)
+    optimizer = optax.chain(watch, optax.adam(1e-2))
+    state, step = set_up(optimizer=optimizer, dtype="bfloat16", accumulate=accumulate, ema_decay=0.9)
+    new, metrics = step(state, BATCH, {})
+    for tree in (seen[0], new.params, new.ema, new.opt_state, metrics):
+        dtypes = {x.dtype for x in jax.tree.leaves(tree)} - {jnp.dtype("int32")}
+        assert dtypes == {jnp.dtype("float32")}
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+    exact, _ = set_up(ema_decay=0.9)[1](state, BATCH, {})[1], None
+    assert metrics["loss"] != exact["loss"]
+    assert metrics["loss"] == pytest.approx(float(exact["loss"]), rel=0.02)
+
+
+# Accumulation
+
+
+def test_accumulation_is_the_same_update():
+    whole, sliced = (set_up(accumulate=n, optimizer=optax.sgd(0.1)) for n in (1, 4))
+    (one, metrics), (four, others) = (step(state, BATCH, {}) for state, step in (whole, sliced))
+    for got, want in zip(jax.tree.leaves(four.params), jax.tree.leaves(one.params), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    for name in metrics:
+        assert others[name] == pytest.approx(float(metrics[name]), rel=1e-5)
+
+
+def test_slices_drop_out_differently():
+    """Were all slices to share one mask, equal halves of a batch would give equal losses."""
+    state, step = set_up(dropping(), accumulate=2)
+    twice = {name: jnp.repeat(x[:8], 2, axis=0) for name, x in BATCH.items()}  # both slices are x[:8]
+    _, metrics = step(state, twice, {})
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[1]
+    images, targets = prepare(None, BATCH["image"][:8], BATCH["label"][:8])
+    losses = [
+        dropping().loss(state.params, {}, {"image": images, "target": targets}, {"dropout": k}, True)[0]
+        for k in jax.random.split(key, 2)
+    ]
+    assert float(losses[0]) != pytest.approx(float(losses[1]), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+
+
+def test_slices_draw_from_every_device():
+    devices, slices = 8, 4
+    batch = np.arange(64)
+    parts = np.asarray(slice_batch(jnp.asarray(batch), slices))
+    assert parts.shape == (slices, 16)
+    assert sorted(parts.ravel()) == list(batch)
+    for part in parts:
+        np.testing.assert_array_equal(np.bincount(part // (64 // devices)), [2] * devices)
+
+
+# Randomness
+
+
+def test_randomness_follows_from_the_seed_and_the_step_alone():
+    state, step = set_up(dropping(), prepare=noisy)
+    loss = lambda state, step=step: float(step(state, BATCH, {})[1]["loss"])
+    assert loss(state) == loss(state)
+    later = state.replace(step=state.step + 1)
+    assert loss(later) == loss(later)
+    assert loss(later) != loss(state)
+    assert loss(state, set_up(dropping(), prepare=noisy, seed=1)[1]) != loss(state)
+
+
+@pytest.mark.parametrize(("objective", "prepare"), [(dropping, prepare), (None, noisy)])
+def test_dropout_and_augmentation_each_change_with_the_step(objective, prepare):
+    state, step = set_up(objective and objective(), prepare=prepare)
+    first, second = (step(state.replace(step=jnp.int32(n)), BATCH, {})[1]["loss"] for n in (0, 1))
+    assert float(first) != pytest.approx(float(second), rel=1e-4)
+
+
+# Moving average
+
+
+def test_moving_average_follows_its_formula():
+    state, step = set_up(ema_decay=0.5)
+    np.testing.assert_array_equal(jax.tree.leaves(state.ema)[0], jax.tree.leaves(state.params)[0])
+    average = flat(state.ema)
+    for n in range(12):
+        state, _ = step(state, BATCH, {})
+        decay = min(0.5, (1 + n) / (10 + n))
+        params = flat(state.params)
+        average = {path: decay * average[path] + (1 - decay) * params[path] for path in params}
+        for path, value in flat(state.ema).items():
+            np.testing.assert_allclose(value, average[path], rtol=1e-5, atol=1e-6)
+    assert decay == 0.5  # the bound that rises from 0.1 has been passed
+    assert state.eval_params is state.ema
+
+
+def test_without_a_moving_average_evaluation_uses_the_parameters():
+    state, _ = set_up()
+    assert state.ema is None
+    assert state.eval_params is state.params
+
+
+# Frozen variables
+
+
+def test_frozen_variables_teach_and_stay_out_of_the_state():
+    objective, frozen = distilling()
+    state, step = set_up(objective)
+    before = flat(frozen)
+    new, metrics = step(state, BATCH, frozen)
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert not any("teacher" in path for path in flat(new))
+    assert_same(flat(frozen), before)
+    other = jax.tree.map(lambda x: x + 0.1, frozen)
+    assert float(step(state, BATCH, other)[1]["teacher_loss"]) != pytest.approx(
+        float(metrics["teacher_loss"]), rel=1e-3
+    )
+
+
+# Evaluation
+
+
+def test_evaluation_sums_what_the_mask_counts():
+    model = create_model("vit", **SIZES, dropout=0.5)
+    objective = Classify(model, label_smoothing=0.3)  # evaluation has neither dropout nor smoothing
+    params, _ = objective.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    mask = jnp.asarray([1.0] * 11 + [0.0] * 5)
+    step = jax.jit(make_eval_step(objective, lambda images, labels: prepare(None, images, labels)))
+    sums = step(params, {}, {**BATCH, "mask": mask})
+
+    logits = np.asarray(model.apply({"params": params}, prepare(None, **_named(11))[0]), np.float64)
+    labels = np.asarray(BATCH["label"][:11])
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    assert sums["count"] == 11
+    assert sums["loss"] == pytest.approx(-log_p[np.arange(11), labels].sum(), rel=1e-5)
+    assert sums["accuracy"] == (logits.argmax(1) == labels).sum()
+
+
+def _named(count):
+    return {"images": BATCH["image"][:count], "labels": BATCH["label"][:count]}
+
+
+def test_evaluation_in_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
+    objective = Classify(create_model("vit", **SIZES))
+    params, _ = objective.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    step = make_eval_step(objective, lambda images, labels: prepare(None, images, labels), dtype="bfloat16")
+    batch = {**BATCH, "mask": jnp.ones(16)}
+    jaxpr = jax.make_jaxpr(step)(params, {}, batch)
+    operands = {v.aval.dtype for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general" for v in e.invars}
+    assert operands == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(step(params, {}, batch))} == {jnp.dtype("float32")}

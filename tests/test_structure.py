@@ -1,0 +1,81 @@
+"""The walls of the house: who imports whom, and what a model's file says of itself."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted((ROOT / "vit_jax").rglob("*.py"))
+MODEL_FILES = [path for path in sorted((ROOT / "vit_jax/models").glob("*.py")) if path.name != "__init__.py"]
+ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
+ALLOWED_THERE = {"vit_jax/torch_file.py": {"ml_dtypes", "safetensors"}}
+CHANGED_FROM = {"distill": "vit"}  # models that are by definition a change of another
+
+# What each part of the library may import of the rest. Nothing imports what stands after it.
+MAY_IMPORT = {
+    "layers": {"layers"},
+    "models": {"layers", "models"},
+    "objectives": {"layers", "objectives"},
+    "convert": {"torch_file"},
+    "torch_file": set(),
+    "registry": set(),
+    "__init__": {"registry"},
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(source: str) -> set[str]:
+    """Full names of the modules that are imported anywhere in it, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "expected absolute imports"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_imports_are_read():
+    source = "import a.b\ndef f():\n    from c.d import e, g\n"
+    assert imports(source) == {"a.b", "c.d.e", "c.d.g"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_library_imports_only_its_dependencies(path):
+    packages = {name.partition(".")[0] for name in imports(path.read_text())}
+    assert packages - sys.stdlib_module_names <= ALLOWED | ALLOWED_THERE.get(name_of(path), set())
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_imports_run_one_way(path):
+    part = path.relative_to(ROOT / "vit_jax").parts[0].removesuffix(".py")
+    imported = {name.split(".")[1] for name in imports(path.read_text()) if name.startswith("vit_jax.")}
+    assert imported <= MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=name_of)
+def test_a_model_imports_another_only_as_its_change(path):
+    models = {name.split(".")[2] for name in imports(path.read_text()) if name.startswith("vit_jax.models.")}
+    assert models == ({CHANGED_FROM[path.stem]} if path.stem in CHANGED_FROM else set())
+
+
+@pytest.mark.parametrize("path", MODEL_FILES, ids=name_of)
+def test_a_model_says_where_it_comes_from(path):
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"Upstream: vit_pytorch/{path.stem}.py" in header
+    assert "Differs from upstream: " in header
+    assert "\nAxes: " in header
+
+
+def test_nothing_imports_the_trainer_or_upstream():
+    for path in LIBRARY:
+        assert not any(name.startswith("train.") for name in imports(path.read_text())), path
+    for path in [*LIBRARY, *(ROOT / "train").rglob("*.py")]:
+        packages = {name.partition(".")[0] for name in imports(path.read_text())}
+        assert not packages & {"torch", "vit_pytorch", "tensorflow"}, path

@@ -1,0 +1,59 @@
+"""Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from train.augment import normalize
+from train.build import load_run
+from train.config import UserError
+from train.data import image_to_input
+
+
+def predict(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    workdir: Path,
+    top: int = 5,
+) -> None:
+    """Print the most probable classes of each image, by the best checkpoint of a run.
+
+    Args:
+        images: Image files, of any format that Pillow reads.
+        workdir: The run's folder.
+        top: Classes to print for each image.
+    """
+    if not images:
+        raise UserError("no image given: python -m train.predict --workdir W IMAGE...")
+    run = load_run(workdir)
+    shape, names = run.info.image_shape, run.info.class_names
+    pixels = np.stack([image_to_input(path, shape, run.config.data) for path in images])
+
+    @jax.jit
+    def probabilities(pixels):
+        logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
+        return jax.nn.softmax(logits.astype(np.float32))
+
+    for path, row in zip(images, np.asarray(probabilities(pixels)), strict=True):
+        print(path)
+        for index in np.argsort(-row)[:top]:
+            print(f"  {row[index]:7.2%}  {names[index]}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it reads
+    try:
+        tyro.cli(predict, args=argv, prog="python -m train.predict", description=__doc__)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
