@@ -1,5 +1,7 @@
 """Shared layers against torch, Flax and jax's own forms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from flax import linen as nn
 
 from vit_jax.layers.dense import Dense
+from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.positions import sincos_2d
 from vit_jax.layers.softmax import softmax
@@ -107,7 +111,7 @@ def test_layer_norm_keeps_its_digits(mean, deviation):
 
 def test_layer_norm_equals_torchs():
     torch = pytest.importorskip("torch")
-    x, scale, bias = normal(4, 64) * 1e-2 + 3, normal(64), normal(64)
+    x, scale, bias = normal(4, 64) * 0.1 + 3, normal(64), normal(64)
     tensors = [torch.from_numpy(np.array(value)) for value in (x, scale, bias)]
     expected = torch.nn.functional.layer_norm(tensors[0], (64,), *tensors[1:])
     np.testing.assert_allclose(norm(x, scale, bias), expected, rtol=0, atol=1e-4)
@@ -121,12 +125,13 @@ def test_layer_norm_reduces_in_float32():
     np.testing.assert_allclose(out.astype(np.float32), norm(x.astype(jnp.float32), 1.0 * ones, 0.0 * ones), atol=0.02)
 
 
-def test_softmax_reduces_in_float32():
-    """A thousand equal parts and a bit: a sum in bfloat16 would stop growing at 256."""
-    scores = jnp.zeros((2, 1000), jnp.bfloat16)
+def test_softmax_is_computed_in_float32():
+    """Of bfloat16 scores only the result is rounded: to eight bits, a relative error of at most 2^-8."""
+    scores = (normal(50, 200) * 3).astype(jnp.bfloat16)
     out = softmax(scores)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(out, np.full((2, 1000), 0.001, jnp.bfloat16))
+    exact = np.exp(np.asarray(scores, np.float64))
+    np.testing.assert_allclose(np.asarray(out, np.float64), exact / exact.sum(-1, keepdims=True), rtol=2**-8 * 1.01)
     x = normal(3, 9) * 5
     exact = np.exp(np.asarray(x, np.float64))
     np.testing.assert_allclose(softmax(x), exact / exact.sum(-1, keepdims=True), rtol=2e-6)
@@ -148,3 +153,31 @@ def test_pooling():
     x = normal(2, 3, 4)
     np.testing.assert_array_equal(pool_tokens(x, "cls"), x[:, 0])
     np.testing.assert_allclose(pool_tokens(x, "mean"), np.asarray(x).mean(1), rtol=1e-6)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    below = np.array([(1 + math.erf(v / math.sqrt(2))) / 2 for v in x])  # the normal distribution function
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), x * below, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.asarray(x)), below + x * density, rtol=0, atol=1e-6)
+    assert gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_softmax_has_softmaxs_gradient():
+    x, weights = normal(3, 9) * 5, normal(3, 9)
+    ours, theirs = (jax.grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (softmax, jax.nn.softmax))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "multiplier"), [(3, 2, 2), (3, 1, 1), (5, 3, 1), (1, 1, 3)])
+def test_depthwise_equals_flax(kernel, stride, multiplier):
+    x = normal(2, 9, 8, 4)
+    ours = DepthwiseConv(kernel, stride, multiplier)
+    theirs = nn.Conv(
+        4 * multiplier, (kernel, kernel), strides=stride, padding=kernel // 2, feature_group_count=4, name="twin"
+    )
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), x)
+    assert shapes == jax.eval_shape(theirs.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,253 @@
+"""Losses against torch and against upstream's DistillWrapper, in value and gradient."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import vit_jax
+from tests.cases import BLOCKS, CASES, IMAGE, build, build_upstream
+from vit_jax import create_model
+from vit_jax.convert import from_torch, to_torch
+from vit_jax.objectives.classify import Classify, correct, sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
+from vit_jax.objectives.distill import Distill, Distilled, hard_distillation, soft_distillation
+
+ROWS = {str(case): case for case in CASES}
+RNG = np.random.default_rng(0)
+LOGITS, OTHERS = (jnp.asarray(RNG.standard_normal((4, 5), np.float32) * 3) for _ in range(2))
+LABELS = np.array([1, 4, 0, 1])
+HARD = jnp.asarray(np.eye(5, dtype=np.float32)[LABELS])
+SOFT = jnp.asarray(RNG.dirichlet(np.ones(5), 4).astype(np.float32))
+IMAGES = jnp.asarray(RNG.standard_normal((4, 16, 16, 3), np.float32))
+BATCH = {"image": IMAGES, "target": HARD}
+
+
+# Cross-entropies.
+
+
+def test_cross_entropies_by_hand():
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0]]))
+    np.testing.assert_allclose(softmax_cross_entropy(logits, jnp.array([[0.0, 0.0, 1.0]])), [np.log(8 / 5)], rtol=1e-6)
+    np.testing.assert_allclose(
+        softmax_cross_entropy(logits, jnp.array([[0.5, 0.5, 0.0]])), [np.log(8) - 0.5 * np.log(2)], rtol=1e-6
+    )
+    expected = np.log(2) + np.log(3) + np.log(6 / 5)  # sigmoids 1/2, 2/3, 5/6; classes 1 and 2 are absent
+    np.testing.assert_allclose(sigmoid_cross_entropy(logits, jnp.array([[0.0, 0.0, 1.0]])), [expected], rtol=1e-6)
+    np.testing.assert_allclose(smooth_labels(jnp.array([[0.0, 1.0]]), 0.1), [[0.05, 0.95]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("targets", [HARD, SOFT], ids=["hard", "soft"])
+def test_cross_entropies_equal_torchs(targets, smoothing):
+    torch = pytest.importorskip("torch")
+    logits, soft = torch.from_numpy(np.array(LOGITS)), torch.from_numpy(np.array(targets))
+    theirs = torch.nn.functional.cross_entropy(logits, soft, reduction="none", label_smoothing=smoothing)
+    smoothed = smooth_labels(targets, smoothing)
+    np.testing.assert_allclose(softmax_cross_entropy(LOGITS, smoothed), theirs, rtol=1e-5)
+    theirs = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(np.array(smoothed)), reduction="none"
+    )
+    np.testing.assert_allclose(sigmoid_cross_entropy(LOGITS, smoothed), theirs.sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_cross_entropies_are_float32_and_finite(loss):
+    out = loss(jnp.array([[300.0, -300.0, 0.0]], jnp.bfloat16), jnp.array([[0.0, 1.0, 0.0]]))
+    assert out.dtype == jnp.float32
+    assert jnp.isfinite(out).all()
+    assert float(out[0]) >= 300
+
+
+def test_correct_counts_the_largest():
+    logits = jnp.array([[1.0, 3.0, 2.0], [5.0, 1.0, 1.0]])
+    np.testing.assert_array_equal(correct(logits, jnp.array([[0.1, 0.5, 0.4], [0.3, 0.3, 0.4]])), [1.0, 0.0])
+
+
+class Linear(nn.Module):
+    """A classifier with batch statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x.mean((1, 2)))
+        return nn.Dense(5)(nn.Dropout(0.5)(x, deterministic=not train))
+
+
+@pytest.mark.parametrize("cross_entropy", ["softmax", "sigmoid"])
+def test_classify(cross_entropy):
+    function = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}[cross_entropy]
+    objective = Classify(Linear(), cross_entropy, label_smoothing=0.1)
+    params, extras = objective.init(jax.random.key(0), IMAGES)
+    assert (set(params), set(extras)) == ({"BatchNorm_0", "Dense_0"}, {"batch_stats"})
+    logits = Linear().apply({"params": params, **extras}, IMAGES)
+    np.testing.assert_array_equal(objective.predict(params, extras, IMAGES), logits)
+
+    loss, (metrics, kept) = objective.loss(params, extras, BATCH, {}, train=False)
+    np.testing.assert_allclose(loss, function(logits, smooth_labels(HARD, 0.1)).mean(), rtol=1e-6)
+    assert metrics["loss"] == loss
+    assert metrics["accuracy"] == correct(logits, HARD).mean()
+    assert not kept  # evaluation changes nothing
+
+    _, (_, moved) = objective.loss(params, extras, BATCH, {"dropout": jax.random.key(0)}, train=True)
+    mean = moved["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(mean, IMAGES.mean((0, 1, 2)) / 2, rtol=1e-4)
+
+    evaluated = objective.evaluate(params, extras, BATCH)  # of each example, without smoothing
+    np.testing.assert_allclose(evaluated["loss"], function(logits, HARD), rtol=1e-6)
+    np.testing.assert_array_equal(evaluated["accuracy"], correct(logits, HARD))
+
+
+# Distillation.
+
+
+def test_distillation_losses_by_hand():
+    teacher, student = jnp.log(jnp.array([[1.0, 3.0]])), jnp.zeros((1, 2))
+    kl = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)
+    np.testing.assert_allclose(soft_distillation(student, teacher, 1.0), kl, rtol=1e-5)
+    np.testing.assert_allclose(soft_distillation(student, 2 * teacher, 2.0), 4 * kl, rtol=1e-5)
+    np.testing.assert_allclose(hard_distillation(student, teacher), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(soft_distillation(LOGITS, LOGITS, 3.0), 0, atol=1e-6)
+
+
+def upstream_wrapper(student: str, **kwargs):
+    """Upstream's wrapper around the row `student` and a ViT as teacher, with shaken parameters."""
+    from tests.repairs import token_parameters
+    from tests.upstream import shake
+
+    upstream = importlib.import_module("vit_pytorch.distill")
+    name = {"t2t": "DistillableT2TViT", "efficient": "DistillableEfficientViT"}.get(student.partition("-")[0])
+    if name:
+        inner = {k: build_upstream(v) if hasattr(v, "upstream") else v for k, v in ROWS[student].kwargs.items()}
+        twin = token_parameters(getattr(upstream, name))(**inner)
+    else:
+        twin = build_upstream(ROWS[student])
+    teacher = build_upstream(ROWS["vit-mean"])
+    return shake(upstream.DistillWrapper(student=twin, teacher=teacher, **kwargs))
+
+
+def split(state: dict, student) -> tuple[dict, dict]:
+    """The wrapper's state dict as (that of `Distilled`, the teacher's), less the repair of the class tokens."""
+    own = {key: value for key, value in state.items() if not key.startswith("teacher.")}
+    if not isinstance(student, vit_jax.ViT):
+        own |= {key: own[key][None] for key in ("student.cls_token", "student.pos_embedding")}
+    return own, {key.removeprefix("teacher."): value for key, value in state.items() if key.startswith("teacher.")}
+
+
+WRAPPERS = [
+    ("distill:DistillableViT", dict(temperature=3.0, alpha=0.3)),
+    ("distill:DistillableViT", dict(temperature=2.0, alpha=0.8, mlp_layernorm=True)),
+    ("distill:DistillableViT", dict(hard=True)),
+    ("t2t", dict(temperature=3.0, alpha=0.3)),
+    ("efficient-mean", dict(hard=True, mlp_layernorm=True)),
+]
+
+
+@pytest.mark.parametrize(("student", "kwargs"), WRAPPERS, ids=str)
+def test_loss_and_gradients_equal_upstreams(student, kwargs):
+    torch = pytest.importorskip("torch")
+    from tests.upstream import channels_first
+
+    wrapper, model, teacher = upstream_wrapper(student, **kwargs), build(ROWS[student]), build(ROWS["vit-mean"])
+    objective = Distill(model, teacher, **kwargs)
+    own, teachers = split(wrapper.state_dict(), model)
+    params = from_torch(objective.model, own, IMAGES)["params"]
+    extras = {"teacher": from_torch(teacher, teachers, IMAGES)}
+
+    expected = wrapper(channels_first(np.array(IMAGES)), torch.from_numpy(LABELS))
+    expected.backward()
+    loss = jax.jit(jax.value_and_grad(lambda params: objective.loss(params, extras, BATCH, {}, train=False)[0]))
+    value, gradients = loss(params)
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    expected, _ = split({key: p.grad for key, p in wrapper.named_parameters() if p.grad is not None}, model)
+    ours = to_torch(objective.model, {"params": gradients})
+    assert ours.keys() == expected.keys()
+    for key, gradient in ours.items():
+        error = np.abs(gradient - expected[key].numpy()).max() / np.abs(expected[key].numpy()).max()
+        assert error <= 1e-5, key
+
+
+@functools.cache
+def distillation(**kwargs):
+    """An objective with fresh parameters and a teacher of another kind."""
+    student = create_model("vit", **IMAGE, **BLOCKS)
+    teacher = create_model("simple_vit", **IMAGE, **BLOCKS)
+    objective = Distill(student, teacher, **kwargs)
+    params, extras = objective.init(jax.random.key(0), IMAGES)
+    assert not extras
+    return objective, params, {"teacher": teacher.init(jax.random.key(1), IMAGES)}
+
+
+def test_the_student_is_a_plain_vit():
+    """Its parameters alone give the class head's logits, within the attention that the distillation token takes."""
+    objective, params, _ = distillation(head="class")
+    tokens = objective.student.apply({"params": params["student"]}, IMAGES, method="encode")
+    logits = objective.student.apply({"params": params["student"]}, IMAGES)
+    np.testing.assert_array_equal(objective.student.apply({"params": params["student"]}, tokens, method="head"), logits)
+    assert jax.tree.map(jnp.shape, params["student"]) == jax.tree.map(
+        jnp.shape, objective.student.init(jax.random.key(0), IMAGES)["params"]
+    )
+    distillable = create_model("distill:DistillableViT", **IMAGE, **BLOCKS)
+    with_token, token = distillable.apply(
+        {"params": params["student"]}, IMAGES, distill_token=params["distillation_token"]
+    )
+    np.testing.assert_allclose(objective.predict(params, {}, IMAGES), with_token, atol=1e-6)
+    mlp = params["distill_mlp"]
+    expected = token @ mlp["kernel"] + mlp["bias"][None]
+    np.testing.assert_allclose(distillation(head="distill")[0].predict(params, {}, IMAGES), expected, atol=1e-5)
+    mean = distillation(head="mean")[0].predict(params, {}, IMAGES)
+    np.testing.assert_allclose(mean, (with_token + expected) / 2, atol=1e-5)
+
+
+def test_the_teacher_is_left_alone():
+    objective, params, extras = distillation()
+
+    def loss(params, extras):
+        return objective.loss(params, extras, BATCH, {}, train=True)
+
+    (_, (metrics, kept)), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, extras)
+    assert "teacher" not in kept
+    assert set(metrics) == {"loss", "label_loss", "teacher_loss", "accuracy"}
+    assert metrics["loss"] == pytest.approx(float(metrics["label_loss"] + metrics["teacher_loss"]) / 2, rel=1e-6)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients[0]))
+    assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients[1]))
+
+
+def test_accuracy_is_that_of_the_prediction():
+    for head in ("class", "distill", "mean"):
+        objective, params, extras = distillation(head=head)
+        logits = objective.predict(params, extras, IMAGES)
+        _, (metrics, _) = objective.loss(params, extras, BATCH, {}, train=False)
+        assert metrics["accuracy"] == correct(logits, HARD).mean()
+        evaluated = objective.evaluate(params, extras, BATCH)
+        np.testing.assert_allclose(evaluated["loss"], softmax_cross_entropy(logits, HARD), rtol=1e-5)
+        np.testing.assert_array_equal(evaluated["accuracy"], correct(logits, HARD))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(cross_entropy="mse"), "cross_entropy='mse': expected one of 'softmax', 'sigmoid'"),
+        (dict(label_smoothing=1.0), "label_smoothing=1.0: expected at least 0 and below 1"),
+        (dict(label_smoothing=-0.1), "label_smoothing=-0.1: expected"),
+        (dict(temperature=0.0), "temperature=0.0: expected more than 0"),
+        (dict(alpha=1.5), "alpha=1.5: expected 0 to 1"),
+        (dict(head="token"), "head='token': expected one of 'class', 'distill', 'mean'"),
+    ],
+)
+def test_bad_values_are_named(kwargs, message):
+    vit = build(ROWS["vit"])
+    with pytest.raises(ValueError, match=message):
+        Distill(vit, vit, **kwargs)
+    if set(kwargs) <= {"cross_entropy", "label_smoothing"}:
+        with pytest.raises(ValueError, match=message):
+            Classify(vit, **kwargs)
+
+
+def test_bad_students_are_named():
+    with pytest.raises(ValueError, match="student=CaiT: expected a model with `encode` and `head`"):
+        Distilled(build(ROWS["cait"]))
+    with pytest.raises(ValueError, match=r"student.num_classes=0: expected a classifier"):
+        Distilled(build(ROWS["vit"], num_classes=0))

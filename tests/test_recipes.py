@@ -1,0 +1,77 @@
+"""Recipes: complete, buildable, and under what the command line gives."""
+
+import dataclasses
+import shlex
+
+import pytest
+
+from train import augment
+from train.build import DataInfo, build_model
+from train.config import Augment, Config, Data, Distill, Optim, UserError, check
+from train.main import parse
+from train.optim import make_schedule
+from train.recipes import RECIPES, base_config
+from vit_jax import list_models
+
+DIGITS = DataInfo(tuple("0123456789"), (8, 8, 1), (0.5,), (0.5,))
+CLASSIFIERS = [name for name in list_models() if name != "vit:Transformer"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_where_it_is_from_and_runs_as_it_says(name):
+    recipe = RECIPES[name]
+    assert recipe.source
+    assert recipe.expected
+    program, arguments = shlex.split(recipe.command)[:3], shlex.split(recipe.command)[3:]
+    assert program == ["python", "-m", "train.main"]
+    config = parse(arguments)
+    assert config.recipe == name
+    for field, value in recipe.settings.items():
+        if field != "data":  # its name may be given on the command line
+            assert getattr(config, field) == value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_sense(name):
+    config = base_config(name, "vit", None)
+    fields = {"data": Data, "augment": Augment, "optim": Optim, "distill": Distill}
+    for field, value in RECIPES[name].settings.items():
+        assert isinstance(value, fields.get(field, type(getattr(Config(), field))))
+    check(config)
+    augment.check(config.augment)
+    make_schedule(config.optim, 100, 10.0)
+
+
+@pytest.mark.parametrize("model", CLASSIFIERS)
+def test_digits_has_arguments_that_fit_every_model(model):
+    config = base_config(None, model, None)
+    assert config.recipe == "digits"
+    build_model(config.model, config.model_args, DIGITS)
+
+
+def test_digits_goes_with_its_data_only():
+    assert base_config(None, "vit", "digits").recipe == "digits"
+    assert base_config(None, "vit", "folder:x") == Config(model="vit")
+    assert base_config("digits", "vit", "folder:x").epochs == RECIPES["digits"].settings["epochs"]
+
+
+def test_unknown_recipe_is_named_with_the_known():
+    with pytest.raises(UserError, match=f"--recipe nope: expected one of {', '.join(RECIPES)}"):
+        base_config("nope", "vit", None)
+
+
+def test_options_override_the_recipe():
+    config = parse(["--model=vit", "--optim.lr=0.5", "--epochs=3", "--augment.flip"])
+    recipe = base_config("digits", "vit", None)
+    assert config.optim == dataclasses.replace(recipe.optim, lr=0.5)
+    assert config.augment == dataclasses.replace(recipe.augment, flip=True)
+    assert config.epochs == 3
+    assert config.batch_size == recipe.batch_size
+
+
+def test_model_arguments_stand_over_the_recipes_one_by_one():
+    model_args = lambda *argv: parse(["--model=vit", *argv]).model_args
+    assert model_args() == ("patch_size=(1, 8)",)
+    assert model_args("--model-args", "depth=2") == ("patch_size=(1, 8)", "depth=2")
+    assert model_args("--model-args", "depth=2", "patch_size=4") == ("patch_size=4", "depth=2")
+    assert parse(["--model=vit", "--data=folder:x", "--model-args", "depth=2"]).model_args == ("depth=2",)
