@@ -74,7 +74,7 @@ def test_misspelt_options_exit_with_two(argv, capsys):
 def error(capsys, workdir, *options, base=TINY):
     """The one line that a mistake gives."""
     assert run(workdir, *options, base=base) == 2
-    out, err = capsys.readouterr()
+    _out, err = capsys.readouterr()
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     return err

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 from tensorboardX.proto.event_pb2 import Event
 
 import train.loop
@@ -29,7 +28,6 @@ from train import checkpoint
 from train.build import build_objective, load_run, read_run_file
 from train.config import Data
 from train.data import load_dataset
-from train.main import parse
 from train.predict import main as predict
 
 SMALL = ("--model=vit", "--model-args", "dim=32", "depth=2", "heads=2", "mlp_dim=64")
@@ -39,7 +37,7 @@ SMALL = ("--model=vit", "--model-args", "dim=32", "depth=2", "heads=2", "mlp_dim
 def learned(tmp_path_factory):
     """A workdir whose run has learned something, and what the run said."""
     workdir = tmp_path_factory.mktemp("learned")
-    options = ("--steps=240", "--eval-epochs=3", "--optim.ema=0.9", "--eval-batch-size=104", "--log-steps=50")
+    options = ("--steps=240", "--eval-epochs=3", "--optim.ema=0.98", "--eval-batch-size=104", "--log-steps=50")
     said = io.StringIO()  # capsys does not outlive a test
     with contextlib.redirect_stdout(said):
         assert run(workdir, *options, base=SMALL) == 0
@@ -70,7 +68,7 @@ def test_run_learns_digits(learned):
 
 def test_run_says_what_it_will_do_and_what_it_reached(learned):
     workdir, said = learned
-    config, info = read_run_file(workdir)
+    _config, _info = read_run_file(workdir)
     parameters = sum(x.size for x in jax.tree.leaves(load_run(workdir).params))
     accuracy = records(workdir, "eval")[-1]["accuracy"]
     head, tail = said.split("compiled ")
@@ -161,7 +159,7 @@ def test_finished_run_changes_nothing_when_started_again(learned, tmp_path, caps
     workdir = tmp_path / "again"
     shutil.copytree(learned[0], workdir)
     before = {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    options = ("--steps=240", "--eval-epochs=3", "--optim.ema=0.9", "--eval-batch-size=104", "--log-steps=50")
+    options = ("--steps=240", "--eval-epochs=3", "--optim.ema=0.98", "--eval-batch-size=104", "--log-steps=50")
     assert run(workdir, *options, base=SMALL) == 0
     said = capsys.readouterr().out
     assert "continues after step 240" in said
@@ -434,8 +432,9 @@ def test_advice_without_a_checkpoint(tmp_path):
 def test_steps_and_evaluations_are_traced_once_and_seeds_matter(undisturbed, tmp_path, monkeypatch):
     traced = []
     for name in ("prepare_training", "prepare_evaluation"):
+        original = getattr(train.loop, name)
 
-        def counting(*args, name=name, original=getattr(train.loop, name)):
+        def counting(*args, name=name, original=original):
             prepare = original(*args)
             return lambda *inputs: traced.append(name) or prepare(*inputs)
 
