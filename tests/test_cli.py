@@ -24,7 +24,7 @@ def test_help_documents_every_option_with_its_default(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert text.startswith("usage: python -m train.main")
     lines = [line.strip("│ ") for line in text.splitlines()]
-    options = [" ".join(part.split()) for part in re.split(r"\n(?=--|[╭╰])", "\n".join(lines))]
+    options = [" ".join(part.split()) for part in re.split(r"\n(?=--\w|\w+ options|[╭╰])", "\n".join(lines))]
     config = parse([])  # the defaults shown are those of the recipe that goes with the data
     parts = {"": config, **{f"{name}.": getattr(config, name) for name in ("data", "augment", "optim", "distill")}}
     for prefix, part in parts.items():

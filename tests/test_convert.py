@@ -210,7 +210,7 @@ LAYERS = {
     "depthwise": convolution(2, groups=4, out=8),
     "dense": (nn.Dense(6), "Linear", (4, 6), {}),
     "layer norm": (nn.LayerNorm(epsilon=1e-5), "LayerNorm", (4,), {}),
-    "group norm": (nn.GroupNorm(2, epsilon=1e-5), "GroupNorm", (2, 4), {}),
+    "group norm": (nn.GroupNorm(2, epsilon=1e-5, use_fast_variance=False), "GroupNorm", (2, 4), {}),
     # torch crops `padding` from the full result, lax pads what it dilates: by kernel - 1 - padding.
     "transposed": (
         nn.ConvTranspose(6, (3, 2), strides=(2, 3), padding=((1, 1), (0, 0)), transpose_kernel=True),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.errors import InvalidRngError
 
-from tests.cases import BLOCKS, CASES, IMAGE, OBLONG, Case, build
+from tests.cases import BLOCKS, CASES, IMAGE, OBLONG, Case, build, build_upstream
 from vit_jax import create_model, list_models, list_presets
 from vit_jax.models.cait import keep_layers
 
@@ -161,6 +161,22 @@ def test_dropout_is_for_training(name, argument):
     assert len({float(out.sum()) for out in [evaluate, *outputs]}) > 2
     with pytest.raises(InvalidRngError):
         jax.eval_shape(lambda: model.apply(variables, x, train=True))
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in DROPOUTS} | {"vit:Transformer"}))
+def test_dropout_acts_as_often_as_upstreams(name):
+    torch = pytest.importorskip("torch")
+    import tests.upstream  # noqa: F401 (lets vit_pytorch be imported)
+
+    case = ROWS[name]
+    rates = {argument: 0.5 for argument in ("dropout", "emb_dropout") if hasattr(build(case), argument)}
+    twin = build_upstream(case, **rates)
+    expected = sum(isinstance(module, torch.nn.Dropout) and module.p == 0.5 for module in twin.modules())
+
+    model, (x, kwargs) = build(case, **rates), inputs_of(case)
+    params, rngs = params_of(model, x, kwargs), {"dropout": jax.random.key(0)}
+    jaxpr = jax.make_jaxpr(lambda: model.apply({"params": params}, x, train=True, rngs=rngs))().jaxpr
+    assert sum(equation.primitive.name == "random_bits" for equation in equations(jaxpr)) == expected
 
 
 def test_dropout_list_is_complete():
@@ -344,8 +360,8 @@ def test_images_that_patches_do_not_fill_are_named(name):
         ("pit", dict(depth=2), "depth=2: expected a tuple"),
         ("pit", dict(depth=()), r"depth=\(\): expected"),
         ("pit", dict(depth=(1, -1)), r"depth=\(1, -1\): expected"),
-        ("pit", dict(heads=(1, 2, 3)), r"heads=\(1, 2, 3\): expected one positive number, or 2 as depth=\(1, 2\) has"),
-        ("pit", dict(mlp_dim=(8,)), r"mlp_dim=\(8,\): expected one positive number, or 2"),
+        ("pit", dict(heads=(1, 2, 3)), r"heads=\(1, 2, 3\): expected one number, or 2 as depth=\(1, 2\) has"),
+        ("pit", dict(mlp_dim=(8,)), r"mlp_dim=\(8,\): expected one number, or 2"),
         ("pit", dict(image_size=8, patch_size=1), "patch_size=1: expected at least 2"),
         ("t2t", dict(image_size=2, t2t_layers=((7, 4),)), r"image of \(2, 2\) pixels: expected at least \(7, 7\)"),
         ("t2t", dict(depth=None, heads=None), "depth, heads not given: expected numbers, or a transformer"),

@@ -22,7 +22,7 @@ RECIPES = {
     "digits": Recipe(
         command="python -m train.main --model=t2t",
         source="ours",
-        expected="97 % to 99 % of 360 test images in a minute on two CPU cores",
+        expected="97 % (vit, cait) to 99 % (t2t, pit, simple_vit) of 360 test images in a minute on two CPU cores",
         settings=dict(
             data=Data(name="digits"),
             epochs=60.0,
@@ -43,10 +43,10 @@ RECIPES = {
     "cifar10": Recipe(
         command="python -m train.main --model=vit --recipe=cifar10 --data=folder:cifar10",
         source="ours",
-        expected="TBD",
+        expected="55 % of 10,000 test images after eight minutes on two CPU cores; it is short of epochs, not of model",
         settings=dict(
             data=Data(name="tfds:cifar10"),
-            epochs=10.0,
+            epochs=5.0,
             batch_size=128,
             label_smoothing=0.1,
             augment=Augment(crop_padding=4, flip=True),
