@@ -105,5 +105,7 @@ def test_importing_imports_no_model():
 def test_presets_are_shared_without_harm():
     """A preset's module serves two models at once, each with parameters of its own."""
     models = [create_model("efficient/tiny", num_classes=k) for k in (2, 3)]
-    shapes = [jax.eval_shape(m.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), float)) for m in models]
+    shapes = [
+        jax.eval_shape(m.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")) for m in models
+    ]
     assert [s["params"]["mlp_head"]["fc"]["bias"].shape for s in shapes] == [(2,), (3,)]

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import logging
 import os
 import sys
 
@@ -23,7 +22,6 @@ def main(argv: list[str] | None = None) -> int:
         config = parse(argv)
         if config.tpu:
             start_tpu()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it writes
         fit(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +45,6 @@ def predict(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each file it reads
     try:
         tyro.cli(predict, args=argv, prog="python -m train.predict", description=__doc__)
     except UserError as error:
