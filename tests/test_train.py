@@ -363,9 +363,16 @@ def test_killed_run_ends_as_if_left_alone(tmp_path):
     def writing():
         return any("tmp" in p.name for p in (killed / "checkpoints").iterdir())
 
+    def written():
+        return any(p.name.isdigit() for p in (killed / "checkpoints").iterdir())
+
+    def later():
+        wait_for(written)
+        time.sleep(rng.uniform(0, 0.1))
+
     for at_line, then in (
         ("step 2/48", lambda: None),  # before the first checkpoint
-        ("evaluation: ", lambda: time.sleep(rng.uniform(0, 0.3))),  # whenever
+        ("evaluation: ", later),  # at a random moment after it
         ("evaluation: ", lambda: wait_for(writing)),  # while a checkpoint is written
     ):
         process = start(killed, *options)
