@@ -138,8 +138,6 @@ def test_eight_devices_train_as_one(model_parallel, alone, tmp_path, monkeypatch
         for name in ("loss", "accuracy"):
             np.testing.assert_allclose([r[name] for r in got], [r[name] for r in expected], rtol=2e-5)
 
-    # The step reuses the memory of the state before it.
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states[0]))
     # What the checkpoint gets is split as the rules say.
     state = states[-1]
     adam = next(part for part in state.opt_state if hasattr(part, "mu"))
