@@ -9,6 +9,10 @@ import grain
 import jax
 import numpy as np
 import pytest
+
+# Here, not in a test: while TFDS imports itself it replaces Python's import, and a semaphore of an earlier test's
+# workers that is collected meanwhile fails.
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -268,7 +272,6 @@ def test_broken_image_found_while_training_is_named(tmp_path, workers):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A dataset that TFDS prepared as ArrayRecord from encoded files, and what went in."""
-    tfds = pytest.importorskip("tensorflow_datasets")
 
     class Blobs(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
