@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests.cases import CASES, Inner, build, build_upstream
+from tests.cases import CASES
+from tests.cases.case import Inner, build, build_upstream
 from vit_jax.convert import from_torch, to_torch
 
 ROWS = {str(case): case for case in CASES}

@@ -135,7 +135,7 @@ def test_lines_take_the_place_of_the_bar(capsys):
         progress.message("[not markup] " + "x" * 200)
         progress.advance(3)
         progress.show(5, {"loss": 1.5, "accuracy": 0.25, "images_per_second": 1234.5})
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().out.rstrip().splitlines() == [  # older versions of rich end with an empty line
         "[not markup] " + "x" * 200,
         "step 5/20  loss 1.5000  accuracy 25.0%  1,234 images/s",
     ]

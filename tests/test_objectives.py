@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 import vit_jax
-from tests.cases import BLOCKS, CASES, IMAGE, build, build_upstream
+from tests.cases import CASES
+from tests.cases.case import BLOCKS, IMAGE, build, build_upstream
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
 from vit_jax.objectives.classify import Classify, correct, sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
@@ -114,7 +115,7 @@ def test_distillation_losses_by_hand():
 
 def upstream_wrapper(student: str, **kwargs):
     """Upstream's wrapper around the row `student` and a ViT as teacher, with shaken parameters."""
-    from tests.repairs import token_parameters
+    from tests.cases.distill import token_parameters
     from tests.upstream import shake
 
     upstream = importlib.import_module("vit_pytorch.distill")

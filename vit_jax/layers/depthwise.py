@@ -17,13 +17,14 @@ class DepthwiseConv(nn.Module):
     kernel: int
     stride: int = 1
     multiplier: int = 1
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b rows columns e"]:
         size, stride, padding = self.kernel, self.stride, self.kernel // 2
         features = self.multiplier * x.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (size, size, 1, features))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,)) if self.use_bias else jnp.zeros(features, x.dtype)
 
         rows, columns = unfold_grid(x.shape[1:3], (size, size), (stride, stride), padding)
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))

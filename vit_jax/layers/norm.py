@@ -1,4 +1,4 @@
-"""Layer normalisation as torch has it."""
+"""Normalisation over features, as torch has it."""
 
 import functools
 
@@ -16,14 +16,29 @@ class LayerNorm(nn.Module):
     """
 
     epsilon: float = 1e-5
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         along_last = lambda parameter: jnp.expand_dims(parameter, range(x.ndim - 1))
-        y = standardize(x, self.epsilon) * along_last(scale) + along_last(bias)
-        return y.astype(jnp.result_type(x, scale, bias))
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        y = standardize(x, self.epsilon) * along_last(scale)
+        if self.use_bias:
+            y = y + along_last(self.param("bias", nn.initializers.zeros, x.shape[-1:]))
+        return y.astype(jnp.result_type(x, scale))
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of (b, h, w, d); `g` and `b` have upstream's shape, (1, d, 1, 1)."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+        shape = (1, x.shape[-1], 1, 1)
+        g, b = self.param("g", nn.initializers.ones, shape), self.param("b", nn.initializers.zeros, shape)
+        y = standardize(x, self.epsilon) * g.reshape(1, 1, 1, -1) + b.reshape(1, 1, 1, -1)
+        return y.astype(jnp.result_type(x, g))
 
 
 # Jitted for its gradient: all three uses of x then give one term, as its twin in torch does. Given term by term, XLA's
@@ -37,3 +52,10 @@ def standardize(x: Float[Array, "*batch d"], epsilon: float) -> Float[Array, "*b
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - x.mean(axis=-1, keepdims=True)
     return x * lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon)
+
+
+def l2_normalize(x: Float[Array, "*batch d"], epsilon: float = 1e-12) -> Float[Array, "*batch d"]:
+    """`x` with length 1 over the last axis (zeros stay zeros), as torch's `F.normalize`, computed in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    length = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * lax.rsqrt(jnp.maximum(length, epsilon**2))).astype(x.dtype)

@@ -12,14 +12,13 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.head import HEAD_RULES, NormHead
+from vit_jax.layers.head import HEAD_RULES
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, pool_tokens, prepend
 
 
 class Attention(nn.Module):
@@ -65,45 +64,11 @@ class Transformer(nn.Module):
         return x
 
 
-class DeepViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+class DeepViT(PlainViT):
+    """The plain ViT with re-attention."""
 
-    Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
-    """
-
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    pool: str = "cls"
-    channels: int = 3
-    dim_head: int = 64
-    dropout: float = 0.0
-    emb_dropout: float = 0.0
-
-    def __post_init__(self):
-        check_arguments(self)
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
-        check_images(images, self.channels)
-        rows, columns = patch_grid(self.image_size, self.patch_size)
-        init = nn.initializers.normal(0.02)
-        cls_token = self.param("cls_token", init, (1, 1, self.dim))
-        pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
-
-        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
-        x = add_positions(prepend(cls_token, x), pos_embedding)
-        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
-        blocks = (self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
-        x = Transformer(*blocks, name="transformer")(x, train=train)
-        if not self.num_classes:
-            return x
-        return NormHead(self.num_classes, name="mlp_head")(pool_tokens(x, self.pool))
+    def make_transformer(self) -> nn.Module:
+        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
 
 
 PRESETS = {

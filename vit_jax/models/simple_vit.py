@@ -18,6 +18,7 @@ from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
 from vit_jax.layers.positions import sincos_2d
 from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import append
 
 
 class Attention(nn.Module):
@@ -75,15 +76,38 @@ class SimpleViT(nn.Module):
         check_arguments(self)
         super().__post_init__()
 
-    @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
-        """`train` changes nothing here; it is there because every model has it."""
+    def make_transformer(self) -> nn.Module:
+        """The module between positions and pool, which a variant overrides."""
+        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim)
+
+    def setup(self):
+        self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+        self.transformer = self.make_transformer()
+        if self.num_classes:
+            self.linear_head = Dense(self.num_classes)
+
+    def embed(
+        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Tokens before the transformer: the patches with positions, and the extra tokens."""
         check_images(images, self.channels)
-        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
-        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
-        x = x + jnp.asarray(sincos_2d(rows, columns, self.dim), x.dtype)[None]
-        x = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, name="transformer")(x)
-        return Dense(self.num_classes, name="linear_head")(x.mean(axis=1)) if self.num_classes else x
+        x = self.to_patch_embedding(images)
+        x = x + jnp.asarray(sincos_2d(*patch_grid(images.shape[1:3], self.patch_size), self.dim), x.dtype)[None]
+        return x if extra_tokens is None else append(x, extra_tokens)
+
+    def encode(
+        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the transformer: the patches, then the extra tokens. `train` changes nothing here."""
+        return self.transformer(self.embed(images, extra_tokens))
+
+    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        return self.linear_head(tokens.mean(axis=1))
+
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
 
 
 PRESETS = {

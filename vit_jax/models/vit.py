@@ -8,78 +8,28 @@ Axes: b batch, n tokens, d dim, k classes.
 
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.dense import Dense
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
-from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 from vit_jax.layers.transformer import Transformer
 
 
-class ViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+class ViT(PlainViT):
+    """The plain ViT; where it pools the mean it has no class token."""
 
-    An image may be smaller than `image_size` (pixels, or (height, width)); it then gets the first positions.
-    Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
-    """
+    def make_transformer(self) -> nn.Module:
+        return Transformer(self.dim, self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
 
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    pool: str = "cls"
-    channels: int = 3
-    dim_head: int = 64
-    dropout: float = 0.0
-    emb_dropout: float = 0.0
+    def make_tokens(self, patches: int) -> tuple[Array, Array]:
+        init, classes = nn.initializers.normal(0.02), int(self.pool == "cls")
+        pos_embedding = self.param("pos_embedding", init, (patches + classes, self.dim))
+        return self.param("cls_token", init, (1, self.dim)) if classes else pos_embedding[:0], pos_embedding
 
-    def __post_init__(self):
-        check_arguments(self)
-        super().__post_init__()
-
-    def setup(self):
-        rows, columns = patch_grid(self.image_size, self.patch_size)
-        init = nn.initializers.normal(0.02)
-        self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
-        if self.pool == "cls":
-            self.cls_token = self.param("cls_token", init, (1, self.dim))
-        tokens = rows * columns + (self.pool == "cls")
-        self.pos_embedding = self.param("pos_embedding", init, (tokens, self.dim))
-        self.embedding_dropout = nn.Dropout(self.emb_dropout)
-        self.transformer = Transformer(self.dim, self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
-        if self.num_classes:
-            self.mlp_head = Dense(self.num_classes)
-
-    def encode(
-        self,
-        images: Float[Array, "b H W c"],
-        extra_tokens: Float[Array, "e d"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        """Tokens after the transformer: the class token if there is one, the patches, the extra tokens."""
-        check_images(images, self.channels)
-        x = self.to_patch_embedding(images)
-        if self.pool == "cls":
-            x = prepend(self.cls_token, x)
-        x = add_positions(x, self.pos_embedding)
-        if extra_tokens is not None:
-            x = append(x, extra_tokens)
-        x = self.embedding_dropout(x, deterministic=not train)
-        return self.transformer(x, train=train)
-
-    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
-        return self.mlp_head(pool_tokens(tokens, self.pool))
-
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
-        tokens = self.encode(images, train=train)
-        return self.head(tokens) if self.num_classes else tokens
+    def make_head(self) -> nn.Module:
+        return Dense(self.num_classes)
 
 
 def _paper(patch_size, dim, depth, heads, mlp_dim):

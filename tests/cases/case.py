@@ -1,0 +1,84 @@
+"""What a row is, and how its two models are built."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vit_jax import create_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model of the registry, its arguments, its input and its upstream class ("file:Class" of vit_pytorch)."""
+
+    name: str
+    upstream: str
+    input_shape: tuple[int, ...]
+    parameters: int
+    kwargs: dict[str, Any]
+    note: str = ""
+    maps: int = 0  # attention maps that can be collected
+    keyword_inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # shapes; or integers, booleans
+    unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
+    repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
+    tolerance: float = 1e-5  # relative, for values and gradients
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.note}" if self.note else self.name
+
+    def inputs(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Images, or what else the model takes, and keyword inputs."""
+        normal = lambda shape: rng.standard_normal(shape, np.float32)
+        keywords = {k: normal(v) if isinstance(v, tuple) else v for k, v in self.keyword_inputs.items()}
+        return normal(self.input_shape), keywords
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """A module for an argument that takes one."""
+
+    name: str
+    upstream: str
+    kwargs: dict[str, Any]
+
+
+def build(case: Case | Inner, **overrides):
+    """The Flax model of a row."""
+    kwargs = {**case.kwargs, **overrides}
+    return create_model(case.name, **{k: build(v) if isinstance(v, Inner) else v for k, v in kwargs.items()})
+
+
+def build_upstream(case: Case | Inner, **overrides):
+    """The torch model of a row, repaired where upstream cannot do what the row asks for."""
+    importlib.import_module("tests.upstream")  # first, as it lets vit_pytorch be imported
+    kwargs = {**case.kwargs, **overrides}
+    kwargs = {k: build_upstream(v) if isinstance(v, Inner) else v for k, v in kwargs.items()}
+    file, _, class_name = case.upstream.partition(":")
+    make = getattr(importlib.import_module(f"vit_pytorch.{file}"), class_name)
+    for repair in getattr(case, "repairs", ()):
+        make = repair(make)
+    return make(**kwargs)
+
+
+# What many rows share: a square image and an oblong one, and a small stack of blocks.
+BLOCKS = dict(dim=24, depth=2, heads=3, dim_head=8, mlp_dim=40)
+IMAGE = dict(image_size=16, patch_size=4, num_classes=5)
+OBLONG = dict(image_size=(8, 12), patch_size=(4, 2), channels=1)
+INPUT, OBLONG_INPUT = (2, 16, 16, 3), (2, 8, 12, 1)
+
+
+def draw_blocks(rng) -> dict[str, Any]:
+    """Sizes of a plain transformer, drawn at random, for rows that nobody chose."""
+    sizes = dict(dim=8 * rng.randint(2, 6), depth=rng.randint(1, 3), heads=rng.randint(1, 4))
+    return sizes | dict(dim_head=rng.choice((4, 7, 16)), mlp_dim=rng.randint(5, 60))
+
+
+def draw_image(rng) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Arguments of a square image in patches and the input's shape, drawn at random."""
+    patch, channels = rng.choice((2, 4, 6)), rng.randint(1, 3)
+    side = patch * rng.randint(2, 4)
+    image = dict(image_size=side, patch_size=patch, channels=channels, num_classes=rng.randint(2, 12))
+    return image, (2, side, side, channels)

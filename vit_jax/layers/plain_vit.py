@@ -1,0 +1,88 @@
+"""The plain ViT as upstream repeats it: patches, a class token, learned positions, a transformer, a head."""
+
+import math
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
+from vit_jax.layers.head import NormHead
+from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
+
+
+class PlainViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    What a variant changes it overrides: the transformer first of all, which maps (b, n, d) to the same shape.
+    An image may be smaller than `image_size` (pixels, or (height, width)); it then gets the first positions.
+    Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
+    """
+
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    pool: str = "cls"
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+
+    def __post_init__(self):
+        check_arguments(self)
+        super().__post_init__()
+
+    def make_transformer(self) -> nn.Module:
+        """The module between positions and pool."""
+        raise NotImplementedError
+
+    def make_patch_embedding(self) -> nn.Module:
+        """The module that turns images into tokens."""
+        return PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+
+    def make_head(self) -> nn.Module:
+        """The module that turns pooled features into logits."""
+        return NormHead(self.num_classes)
+
+    def make_tokens(self, patches: int) -> tuple[Array, Array]:
+        """Class token and positions, (1, 1, d) and (1, n, d)."""
+        init = nn.initializers.normal(0.02)
+        cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        return cls_token, self.param("pos_embedding", init, (1, patches + 1, self.dim))
+
+    def setup(self):
+        self.to_patch_embedding = self.make_patch_embedding()
+        self.cls_token, self.pos_embedding = self.make_tokens(math.prod(patch_grid(self.image_size, self.patch_size)))
+        self.embedding_dropout = nn.Dropout(self.emb_dropout)
+        self.transformer = self.make_transformer()
+        if self.num_classes:
+            self.mlp_head = self.make_head()
+
+    def embed(
+        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
+        check_images(images, self.channels)
+        x = prepend(self.cls_token, self.to_patch_embedding(images))
+        x = add_positions(x, self.pos_embedding)
+        if extra_tokens is not None:
+            x = append(x, extra_tokens)
+        return self.embedding_dropout(x, deterministic=not train)
+
+    def encode(
+        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the transformer, in the order of `embed`."""
+        return self.transformer(self.embed(images, extra_tokens, train=train), train=train)
+
+    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        return self.mlp_head(pool_tokens(tokens, self.pool))
+
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
