@@ -101,6 +101,28 @@ def test_classify(cross_entropy):
     np.testing.assert_array_equal(evaluated["accuracy"], correct(logits, HARD))
 
 
+class Pair(nn.Module):
+    """A classifier that returns an auxiliary loss beside its logits."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        logits = nn.Dense(5)(x.mean((1, 2)))
+        return logits, jnp.square(logits).mean()
+
+
+def test_an_auxiliary_loss_is_added():
+    alone, weighed = Classify(Pair(), auxiliary_weight=0.0), Classify(Pair(), auxiliary_weight=3.0)
+    params, extras = alone.init(jax.random.key(0), IMAGES)
+    logits, auxiliary = Pair().apply({"params": params}, IMAGES)
+    np.testing.assert_array_equal(weighed.predict(params, extras, IMAGES), logits)
+    losses = [objective.loss(params, extras, BATCH, {}, train=True)[0] for objective in (alone, weighed)]
+    np.testing.assert_allclose(losses[0], softmax_cross_entropy(logits, HARD).mean(), rtol=1e-6)
+    np.testing.assert_allclose(losses[1] - losses[0], 3 * auxiliary, rtol=1e-5)
+    np.testing.assert_allclose(
+        weighed.evaluate(params, extras, BATCH)["loss"], softmax_cross_entropy(logits, HARD), rtol=1e-6
+    )
+
+
 # Distillation.
 
 

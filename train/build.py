@@ -90,7 +90,7 @@ def build_objective(config: Config, info: DataInfo, teacher: nn.Module | None = 
     distill = config.distill
     try:
         if distill.teacher is None:
-            return Classify(model, **loss)
+            return Classify(model, auxiliary_weight=config.auxiliary_weight, **loss)
         objective = Distill(
             model,
             teacher,

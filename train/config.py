@@ -131,6 +131,8 @@ class Config:
     """Cross-entropy over classes, or over each class by itself."""
     label_smoothing: float = 0.0
     """Probability mass that targets give to all classes evenly."""
+    auxiliary_weight: float = 1.0
+    """Weight of the loss that some models return beside their logits (vit_with_decorr)."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""
     workdir: str | None = None
@@ -159,6 +161,7 @@ def check(config: Config) -> None:
         ("epochs", config.epochs, 0 < config.epochs < math.inf, "positive"),
         ("steps", config.steps, config.steps is None or config.steps >= 1, "1 or more"),
         ("label-smoothing", config.label_smoothing, 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
+        ("auxiliary-weight", config.auxiliary_weight, 0 <= config.auxiliary_weight < math.inf, "0 or more"),
         ("seed", config.seed, 0 <= config.seed < 2**32, "at least 0 and below 2**32"),
         ("eval-epochs", config.eval_epochs, 0 < config.eval_epochs < math.inf, "positive"),
         ("log-steps", config.log_steps, config.log_steps >= 1, "1 or more"),

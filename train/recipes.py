@@ -9,14 +9,22 @@ from train.config import Augment, Config, Data, Optim, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Settings under a name. `model_args` are for the models named there, and "" for all others."""
+    """Settings under a name.
+
+    `model_args` are for the models named there; `other_settings` stand over `settings` for all other models.
+    """
 
     command: str
     source: str
     expected: str
     settings: Mapping[str, Any]
     model_args: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    other_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+
+# An 8x8 image as a sequence of its rows: a patch is normalised before it is embedded, and one of 2x2 pixels would keep
+# too little of them (86 % instead of 97 % of digits for vit).
+ROWS = ("patch_size=(1, 8)",)
 
 RECIPES = {
     "digits": Recipe(
@@ -32,13 +40,18 @@ RECIPES = {
             augment=Augment(crop_padding=1),
             optim=Optim(lr=2e-3, warmup_epochs=5.0, weight_decay=0.05),
         ),
-        # The tiny presets are for 32x32 images. Here patches are the rows of an 8x8 image: a patch is normalised before
-        # it is embedded, and one of 2x2 pixels would keep too little of them (86 % instead of 97 % for vit).
         model_args={
-            "": ("patch_size=(1, 8)",),
+            "vit": ROWS,
+            "simple_vit": ROWS,
+            "deepvit": ROWS,
+            "cait": ROWS,
+            "efficient": ROWS,
+            "distill:DistillableViT": ROWS,
             "t2t": ("t2t_layers=((3, 1), (3, 1))",),
             "pit": ("patch_size=2",),
         },
+        # The tiny presets are for 32x32 images, and models with stages need the pixels: digits are enlarged for them.
+        other_settings=dict(data=Data(name="digits", image_size=(32, 32)), augment=Augment(crop_padding=4)),
     ),
     "cifar10": Recipe(
         command="python -m train.main --model=vit --recipe=cifar10 --data=folder:cifar10",
@@ -84,5 +97,7 @@ def base_config(recipe: str | None, model: str, data: str | None) -> Config:
     if recipe not in RECIPES:
         raise UserError(f"--recipe {recipe}: expected one of {', '.join(RECIPES)}")
     chosen = RECIPES[recipe]
-    arguments = chosen.model_args.get(model.partition("/")[0], chosen.model_args.get("", ()))
-    return Config(model=model, recipe=recipe, model_args=arguments, **chosen.settings)
+    name = model.partition("/")[0]
+    if name in chosen.model_args:
+        return Config(model=model, recipe=recipe, model_args=chosen.model_args[name], **chosen.settings)
+    return Config(model=model, recipe=recipe, **{**chosen.settings, **chosen.other_settings})

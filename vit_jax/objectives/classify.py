@@ -36,16 +36,23 @@ def correct(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[
     return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(jnp.float32)
 
 
+def logits_and_auxiliary(outputs: Array | tuple[Array, Array]) -> tuple[Array, Array | float]:
+    """What a model returns, as (logits, auxiliary loss): the loss is 0 for models that return logits alone."""
+    return outputs if isinstance(outputs, tuple) else (outputs, 0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Classify:
     """Cross-entropy of `model`'s logits. `cross_entropy`: "softmax" or "sigmoid"; `label_smoothing`: 0 to below 1.
 
+    A model that returns a pair (`vit_with_decorr`) has an auxiliary loss, which `auxiliary_weight` times is added.
     Raises ValueError for values outside those.
     """
 
     model: nn.Module
     cross_entropy: str = "softmax"
     label_smoothing: float = 0.0
+    auxiliary_weight: float = 1.0
 
     def __post_init__(self):
         check_loss(self.cross_entropy, self.label_smoothing)
@@ -58,15 +65,17 @@ class Classify:
         self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
     ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         variables = {"params": params, **extras}
-        logits, extras = self.model.apply(
+        outputs, extras = self.model.apply(
             variables, batch["image"], train=train, rngs=rngs, mutable=list(extras) if train else []
         )
+        logits, auxiliary = logits_and_auxiliary(outputs)
         targets = smooth_labels(batch["target"], self.label_smoothing)
-        loss = CROSS_ENTROPY[self.cross_entropy](logits, targets).mean()
+        loss = CROSS_ENTROPY[self.cross_entropy](logits, targets).mean() + self.auxiliary_weight * auxiliary
         return loss, ({"loss": loss, "accuracy": correct(logits, targets).mean()}, extras)
 
     def predict(self, params: Tree, extras: Tree, images: Array) -> Float[Array, "b k"]:
-        return self.model.apply({"params": params, **extras}, images)
+        logits, _ = logits_and_auxiliary(self.model.apply({"params": params, **extras}, images))
+        return logits
 
     def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
         logits = self.predict(params, extras, batch["image"])

@@ -1,0 +1,44 @@
+"""Every classifier learns: on a few digits its loss falls within some steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.cases import FIRST, classifiers
+from tests.cases.case import build
+from vit_jax.objectives.classify import Classify
+
+
+def digits(count: int, height: int, width: int, channels: int) -> dict[str, jax.Array]:
+    """The first digits as a batch of images of this shape."""
+    scans, labels = load_digits(return_X_y=True)
+    enlarge = lambda scan: np.asarray(Image.fromarray(scan.reshape(8, 8).astype(np.float32)).resize((width, height)))
+    images = np.stack([enlarge(scan) for scan in scans[:count]]) / 8 - 1
+    return {"image": jnp.repeat(images[..., None], channels, axis=-1), "target": jax.nn.one_hot(labels[:count], 10)}
+
+
+@pytest.mark.parametrize("name", classifiers("learns"))
+def test_the_loss_falls(name):
+    case = FIRST[name]
+    batch, objective = digits(24, *case.input_shape[1:]), Classify(build(case, num_classes=10))
+    params, extras = jax.jit(objective.init)(jax.random.key(0), batch["image"])
+    optimizer = optax.adam(4e-3)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, extras, state, key):
+        loss = lambda params: objective.loss(params, extras, batch, {"dropout": key}, train=True)
+        (value, (_, moved)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), moved, state, value
+
+    losses = []
+    for key in jax.random.split(jax.random.key(1), 16):
+        params, extras, state, value = step(params, extras, state, key)
+        losses.append(float(value))
+    assert losses[0] < 2 * np.log(10)  # no class is preferred much at the start
+    assert np.mean(losses[-3:]) < 0.8 * losses[0]
