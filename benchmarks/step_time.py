@@ -51,6 +51,14 @@ class Options:
 
 def main(options: Options) -> None:
     """Time both libraries and print medians and ratios."""
+    result = measure(options)
+    report(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(options: Options) -> dict:
+    """Times of both libraries, their versions, and how far their logits differ."""
     torch, ours = Worker("torch", sys.executable, options), Worker("jax", options.python, options)
     logits = torch.call("logits"), ours.call("load", torch.call("state"))
     result = {
@@ -60,9 +68,9 @@ def main(options: Options) -> None:
     }
     for what in ("forward",) if options.forward_only else ("forward", "train"):
         result[what] = compare(what, torch, ours, options)
-    report(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    torch.stop()
+    ours.stop()
+    return result
 
 
 def compare(what: str, torch: "Worker", ours: "Worker", options: Options) -> dict[str, float]:
@@ -119,7 +127,12 @@ class Worker:
             self.process.stdin.flush()
             return pickle.load(self.process.stdout)
         except (EOFError, BrokenPipeError):
-            sys.exit("step_time.py: a worker stopped; its error is above")
+            raise SystemExit("step_time.py: a worker stopped; its error is above") from None
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def work(side: str) -> None:
@@ -167,17 +180,13 @@ class TorchSide:
     def __init__(self, options: Options):
         import torch
 
-        torch.set_num_threads(options.threads)
         torch.manual_seed(0)
-        for operator in ("nms", "qnms"):  # torchvision, which upstream imports, may lack them beside a CPU torch
-            torch.library.define(
-                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
         ours = make_model(options)
         images, labels = make_batch(ours, options.batch_size)
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         self.labels = torch.from_numpy(labels)
         self.model = torch_twin(ours)
+        torch.set_num_threads(options.threads)
         self.run = torch.compile(self.model) if options.compiled else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
@@ -193,7 +202,8 @@ class TorchSide:
         import torch
 
         with torch.inference_mode():
-            return self.model.eval()(self.images).numpy()
+            outputs = self.model.eval()(self.images)
+        return (outputs[0] if isinstance(outputs, tuple) else outputs).numpy()
 
     def milliseconds(self, what: str, calls: int) -> float:
         """Mean time of one forward pass or train step, of `calls` in a row."""
@@ -214,8 +224,9 @@ class TorchSide:
         import torch
         from torch.nn.functional import cross_entropy
 
-        logits = self.run(self.images)
-        loss = cross_entropy(logits, self.labels)
+        outputs = self.run(self.images)
+        logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, 0.0)
+        loss = cross_entropy(logits, self.labels) + auxiliary
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -224,16 +235,25 @@ class TorchSide:
 
 
 def torch_twin(ours):
-    """Upstream's module with the arguments of `ours`, as far as it takes them, modules among them too."""
+    """Upstream's module with the arguments of `ours`, as far as it takes them, modules among them too.
+
+    Where upstream's crashes, it is repaired as in the tests.
+    """
+    from tests.cases import FIRST
+    from tests.cases.case import build_upstream
     from vit_jax.registry import MODELS
 
     target = f"{type(ours).__module__}:{type(ours).__name__}"
-    name = next(name for name in MODELS if MODELS[name] == target)
-    file = importlib.import_module(f"vit_pytorch.{name.partition(':')[0]}")
-    upstream = getattr(file, type(ours).__name__, None) or file.ViT
+    case = FIRST[next(name for name in MODELS if MODELS[name] == target)]
+    importlib.import_module("tests.upstream")  # first, as it lets vit_pytorch be imported
+    file, _, class_name = case.upstream.partition(":")
+    accepted = inspect.signature(getattr(importlib.import_module(f"vit_pytorch.{file}"), class_name)).parameters
     fields = {field.name for field in dataclasses.fields(ours)} - {"parent", "name"}
-    arguments = {key: getattr(ours, key) for key in fields & inspect.signature(upstream).parameters.keys()}
-    return upstream(**{key: torch_twin(x) if dataclasses.is_dataclass(x) else x for key, x in arguments.items()})
+    arguments = {key: getattr(ours, key) for key in fields & accepted.keys()}
+    arguments = {
+        key: torch_twin(value) if dataclasses.is_dataclass(value) else value for key, value in arguments.items()
+    }
+    return build_upstream(dataclasses.replace(case, kwargs=arguments))
 
 
 class JaxSide:
@@ -265,14 +285,15 @@ class JaxSide:
         from vit_jax.objectives.classify import Classify
 
         self.variables = from_torch(self.model, state_dict, self.images)
-        params = jax.tree.map(jax.numpy.copy, self.variables["params"])  # the step donates them
+        extras = jax.tree.map(jax.numpy.copy, self.variables)  # the step donates them
+        params = extras.pop("params")
         config = Optim(weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
         optimizer = make_optimizer(config, optax.constant_schedule(LEARNING_RATE), params)
-        self.state = TrainState(jax.numpy.zeros((), int), params, {}, optimizer.init(params), ema=None)
+        self.state = TrainState(jax.numpy.zeros((), int), params, extras, optimizer.init(params), ema=None)
         prepare = lambda key, images, labels: (images, jax.nn.one_hot(labels, self.model.num_classes))
         step = make_train_step(Classify(self.model), optimizer, prepare, seed=0)
         self.train = jax.jit(step, donate_argnums=0)
-        return np.asarray(self.forward(self.variables, self.images))
+        return np.asarray(jax.tree.leaves(self.forward(self.variables, self.images))[0])
 
     def milliseconds(self, what: str, calls: int) -> float:
         """Mean time of one forward pass or train step, of `calls` in a row."""
@@ -281,7 +302,7 @@ class JaxSide:
         start = time.perf_counter()
         for _ in range(calls):
             if what == "forward":
-                self.forward(self.variables, self.images).block_until_ready()  # or passes would overlap
+                jax.block_until_ready(self.forward(self.variables, self.images))  # or passes would overlap
             else:
                 batch = {"image": self.images, "label": self.labels}
                 self.state, _ = self.train(self.state, batch, {})

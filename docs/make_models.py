@@ -1,0 +1,130 @@
+"""Write docs/models.md and docs/deviations.md from the code.
+
+    python docs/make_models.py
+
+Parameters and FLOPs are those of the presets, with 1000 classes. Ratios are those that `python benchmarks/zoo.py`
+measured last (benchmarks/results/zoo.json).
+"""
+
+import ast
+import importlib
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import rich.progress
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from vit_jax import create_model, list_models, list_presets
+from vit_jax.layers.check import pair
+from vit_jax.registry import MODELS
+
+RATIOS = ROOT / "benchmarks/results/zoo.json"
+SECTIONS = ("Source", "Upstream", "Differs from upstream", "Differs from the paper", "Axes")
+
+
+def main() -> None:
+    """Write both files."""
+    headers = {name: header(name) for name in list_models()}
+    ratios = json.loads(RATIOS.read_text()) if RATIOS.exists() else {"machine": "", "models": {}}
+    rows = [
+        row for name in rich.progress.track(headers, "Measuring") for row in model_rows(name, headers[name], ratios)
+    ]
+    (ROOT / "docs/models.md").write_text(MODELS_PAGE.format(rows="\n".join(rows), machine=ratios["machine"]))
+    (ROOT / "docs/deviations.md").write_text(DEVIATIONS_PAGE + "\n".join(deviations(headers)))
+
+
+def header(name: str) -> dict[str, str]:
+    """What the file of the model `name` says of itself: "title", and the text of each of SECTIONS that it has."""
+    source = importlib.import_module(MODELS[name].partition(":")[0]).__file__
+    return read_header(ast.get_docstring(ast.parse(Path(source).read_text())))
+
+
+def read_header(docstring: str) -> dict[str, str]:
+    """The parts of a model file's docstring, each on one line."""
+    title, _, rest = docstring.partition("\n")
+    starts = rf"(?:^|(?<=\s))({'|'.join(SECTIONS)}): "
+    _, *parts = re.split(starts, " ".join(rest.split()))
+    return {"title": title} | dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+
+
+def model_rows(name: str, header: dict[str, str], ratios: dict) -> list[str]:
+    """The table rows of a model: one for each preset, its paper on the first."""
+    ratio = ratios["models"].get(name)
+    measured = f"{ratio['forward']:.2f} / {ratio['train']:.2f}" if ratio else ""
+    rows = []
+    for preset in list_presets(name) or [""]:
+        parameters, flops = size(name, preset) if preset else ("", "")
+        first = preset in ("tiny", "")
+        cells = (
+            f"[`{name}`]({link(name)})" if first else "",
+            paper(header) if first else "",
+            f"`{preset}`" if preset else "",
+            parameters,
+            flops,
+            measured if first else "",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def link(name: str) -> str:
+    """Where the model's file is, from docs/."""
+    return "../" + MODELS[name].partition(":")[0].replace(".", "/") + ".py"
+
+
+def paper(header: dict[str, str]) -> str:
+    """Authors, year and a link; a dash for models without a paper."""
+    found = re.match(r"(.+? \d{4})(?: \([^)]*\))?, arXiv:(\d{4}\.\d{4,5})", header.get("Source", ""))
+    return f"[{found[1]}](https://arxiv.org/abs/{found[2]})" if found else header.get("Source", "-").rstrip(".")
+
+
+def size(name: str, preset: str) -> tuple[str, str]:
+    """Parameters in millions and the GFLOPs of one image, as compiled by no backend in particular."""
+    model = create_model(f"{name}/{preset}", num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, *pair("image_size", model.image_size), model.channels), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    flops = jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
+    return f"{count / 1e6:.2f}", f"{flops / 1e9:.2f}"
+
+
+def deviations(headers: dict[str, dict[str, str]]) -> list[str]:
+    """What each model does otherwise than upstream and its paper."""
+    lines = []
+    for name, header in headers.items():
+        lines += [f"## `{name}`", ""]
+        for section in ("Differs from upstream", "Differs from the paper"):
+            lines += [f"{section}: {header[section]}", ""] if section in header else []
+    return lines
+
+
+MODELS_PAGE = """# Models
+
+Written by `python docs/make_models.py`; do not edit. Every model computes what its twin in vit-pytorch 1.26.11
+computes, values and gradients; what it does otherwise stands in [deviations.md](deviations.md).
+
+- Parameters, in millions, and GFLOPs of one image (a multiplication and an addition are two) are the preset's, with
+  1000 classes. `tiny` is for images of 32x32 pixels, the others for those of their papers.
+- Ratio: the speed of ours over upstream's in eager PyTorch, forward and train step, of the `tiny` preset at batch 64
+  ({machine}). Above 1, ours is the faster. It says little about a large model: `benchmarks/README.md` has ViT-Ti/16.
+
+| Model | Paper | Preset | Parameters, M | GFLOPs | Ratio |
+|---|---|---|---:|---:|---:|
+{rows}
+"""
+
+DEVIATIONS_PAGE = """# Deviations
+
+Written by `python docs/make_models.py` from the heads of the model files; do not edit.
+
+"""
+
+if __name__ == "__main__":
+    main()
