@@ -1,0 +1,28 @@
+"""Patches of an image, projected and nothing more: the entrance of ViT's paper, and of the upstream models after it."""
+
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import patch_grid
+from vit_jax.layers.dense import Dense
+
+
+class PatchProjection(nn.Module):
+    """Image (b, H, W, c) to tokens (b, n, dim), row by row. `patch_size`: (height, width) in pixels.
+
+    Raises ValueError when `patch_size` does not divide the image.
+    """
+
+    patch_size: tuple[int, int]
+    dim: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n {self.dim}"]:
+        patch_grid(images.shape[1:3], self.patch_size)
+        ph, pw = self.patch_size
+        patches = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
+        return Dense(self.dim, name="proj")(patches)
+
+
+PATCH_PROJECTION_RULES = (("to_patch_embedding/proj", "to_patch_embedding.1"),)
