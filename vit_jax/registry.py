@@ -14,6 +14,7 @@ MODELS = {
     "deepvit": "vit_jax.models.deepvit:DeepViT",
     "distill:DistillableViT": "vit_jax.models.distill:DistillableViT",
     "efficient": "vit_jax.models.efficient:EfficientViT",
+    "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "pit": "vit_jax.models.pit:PiT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "t2t": "vit_jax.models.t2t:T2TViT",
