@@ -36,18 +36,23 @@ _AT_LEAST = dict(dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls
 _RATES = ("dropout", "emb_dropout", "layer_dropout")
 
 
+def at_least(model: nn.Module, **minimums: int) -> None:
+    """Raises ValueError when an argument of `model`, or any number of it, is below its minimum."""
+    for name, minimum in minimums.items():
+        value = vars(model).get(name)
+        numbers = value if isinstance(value, Sequence) else (value,)
+        if any(number is not None and number < minimum for number in numbers):
+            raise ValueError(f"{name}={value!r}: expected at least {minimum}")
+
+
 def check_arguments(model: nn.Module) -> None:
     """Checks the arguments that models have in common, by their names, where `model` has them.
 
     Raises ValueError for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
     than "cls" and "mean", and a `patch_size` that does not divide `image_size`.
     """
+    at_least(model, **_AT_LEAST)
     arguments = vars(model)
-    for name, minimum in _AT_LEAST.items():
-        value = arguments.get(name)
-        numbers = value if isinstance(value, Sequence) else (value,)
-        if any(number is not None and number < minimum for number in numbers):
-            raise ValueError(f"{name}={value!r}: expected at least {minimum}")
     for name in _RATES:
         if not 0 <= arguments.get(name, 0) <= 1:
             raise ValueError(f"{name}={arguments[name]!r}: expected 0 to 1")
