@@ -12,6 +12,11 @@ MODEL_FILES = [path for path in sorted((ROOT / "vit_jax/models").glob("*.py")) i
 ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {"vit_jax/torch_file.py": {"ml_dtypes", "safetensors"}}
 CHANGED_FROM = {"distill": "vit", "vit_with_keel_post_ln": "vit"}  # models that are by definition a change of another
+# Models that are by definition a change of another.
+CHANGED_FROM = {
+    "distill": "vit",
+    "simple_vit_with_hyper_connections": "simple_vit",
+}
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.
 MAY_IMPORT = {

@@ -17,6 +17,7 @@ MODELS = {
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "pit": "vit_jax.models.pit:PiT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
+    "simple_vit_with_hyper_connections": "vit_jax.models.simple_vit_with_hyper_connections:SimpleViTHyperConnections",
     "t2t": "vit_jax.models.t2t:T2TViT",
     "vit": "vit_jax.models.vit:ViT",
     "vit:Transformer": "vit_jax.layers.transformer:Transformer",

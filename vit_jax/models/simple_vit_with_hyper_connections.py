@@ -1,0 +1,113 @@
+"""SimpleViT with hyper-connections: several residual streams, which every layer reads, mixes and writes as it learned.
+
+Source: Zhu et al. 2024, arXiv:2409.19606; registers: Darcet et al. 2023, arXiv:2309.16588.
+Upstream: vit_pytorch/simple_vit_with_hyper_connections.py.
+Differs from upstream: `num_classes=0` gives tokens; registers start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: SimpleViT around the connections, and registers besides the patches.
+Axes: b batch, n tokens, d dim, e streams, m mixes of streams, r registers.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import at_least
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.layers.tokens import append
+from vit_jax.models.simple_vit import Attention, SimpleViT
+
+
+class HyperConnection(nn.Module):
+    """What stands for the residual around `layer`: dynamic hyper-connections, algorithm 2 of the paper.
+
+    They begin as a plain residual: the layer reads stream `index` (cyclic), every stream goes on and gets its output.
+    """
+
+    index: int
+
+    @nn.compact
+    def __call__(self, streams: Float[Array, "b n e d"], layer: Callable[[Array], Array]) -> Float[Array, "b n e d"]:
+        count, dim = streams.shape[2:]
+        reads_one = jnp.eye(count)[:, self.index % count, None]
+        static_alpha = self.param("static_alpha", lambda _: jnp.concatenate([reads_one, jnp.eye(count)], axis=1))
+        static_beta = self.param("static_beta", nn.initializers.ones, (count,))
+
+        normed = LayerNorm(use_bias=False, name="norm")(streams)
+        alpha = self._dynamic("dynamic_alpha", normed, (dim, count + 1)) + static_alpha[None, None]
+        beta = self._dynamic("dynamic_beta", normed, (dim,)) + static_beta[None, None]
+
+        mixed = jnp.einsum("bnem,bned->bnmd", alpha, streams)
+        out = layer(mixed[:, :, 0])
+        return mixed[:, :, 1:] + jnp.einsum("bnd,bne->bned", out, beta)
+
+    def _dynamic(self, name: str, normed: Array, shape: tuple[int, ...]) -> Array:
+        """Weights that depend on the token: small, as they add to the static ones."""
+        weights = self.param(f"{name}_fn", nn.initializers.zeros, shape)
+        return jnp.tanh(normed @ weights) * self.param(f"{name}_scale", nn.initializers.constant(0.01), ())
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of attention and feed-forward over `num_residual_streams` streams, their sum, and a last norm."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    num_residual_streams: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        streams = jnp.repeat(x[:, :, None], self.num_residual_streams, axis=2)
+        for i in range(self.depth):
+            attn = Attention(self.heads, self.dim_head, name=f"attn_{i}")
+            ff = FeedForward(self.mlp_dim, name=f"ff_{i}")
+            streams = HyperConnection(i, name=f"attn_connection_{i}")(streams, attn)
+            streams = HyperConnection(i, name=f"ff_connection_{i}")(streams, ff)
+        return LayerNorm(name="norm")(streams.sum(axis=2))
+
+
+class SimpleViTHyperConnections(SimpleViT, kw_only=True):
+    """SimpleViT on `num_residual_streams` streams, with registers among the tokens that are not pooled."""
+
+    num_residual_streams: int
+    num_register_tokens: int = 4
+
+    def __post_init__(self):
+        at_least(self, num_residual_streams=1, num_register_tokens=0)
+        super().__post_init__()
+
+    def make_transformer(self) -> nn.Module:
+        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.num_residual_streams)
+
+    def setup(self):
+        super().setup()
+        init = nn.initializers.normal(0.02)
+        self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
+
+    def encode(
+        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "r d"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the transformer: the patches, then the extra tokens, without the registers."""
+        x = self.embed(images, extra_tokens)
+        return self.transformer(append(x, self.register_tokens))[:, : x.shape[1]]
+
+
+PRESETS = {
+    "tiny": dict(
+        image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128, num_residual_streams=2
+    ),
+    "b16": dict(image_size=224, patch_size=16, dim=768, depth=12, heads=12, mlp_dim=3072, num_residual_streams=2),
+    "l16": dict(image_size=224, patch_size=16, dim=1024, depth=24, heads=16, mlp_dim=4096, num_residual_streams=2),
+}
+
+TORCH_RULES = (
+    *PATCH_EMBED_RULES,
+    (r"attn_connection_(\d+)", r"layers.\1.0"),
+    (r"attn_(\d+)", r"layers.\1.1"),
+    (r"ff_connection_(\d+)", r"layers.\1.2"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3", fc2=3),
+)
