@@ -22,6 +22,23 @@ def tokens(make):
     return repaired
 
 
+def feature_map(make):
+    """`num_classes=0`: the head `to_logits` goes, and the last feature map comes out, channels last."""
+    from einops.layers.torch import Rearrange
+
+    def repaired(*, num_classes, **kwargs):
+        module = make(num_classes=1, **kwargs)
+        module.to_logits = Rearrange("b d h w -> b h w d")
+        return module
+
+    return repaired
+
+
+def sized(make):
+    """`image_size`, which says nothing of what is computed."""
+    return lambda *, image_size, **kwargs: make(**kwargs)
+
+
 def oblong_patches(make):
     """Non-square patches and images, and any number of channels: another patch projection, and as many positions."""
     from einops.layers.torch import Rearrange

@@ -1,6 +1,6 @@
 """Arguments that many models take, checked and brought to one form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flax import linen as nn
 from jax import Array
@@ -33,7 +33,16 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 _AT_LEAST = dict(dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls_depth=0, num_classes=0)
-_RATES = ("dropout", "emb_dropout", "layer_dropout")
+_RATES = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "ff_dropout")
+
+
+def at_least(model: nn.Module, **minimums: int) -> None:
+    """Raises ValueError when an argument of `model`, or any number of it, is below its minimum."""
+    for name, minimum in minimums.items():
+        value = vars(model).get(name)
+        numbers = value if isinstance(value, Sequence) else (value,)
+        if any(number is not None and number < minimum for number in numbers):
+            raise ValueError(f"{name}={value!r}: expected at least {minimum}")
 
 
 def at_least(model: nn.Module, **minimums: int) -> None:
@@ -60,6 +69,17 @@ def check_arguments(model: nn.Module) -> None:
         one_of("pool", model.pool, ("cls", "mean"))
     if "patch_size" in arguments:
         patch_grid(model.image_size, model.patch_size)
+    elif arguments.get("image_size") is not None:
+        pair("image_size", model.image_size)
+
+
+def check_sides(name: str, size: int | Sequence[int], fits: Callable[[int], bool]) -> None:
+    """Raises ValueError, naming the nearest sides that do, unless the height and the width of `size` fit."""
+    for side in pair(name, size):
+        if not fits(side):
+            below, above = range(side - 1, 0, -1), range(side + 1, side + 4096)
+            near = [str(s) for sides in (below, above) if (s := next(filter(fits, sides), None))]
+            raise ValueError(f"{name}={size!r}: expected sides such as {' or '.join(near) or 'none: no size fits'}")
 
 
 def check_images(images: Array, channels: int) -> None:
