@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # A name is that of the upstream file, or "file:Class" for a file's further classes; it stands for "module:Class".
 MODELS = {
     "cait": "vit_jax.models.cait:CaiT",
+    "cvt": "vit_jax.models.cvt:CvT",
     "deepvit": "vit_jax.models.deepvit:DeepViT",
     "distill:DistillableViT": "vit_jax.models.distill:DistillableViT",
     "efficient": "vit_jax.models.efficient:EfficientViT",

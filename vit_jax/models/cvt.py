@@ -1,0 +1,148 @@
+"""CvT: a transformer whose tokens stay a feature map, and whose queries, keys and values come of convolutions.
+
+Source: Wu et al. 2021, arXiv:2103.15808. Upstream: vit_pytorch/cvt.py.
+Differs from upstream: `num_classes=0` gives the last feature map; `image_size` may say what the model is meant for.
+Differs from the paper: no class token and no last norm, the head takes the mean; keys and values share a convolution.
+Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
+"""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers.check import at_least, check_arguments, check_images
+from vit_jax.layers.conv_feed_forward import ConvFeedForward
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.feed_forward import feed_forward_rules
+from vit_jax.layers.norm import ChannelNorm
+from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.softmax import softmax
+
+STAGES = ("s1_", "s2_", "s3_")
+
+
+class ConvProjection(nn.Module):
+    """Depthwise separable convolution: each channel by itself, a batch norm, then each pixel by itself."""
+
+    features: int
+    kernel: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r2 c2 e"]:
+        x = DepthwiseConv(self.kernel, self.stride, use_bias=False, name="depthwise")(x)
+        x = BatchNorm(name="norm")(x, train=train)
+        return PointwiseConv(self.features, use_bias=False, name="pointwise")(x)
+
+
+class Attention(nn.Module):
+    """Attention over a feature map with convolutional projections; keys and values are every `kv_stride` pixels."""
+
+    heads: int
+    proj_kernel: int
+    kv_stride: int
+    dropout: float
+    dim_head: int = 64
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
+        (_, rows, _, dim), inner_dim = x.shape, self.heads * self.dim_head
+        x = ChannelNorm(name="norm")(x)
+        q = ConvProjection(inner_dim, self.proj_kernel, 1, name="to_q")(x, train=train)
+        kv = ConvProjection(2 * inner_dim, self.proj_kernel, self.kv_stride, name="to_kv")(x, train=train)
+        q = rearrange(q, "b r c (h d) -> b h (r c) d", h=self.heads)
+        k, v = rearrange(kv, "b r c (kv h d) -> kv b h (r c) d", kv=2, h=self.heads)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h (r c) d -> b r c (h d)", r=rows)
+        out = PointwiseConv(dim, name="to_out")(out)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+
+class CvT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, r, c, d).
+
+    Each of three stages has arguments of its own, s1_ to s3_. `image_size` is for information: any size will do.
+    Raises ValueError for a `proj_kernel` that is even.
+    """
+
+    num_classes: int
+    s1_emb_dim: int = 64
+    s1_emb_kernel: int = 7
+    s1_emb_stride: int = 4
+    s1_proj_kernel: int = 3
+    s1_kv_proj_stride: int = 2
+    s1_heads: int = 1
+    s1_depth: int = 1
+    s1_mlp_mult: int = 4
+    s2_emb_dim: int = 192
+    s2_emb_kernel: int = 3
+    s2_emb_stride: int = 2
+    s2_proj_kernel: int = 3
+    s2_kv_proj_stride: int = 2
+    s2_heads: int = 3
+    s2_depth: int = 2
+    s2_mlp_mult: int = 4
+    s3_emb_dim: int = 384
+    s3_emb_kernel: int = 3
+    s3_emb_stride: int = 2
+    s3_proj_kernel: int = 3
+    s3_kv_proj_stride: int = 2
+    s3_heads: int = 6
+    s3_depth: int = 10
+    s3_mlp_mult: int = 4
+    dropout: float = 0.0
+    channels: int = 3
+    image_size: int | tuple[int, int] | None = None
+
+    def __post_init__(self):
+        check_arguments(self)
+        at_least(self, **{name: not name.endswith("depth") for name in vars(self) if name[:3] in STAGES})
+        for name in ("s1_proj_kernel", "s2_proj_kernel", "s3_proj_kernel"):
+            if (kernel := getattr(self, name)) % 2 == 0:
+                raise ValueError(f"{name}={kernel}: expected an odd number, as queries keep their grid")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        check_images(images, self.channels)
+        x = images
+        for i, prefix in enumerate(STAGES):
+            s = SimpleNamespace(**{name[3:]: value for name, value in vars(self).items() if name[:3] == prefix})
+            kernel, stride = (s.emb_kernel, s.emb_kernel), (s.emb_stride, s.emb_stride)
+            x = nn.Conv(s.emb_dim, kernel, stride, padding=s.emb_kernel // 2, name=f"embed_{i}")(x)
+            x = ChannelNorm(name=f"norm_{i}")(x)
+            for j in range(s.depth):
+                attn = Attention(s.heads, s.proj_kernel, s.kv_proj_stride, self.dropout, name=f"attn_{i}_{j}")
+                x = x + attn(x, train=train)
+                x = x + ConvFeedForward(s.mlp_mult * s.emb_dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
+        return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
+
+
+_TINY = dict(s1_emb_dim=32, s1_emb_kernel=3, s1_emb_stride=2, s2_emb_dim=48, s2_heads=1, s2_depth=1)
+_WIDE = dict(s1_emb_dim=192, s1_heads=3, s1_depth=2, s2_emb_dim=768, s2_heads=12, s3_emb_dim=1024, s3_heads=16)
+
+PRESETS = {
+    "tiny": dict(image_size=32, **_TINY, s3_emb_dim=64, s3_heads=1, s3_depth=2),
+    "13": dict(image_size=224),
+    "21": dict(image_size=224, s2_depth=4, s3_depth=16),
+    "w24": dict(image_size=384, **_WIDE, s3_depth=20),
+}
+
+TORCH_RULES = (
+    (r"attn_(\d+)_(\d+)/to_out", r"layers.\1.2.layers.\2.0.to_out.0"),
+    (r"attn_(\d+)_(\d+)", r"layers.\1.2.layers.\2.0"),
+    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.2.layers.\2.1"),
+    (r"embed_(\d+)", r"layers.\1.0"),
+    (r"norm_(\d+)", r"layers.\1.1"),
+    ("depthwise", "net.0"),
+    (r"(to_q|to_kv)/norm", r"\1.net.1"),
+    ("pointwise", "net.2"),
+    ("head", "to_logits.2"),
+)
