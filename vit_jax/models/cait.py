@@ -4,9 +4,13 @@ Source: Touvron et al. 2021, arXiv:2103.17239. Upstream: vit_pytorch/cait.py.
 Differs from upstream: layers drop only when `train` (upstream also drops them at evaluation); images and patches may
 be non-square, of any number of `channels`; `num_classes=0` gives the class token, (b, 1, d); tokens and positions
 start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: class attention has talking heads, and LayerScale's epsilon follows the layer's index.
+Differs from the paper: class attention has talking heads; by default LayerScale starts at a value by the layer's
+index, as upstream's (`layer_scale_init` and the paper's presets: at the paper's, by the depth of the model).
 Axes: b batch, n patches, m context, d dim, h heads in, g heads out, i query, j key, k classes.
 """
+
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +75,19 @@ class Transformer(nn.Module):
     mlp_dim: int
     dropout: float
     layer_dropout: float
+    layer_scale_init: float | None
+
+    def branches(self, layer: int, context: Float[Array, "b m d"] | None) -> Iterator[tuple[str, Callable]]:
+        """The residual branches of a block in their order, by name."""
+        attn = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{layer}")
+        yield "attn", functools.partial(attn, context=context)
+        yield "ff", FeedForward(self.mlp_dim, self.dropout, name=f"ff_{layer}")
+
+    def layer_scale(self, name: str, layer: int, dim: int) -> Float[Array, "1 1 d"]:
+        """The factor of a branch."""
+        by_index = 0.1 if layer < 18 else 1e-5 if layer < 24 else 1e-6
+        epsilon = by_index if self.layer_scale_init is None else self.layer_scale_init
+        return self.param(name, nn.initializers.constant(epsilon), (1, 1, dim))
 
     @nn.compact
     def __call__(
@@ -83,16 +100,11 @@ class Transformer(nn.Module):
         drops = train and self.layer_dropout > 0
         kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
         for i in range(self.depth):
-            attn = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")
-            ff = FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")
-            y = x + attn(x, context, train=train) * self._layer_scale(f"attn_scale_{i}", i, x.shape[-1])
-            y = y + ff(y, train=train) * self._layer_scale(f"ff_scale_{i}", i, x.shape[-1])
+            y = x
+            for name, branch in self.branches(i, context):
+                y = y + branch(y, train=train) * self.layer_scale(f"{name}_scale_{i}", i, x.shape[-1])
             x = jnp.where(kept[i], y, x) if drops else y
         return x
-
-    def _layer_scale(self, name: str, layer: int, dim: int) -> Float[Array, "1 1 d"]:
-        epsilon = 0.1 if layer < 18 else 1e-5 if layer < 24 else 1e-6
-        return self.param(name, nn.initializers.constant(epsilon), (1, 1, dim))
 
 
 def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
@@ -106,7 +118,8 @@ def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
 class CaiT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the class token (b, 1, d).
 
-    `depth` layers are for patches among themselves, `cls_depth` for the class token over them.
+    `depth` layers are for patches among themselves, `cls_depth` for the class token over them. `layer_scale_init` is
+    where every LayerScale starts; without it that is 0.1 in layers 1 to 18, 1e-5 up to 24 and 1e-6 behind.
     Raises ValueError when `patch_size` does not divide `image_size`.
     """
 
@@ -123,6 +136,7 @@ class CaiT(nn.Module):
     emb_dropout: float = 0.0
     layer_dropout: float = 0.0
     channels: int = 3
+    layer_scale_init: float | None = None
 
     def __post_init__(self):
         check_arguments(self)
@@ -139,7 +153,7 @@ class CaiT(nn.Module):
         x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
         x = add_positions(x, pos_embedding)
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
-        blocks = (self.heads, self.dim_head, self.mlp_dim, self.dropout, self.layer_dropout)
+        blocks = (self.heads, self.dim_head, self.mlp_dim, self.dropout, self.layer_dropout, self.layer_scale_init)
         x = Transformer(self.depth, *blocks, name="patch_transformer")(x, train=train)
         token = jnp.broadcast_to(cls_token, (len(x), 1, self.dim))
         token = Transformer(self.cls_depth, *blocks, name="cls_transformer")(token, x, train=train)
@@ -147,8 +161,8 @@ class CaiT(nn.Module):
 
 
 def _paper(dim, depth):
-    sizes = dict(image_size=224, patch_size=16, cls_depth=2, dim_head=48)
-    return dict(dim=dim, depth=depth, heads=dim // 48, mlp_dim=4 * dim, **sizes)
+    sizes = dict(dim=dim, depth=depth, cls_depth=2, heads=dim // 48, dim_head=48, mlp_dim=4 * dim)
+    return dict(image_size=224, patch_size=16, layer_scale_init=1e-5 if depth <= 24 else 1e-6, **sizes)
 
 
 PRESETS = {
