@@ -266,17 +266,18 @@ def test_bad_sizes_are_named(name, kwargs, message):
         build(FIRST[name], **kwargs)
 
 
+AT_LEAST_ONE = ("dim", "heads", "dim_head", "mlp_dim", "channels")
 COUNTS = [
     (name, argument)
     for name in list_models()
-    for argument in ("dim", "depth", "heads", "dim_head", "mlp_dim", "channels", "cls_depth", "num_classes")
+    for argument in (*AT_LEAST_ONE, "depth", "cls_depth", "num_classes", "num_register_tokens")
     if isinstance(getattr(build(FIRST[name]), argument, None), int)
 ]
 
 
 @pytest.mark.parametrize(("name", "argument"), COUNTS)
 def test_bad_counts_are_named(name, argument):
-    for value in (-1, 0) if argument in ("dim", "heads", "dim_head", "mlp_dim", "channels") else (-1,):
+    for value in (-1, 0) if argument in AT_LEAST_ONE else (-1,):
         with pytest.raises(ValueError, match=f"{argument}={value}: expected"):
             build(FIRST[name], **{argument: value})
 

@@ -37,6 +37,19 @@ def feature_map(make):
 def sized(make):
     """`image_size`, which says nothing of what is computed."""
     return lambda *, image_size, **kwargs: make(**kwargs)
+def only(part: slice):
+    """A repair: of the tokens that come out, those of `part` alone."""
+
+    def repair(make):
+        def repaired(**kwargs):
+            module = make(**kwargs)
+            forward = module.forward
+            module.forward = lambda *args: forward(*args)[:, part]
+            return module
+
+        return repaired
+
+    return repair
 
 
 def oblong_patches(make):

@@ -32,17 +32,10 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
-_AT_LEAST = dict(dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls_depth=0, num_classes=0)
+_AT_LEAST = dict(
+    dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls_depth=0, num_classes=0, num_register_tokens=0
+)
 _RATES = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "ff_dropout")
-
-
-def at_least(model: nn.Module, **minimums: int) -> None:
-    """Raises ValueError when an argument of `model`, or any number of it, is below its minimum."""
-    for name, minimum in minimums.items():
-        value = vars(model).get(name)
-        numbers = value if isinstance(value, Sequence) else (value,)
-        if any(number is not None and number < minimum for number in numbers):
-            raise ValueError(f"{name}={value!r}: expected at least {minimum}")
 
 
 def at_least(model: nn.Module, **minimums: int) -> None:

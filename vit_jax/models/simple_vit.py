@@ -80,11 +80,15 @@ class SimpleViT(nn.Module):
         """The module between positions and pool, which a variant overrides."""
         return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim)
 
+    def make_head(self) -> nn.Module:
+        """The module that turns pooled features into logits."""
+        return Dense(self.num_classes)
+
     def setup(self):
         self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
         self.transformer = self.make_transformer()
         if self.num_classes:
-            self.linear_head = Dense(self.num_classes)
+            self.linear_head = self.make_head()
 
     def embed(
         self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None
