@@ -1,6 +1,7 @@
 """What a row is, and how its two models are built."""
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ class Case:
     note: str = ""
     maps: int = 0  # attention maps that can be collected
     keyword_inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # shapes; or integers, booleans
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # keywords of the call that jit must know
     unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
     repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
     tolerance: float = 1e-5  # relative, for values and gradients
@@ -48,7 +50,21 @@ class Inner:
 def build(case: Case | Inner, **overrides):
     """The Flax model of a row."""
     kwargs = {**case.kwargs, **overrides}
-    return create_model(case.name, **{k: build(v) if isinstance(v, Inner) else v for k, v in kwargs.items()})
+    model = create_model(case.name, **{k: build(v) if isinstance(v, Inner) else v for k, v in kwargs.items()})
+    return _called_with(getattr(case, "options", {}), model)
+
+
+def _called_with(options: dict[str, Any], model):
+    """`model`, or one that is always called with `options`."""
+    if not options:
+        return model
+
+    class Called(type(model)):
+        def __call__(self, *args, **kwargs):
+            return super().__call__(*args, **kwargs, **options)
+
+    fields = [f.name for f in dataclasses.fields(model) if f.init and f.name != "parent"]
+    return Called(**{name: getattr(model, name) for name in fields})
 
 
 def build_upstream(case: Case | Inner, **overrides):
@@ -60,7 +76,10 @@ def build_upstream(case: Case | Inner, **overrides):
     make = getattr(importlib.import_module(f"vit_pytorch.{file}"), class_name)
     for repair in getattr(case, "repairs", ()):
         make = repair(make)
-    return make(**kwargs)
+    module = make(**kwargs)
+    if options := getattr(case, "options", {}):
+        module.forward = functools.partial(module.forward, **options)
+    return module
 
 
 # What many rows share: a square image and an oblong one, and a small stack of blocks.
