@@ -37,6 +37,8 @@ def feature_map(make):
 def sized(make):
     """`image_size`, which says nothing of what is computed."""
     return lambda *, image_size, **kwargs: make(**kwargs)
+
+
 def only(part: slice):
     """A repair: of the tokens that come out, those of `part` alone."""
 
