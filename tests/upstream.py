@@ -20,10 +20,10 @@ def shake(module, *, seed: int = 0, scale: float = 1.0):
     With `scale` below one activations become small as well, and a norm's wrong epsilon shows.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensor.add_(noise.abs() if name.endswith("running_var") else noise, alpha=0.1).mul_(scale)
+    statistics = [(name, tensor) for name, tensor in module.named_buffers() if "running_" in name]
+    for name, tensor in [*module.named_parameters(), *statistics]:
+        noise = torch.randn(tensor.shape, generator=generator)
+        tensor.add_(noise.abs() if name.endswith("running_var") else noise, alpha=0.1).mul_(scale)
     return module.eval()
 
 
