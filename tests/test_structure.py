@@ -16,6 +16,10 @@ CHANGED_FROM = {"distill": "vit", "vit_with_keel_post_ln": "vit"}  # models that
 CHANGED_FROM = {
     "distill": "vit",
     "simple_vit_with_hyper_connections": "simple_vit",
+# Models that are by definition a change of another.
+CHANGED_FROM = {
+    "distill": "vit",
+    "simple_vit_with_register_tokens": "simple_vit",
 }
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.
