@@ -1,0 +1,40 @@
+"""SimpleViT with patch dropout: trained on a random part of the patches, as most images have more than they need.
+
+Source: Liu et al. 2022, arXiv:2208.07220. Upstream: vit_pytorch/simple_vit_with_patch_dropout.py.
+Differs from upstream: `num_classes=0` gives tokens.
+Differs from the paper: a SimpleViT (mean of the patches, no class token) in place of a DeiT or Swin.
+Axes: b batch, n patches, e extra tokens, d dim.
+"""
+
+from jaxtyping import Array, Float
+
+from vit_jax.layers.patch_dropout import PatchDropout
+from vit_jax.layers.tokens import append
+from vit_jax.models.simple_vit import PRESETS, TORCH_RULES, SimpleViT
+
+__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithPatchDropout"]
+
+
+class SimpleViTWithPatchDropout(SimpleViT):
+    """`SimpleViT` that, when `train`, sees `max(1, int(n * (1 - patch_dropout)))` of an image's n patches.
+
+    Raises ValueError for a `patch_dropout` of 1, too, which would leave nothing.
+    """
+
+    patch_dropout: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout={self.patch_dropout!r}: expected at least 0 and less than 1")
+        super().__post_init__()
+
+    def setup(self):
+        super().setup()
+        self.drop_patches = PatchDropout(self.patch_dropout)
+
+    def encode(
+        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        """Tokens after the transformer: the patches that are left, then the extra tokens, of which none is dropped."""
+        x = self.drop_patches(self.embed(images), train=train)
+        return self.transformer(x if extra_tokens is None else append(x, extra_tokens))
