@@ -21,6 +21,7 @@ CHANGED_FROM = {
     "distill": "vit",
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_register_tokens": "simple_vit",
+    "simple_vit_with_value_residual": "simple_vit",
 }
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.

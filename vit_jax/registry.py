@@ -21,6 +21,7 @@ MODELS = {
     "simple_vit_with_hyper_connections": "vit_jax.models.simple_vit_with_hyper_connections:SimpleViTHyperConnections",
     "simple_vit_with_patch_dropout": "vit_jax.models.simple_vit_with_patch_dropout:SimpleViTWithPatchDropout",
     "simple_vit_with_register_tokens": "vit_jax.models.simple_vit_with_register_tokens:SimpleViTWithRegisterTokens",
+    "simple_vit_with_value_residual": "vit_jax.models.simple_vit_with_value_residual:SimpleViTWithValueResidual",
     "t2t": "vit_jax.models.t2t:T2TViT",
     "vit": "vit_jax.models.vit:ViT",
     "vit:Transformer": "vit_jax.layers.transformer:Transformer",
