@@ -20,6 +20,7 @@ CHANGED_FROM = {
 CHANGED_FROM = {
     "distill": "vit",
     "simple_vit_with_patch_dropout": "simple_vit",
+    "simple_vit_with_qk_norm": "simple_vit",
     "simple_vit_with_register_tokens": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
 }
