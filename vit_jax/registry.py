@@ -19,6 +19,7 @@ MODELS = {
     "pit": "vit_jax.models.pit:PiT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "simple_vit_with_hyper_connections": "vit_jax.models.simple_vit_with_hyper_connections:SimpleViTHyperConnections",
+    "simple_vit_with_fft": "vit_jax.models.simple_vit_with_fft:SimpleViTWithFFT",
     "simple_vit_with_patch_dropout": "vit_jax.models.simple_vit_with_patch_dropout:SimpleViTWithPatchDropout",
     "simple_vit_with_qk_norm": "vit_jax.models.simple_vit_with_qk_norm:SimpleViTWithQKNorm",
     "simple_vit_with_register_tokens": "vit_jax.models.simple_vit_with_register_tokens:SimpleViTWithRegisterTokens",
