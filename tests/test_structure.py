@@ -19,6 +19,7 @@ CHANGED_FROM = {
 # Models that are by definition a change of another.
 CHANGED_FROM = {
     "distill": "vit",
+    "simple_flash_attn_vit": "simple_vit",
     "simple_uvit": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_with_fft": "simple_vit",
     "simple_vit_with_patch_dropout": "simple_vit",

@@ -17,6 +17,7 @@ MODELS = {
     "efficient": "vit_jax.models.efficient:EfficientViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "pit": "vit_jax.models.pit:PiT",
+    "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
     "simple_uvit": "vit_jax.models.simple_uvit:SimpleUViT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "simple_vit_with_hyper_connections": "vit_jax.models.simple_vit_with_hyper_connections:SimpleViTHyperConnections",

@@ -1,0 +1,65 @@
+"""Rows of `simple_flash_attn_vit`."""
+
+from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, draw_blocks, draw_image
+from tests.cases.repairs import tokens
+
+
+def without_warnings(make):
+    """Flash attention without a warning: upstream chooses the kernel by a function that torch will remove."""
+    import warnings
+
+    def repaired(**kwargs):
+        module = make(**kwargs)
+        forward = module.forward
+
+        def quiet(images):
+            with warnings.catch_warnings(action="ignore"):
+                return forward(images)
+
+        module.forward = quiet
+        return module
+
+    return repaired
+
+
+def plain_attention(make):
+    """Attention without flash: upstream's uses an einsum that it does not import, and of keys without heads."""
+    from vit_pytorch.simple_flash_attn_vit import Attend
+
+    def attend(q, k, v):
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return scores.softmax(dim=-1) @ v
+
+    def repaired(**kwargs):
+        module = make(**kwargs)
+        for part in module.modules():
+            if isinstance(part, Attend):
+                part.forward = attend
+        return module
+
+    return repaired
+
+
+FLASH = ("simple_flash_attn_vit", "simple_flash_attn_vit:SimpleViT")
+PLAIN = IMAGE | BLOCKS | dict(use_flash=False)
+TOKENS = IMAGE | BLOCKS | OBLONG | dict(num_classes=0)
+
+CASES = [
+    Case(*FLASH, INPUT, 10261, IMAGE | BLOCKS, maps=2, repairs=(without_warnings,)),
+    Case(*FLASH, INPUT, 10261, PLAIN, "without", maps=2, repairs=(plain_attention,)),
+    Case(*FLASH, OBLONG_INPUT, 9048, TOKENS, "oblong-tokens", maps=2, repairs=(tokens, without_warnings)),
+]
+
+EXEMPT = {"large_images": "computes positions for any image"}
+
+# Exactly ours: the paper has no image models; SimpleViT's sizes.
+PUBLISHED = {
+    "simple_flash_attn_vit/ti16": (5_672_104, 0),
+    "simple_flash_attn_vit/s16": (21_958_504, 0),
+    "simple_flash_attn_vit/b16": (86_381_800, 0),
+}
+
+
+def draw(rng):
+    image, shape = draw_image(rng)
+    yield Case(*FLASH, shape, 0, image | draw_blocks(rng), repairs=(without_warnings,))
