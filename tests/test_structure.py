@@ -25,6 +25,7 @@ CHANGED_FROM = {
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_qk_norm": "simple_vit",
     "simple_vit_with_register_tokens": "simple_vit",
+    "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
 }
 

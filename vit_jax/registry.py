@@ -25,6 +25,7 @@ MODELS = {
     "simple_vit_with_patch_dropout": "vit_jax.models.simple_vit_with_patch_dropout:SimpleViTWithPatchDropout",
     "simple_vit_with_qk_norm": "vit_jax.models.simple_vit_with_qk_norm:SimpleViTWithQKNorm",
     "simple_vit_with_register_tokens": "vit_jax.models.simple_vit_with_register_tokens:SimpleViTWithRegisterTokens",
+    "simple_vit_with_specialized_cls": "vit_jax.models.simple_vit_with_specialized_cls:SimpleViTWithSpecializedCLS",
     "simple_vit_with_value_residual": "vit_jax.models.simple_vit_with_value_residual:SimpleViTWithValueResidual",
     "t2t": "vit_jax.models.t2t:T2TViT",
     "vit": "vit_jax.models.vit:ViT",
