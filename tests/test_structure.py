@@ -21,6 +21,7 @@ CHANGED_FROM = {
     "distill": "vit",
     "simple_flash_attn_vit": "simple_vit",
     "simple_uvit": "simple_vit simple_vit_with_register_tokens",
+    "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_qk_norm": "simple_vit",

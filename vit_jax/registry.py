@@ -21,6 +21,7 @@ MODELS = {
     "simple_uvit": "vit_jax.models.simple_uvit:SimpleUViT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "simple_vit_with_hyper_connections": "vit_jax.models.simple_vit_with_hyper_connections:SimpleViTHyperConnections",
+    "simple_vit_orthog_residual_update": "vit_jax.models.simple_vit_orthog_residual_update:SimpleViTOrthogonalUpdate",
     "simple_vit_with_fft": "vit_jax.models.simple_vit_with_fft:SimpleViTWithFFT",
     "simple_vit_with_patch_dropout": "vit_jax.models.simple_vit_with_patch_dropout:SimpleViTWithPatchDropout",
     "simple_vit_with_qk_norm": "vit_jax.models.simple_vit_with_qk_norm:SimpleViTWithQKNorm",

@@ -1,0 +1,91 @@
+"""SimpleViT with orthogonal residual updates: a block adds only what is not already a multiple of its input.
+
+Source: Oh et al. 2025, arXiv:2505.11881. Upstream: vit_pytorch/simple_vit_orthog_residual_update.py.
+Differs from upstream: projections are computed in float32 whatever `double_precision` says, as accelerators lack
+float64; `num_classes=0` gives tokens.
+Differs from the paper: nothing is added to the square of the input's length; `learned` gates are upstream's own.
+Axes: b batch, n patches, d dim.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import FrozenDict
+from jaxtyping import Array, Float
+
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.norm import LayerNorm, l2_normalize
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.models.simple_vit import PRESETS, Attention, SimpleViT
+
+__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTOrthogonalUpdate"]
+
+
+class OrthogonalUpdate(nn.Module):
+    """`x` plus the part of a block's output that is orthogonal to `x`.
+
+    With `learned` it is both parts, each times a gate that a linear map of the output opens for each token.
+    """
+
+    learned: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], output: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        direction, wide = l2_normalize(x.astype(jnp.float32)), output.astype(jnp.float32)
+        parallel = (wide * direction).sum(axis=-1, keepdims=True) * direction
+        parallel, orthogonal = parallel.astype(x.dtype), (wide - parallel).astype(x.dtype)
+        if not self.learned:
+            return x + orthogonal
+        gates = nn.sigmoid(Dense(2, name="to_modulation")(output))
+        return x + parallel * gates[..., :1] + orthogonal * gates[..., 1:]
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of attention and feed-forward, each with its orthogonal update, and a last norm."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    learned: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        for i in range(self.depth):
+            attended = Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
+            x = OrthogonalUpdate(self.learned, name=f"attn_update_{i}")(x, attended)
+            fed_forward = FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
+            x = OrthogonalUpdate(self.learned, name=f"ff_update_{i}")(x, fed_forward)
+        return LayerNorm(name="norm")(x)
+
+
+class SimpleViTOrthogonalUpdate(SimpleViT):
+    """`SimpleViT` with orthogonal updates, whose options are a dict: `learned` (False) and `double_precision`.
+
+    Raises ValueError for any other option.
+    """
+
+    orthog_residual_update_kwargs: Mapping[str, bool] = FrozenDict()
+
+    def __post_init__(self):
+        options = self.orthog_residual_update_kwargs
+        if not isinstance(options, Mapping) or set(options) - {"learned", "double_precision"}:
+            raise ValueError(
+                f"orthog_residual_update_kwargs={options!r}: expected a dict of 'learned' and 'double_precision'"
+            )
+        super().__post_init__()
+
+    def make_transformer(self) -> nn.Module:
+        learned = self.orthog_residual_update_kwargs.get("learned", False)
+        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, learned)
+
+
+TORCH_RULES = (
+    *PATCH_EMBED_RULES,
+    (r"attn_update_(\d+)", r"layers.\1.0"),
+    (r"ff_update_(\d+)", r"layers.\1.1"),
+    (r"attn_(\d+)", r"layers.\1.0.block"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.block", fc2=3),
+)
