@@ -11,11 +11,6 @@ LIBRARY = sorted((ROOT / "vit_jax").rglob("*.py"))
 MODEL_FILES = [path for path in sorted((ROOT / "vit_jax/models").glob("*.py")) if path.name != "__init__.py"]
 ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {"vit_jax/torch_file.py": {"ml_dtypes", "safetensors"}}
-CHANGED_FROM = {"distill": "vit", "vit_with_keel_post_ln": "vit"}  # models that are by definition a change of another
-# Models that are by definition a change of another.
-CHANGED_FROM = {
-    "distill": "vit",
-    "simple_vit_with_hyper_connections": "simple_vit",
 # Models that are by definition a change of another.
 CHANGED_FROM = {
     "distill": "vit",
@@ -23,11 +18,13 @@ CHANGED_FROM = {
     "simple_uvit": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",
+    "simple_vit_with_hyper_connections": "simple_vit",
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_qk_norm": "simple_vit",
     "simple_vit_with_register_tokens": "simple_vit",
     "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
+    "vit_with_keel_post_ln": "vit",
 }
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.
