@@ -13,6 +13,7 @@ def test_attention_does_not_depend_on_the_length_of_queries_and_keys():
     x = jax.random.normal(jax.random.key(0), (2, 7, 24))
     model = Attention(heads=3, dim_head=8)
     params = model.init(jax.random.key(1), x)["params"]
+    np.testing.assert_allclose(params["q_norm"]["gamma"], 8**-0.5, rtol=1e-6)  # scores start as cosines
     longer = params["to_qkv"]["kernel"] * jnp.repeat(jnp.array([50.0, 0.02, 1.0]), 24)[None]
     out, longer = (model.apply({"params": p}, x) for p in (params, {**params, "to_qkv": {"kernel": longer}}))
     np.testing.assert_allclose(longer, out, rtol=1e-5, atol=1e-6)

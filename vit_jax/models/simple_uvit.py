@@ -3,7 +3,7 @@
 Source: Bao et al. 2022, arXiv:2209.12152. Upstream: vit_pytorch/simple_uvit.py.
 Differs from upstream: registers start at a deviation of 0.02 (upstream: 1); `num_classes=0` gives the patches' tokens.
 Differs from the paper: a classifier with registers (paper: a diffusion model's network, with tokens for time and
-condition, that puts out pixels through a convolution); computed positions.
+condition, that puts out pixels through a convolution); positions are computed (paper: learned).
 Axes: b batch, n tokens, d dim.
 """
 

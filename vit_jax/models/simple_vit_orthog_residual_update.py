@@ -3,7 +3,7 @@
 Source: Oh et al. 2025, arXiv:2505.11881. Upstream: vit_pytorch/simple_vit_orthog_residual_update.py.
 Differs from upstream: projections are computed in float32 whatever `double_precision` says, as accelerators lack
 float64; `num_classes=0` gives tokens.
-Differs from the paper: nothing is added to the square of the input's length; `learned` gates are upstream's own.
+Differs from the paper: no epsilon is added to the input's squared length; the gates of `learned` are upstream's own.
 Axes: b batch, n patches, d dim.
 """
 

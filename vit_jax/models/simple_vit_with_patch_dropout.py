@@ -18,7 +18,7 @@ __all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithPatchDropout"]
 class SimpleViTWithPatchDropout(SimpleViT):
     """`SimpleViT` that, when `train`, sees `max(1, int(n * (1 - patch_dropout)))` of an image's n patches.
 
-    Raises ValueError for a `patch_dropout` of 1, too, which would leave nothing.
+    Raises ValueError for a `patch_dropout` below 0, or of 1 and above.
     """
 
     patch_dropout: float = 0.5
