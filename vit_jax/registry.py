@@ -15,6 +15,7 @@ MODELS = {
     "deepvit": "vit_jax.models.deepvit:DeepViT",
     "distill:DistillableViT": "vit_jax.models.distill:DistillableViT",
     "efficient": "vit_jax.models.efficient:EfficientViT",
+    "local_vit": "vit_jax.models.local_vit:LocalViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "pit": "vit_jax.models.pit:PiT",
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
@@ -72,7 +73,6 @@ def _model_class(name: str) -> type:
 
 
 def _presets(model_class: type) -> dict[str, dict]:
-    return getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
 
 
 def _check_arguments(name: str, model_class: type, kwargs: dict[str, Any]) -> None:
