@@ -32,6 +32,7 @@ MODELS = {
     "t2t": "vit_jax.models.t2t:T2TViT",
     "vit": "vit_jax.models.vit:ViT",
     "vit:Transformer": "vit_jax.layers.transformer:Transformer",
+    "vit_for_small_dataset": "vit_jax.models.vit_for_small_dataset:ViTForSmallDataset",
     "vit_with_keel_post_ln": "vit_jax.models.vit_with_keel_post_ln:ViTWithKeelPostLN",
     "vit_with_patch_dropout": "vit_jax.models.vit_with_patch_dropout:ViTWithPatchDropout",
     "vit_with_patch_merger": "vit_jax.models.vit_with_patch_merger:ViTWithPatchMerger",

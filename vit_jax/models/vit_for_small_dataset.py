@@ -1,0 +1,132 @@
+"""ViT for small datasets: patches that see beyond their edges, and tokens that attend to all but themselves.
+
+Source: Lee et al. 2021, arXiv:2112.13492. Upstream: vit_pytorch/vit_for_small_dataset.py.
+Differs from upstream: `diagonal_shifts` gives the paper's; patches may be non-square; `num_classes=0` gives tokens;
+tokens and positions start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: copies of the image move by one pixel, up, down or sideways, unless `diagonal_shifts`; the heads
+of a layer share one temperature (authors' code: one each), learned as its logarithm.
+Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
+"""
+
+import math
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import pair, patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.head import HEAD_RULES
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.plain_vit import PlainViT
+from vit_jax.layers.softmax import softmax
+
+
+class ShiftedPatchTokenization(nn.Module):
+    """Image (b, H, W, c), and four shifted copies on top of it, to tokens (b, n, dim)."""
+
+    patch_size: tuple[int, int]
+    dim: int
+    diagonal: bool
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n {self.dim}"]:
+        patch_grid(images.shape[1:3], self.patch_size)
+        ph, pw = self.patch_size
+        down, right = ph // 2, pw // 2
+        if self.diagonal:
+            shifts = ((down, right), (down, -right), (-down, right), (-down, -right))
+        else:
+            shifts = ((0, 1), (0, -1), (1, 0), (-1, 0))
+        x = jnp.concatenate([images, *(shift(images, *offset) for offset in shifts)], axis=-1)
+        x = rearrange(x, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
+        return Dense(self.dim, name="proj")(LayerNorm(name="norm")(x))
+
+
+def shift(images: Float[Array, "b H W c"], down: int, right: int) -> Float[Array, "b H W c"]:
+    """`images` moved by so many pixels (up and left where negative); zeros move in."""
+    _, height, width, _ = images.shape
+    pad_y, pad_x = abs(down), abs(right)
+    padded = jnp.pad(images, ((0, 0), (pad_y, pad_y), (pad_x, pad_x), (0, 0)))
+    top, left = pad_y - down, pad_x - right
+    return padded[:, top : top + height, left : left + width]
+
+
+class LocalitySelfAttention(nn.Module):
+    """Self-attention with a learned temperature, in which no token attends to itself."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        tokens, dim, inner_dim = x.shape[1], x.shape[-1], self.heads * self.dim_head
+        temperature = self.param("temperature", nn.initializers.constant(-0.5 * math.log(self.dim_head)), ())
+        x = LayerNorm(name="norm")(x)
+        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+
+        scale = jnp.exp(temperature.astype(jnp.float32)).astype(x.dtype)
+        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * scale
+        itself = jnp.eye(tokens, dtype=bool)[None, None]
+        attn = softmax(jnp.where(itself, jnp.finfo(scores.dtype).min, scores))
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        out = Dense(dim, name="to_out")(out)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        for i in range(self.depth):
+            attn = LocalitySelfAttention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")
+            x = x + attn(x, train=train)
+            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        return x
+
+
+class ViTForSmallDataset(PlainViT):
+    """The plain ViT with shifted patches and locality self-attention.
+
+    With `diagonal_shifts` the copies of the image move as in the paper, by half a patch along both axes.
+    """
+
+    diagonal_shifts: bool = False
+
+    def make_patch_embedding(self) -> nn.Module:
+        return ShiftedPatchTokenization(pair("patch_size", self.patch_size), self.dim, self.diagonal_shifts)
+
+    def make_transformer(self) -> nn.Module:
+        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+
+
+_PAPER = dict(dim=192, depth=9, heads=12, dim_head=16, mlp_dim=384, diagonal_shifts=True)
+
+PRESETS = {
+    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
+    "cifar": dict(image_size=32, patch_size=4, **_PAPER),
+    "tiny_imagenet": dict(image_size=64, patch_size=8, **_PAPER),
+}
+
+TORCH_RULES = (
+    ("to_patch_embedding/norm", "to_patch_embedding.to_patch_tokens.1"),
+    ("to_patch_embedding/proj", "to_patch_embedding.to_patch_tokens.2"),
+    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
+    (r"attn_(\d+)", r"layers.\1.0"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *HEAD_RULES,
+)
