@@ -31,6 +31,7 @@ MODELS = {
     "simple_vit_with_value_residual": "vit_jax.models.simple_vit_with_value_residual:SimpleViTWithValueResidual",
     "t2t": "vit_jax.models.t2t:T2TViT",
     "vit": "vit_jax.models.vit:ViT",
+    "vit_5": "vit_jax.models.vit_5:ViT5",
     "vit_detpool": "vit_jax.models.vit_detpool:ViTDetPool",
     "vit:Transformer": "vit_jax.layers.transformer:Transformer",
     "vit_for_small_dataset": "vit_jax.models.vit_for_small_dataset:ViTForSmallDataset",
