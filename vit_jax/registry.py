@@ -17,6 +17,7 @@ MODELS = {
     "efficient": "vit_jax.models.efficient:EfficientViT",
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
+    "nest": "vit_jax.models.nest:NesT",
     "pit": "vit_jax.models.pit:PiT",
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
     "simple_uvit": "vit_jax.models.simple_uvit:SimpleUViT",
