@@ -14,13 +14,18 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
-def patch_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of patches in an image. Raises ValueError when a patch side does not divide its image side."""
+def patch_grid(
+    image_size: int | Sequence[int], patch_size: int | Sequence[int], name: str = "patch_size"
+) -> tuple[int, int]:
+    """Rows and columns of patches in an image. Raises ValueError when a patch side does not divide its image side.
+
+    `name` is that of the argument `patch_size` came as.
+    """
     height, width = pair("image_size", image_size)
-    patch_height, patch_width = pair("patch_size", patch_size)
+    patch_height, patch_width = pair(name, patch_size)
     if height % patch_height or width % patch_width:
         raise ValueError(
-            f"image_size={image_size!r}: expected multiples of patch_size={patch_size!r}, "
+            f"image_size={image_size!r}: expected multiples of {name}={patch_size!r}, "
             "height by height and width by width"
         )
     return height // patch_height, width // patch_width
