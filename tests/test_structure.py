@@ -26,6 +26,7 @@ CHANGED_FROM = {
     "simple_vit_with_value_residual": "simple_vit",
     "vit_with_keel_post_ln": "vit",
 }
+CHANGED_FROM = {"distill": "vit", "xcit": "cait"}  # models that are by definition a change of another
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.
 MAY_IMPORT = {

@@ -52,16 +52,17 @@ class Attention(nn.Module):
         k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
 
         scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
-        attn = softmax(self._mix_heads("mix_heads_pre_attn", scores))
+        attn = softmax(self.mix_heads("mix_heads_pre_attn", scores))
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        attn = self._mix_heads("mix_heads_post_attn", attn)
+        attn = self.mix_heads("mix_heads_post_attn", attn)
         self.sow("intermediates", "attn", attn)
 
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         out = Dense(dim, name="to_out")(out)
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
-    def _mix_heads(self, name: str, maps: Float[Array, "b h i j"]) -> Float[Array, "b g i j"]:
+    def mix_heads(self, name: str, maps: Float[Array, "b h i j"]) -> Float[Array, "b g i j"]:
+        """Maps of all heads, mixed by a learned matrix."""
         mix = self.param(name, nn.initializers.normal(1.0), (self.heads, self.heads))
         return jnp.einsum("bhij,hg->bgij", maps, mix)
 
