@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MODELS = {
     "cait": "vit_jax.models.cait:CaiT",
     "cvt": "vit_jax.models.cvt:CvT",
+    "cross_vit": "vit_jax.models.cross_vit:CrossViT",
     "deepvit": "vit_jax.models.deepvit:DeepViT",
     "distill:DistillableViT": "vit_jax.models.distill:DistillableViT",
     "efficient": "vit_jax.models.efficient:EfficientViT",

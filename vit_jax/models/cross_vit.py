@@ -1,0 +1,216 @@
+"""CrossViT: two ViTs read an image in small and in large patches, and each class token attends to the other's patches.
+
+Source: Chen et al. 2021, arXiv:2103.14899. Upstream: vit_pytorch/cross_vit.py.
+Differs from upstream: images and patches may be non-square; `num_classes=0` gives the tokens of both, (b, n, small d)
+and (b, m, large d); tokens and positions start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: both see the same image (paper: of 240 and 224 pixels); each encoder ends with a norm; between
+them a token is projected by one linear map, without norm and GELU, and none if the widths are equal; no bias in query,
+key and value; heads are as wide in either direction.
+Axes: b batch, n tokens (s small, l large), m context, d dim, h heads, i query, j key, k classes.
+"""
+
+import math
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.head import NormHead
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import add_positions, prepend
+
+
+class Attention(nn.Module):
+    """Attention of x over itself, or over [x, context], where the context is not normalised."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
+        x = LayerNorm(name="norm")(x)
+        source = x if context is None else jnp.concatenate([x, context], axis=1)
+        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
+        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
+        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks of attention and feed-forward, each with its residual, and a last norm."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        for i in range(self.depth):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        return LayerNorm(name="norm")(x)
+
+
+class AttendAcross(nn.Module):
+    """The class token of x attends to itself and the other branch's patches, at their width, and comes back."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], other: Float[Array, "b m e"], *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        token, dim, other_dim = x[:, :1], x.shape[-1], other.shape[-1]
+        y = token if dim == other_dim else Dense(other_dim, name="project_in")(token)
+        y = Attention(self.heads, self.dim_head, self.dropout, name="fn")(y, other[:, 1:], train=train)
+        y = y if dim == other_dim else Dense(dim, name="project_out")(y)
+        return jnp.concatenate([token + y, x[:, 1:]], axis=1)
+
+
+class CrossTransformer(nn.Module):
+    """`depth` times, the small branch's class token attends to the large patches, then the large one's to the small."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, small: Float[Array, "b s d"], large: Float[Array, "b l e"], *, train: bool = False):
+        attention = (self.heads, self.dim_head, self.dropout)
+        for i in range(self.depth):
+            small = AttendAcross(*attention, name=f"small_to_large_{i}")(small, large, train=train)
+            large = AttendAcross(*attention, name=f"large_to_small_{i}")(large, small, train=train)
+        return small, large
+
+
+class ImageEmbedder(nn.Module):
+    """Image (b, H, W, c) to tokens (b, n, dim): the class token and the patches, with positions."""
+
+    dim: int
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+        init, patches = nn.initializers.normal(0.02), math.prod(patch_grid(self.image_size, self.patch_size))
+        cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        pos_embedding = self.param("pos_embedding", init, (1, patches + 1, self.dim))
+        x = prepend(cls_token, PatchEmbed(self.patch_size, self.dim, name="to_patch_embedding")(images))
+        return nn.Dropout(self.dropout)(add_positions(x, pos_embedding), deterministic=not train)
+
+
+class CrossViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k), the sum of both branches'.
+
+    `sm_` and `lg_` arguments are of the branch with small and with large patches. With `num_classes=0`: the tokens of
+    both, (b, s, sm_dim) and (b, l, lg_dim).
+    Raises ValueError when `sm_patch_size` or `lg_patch_size` does not divide `image_size`.
+    """
+
+    image_size: int | tuple[int, int]
+    num_classes: int
+    sm_dim: int
+    lg_dim: int
+    sm_patch_size: int | tuple[int, int] = 12
+    sm_enc_depth: int = 1
+    sm_enc_heads: int = 8
+    sm_enc_mlp_dim: int = 2048
+    sm_enc_dim_head: int = 64
+    lg_patch_size: int | tuple[int, int] = 16
+    lg_enc_depth: int = 4
+    lg_enc_heads: int = 8
+    lg_enc_mlp_dim: int = 2048
+    lg_enc_dim_head: int = 64
+    cross_attn_depth: int = 2
+    cross_attn_heads: int = 8
+    cross_attn_dim_head: int = 64
+    depth: int = 3
+    dropout: float = 0.1
+    emb_dropout: float = 0.1
+    channels: int = 3
+
+    def __post_init__(self):
+        check_arguments(self)
+        for name in ("sm_patch_size", "lg_patch_size"):
+            patch_grid(self.image_size, getattr(self, name), name)
+        for name, value in vars(self).items():
+            minimum = 0 if name.endswith("_depth") else 1
+            if name.startswith(("sm_", "lg_", "cross_")) and isinstance(value, int) and value < minimum:
+                raise ValueError(f"{name}={value}: expected at least {minimum}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False):
+        check_images(images, self.channels)
+        size = pair("image_size", self.image_size)
+        sm_patch, lg_patch = pair("sm_patch_size", self.sm_patch_size), pair("lg_patch_size", self.lg_patch_size)
+        embed_small = ImageEmbedder(self.sm_dim, size, sm_patch, self.emb_dropout, name="sm_image_embedder")
+        embed_large = ImageEmbedder(self.lg_dim, size, lg_patch, self.emb_dropout, name="lg_image_embedder")
+        small, large = embed_small(images, train=train), embed_large(images, train=train)
+
+        sm_blocks = (self.sm_enc_depth, self.sm_enc_heads, self.sm_enc_dim_head, self.sm_enc_mlp_dim, self.dropout)
+        lg_blocks = (self.lg_enc_depth, self.lg_enc_heads, self.lg_enc_dim_head, self.lg_enc_mlp_dim, self.dropout)
+        cross = (self.cross_attn_depth, self.cross_attn_heads, self.cross_attn_dim_head, self.dropout)
+        for i in range(self.depth):
+            small = Transformer(*sm_blocks, name=f"small_{i}")(small, train=train)
+            large = Transformer(*lg_blocks, name=f"large_{i}")(large, train=train)
+            small, large = CrossTransformer(*cross, name=f"cross_{i}")(small, large, train=train)
+        if not self.num_classes:
+            return small, large
+        small_head, large_head = (NormHead(self.num_classes, name=f"{size}_mlp_head") for size in ("sm", "lg"))
+        return small_head(small[:, 0]) + large_head(large[:, 0])
+
+
+def _sizes(sm_dim, lg_dim, heads, lg_depth, mlp_ratio, **others):
+    small = dict(sm_dim=sm_dim, sm_enc_heads=heads, sm_enc_dim_head=sm_dim // heads, sm_enc_mlp_dim=mlp_ratio * sm_dim)
+    large = dict(lg_dim=lg_dim, lg_enc_heads=heads, lg_enc_dim_head=lg_dim // heads, lg_enc_mlp_dim=mlp_ratio * lg_dim)
+    cross = dict(cross_attn_depth=1, cross_attn_heads=heads, cross_attn_dim_head=lg_dim // heads)
+    return dict(image_size=240, lg_enc_depth=lg_depth, dropout=0.0, emb_dropout=0.0) | small | large | cross | others
+
+
+PRESETS = {
+    "tiny": _sizes(32, 64, 2, 1, 2, image_size=32, sm_patch_size=4, lg_patch_size=8, depth=2),
+    "ti": _sizes(96, 192, 3, 4, 4),
+    "s": _sizes(192, 384, 6, 4, 4),
+    "b": _sizes(384, 768, 12, 4, 4),
+    "9": _sizes(128, 256, 4, 3, 3),
+    "15": _sizes(192, 384, 6, 5, 3),
+    "18": _sizes(224, 448, 7, 6, 3),
+}
+
+TORCH_RULES = (
+    *PATCH_EMBED_RULES,
+    (r"small_(\d+)", r"multi_scale_encoder.layers.\1.0"),
+    (r"large_(\d+)", r"multi_scale_encoder.layers.\1.1"),
+    (r"cross_(\d+)", r"multi_scale_encoder.layers.\1.2"),
+    (r"small_to_large_(\d+)/fn/to_out", r"layers.\1.0.fn.to_out.0"),
+    (r"large_to_small_(\d+)/fn/to_out", r"layers.\1.1.fn.to_out.0"),
+    (r"small_to_large_(\d+)", r"layers.\1.0"),
+    (r"large_to_small_(\d+)", r"layers.\1.1"),
+    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
+    (r"attn_(\d+)", r"layers.\1.0"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    (r"(sm|lg)_mlp_head/norm", r"\1_mlp_head.0"),
+    (r"(sm|lg)_mlp_head/fc", r"\1_mlp_head.1"),
+)
