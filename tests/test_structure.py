@@ -25,6 +25,8 @@ CHANGED_FROM = {
     "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
     "vit_with_keel_post_ln": "vit",
+    "simple_vit_with_relative_proj_pos_bias": "simple_vit",
+    "simple_vit_with_sparse_gating": "simple_vit",
 }
 CHANGED_FROM = {"distill": "vit", "xcit": "cait"}  # models that are by definition a change of another
 

@@ -31,6 +31,8 @@ MODELS = {
     "simple_vit_with_register_tokens": "vit_jax.models.simple_vit_with_register_tokens:SimpleViTWithRegisterTokens",
     "simple_vit_with_specialized_cls": "vit_jax.models.simple_vit_with_specialized_cls:SimpleViTWithSpecializedCLS",
     "simple_vit_with_value_residual": "vit_jax.models.simple_vit_with_value_residual:SimpleViTWithValueResidual",
+    "simple_vit_with_relative_proj_pos_bias": "vit_jax.models.simple_vit_with_relative_proj_pos_bias:RelativeBiasViT",
+    "simple_vit_with_sparse_gating": "vit_jax.models.simple_vit_with_sparse_gating:SimpleViTWithSparseGating",
     "t2t": "vit_jax.models.t2t:T2TViT",
     "vit": "vit_jax.models.vit:ViT",
     "vit_5": "vit_jax.models.vit_5:ViT5",
