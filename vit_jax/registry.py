@@ -81,6 +81,10 @@ def _model_class(name: str) -> type:
 
 
 def _presets(model_class: type) -> dict[str, dict]:
+    """Those of the file that are made of the class's arguments, as further classes in a file have others."""
+    presets = getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
+    arguments = {f.name for f in dataclasses.fields(model_class)}
+    return {name: kwargs for name, kwargs in presets.items() if kwargs.keys() <= arguments}
 
 
 def _check_arguments(name: str, model_class: type, kwargs: dict[str, Any]) -> None:
