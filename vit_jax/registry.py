@@ -16,6 +16,8 @@ MODELS = {
     "deepvit": "vit_jax.models.deepvit:DeepViT",
     "distill:DistillableViT": "vit_jax.models.distill:DistillableViT",
     "efficient": "vit_jax.models.efficient:EfficientViT",
+    "learnable_memory_vit": "vit_jax.models.learnable_memory_vit:LearnableMemoryViT",
+    "learnable_memory_vit:Adapter": "vit_jax.models.learnable_memory_vit:Adapter",
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "nest": "vit_jax.models.nest:NesT",
