@@ -32,11 +32,12 @@ SECTIONS = ("Source", "Upstream", "Differs from upstream", "Differs from the pap
 def main() -> None:
     """Write both files."""
     headers = {name: header(name) for name in list_models()}
-    ratios = json.loads(RATIOS.read_text()) if RATIOS.exists() else {"machine": "", "models": {}}
-    rows = [
-        row for name in rich.progress.track(headers, "Measuring") for row in model_rows(name, headers[name], ratios)
-    ]
-    (ROOT / "docs/models.md").write_text(MODELS_PAGE.format(rows="\n".join(rows), machine=ratios["machine"]))
+    ratios = json.loads(RATIOS.read_text()) if RATIOS.exists() else {"machine": "not measured", "models": {}}
+    models = [model_row(name, headers[name], ratios["models"].get(name)) for name in headers]
+    presets = [f"{name}/{preset}" for name in headers for preset in list_presets(name)]
+    sizes = [preset_row(preset) for preset in rich.progress.track(presets, "Measuring")]
+    page = MODELS_PAGE.format(models="\n".join(models), machine=ratios["machine"], presets="\n".join(sizes))
+    (ROOT / "docs/models.md").write_text(page)
     (ROOT / "docs/deviations.md").write_text(DEVIATIONS_PAGE + "\n".join(deviations(headers)))
 
 
@@ -54,24 +55,16 @@ def read_header(docstring: str) -> dict[str, str]:
     return {"title": title} | dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
 
 
-def model_rows(name: str, header: dict[str, str], ratios: dict) -> list[str]:
-    """The table rows of a model: one for each preset, its paper on the first."""
-    ratio = ratios["models"].get(name)
-    measured = f"{ratio['forward']:.2f} / {ratio['train']:.2f}" if ratio else ""
-    rows = []
-    for preset in list_presets(name) or [""]:
-        parameters, flops = size(name, preset) if preset else ("", "")
-        first = preset in ("tiny", "")
-        cells = (
-            f"[`{name}`]({link(name)})" if first else "",
-            paper(header) if first else "",
-            f"`{preset}`" if preset else "",
-            parameters,
-            flops,
-            measured if first else "",
-        )
-        rows.append("| " + " | ".join(cells) + " |")
-    return rows
+def model_row(name: str, header: dict[str, str], ratio: dict[str, float] | None) -> str:
+    """A row of the first table."""
+    idea = header["title"].partition(": ")[2] or header["title"]
+    measured = [f"{ratio[what]:.2f}" for what in ("forward", "train")] if ratio else ["", ""]
+    return "| " + " | ".join([f"[`{name}`]({link(name)})", idea.rstrip("."), paper(header), *measured]) + " |"
+
+
+def preset_row(preset: str) -> str:
+    """A row of the second table."""
+    return f"| `{preset}` | " + " | ".join(size(preset)) + " |"
 
 
 def link(name: str) -> str:
@@ -85,14 +78,15 @@ def paper(header: dict[str, str]) -> str:
     return f"[{found[1]}](https://arxiv.org/abs/{found[2]})" if found else header.get("Source", "-").rstrip(".")
 
 
-def size(name: str, preset: str) -> tuple[str, str]:
-    """Parameters in millions and the GFLOPs of one image, as compiled by no backend in particular."""
-    model = create_model(f"{name}/{preset}", num_classes=1000)
-    images = jax.ShapeDtypeStruct((1, *pair("image_size", model.image_size), model.channels), jnp.float32)
+def size(preset: str) -> tuple[str, str, str]:
+    """Height and width in pixels, parameters in millions, and the GFLOPs of one image before any optimisation."""
+    model = create_model(preset, num_classes=1000)
+    height, width = pair("image_size", model.image_size)
+    images = jax.ShapeDtypeStruct((1, height, width, model.channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     flops = jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
-    return f"{count / 1e6:.2f}", f"{flops / 1e9:.2f}"
+    return f"{height}x{width}", f"{count / 1e6:.2f}", f"{flops / 1e9:.2f}"
 
 
 def deviations(headers: dict[str, dict[str, str]]) -> list[str]:
@@ -110,14 +104,21 @@ MODELS_PAGE = """# Models
 Written by `python docs/make_models.py`; do not edit. Every model computes what its twin in vit-pytorch 1.26.11
 computes, values and gradients; what it does otherwise stands in [deviations.md](deviations.md).
 
-- Parameters, in millions, and GFLOPs of one image (a multiplication and an addition are two) are the preset's, with
-  1000 classes. `tiny` is for images of 32x32 pixels, the others for those of their papers.
-- Ratio: the speed of ours over upstream's in eager PyTorch, forward and train step, of the `tiny` preset at batch 64
-  ({machine}). Above 1, ours is the faster. It says little about a large model: `benchmarks/README.md` has ViT-Ti/16.
+The last two columns are the speed of ours over upstream's in eager PyTorch, forward and train step, of the `tiny`
+preset at batch 64 ({machine}): above 1, ours is the faster. They say little about large models, for which
+[benchmarks](../benchmarks/README.md) has ViT-Ti/16.
 
-| Model | Paper | Preset | Parameters, M | GFLOPs | Ratio |
-|---|---|---|---:|---:|---:|
-{rows}
+| model | idea | paper | forward | train |
+|---|---|---|---:|---:|
+{models}
+
+## Presets
+
+With 1000 classes. A multiplication and an addition are two FLOPs.
+
+| preset | image | parameters, M | GFLOPs |
+|---|---|---:|---:|
+{presets}
 """
 
 DEVIATIONS_PAGE = """# Deviations

@@ -46,11 +46,14 @@ PLAIN = dict(image_size=16, num_classes=5) | SMALL | LARGE | CROSS
 # One head as wide as the tokens, and tokens that need no projection; two rounds of everything.
 ALIKE = PLAIN | dict(lg_dim=16, sm_enc_heads=1, sm_enc_dim_head=16, depth=2, lg_enc_depth=2, cross_attn_depth=2)
 OBLONG = dict(image_size=(8, 12), sm_patch_size=(4, 2), lg_patch_size=(2, 6), channels=1, num_classes=0)
+TOKENS = PLAIN | OBLONG
 
 CASES = [
     Case(*CROSS_VIT, INPUT, 15522, PLAIN, maps=4),
     Case(*CROSS_VIT, INPUT, 24450, ALIKE, "alike-twice", maps=14),
-    Case(*CROSS_VIT, OBLONG_INPUT, 9864, PLAIN | OBLONG, "oblong-tokens", maps=4, repairs=(oblong_cross_vit, both_tokens)),
+    Case(
+        *CROSS_VIT, OBLONG_INPUT, 9864, PLAIN | OBLONG, "oblong-tokens", maps=4, repairs=(oblong_cross_vit, both_tokens)
+    ),
 ]
 
 # In the paper's tables 1 and 3, in millions. Cross attention has heads as wide in either direction here.

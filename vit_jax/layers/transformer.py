@@ -1,4 +1,7 @@
-"""The plain pre-norm transformer encoder. Upstream: `Transformer` in vit_pytorch/vit.py."""
+"""The plain pre-norm transformer encoder.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762. Upstream: `Transformer` in vit_pytorch/vit.py.
+"""
 
 from flax import linen as nn
 from jaxtyping import Array, Float
