@@ -21,6 +21,7 @@ MODELS = {
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "nest": "vit_jax.models.nest:NesT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
+    "jumbo_vit": "vit_jax.models.jumbo_vit:JumboViT",
     "pit": "vit_jax.models.pit:PiT",
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
     "simple_uvit": "vit_jax.models.simple_uvit:SimpleUViT",
