@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # A name is that of the upstream file, or "file:Class" for a file's further classes; it stands for "module:Class".
 MODELS = {
+    "ats_vit": "vit_jax.models.ats_vit:ATSViT",
     "cait": "vit_jax.models.cait:CaiT",
     "cross_vit": "vit_jax.models.cross_vit:CrossViT",
     "cvt": "vit_jax.models.cvt:CvT",
