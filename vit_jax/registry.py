@@ -26,6 +26,7 @@ MODELS = {
     "pit": "vit_jax.models.pit:PiT",
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
     "simple_uvit": "vit_jax.models.simple_uvit:SimpleUViT",
+    "rvt": "vit_jax.models.rvt:RvT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "simple_vit_orthog_residual_update": "vit_jax.models.simple_vit_orthog_residual_update:SimpleViTOrthogonalUpdate",
     "simple_vit_with_fft": "vit_jax.models.simple_vit_with_fft:SimpleViTWithFFT",
