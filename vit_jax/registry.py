@@ -48,6 +48,8 @@ MODELS = {
     "vit_with_patch_dropout": "vit_jax.models.vit_with_patch_dropout:ViTWithPatchDropout",
     "vit_with_patch_merger": "vit_jax.models.vit_with_patch_merger:ViTWithPatchMerger",
     "xcit": "vit_jax.models.xcit:XCiT",
+    "vit_with_decorr": "vit_jax.models.vit_with_decorr:ViTWithDecorrelation",
+    "vit:Transformer": "vit_jax.layers.transformer:Transformer",
 }
 
 
