@@ -14,11 +14,11 @@ ALLOWED_THERE = {"vit_jax/torch_file.py": {"ml_dtypes", "safetensors"}}
 # Models that are by definition a change of another.
 CHANGED_FROM = {
     "distill": "vit",
+    "jumbo_vit": "simple_vit",
     "simple_flash_attn_vit": "simple_vit",
     "simple_uvit": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",
-    "jumbo_vit": "simple_vit",
     "simple_vit_with_hyper_connections": "simple_vit",
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_qk_norm": "simple_vit",
