@@ -51,9 +51,7 @@ TOKENS = PLAIN | OBLONG
 CASES = [
     Case(*CROSS_VIT, INPUT, 15522, PLAIN, maps=4),
     Case(*CROSS_VIT, INPUT, 24450, ALIKE, "alike-twice", maps=14),
-    Case(
-        *CROSS_VIT, OBLONG_INPUT, 9864, PLAIN | OBLONG, "oblong-tokens", maps=4, repairs=(oblong_cross_vit, both_tokens)
-    ),
+    Case(*CROSS_VIT, OBLONG_INPUT, 9864, TOKENS, "oblong-tokens", maps=4, repairs=(oblong_cross_vit, both_tokens)),
 ]
 
 # In the paper's tables 1 and 3, in millions. Cross attention has heads as wide in either direction here.
