@@ -19,6 +19,7 @@ CHANGED_FROM = {
     "simple_uvit": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",
+    "normalized_vit": "simple_vit",
     "simple_vit_with_hyper_connections": "simple_vit",
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_qk_norm": "simple_vit",

@@ -23,6 +23,7 @@ MODELS = {
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "nest": "vit_jax.models.nest:NesT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
+    "normalized_vit": "vit_jax.models.normalized_vit:NormalizedViT",
     "pit": "vit_jax.models.pit:PiT",
     "rvt": "vit_jax.models.rvt:RvT",
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
