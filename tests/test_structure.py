@@ -20,6 +20,7 @@ CHANGED_FROM = {
     "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",
     "normalized_vit": "simple_vit",
+    "simple_vit_attn_residual": "simple_vit",
     "simple_vit_with_hyper_connections": "simple_vit",
     "simple_vit_with_patch_dropout": "simple_vit",
     "simple_vit_with_qk_norm": "simple_vit",

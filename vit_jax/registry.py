@@ -31,6 +31,7 @@ MODELS = {
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "simple_vit_orthog_residual_update": "vit_jax.models.simple_vit_orthog_residual_update:SimpleViTOrthogonalUpdate",
     "simple_vit_with_fft": "vit_jax.models.simple_vit_with_fft:SimpleViTWithFFT",
+    "simple_vit_attn_residual": "vit_jax.models.simple_vit_attn_residual:SimpleViTAttnResidual",
     "simple_vit_with_hyper_connections": "vit_jax.models.simple_vit_with_hyper_connections:SimpleViTHyperConnections",
     "simple_vit_with_patch_dropout": "vit_jax.models.simple_vit_with_patch_dropout:SimpleViTWithPatchDropout",
     "simple_vit_with_qk_norm": "vit_jax.models.simple_vit_with_qk_norm:SimpleViTWithQKNorm",
