@@ -1,5 +1,7 @@
 """Which tokens are sampled, how often, and what is left of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +17,11 @@ SAMPLED = next(case for case in CASES if case.note == "sampled-one-head")
 IMAGES = jax.random.normal(jax.random.key(0), SAMPLED.input_shape)
 
 
+@functools.partial(jax.jit, static_argnames="train")
 def sample(train: bool, seed: int = 0, images=IMAGES):
     """Logits and ids of the row's model, whose parameters are noise."""
-    model = build(SAMPLED)
+    model, rng = build(SAMPLED), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), shapes)
     rngs = {"dropout": jax.random.key(seed)} if train else {}
     return model.apply(variables, images, return_sampled_token_ids=True, train=train, rngs=rngs)

@@ -18,12 +18,13 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import HEAD_RULES
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.softmax import softmax
+from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 
 
 def significance(
@@ -180,8 +181,6 @@ PRESETS = {
 
 TORCH_RULES = (
     *PATCH_EMBED_RULES,
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *TRANSFORMER_RULES,
     *HEAD_RULES,
 )

@@ -18,13 +18,14 @@ from jaxtyping import Array, Bool, Float
 
 from vit_jax.layers.check import check_arguments, patch_grid
 from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import HEAD_RULES, NormHead
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.tokens import append, prepend
+from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 
 
 class Attention(nn.Module):
@@ -165,9 +166,7 @@ PRESETS = {
 
 TORCH_RULES = (
     *PATCH_EMBED_RULES,
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *TRANSFORMER_RULES,
     *HEAD_RULES,
 )
 

@@ -8,6 +8,7 @@ of a layer share one temperature (authors' code: one each), learned as its logar
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -15,13 +16,14 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers.blocks import Blocks
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
 from vit_jax.layers.head import HEAD_RULES
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.softmax import softmax
+from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 
 
 class ShiftedPatchTokenization(nn.Module):
@@ -81,24 +83,6 @@ class LocalitySelfAttention(nn.Module):
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            attn = LocalitySelfAttention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")
-            x = x + attn(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return x
-
-
 class ViTForSmallDataset(PlainViT):
     """The plain ViT with shifted patches and locality self-attention.
 
@@ -111,7 +95,8 @@ class ViTForSmallDataset(PlainViT):
         return ShiftedPatchTokenization(pair("patch_size", self.patch_size), self.dim, self.diagonal_shifts)
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        attention = functools.partial(LocalitySelfAttention, self.heads, self.dim_head, self.dropout)
+        return Blocks(self.depth, attention, self.mlp_dim, self.dropout)
 
 
 _PAPER = dict(dim=192, depth=9, heads=12, dim_head=16, mlp_dim=384, diagonal_shifts=True)
@@ -125,8 +110,6 @@ PRESETS = {
 TORCH_RULES = (
     ("to_patch_embedding/norm", "to_patch_embedding.to_patch_tokens.1"),
     ("to_patch_embedding/proj", "to_patch_embedding.to_patch_tokens.2"),
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *TRANSFORMER_RULES,
     *HEAD_RULES,
 )

@@ -7,34 +7,20 @@ Differs from the paper: the class token has no position; no bias in query, key a
 Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 """
 
+import functools
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
+from vit_jax.layers.blocks import Blocks
 from vit_jax.layers.check import check_images, pair
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
 from vit_jax.layers.head import HEAD_RULES
 from vit_jax.layers.patch_dropout import PatchDropout
 from vit_jax.layers.patch_projection import PATCH_PROJECTION_RULES, PatchProjection
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.tokens import add_positions, append, prepend
-
-
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return x
+from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 
 
 class ViTWithPatchDropout(PlainViT):
@@ -59,7 +45,8 @@ class ViTWithPatchDropout(PlainViT):
         return self.param("cls_token", init, (1, 1, self.dim)), self.param("pos_embedding", init, (patches, self.dim))
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        return Blocks(self.depth, attention, self.mlp_dim, self.dropout)
 
     def setup(self):
         super().setup()
@@ -90,8 +77,6 @@ PRESETS = {
 
 TORCH_RULES = (
     *PATCH_PROJECTION_RULES,
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *TRANSFORMER_RULES,
     *HEAD_RULES,
 )
