@@ -24,6 +24,7 @@ MODELS = {
     "nest": "vit_jax.models.nest:NesT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "normalized_vit": "vit_jax.models.normalized_vit:NormalizedViT",
+    "jet_vit": "vit_jax.models.jet_vit:JetViT",
     "look_vit": "vit_jax.models.look_vit:LookViT",
     "pit": "vit_jax.models.pit:PiT",
     "rvt": "vit_jax.models.rvt:RvT",

@@ -1,0 +1,69 @@
+"""The attentions that layers of JetViT draw from, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cases import FIRST
+from tests.cases.case import BLOCKS, IMAGE, build
+from vit_jax import create_model
+
+IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+SIZES = IMAGE | BLOCKS | dict(depth=1, window_size=2)
+
+
+def test_layers_draw_their_attention_in_training_alone():
+    """Each of 300 draws gives what one attention alone gives, and each attention comes as often as the others."""
+    names = ("WA", "LA", "FA")
+    model = create_model("jet_vit", **SIZES, attn_layers=[names])
+    variables = model.init(jax.random.key(1), IMAGES)
+    alone = jnp.stack([create_model("jet_vit", **SIZES, attn_layers=[name]).apply(variables, IMAGES) for name in names])
+    np.testing.assert_array_equal(model.apply(variables, IMAGES), alone[0])
+
+    draw = jax.jit(lambda key: model.apply(variables, IMAGES, train=True, rngs={"dropout": key}))
+    outputs = jnp.stack([draw(key) for key in jax.random.split(jax.random.key(2), 300)])
+    errors = np.asarray(jnp.abs(outputs[:, None] - alone[None]).max((2, 3)))
+    assert (np.sort(errors, axis=1)[:, 0] < 1e-5).all()
+    assert (np.sort(errors, axis=1)[:, 1] > 1e-3).all()
+    counts = np.bincount(errors.argmin(1), minlength=3)
+    assert np.abs(counts - 100).max() < 4 * (300 * 2 / 9) ** 0.5
+
+
+def test_layers_draw_by_themselves():
+    model = create_model("jet_vit", **SIZES | dict(depth=2), attn_layers=[("WA", "FA")] * 2)
+    variables = model.init(jax.random.key(1), IMAGES)
+    draw = jax.jit(lambda key: model.apply(variables, IMAGES, train=True, rngs={"dropout": key}))
+    outputs = {f"{draw(key)[0, 0]:.4f}" for key in jax.random.split(jax.random.key(2), 60)}
+    assert len(outputs) == 4
+
+
+def test_gradients_reach_what_was_drawn():
+    model = create_model("jet_vit", **SIZES, attn_layers=[("WA", "LA")], dropout=0.1)
+    variables = model.init(jax.random.key(1), IMAGES)
+    loss = lambda variables, key: model.apply(variables, IMAGES, train=True, rngs={"dropout": key}).sum()
+    grads = [jax.jit(jax.grad(loss))(variables, jax.random.key(seed))["params"]["transformer"] for seed in range(8)]
+    used = {tuple(bool(g[f"{kind}_attn_0"]["to_out"]["kernel"].any()) for kind in ("window", "linear")) for g in grads}
+    assert used == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(attn_layers=("FA",)), r"attn_layers=\('FA',\): expected 'FA', 'WA', 'LA' or a tuple 2 times"),
+        (dict(attn_layers=("FA", "XA")), r"attn_layers=\('FA', 'XA'\): expected"),
+        (dict(attn_layers=("FA", ())), r"attn_layers=\('FA', \(\)\): expected"),
+        (dict(dim=20), "dim=20: expected a multiple of dim_head=8"),
+        (dict(attn_layers=("FA", "WA"), window_size=3), r"window_size=3: expected one of \[1, 2, 4\], which divide"),
+        (dict(window_size=0), r"window_size=0: expected one of \[1, 2, 4\]"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(FIRST["jet_vit"], **kwargs)
+
+
+def test_images_of_another_size_are_named():
+    model = build(FIRST["jet_vit"])
+    with pytest.raises(ValueError, match=r"images give 8 tokens: expected a grid of \(4, 4\)"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 16, 3)))

@@ -1,0 +1,225 @@
+"""JetViT: each layer attends in full, within windows, or linearly, as a search over a trained ViT decides.
+
+Source: Zou et al. 2026, arXiv:2605.26636. Upstream: vit_pytorch/jet_vit.py.
+Differs from upstream: a layer with several attentions draws one in training, and at evaluation takes its first
+(upstream: draws then too); positions start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: the architecture alone, without a pretrained model, distillation and search.
+Axes: b batch, n tokens, d dim, f features of a head, e inner dim, h heads, i query, j key.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.check import patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.layers.plain_vit import PlainViT
+from vit_jax.layers.softmax import softmax
+
+
+class WindowAttention(nn.Module):
+    """Attention within square windows of a grid of tokens, with a learned bias for each offset."""
+
+    heads: int
+    window: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], grid: tuple[int, int], *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        dim, window, (rows, columns) = x.shape[-1], self.window, grid
+        x = LayerNorm(name="norm")(x)
+        windows = "(b x y) (i j)"
+        sizes = dict(x=rows // window, y=columns // window, i=window, j=window)
+        x = rearrange(x, f"b (x i y j) d -> {windows} d", **sizes)
+        qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(x)
+        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        table = nn.Embed((2 * window - 1) ** 2, self.heads, name="rel_pos_bias")
+        bias = rearrange(table(offsets(window)), "i j h -> 1 h i j")
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q * (dim // self.heads) ** -0.5, k) + bias)
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        out = nn.Dropout(self.dropout)(Dense(dim, use_bias=False, name="to_out")(out), deterministic=not train)
+        return rearrange(out, f"{windows} d -> b (x i y j) d", **sizes)
+
+
+def offsets(window: int) -> np.ndarray:
+    """Index of the offset between each two tokens of a window, (n, n)."""
+    row, column = np.mgrid[:window, :window].reshape(2, -1)
+    return (row[:, None] - row + window - 1) * (2 * window - 1) + column[:, None] - column + window - 1
+
+
+class LinearAttention(nn.Module):
+    """ReLU attention in linear time, plus a 3x3 depthwise convolution of the values that the image itself makes."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], grid: tuple[int, int], *, train: bool = False
+    ) -> Float[Array, "b n d"]:
+        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
+        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        out = linear_attention(*(rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v)))
+        out = rearrange(out, "b h n d -> b n (h d)") + self._dynamic_conv(v, grid)
+        if self.heads == 1 and self.dim_head == dim:
+            return out
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
+
+    def _dynamic_conv(self, v: Float[Array, "b n e"], grid: tuple[int, int]) -> Float[Array, "b n e"]:
+        dim, (rows, columns) = v.shape[-1], grid
+        hidden = jax.nn.silu(Dense(dim // 4, name="squeeze")(v.mean(axis=1)))
+        kernels = rearrange(Dense(9 * dim, name="expand")(hidden), "b (e i j) -> i j b 1 1 e", i=3, j=3)
+        padded = jnp.pad(v.reshape(-1, rows, columns, dim), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = lambda i, j: padded[:, i : i + rows, j : j + columns]
+        out = sum(shifted(i, j) * kernels[i, j] for i in range(3) for j in range(3))
+        return out.reshape(v.shape)
+
+
+def linear_attention(
+    q: Float[Array, "b h n f"], k: Float[Array, "b h n f"], v: Float[Array, "b h n f"]
+) -> Float[Array, "b h n f"]:
+    """Attention with relu(q) relu(k) for exp(q k), so that keys and values are summed up once for all queries."""
+    q, k = jax.nn.relu(q), jax.nn.relu(k)
+    summed = jnp.einsum("bhnd,bhne->bhde", k, v)
+    weight = jnp.einsum("bhnd,bhd->bhn", q, k.sum(axis=2))
+    return jnp.einsum("bhnd,bhde->bhne", q, summed) / jnp.maximum(weight, 1e-6)[..., None]
+
+
+class Transformer(nn.Module):
+    """Blocks of one of the attentions that `attn_layers` names and a feed-forward, and a last norm.
+
+    Every layer has the parameters of all three attentions, so that one search may follow another.
+    """
+
+    dim: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+    window: int
+    attn_layers: tuple[tuple[str, ...], ...]
+    grid: tuple[int, int]
+
+    def setup(self):
+        count = range(len(self.attn_layers))
+        self.window_attn = [WindowAttention(self.dim // self.dim_head, self.window, self.dropout) for _ in count]
+        self.linear_attn = [LinearAttention(self.heads, self.dim_head, self.dropout) for _ in count]
+        self.full_attn = [Attention(self.heads, self.dim_head, self.dropout) for _ in count]
+        self.ff = [FeedForward(self.mlp_dim, self.dropout) for _ in count]
+        self.norm = LayerNorm()
+
+    def _attend(self, name: str, i: int, x: Array, grid: tuple[int, int], train: bool) -> Array:
+        if name == "FA":
+            return self.full_attn[i](x, train=train)
+        attn = self.window_attn[i] if name == "WA" else self.linear_attn[i]
+        return attn(x, grid, train=train)
+
+    def _draw(self, names: tuple[str, ...], i: int, x: Array) -> Array:
+        """What one of `names` gives, each as likely as the others."""
+        chosen = jax.random.randint(self.make_rng("dropout"), (), 0, len(names))
+        branch = lambda name: lambda self, x: self._attend(name, i, x, self.grid, True)
+        return nn.switch(chosen, [branch(name) for name in names], self, x)
+
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        if x.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(f"images give {x.shape[1]} tokens: expected a grid of {self.grid}, as image_size says")
+        for i, names in enumerate(self.attn_layers):
+            if self.is_initializing():  # of all attentions, on a single window
+                for name in ("WA", "LA", "FA"):
+                    self._attend(name, i, x[:1, :1].repeat(self.window**2, axis=1), (self.window, self.window), False)
+            draws = train and len(names) > 1 and not self.is_initializing()
+            x = x + (self._draw(names, i, x) if draws else self._attend(names[0], i, x, self.grid, train))
+            x = x + self.ff[i](x, train=train)
+        return self.norm(x)
+
+
+class JetViT(PlainViT):
+    """The plain ViT without a class token, whose layers attend as `attn_layers` says; by default all in full.
+
+    Of each layer it has a name, or several to draw from in training: "FA" full, "WA" within windows of `window_size`
+    patches, "LA" linear attention. Images must have `image_size`.
+    Raises ValueError besides for other names or not one for each layer, when `dim_head` does not divide `dim`, and,
+    where there are windows, when `window_size` does not divide the sides of the grid of patches.
+    """
+
+    pool: ClassVar[str] = "mean"
+    window_size: int = 7
+    attn_layers: Sequence[str | Sequence[str]] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        layers, grid = self._attentions(), patch_grid(self.image_size, self.patch_size)
+        if len(layers) != self.depth or not all(names and {"FA", "WA", "LA"}.issuperset(names) for names in layers):
+            raise ValueError(
+                f"attn_layers={self.attn_layers!r}: expected 'FA', 'WA', 'LA' or a tuple {self.depth} times"
+            )
+        if self.dim % self.dim_head:
+            raise ValueError(
+                f"dim={self.dim}: expected a multiple of dim_head={self.dim_head}, for attention in windows"
+            )
+        windows = any("WA" in names for names in layers)
+        if self.window_size < 1 or (windows and any(side % self.window_size for side in grid)):
+            fits = [size for size in range(1, max(grid) + 1) if not any(side % size for side in grid)]
+            raise ValueError(f"window_size={self.window_size}: expected one of {fits}, which divide {grid} patches")
+
+    def _attentions(self) -> tuple[tuple[str, ...], ...]:
+        layers = ("FA",) * self.depth if self.attn_layers is None else self.attn_layers
+        return tuple((names,) if isinstance(names, str) else tuple(names) for names in layers)
+
+    def make_transformer(self) -> nn.Module:
+        grid = patch_grid(self.image_size, self.patch_size)
+        blocks = (self.dim, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        return Transformer(*blocks, self.window_size, self._attentions(), grid)
+
+    def make_head(self) -> nn.Module:
+        return Dense(self.num_classes)
+
+    def make_tokens(self, patches: int) -> tuple[Array, Array]:
+        pos_embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (patches, self.dim))
+        return pos_embedding[:0], pos_embedding
+
+    def encode(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+        """Tokens after the transformer: the patches."""
+        return super().encode(images, train=train)
+
+
+PRESETS = {
+    "tiny": dict(
+        image_size=32,
+        patch_size=4,
+        dim=64,
+        depth=4,
+        heads=4,
+        dim_head=16,
+        mlp_dim=128,
+        window_size=4,
+        attn_layers=("LA", "WA", "LA", "FA"),
+    ),
+}
+
+TORCH_RULES = (
+    *PATCH_EMBED_RULES,
+    (r"(\w+_attn_\d+)/to_out", r"\1/to_out.0"),
+    ("squeeze", "dynamic_conv.mlp.0"),
+    ("expand", "dynamic_conv.mlp.2"),
+    (r"window_attn_(\d+)", r"layers.\1.0.options.WA"),
+    (r"linear_attn_(\d+)", r"layers.\1.0.options.LA"),
+    (r"full_attn_(\d+)", r"layers.\1.0.options.FA"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+)
