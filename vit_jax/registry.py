@@ -26,6 +26,7 @@ MODELS = {
     "normalized_vit": "vit_jax.models.normalized_vit:NormalizedViT",
     "jet_vit": "vit_jax.models.jet_vit:JetViT",
     "look_vit": "vit_jax.models.look_vit:LookViT",
+    "looped_vit": "vit_jax.models.looped_vit:LoopedViT",
     "pit": "vit_jax.models.pit:PiT",
     "rvt": "vit_jax.models.rvt:RvT",
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",

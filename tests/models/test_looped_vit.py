@@ -1,0 +1,99 @@
+"""Loops of LoopedViT: logits of each, the gate, early exits, and the losses that train them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cases.case import INPUT, build
+from tests.cases.looped_vit import LOOPED, PLAIN, Case
+from vit_jax import create_model
+from vit_jax.models.looped_vit import deep_supervision_loss, exit_targets, loop_weights
+
+torch = pytest.importorskip("torch")
+from tests.test_parity import assert_parity  # noqa: E402
+
+GATED = PLAIN | dict(adaptive_loop=True, loop_depth=3)
+IMAGES = jax.random.normal(jax.random.key(0), INPUT)
+LABELS = np.asarray([4, 1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(return_all_logits=True, return_exit_benefits=True),
+        dict(return_exit_benefits=True, loop_depth=2),
+        dict(return_all_logits=True),
+        dict(loop_depth=1),
+    ],
+    ids=str,
+)
+def test_options_equal_upstreams(options):
+    assert_parity(Case(*LOOPED, INPUT, 0, GATED, options=options), 1e-5, 1e-5)
+
+
+def test_an_early_exit_repeats_the_loop_that_it_leaves():
+    model = create_model("looped_vit", **GATED | dict(loop_depth=4))
+    variables = model.init(jax.random.key(1), IMAGES)
+    both = dict(return_all_logits=True, return_exit_benefits=True)
+    apply = jax.jit(
+        lambda threshold: model.apply(variables, IMAGES, adaptive_exit=True, exit_threshold=threshold, **both)
+    )
+    logits, benefits = model.apply(variables, IMAGES, **both)
+    assert logits.shape == (4, 2, 5)
+    assert benefits.shape == (3, 2)
+
+    never, _ = apply(-1e9)
+    np.testing.assert_allclose(never, logits, atol=1e-6)
+    at_once, _ = apply(1e9)
+    np.testing.assert_allclose(at_once, jnp.broadcast_to(logits[:1], logits.shape), atol=1e-6)
+    highest = np.asarray(benefits.max(1))
+    threshold = float(highest[:2].mean())  # between those of the first two loops
+    leaves = 0 if highest[0] < highest[1] else 1
+    some, _ = apply(threshold)
+    expected = logits[jnp.minimum(jnp.arange(4), leaves)]
+    np.testing.assert_allclose(some, expected, atol=1e-6)
+    last = model.apply(variables, IMAGES, adaptive_exit=True, exit_threshold=threshold)
+    np.testing.assert_allclose(last, logits[leaves], atol=1e-6)
+
+
+def test_losses_equal_upstreams():
+    from vit_pytorch import looped_vit as upstream
+
+    logits = np.random.default_rng(0).standard_normal((3, 2, 5), np.float32)
+    t_logits, t_labels = torch.from_numpy(logits), torch.from_numpy(LABELS)
+    for weighting in ("final", "exponential", "final_mean", (0.5, 0.0, 2.0)):
+        ours = deep_supervision_loss(jnp.asarray(logits), jnp.asarray(LABELS), weighting, 0.1)
+        assert float(ours) == pytest.approx(float(upstream.deep_supervision_loss(t_logits, t_labels, weighting, 0.1)))
+        np.testing.assert_allclose(loop_weights(3, weighting), upstream.deep_supervision_weights(3, weighting))
+    ours = exit_targets(jnp.asarray(logits), jnp.asarray(LABELS))
+    np.testing.assert_allclose(ours, upstream.adaptive_exit_targets(t_logits, t_labels), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(loop_depth=0), "loop_depth=0: expected at least 1"),
+        (dict(post_loop_depth=-1), "post_loop_depth=-1: expected at least 0"),
+        (dict(deep_supervision_weighting="mean"), "deep_supervision_weighting='mean': expected one of 'final'"),
+        (dict(deep_supervision_weighting=(1.0,)), r"deep_supervision_weighting=\(1.0,\): expected 2 numbers"),
+        (dict(input_shape=(9,), patch_size=4), r"input_shape=\(9,\): expected multiples of patch_size=\(4,\)"),
+        (dict(input_shape=(8, 8, 8), patch_size=(4, 4)), r"patch_size=\(4, 4\): expected an integer or 3 of them"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_model("looped_vit", **PLAIN | kwargs)
+
+
+def test_bad_calls_are_named():
+    model = build(Case(*LOOPED, INPUT, 0, PLAIN))
+    for options, message in (
+        (dict(adaptive_exit=True), "adaptive_loop=False: expected True"),
+        (dict(loop_depth=0), "loop_depth=0: expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda options=options: model.init(jax.random.key(0), IMAGES, **options))
+    gated = create_model("looped_vit", **GATED)
+    with pytest.raises(ValueError, match="loop_depth=1: expected at least 1, and 2 for a gate"):
+        jax.eval_shape(lambda: gated.init(jax.random.key(0), IMAGES, loop_depth=1, adaptive_exit=True))
