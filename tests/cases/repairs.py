@@ -37,6 +37,21 @@ def feature_map(make):
     return repaired
 
 
+def no_gradient_of(ending: str):
+    """Parameters that shift all scores of a softmax alike: their gradient is rounding, and upstream's is left out."""
+
+    def repair(make):
+        def repaired(**kwargs):
+            module = make(**kwargs)
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and not name.endswith(ending))
+            return module
+
+        return repaired
+
+    return repair
+
+
 def sized(make):
     """`image_size`, which says nothing of what is computed."""
     return lambda *, image_size, **kwargs: make(**kwargs)
