@@ -103,7 +103,7 @@ class CvT(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        at_least(self, **{name: not name.endswith("depth") for name in vars(self) if name[:3] in STAGES})
+        at_least(self, **{name: int(not name.endswith("depth")) for name in vars(self) if name[:3] in STAGES})
         for name in ("s1_proj_kernel", "s2_proj_kernel", "s3_proj_kernel"):
             if (kernel := getattr(self, name)) % 2 == 0:
                 raise ValueError(f"{name}={kernel}: expected an odd number, as queries keep their grid")
