@@ -1,5 +1,7 @@
 """Every model against its upstream twin, with the same weights: values and gradients, in float32."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -40,14 +42,12 @@ def assert_parity(case: Case, value_tolerance: float, gradient_tolerance: float)
         outputs, gradients, idle = compare(case, model, run, scale)
         for what, (ours, theirs) in outputs.items():
             assert_close(ours, theirs, value_tolerance, f"{what}, {scale=}")
-        largest = max(np.abs(theirs).max() for _, theirs in gradients.values())
-        for key in case.cancelled:
-            rounding = max(np.abs(gradient).max() for gradient in gradients.pop(key))
-            assert rounding <= gradient_tolerance * largest, key
         # At small activations attention is even, and what reaches its queries is rounding: a millionth of the largest
-        # gradient counts as nothing there.
-        floor = 1e-6 * largest if scale < 1 else 0.0
+        # gradient counts as nothing there. A gradient that is faint at any size is as exact as the largest can be.
+        largest = max(np.abs(theirs).max() for _, theirs in gradients.values())
         for what, (ours, theirs) in gradients.items():
+            faint = any(re.search(pattern, what) for pattern in case.faint)
+            floor = largest * (1e-2 if faint else 1e-6 if scale < 1 else 0.0)
             assert_close(ours, theirs, gradient_tolerance, f"gradient of {what}, {scale=}", floor)
     return idle
 

@@ -24,7 +24,7 @@ class Case:
     maps: int = 0  # attention maps that can be collected
     keyword_inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # shapes; or integers, booleans
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # keywords of the call that jit must know
-    cancelled: tuple[str, ...] = ()  # torch keys of parameters whose gradient is zero, but for rounding
+    faint: tuple[str, ...] = ()  # patterns of torch keys whose gradients drown in the rounding of larger ones
     unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
     repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
     tolerance: float = 1e-5  # relative, for values and gradients
