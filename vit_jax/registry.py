@@ -34,6 +34,7 @@ MODELS = {
     "simple_flash_attn_vit": "vit_jax.models.simple_flash_attn_vit:SimpleFlashAttentionViT",
     "simple_uvit": "vit_jax.models.simple_uvit:SimpleUViT",
     "scalable_vit": "vit_jax.models.scalable_vit:ScalableViT",
+    "sep_vit": "vit_jax.models.sep_vit:SepViT",
     "simple_vit": "vit_jax.models.simple_vit:SimpleViT",
     "simple_vit_attn_residual": "vit_jax.models.simple_vit_attn_residual:SimpleViTAttnResidual",
     "simple_vit_orthog_residual_update": "vit_jax.models.simple_vit_orthog_residual_update:SimpleViTOrthogonalUpdate",

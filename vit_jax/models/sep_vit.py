@@ -1,0 +1,149 @@
+"""SepViT: attention within windows, then among them, by a token that each window has of its own.
+
+Source: Li et al. 2022, arXiv:2203.15380. Upstream: vit_pytorch/sep_vit.py.
+Differs from upstream: upstream takes `window_size` and `dim_head`, but always computes with 7 and 32, and so does this
+model unless `upstream_sizes=False`; `image_size` may be given, to be checked at construction; `num_classes=0` gives the
+last map; window tokens start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: one window token for all windows; no shortcuts inside attention; positions come before the first
+block, not behind it; no norm in patch embeddings, one at the end of a stage; no biases of q, k and v.
+Axes: b batch, n windows, p their token and pixels, h heads, i query, j key, d dim, k classes.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import check_arguments, check_images
+from vit_jax.layers.conv_feed_forward import ConvFeedForward
+from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.feed_forward import feed_forward_rules
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.head import NormHead
+from vit_jax.layers.norm import ChannelNorm, LayerNorm
+from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.stages import check_depth, check_windows, per_stage
+
+
+class SeparableAttention(nn.Module):
+    """Depthwise separable self-attention: within each window and its token, then of window tokens over windows."""
+
+    heads: int
+    dim_head: int
+    window_size: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b x y d"], *, train: bool = False) -> Float[Array, "b x y d"]:
+        batch, rows, _, dim = x.shape
+        window, inner_dim, scale = self.window_size, self.heads * self.dim_head, self.dim_head**-0.5
+        x = ChannelNorm(name="norm")(x)
+        x = rearrange(x, "b (x w1) (y w2) d -> (b x y) (w1 w2) d", w1=window, w2=window)
+        token = self.param("window_tokens", nn.initializers.normal(0.02), (dim,))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, dim)), x], axis=1)
+        qkv = nn.Conv(3 * inner_dim, (1,), use_bias=False, name="to_qkv")(x)
+        q, k, v = rearrange(qkv, "(b n) p (qkv h d) -> qkv b h n p d", b=batch, qkv=3, h=self.heads)
+        attn = softmax(jnp.einsum("bhnid,bhnjd->bhnij", q, k) * scale)
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = jnp.einsum("bhnij,bhnjd->bhnid", attn, v)
+
+        tokens, pixels = out[:, :, :, 0], out[:, :, :, 1:]
+        tokens = rearrange(gelu(LayerNorm(name="token_norm")(tokens)), "b h n d -> b n (h d)")
+        qk = nn.Conv(2 * inner_dim, (1,), name="token_to_qk")(tokens)
+        q, k = rearrange(qk, "b n (h qk d) -> qk b h n d", h=self.heads, qk=2)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * scale)
+        self.sow("intermediates", "attn", attn)
+        alone = attn.shape[-1] == 1  # a single window has itself to attend to, which is never dropped
+        attn = nn.Dropout(self.dropout)(attn, deterministic=alone or not train)
+        out = jnp.einsum("bhij,bhjpd->bhipd", attn, pixels)
+
+        out = rearrange(out, "b h (x y) (w1 w2) d -> b (x w1) (y w2) (h d)", x=rows // window, w1=window)
+        out = PointwiseConv(dim, name="to_out")(out)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+
+class SepViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
+
+    `depth` has one number per stage, and the width doubles from each to the next; `heads` and `window_size` are one
+    number, or one per stage. `upstream_sizes` replaces `window_size` and `dim_head` by 7 and 32, as upstream does.
+    Raises ValueError when windows do not tile the maps of an image.
+    """
+
+    num_classes: int
+    dim: int
+    depth: tuple[int, ...]
+    heads: int | tuple[int, ...]
+    window_size: int | tuple[int, ...] = 7
+    dim_head: int = 32
+    ff_mult: int = 4
+    channels: int = 3
+    dropout: float = 0.0
+    upstream_sizes: bool = True
+    image_size: int | tuple[int, int] | None = None
+
+    def __post_init__(self):
+        check_arguments(self)
+        check_depth(self)
+        per_stage(self, "heads", len(self.depth))
+        self._windows()
+        if int(self.dim * self.ff_mult) < 1:
+            raise ValueError(f"ff_mult={self.ff_mult}: expected at least 1 / dim")
+        if self.image_size is not None:
+            check_windows(self.image_size, self._windows())
+        super().__post_init__()
+
+    def _windows(self) -> tuple[int, ...]:
+        windows = per_stage(self, "window_size", len(self.depth))
+        return (7,) * len(windows) if self.upstream_sizes else windows
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        check_images(images, self.channels)
+        check_windows(images.shape[1:3], self._windows())
+        x, dim_head = images, 32 if self.upstream_sizes else self.dim_head
+        stages = zip(self.depth, per_stage(self, "heads", len(self.depth)), self._windows(), strict=True)
+        for i, (depth, heads, window) in enumerate(stages):
+            dim, stride = 2**i * self.dim, 2 if i else 4
+            kernel = (2 * stride - 1, 2 * stride - 1)
+            if i > 0:
+                x = ChannelNorm(name=f"norm_{i - 1}")(x)
+            x = nn.Conv(dim, kernel, strides=(stride, stride), padding=stride - 1, name=f"patches_{i}")(x)
+            x = x + DepthwiseConv(kernel=3, name=f"positions_{i}")(x)
+            for j in range(depth):
+                attend = SeparableAttention(heads, dim_head, window, self.dropout, name=f"stage_{i}_attn_{j}")
+                x = x + attend(x, train=train)
+                ff = ConvFeedForward(int(self.ff_mult * dim), self.dropout, name=f"stage_{i}_ff_{j}")
+                x = x + ff(x, train=train)
+        return NormHead(self.num_classes, name="mlp_head")(x.mean(axis=(1, 2))) if self.num_classes else x
+
+
+def _paper(dim, heads, third):
+    stages = dict(depth=(1, 2, third, 2), heads=(heads, 2 * heads, 4 * heads, 8 * heads))
+    return dict(image_size=224, dim=dim, **stages)
+
+
+PRESETS = {
+    "tiny": dict(
+        image_size=32, dim=32, depth=(1, 2), heads=(2, 4), window_size=4, dim_head=16, ff_mult=2, upstream_sizes=False
+    ),
+    "lite": _paper(32, 1, 6),
+    "t": _paper(96, 3, 6),
+    "s": _paper(96, 3, 14),
+    "b": _paper(128, 4, 14),
+}
+
+TORCH_RULES = (
+    (r"patches_(\d+)", r"layers.\1.0.conv"),
+    (r"positions_(\d+)", r"layers.\1.1.proj"),
+    (r"norm_(\d+)", r"layers.\1.2.norm"),
+    (r"stage_(\d+)_attn_(\d+)/to_out", r"layers.\1.2.layers.\2.0.to_out.0"),
+    (r"stage_(\d+)_attn_(\d+)/token_norm", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.0"),
+    (r"stage_(\d+)_attn_(\d+)/token_to_qk", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.3"),
+    (r"stage_(\d+)_attn_(\d+)", r"layers.\1.2.layers.\2.0"),
+    *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1"),
+    ("mlp_head/norm", "mlp_head.1"),
+    ("mlp_head/fc", "mlp_head.2"),
+)
