@@ -25,6 +25,7 @@ MODELS = {
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "look_vit": "vit_jax.models.look_vit:LookViT",
     "looped_vit": "vit_jax.models.looped_vit:LoopedViT",
+    "max_vit": "vit_jax.models.max_vit:MaxViT",
     "nest": "vit_jax.models.nest:NesT",
     "normalized_vit": "vit_jax.models.normalized_vit:NormalizedViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
