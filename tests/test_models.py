@@ -72,7 +72,7 @@ def test_transformations_change_nothing(case):
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, outputs), grads = step(params, x)
     assert_same(outputs, expected, rtol=2e-6)
-    step(params, x[::-1] + 1)
+    step(params, jax.tree.map(lambda images: images[::-1] + 1, x))
     assert len(traces) == 1
 
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
@@ -80,7 +80,10 @@ def test_transformations_change_nothing(case):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert jnp.any(grad != 0) != (name in case.unused), name
 
-    one_by_one = jax.jit(jax.vmap(apply, in_axes=(None, 0)))(params, x[:, None])
+    if case.takes_list:
+        one_by_one = jnp.stack([apply(params, [image]) for image in x])
+    else:
+        one_by_one = jax.jit(jax.vmap(apply, in_axes=(None, 0)))(params, x[:, None])
     of_batch = lambda out: out[:, 0] if out.ndim > 1 else out.mean()  # a single number is a mean over images
     assert_same(jax.tree.map(of_batch, one_by_one), expected, rtol=2e-6)
 
@@ -242,8 +245,9 @@ def test_a_smaller_image_gets_the_first_positions():
 def test_rows_cover_what_every_classifier_can_do(name):
     rows = [case for case in CASES if case.name == name]
     assert any(case.kwargs["num_classes"] == 0 for case in rows)
-    assert any(case.input_shape[1] != case.input_shape[2] for case in rows)
-    assert any(case.input_shape[3] != 3 for case in rows)
+    shapes = [shape for case in rows for shape in case.image_shapes]
+    assert any(height != width for height, width, _ in shapes)
+    assert any(channels != 3 for _, _, channels in shapes)
 
 
 @pytest.mark.usefixtures("unchecked_types")

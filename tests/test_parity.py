@@ -58,11 +58,11 @@ def compare(case: Case, model, run, scale: float) -> tuple[dict, dict, set[str]]
     x, kwargs = case.inputs(rng)
     floats = {name: value * scale for name, value in kwargs.items() if value.dtype == np.float32}
     fixed = {name: value for name, value in kwargs.items() if name not in floats}
-    x = x * scale
+    x = jax.tree.map(lambda images: images * scale, x)
     twin = shake(build_upstream(case), scale=scale)
     variables = from_torch(model, twin.state_dict(), x, **floats, **fixed)
 
-    torch_x = channels_first(x).requires_grad_()
+    torch_x = jax.tree.map(lambda images: images.requires_grad_(), channels_first(x))
     torch_floats = {name: torch.from_numpy(value).requires_grad_() for name, value in floats.items()}
     torch_fixed = {name: torch.from_numpy(value) for name, value in fixed.items()}
     expected = jax.tree.leaves(twin(torch_x, **torch_floats, **torch_fixed))
@@ -70,14 +70,19 @@ def compare(case: Case, model, run, scale: float) -> tuple[dict, dict, set[str]]
     sum((out * torch.from_numpy(weights)).sum() for out, weights in zip(expected, cotangents, strict=True)).backward()
 
     (params_grad, x_grad, floats_grad), outputs = run(variables, x, floats, fixed, cotangents)
-    ours = to_torch(model, {"params": params_grad}) | {"the input": channels_first(np.array(x_grad))} | floats_grad
-    theirs = dict(twin.named_parameters()) | {"the input": torch_x} | torch_floats
+    ours = to_torch(model, {"params": params_grad}) | inputs_by_name(channels_first(jax.tree.map(np.array, x_grad)))
+    ours |= floats_grad
+    theirs = dict(twin.named_parameters()) | inputs_by_name(torch_x) | torch_floats
     gradient = lambda tensor: np.zeros(tensor.shape) if tensor.grad is None else tensor.grad.numpy()
     return (
         {f"output {i}": (a, b.detach()) for i, (a, b) in enumerate(zip(outputs, expected, strict=True))},
         {name: (ours[name], gradient(theirs[name])) for name in theirs if theirs[name].numel()},
         {"/".join(path) for path, gradient in flatten_dict(params_grad).items() if not np.any(gradient)},
     )
+
+
+def inputs_by_name(x) -> dict:
+    return {f"input {i}": images for i, images in enumerate(jax.tree.leaves(x))}
 
 
 def assert_close(ours, theirs, tolerance: float, what: str, floor: float = 0.0):

@@ -27,6 +27,8 @@ def shake(module, *, seed: int = 0, scale: float = 1.0):
     return module.eval()
 
 
-def channels_first(images: np.ndarray):
-    """Images (b, h, w, c) as torch has them; sequences (b, n, d) as they are."""
+def channels_first(images: np.ndarray | list):
+    """Images (b, h, w, c) as torch has them, or a list of images (h, w, c); sequences (b, n, d) as they are."""
+    if isinstance(images, list):
+        return [channels_first(image[None])[0] for image in images]
     return torch.from_numpy(np.moveaxis(images, -1, 1).copy() if images.ndim > 3 else images)

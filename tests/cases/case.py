@@ -17,7 +17,7 @@ class Case:
 
     name: str
     upstream: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple  # of one array; or a tuple of shapes, for a list of images
     parameters: int
     kwargs: dict[str, Any]
     note: str = ""
@@ -36,7 +36,17 @@ class Case:
         """Images, or what else the model takes, and keyword inputs."""
         normal = lambda shape: rng.standard_normal(shape, np.float32)
         keywords = {k: normal(v) if isinstance(v, tuple) else v for k, v in self.keyword_inputs.items()}
-        return normal(self.input_shape), keywords
+        return [normal(s) for s in self.input_shape] if self.takes_list else normal(self.input_shape), keywords
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether the input is a list of images (h, w, c)."""
+        return isinstance(self.input_shape[0], tuple)
+
+    @property
+    def image_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every image of the input, without the batch."""
+        return list(self.input_shape) if self.takes_list else [self.input_shape[1:]]
 
 
 @dataclasses.dataclass(frozen=True)
