@@ -32,6 +32,11 @@ CHANGED_FROM = {
     "vit_with_keel_post_ln": "vit",
     "xcit": "cait",
 }
+CHANGED_FROM = {
+    "distill": "vit",
+    "na_vit_nested_tensor": "na_vit",
+    "xcit": "cait",
+}  # models that are by definition a change of another
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.
 MAY_IMPORT = {

@@ -29,6 +29,7 @@ MODELS = {
     "nest": "vit_jax.models.nest:NesT",
     "normalized_vit": "vit_jax.models.normalized_vit:NormalizedViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
+    "na_vit": "vit_jax.models.na_vit:NaViT",
     "pit": "vit_jax.models.pit:PiT",
     "regionvit": "vit_jax.models.regionvit:RegionViT",
     "rvt": "vit_jax.models.rvt:RvT",
