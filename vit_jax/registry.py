@@ -30,6 +30,7 @@ MODELS = {
     "normalized_vit": "vit_jax.models.normalized_vit:NormalizedViT",
     "parallel_vit": "vit_jax.models.parallel_vit:ParallelViT",
     "na_vit": "vit_jax.models.na_vit:NaViT",
+    "na_vit_nested_tensor": "vit_jax.models.na_vit_nested_tensor:NaViTNestedTensor",
     "pit": "vit_jax.models.pit:PiT",
     "regionvit": "vit_jax.models.regionvit:RegionViT",
     "rvt": "vit_jax.models.rvt:RvT",

@@ -1,0 +1,44 @@
+"""Rows of `na_vit_nested_tensor`: their input is a list of images."""
+
+import warnings
+
+from tests.cases.case import Case, draw_blocks
+from tests.cases.na_vit import EXEMPT, OBLONG, PLAIN, PUBLISHED, SIZES, draw_images, features
+
+__all__ = ["EXEMPT", "PUBLISHED"]
+
+
+def gradients(make):
+    """What stands before the nested tensor gets gradients: `nested_tensor` copies, `as_nested_tensor` does not."""
+    import torch
+    from vit_pytorch import na_vit_nested_tensor
+
+    def repaired(**kwargs):
+        module = make(**kwargs)
+        forward = module.forward
+
+        def quiet(images):
+            with warnings.catch_warnings(action="ignore"):  # torch's, that nested tensors are a prototype
+                return forward(images)
+
+        module.forward = quiet
+        return module
+
+    na_vit_nested_tensor.nested_tensor = torch.nested.as_nested_tensor
+    return repaired
+
+
+NESTED = ("na_vit_nested_tensor", "na_vit_nested_tensor:NaViT")
+NO_NORM = PLAIN | dict(depth=1, qk_rmsnorm=False, token_dropout_prob=0.5)
+
+CASES = [
+    Case(*NESTED, SIZES, 12752, PLAIN, maps=3, repairs=(gradients,)),
+    Case(*NESTED, ((4, 4, 3), (16, 8, 3)), 8384, NO_NORM, "no-qk-norm", maps=2, repairs=(gradients,)),
+    Case(*NESTED, ((8, 12, 1), (4, 16, 1)), 11728, OBLONG, "oblong-features", maps=3, repairs=(gradients, features)),
+]
+
+
+def draw(rng):
+    image, shapes = draw_images(rng)
+    flags = dict(qk_rmsnorm=rng.random() < 0.5)
+    yield Case(*NESTED, shapes, 0, image | draw_blocks(rng) | flags, repairs=(gradients,))
