@@ -3,20 +3,42 @@
 Source: Yuan et al. 2021, arXiv:2101.11986. Upstream: vit_pytorch/t2t.py.
 Differs from upstream: images may be non-square; `num_classes=0` gives tokens; tokens and positions start at a
 deviation of 0.02 (upstream: 1).
-Differs from the paper: positions are learned, and each merging stage attends at its unfolded width (paper: 64).
+Differs from the paper: positions are learned; by default each merging stage attends at its unfolded width, as
+upstream's does (`token_dim` and the paper's presets: at the paper's, 64).
 Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 """
 
+import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.check import check_arguments, check_images, pair
 from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.softmax import softmax
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 from vit_jax.layers.transformer import Transformer
 from vit_jax.layers.unfold import unfold, unfold_grid
+
+
+class TokenTransformer(nn.Module):
+    """The paper's merging stage: attention of one head narrows tokens to `dim`, its values being the residual."""
+
+    dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Float[Array, "b n d"]:
+        x = LayerNorm(name="norm")(x)
+        q, k, v = jnp.split(Dense(3 * self.dim, use_bias=False, name="to_qkv")(x), 3, axis=-1)
+        attn = softmax(jnp.einsum("bid,bjd->bij", q, k) * self.dim**-0.5)
+        self.sow("intermediates", "attn", attn[:, None])
+        out = Dense(self.dim, name="to_out")(jnp.einsum("bij,bjd->bid", attn, v))
+        x = v + nn.Dropout(self.dropout)(out, deterministic=not train)
+        return x + FeedForward(self.dim, self.dropout, name="ff")(x, train=train)
 
 
 class TokensToToken(nn.Module):
@@ -25,6 +47,7 @@ class TokensToToken(nn.Module):
     dim: int
     t2t_layers: tuple[tuple[int, int], ...]
     dropout: float
+    token_dim: int | None
 
     @nn.compact
     def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
@@ -34,7 +57,10 @@ class TokensToToken(nn.Module):
             rows, width = x.shape[1], x.shape[-1]
             x = rearrange(x, "b h w c -> b (h w) c")
             if i < len(self.t2t_layers) - 1:
-                attend = Transformer(width, 1, 1, width, width, self.dropout, name=f"transformer_{i}")
+                if self.token_dim is None:
+                    attend = Transformer(width, 1, 1, width, width, self.dropout, name=f"transformer_{i}")
+                else:
+                    attend = TokenTransformer(self.token_dim, self.dropout, name=f"transformer_{i}")
                 x = rearrange(attend(x, train=train), "b (h w) c -> b h w c", h=rows)
         return Dense(self.dim, name="proj")(x)
 
@@ -43,7 +69,8 @@ class T2TViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
     `transformer` maps tokens (b, n, dim) to the same shape and is called with `train=` besides; without it one is
-    made of `depth`, `heads`, `mlp_dim`, `dim_head` and `dropout`.
+    made of `depth`, `heads`, `mlp_dim`, `dim_head` and `dropout`. With `token_dim` the merging stages are the paper's,
+    that wide; the paper's presets have it, and take upstream's weights with `token_dim=None`.
     Raises ValueError when neither is given, when the image is smaller than a window of `t2t_layers`, or for a `pool`
     other than "cls" and "mean".
     """
@@ -61,11 +88,14 @@ class T2TViT(nn.Module):
     emb_dropout: float = 0.0
     transformer: nn.Module | None = None
     t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2))
+    token_dim: int | None = None
 
     def __post_init__(self):
         check_arguments(self)
         if not self.t2t_layers:
             raise ValueError("t2t_layers=(): expected at least one (kernel, stride)")
+        if self.token_dim is not None and self.token_dim < 1:
+            raise ValueError(f"token_dim={self.token_dim}: expected at least 1, or None")
         self._token_grid()
         if self.transformer is None:
             sizes = dict(depth=self.depth, heads=self.heads, mlp_dim=self.mlp_dim)
@@ -84,7 +114,7 @@ class T2TViT(nn.Module):
     def setup(self):
         rows, columns = self._token_grid()
         init = nn.initializers.normal(0.02)
-        self.to_patch_embedding = TokensToToken(self.dim, self.t2t_layers, self.dropout)
+        self.to_patch_embedding = TokensToToken(self.dim, self.t2t_layers, self.dropout, self.token_dim)
         self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
         self.pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
@@ -117,7 +147,7 @@ class T2TViT(nn.Module):
 
 
 def _paper(dim, depth, mlp_ratio):
-    return dict(image_size=224, dim=dim, depth=depth, heads=dim // 64, mlp_dim=mlp_ratio * dim)
+    return dict(image_size=224, dim=dim, depth=depth, heads=dim // 64, mlp_dim=mlp_ratio * dim, token_dim=64)
 
 
 PRESETS = {
