@@ -13,6 +13,7 @@ ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {"vit_jax/torch_file.py": {"ml_dtypes", "safetensors"}}
 # Models that are by definition a change of another.
 CHANGED_FROM = {
+    "attn_residual_with_dca_simple_vit": "simple_vit",
     "distill": "vit",
     "jumbo_vit": "simple_vit",
     "normalized_vit": "simple_vit",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # A name is that of the upstream file, or "file:Class" for a file's further classes; it stands for "module:Class".
 MODELS = {
     "ats_vit": "vit_jax.models.ats_vit:ATSViT",
+    "attn_residual_with_dca_simple_vit": "vit_jax.models.attn_residual_with_dca_simple_vit:DCASimpleViT",
     "cait": "vit_jax.models.cait:CaiT",
     "cross_vit": "vit_jax.models.cross_vit:CrossViT",
     "crossformer": "vit_jax.models.crossformer:CrossFormer",
