@@ -138,7 +138,7 @@ def test_attention_maps_can_be_collected(case):
     assert len(maps) == case.maps
 
 
-RATES = ("dropout", "emb_dropout", "attn_dropout", "ff_dropout", "layer_dropout")
+RATES = ("dropout", "emb_dropout", "attn_dropout", "ff_dropout", "layer_dropout", "dropout_rate", "attention_dropout")
 DROPOUTS = [(name, argument) for name in CLASSIFIERS for argument in RATES if hasattr(build(FIRST[name]), argument)]
 
 

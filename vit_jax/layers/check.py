@@ -41,6 +41,7 @@ _AT_LEAST = dict(
     dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls_depth=0, num_classes=0, num_register_tokens=0
 )
 _RATES = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "ff_dropout")
+_RATES += ("dropout_rate", "attention_dropout", "stochastic_depth_rate")
 
 
 def at_least(model: nn.Module, **minimums: int) -> None:
