@@ -13,6 +13,7 @@ MODELS = {
     "ats_vit": "vit_jax.models.ats_vit:ATSViT",
     "attn_residual_with_dca_simple_vit": "vit_jax.models.attn_residual_with_dca_simple_vit:DCASimpleViT",
     "cait": "vit_jax.models.cait:CaiT",
+    "cct": "vit_jax.models.cct:CCT",
     "cross_vit": "vit_jax.models.cross_vit:CrossViT",
     "crossformer": "vit_jax.models.crossformer:CrossFormer",
     "cvt": "vit_jax.models.cvt:CvT",

@@ -1,0 +1,201 @@
+"""CCT: tokens made by convolutions, and pooled by weights that they give themselves, so that no class token is needed.
+
+Source: Hassani et al. 2021, arXiv:2104.05704. Upstream: vit_pytorch/cct.py.
+Differs from upstream: `seq_pool=False` works (upstream raises) and gives a class token; `image_size` and `channels` are
+further names of `img_size` and `n_input_channels`; `stride` and `padding` may be None, as in upstream's functions
+cct_2 to cct_16, which are presets here; images may be smaller than `img_size`; `num_classes=0` gives tokens.
+Differs from the paper: by default positions are sines (paper, and its presets: learned).
+Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, one_of, pair
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import add_positions, prepend
+
+
+class Attention(nn.Module):
+    """Self-attention whose heads share the width of the tokens; its norm is the block's."""
+
+    heads: int
+    attention_dropout: float
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        dim = x.shape[-1]
+        qkv = Dense(3 * dim, use_bias=False, name="qkv")(x)
+        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * (dim // self.heads) ** -0.5)
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.attention_dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        return nn.Dropout(self.dropout)(Dense(dim, name="proj")(out), deterministic=not train)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward; the second residual starts behind the second norm, not before it."""
+
+    heads: int
+    mlp_dim: int
+    dropout: float
+    attention_dropout: float
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        # Stochastic depth (arXiv:1603.09382): a branch drops for an image as a whole.
+        drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+        attn = Attention(self.heads, self.attention_dropout, self.dropout, name="self_attn")
+        x = x + drop_path(attn(LayerNorm(name="pre_norm")(x), train=train))
+        x = LayerNorm(name="norm1")(x)
+        y = dropout(gelu(Dense(self.mlp_dim, name="linear1")(x)))
+        return x + drop_path(dropout(Dense(x.shape[-1], name="linear2")(y)))
+
+
+class CCT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d) behind the last norm.
+
+    Each of `n_conv_layers` convolves and pools. `positional_embedding` is "sine", "learnable" or "none"; sines are
+    parameters that do not learn, as upstream stores them. `image_size` goes before `img_size`, and `channels` before
+    `n_input_channels`. Without a `stride` or `padding` it follows from `kernel_size`.
+    Raises ValueError when `num_heads` does not divide `embedding_dim`, or for an image that gives not one token.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    embedding_dim: int = 768
+    n_input_channels: int = 3
+    n_conv_layers: int = 1
+    kernel_size: int = 7
+    stride: int | None = 2
+    padding: int | None = 3
+    pooling_kernel_size: int = 3
+    pooling_stride: int = 2
+    pooling_padding: int = 1
+    dropout_rate: float = 0.0
+    attention_dropout: float = 0.1
+    stochastic_depth_rate: float = 0.1
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+    positional_embedding: str = "sine"
+    seq_pool: bool = True
+    image_size: int | tuple[int, int] | None = None
+    channels: int | None = None
+
+    def __post_init__(self):
+        for upstreams, ours in (("img_size", "image_size"), ("n_input_channels", "channels")):
+            value = getattr(self, upstreams if getattr(self, ours) is None else ours)
+            object.__setattr__(self, upstreams, value)
+            object.__setattr__(self, ours, value)
+        check_arguments(self)
+        at_least(self, embedding_dim=1, num_heads=1, num_layers=0, n_conv_layers=1, kernel_size=1, stride=1, padding=0)
+        at_least(self, pooling_kernel_size=1, pooling_stride=1, pooling_padding=0)
+        one_of("positional_embedding", self.positional_embedding, ("sine", "learnable", "none"))
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads}: expected a divisor of embedding_dim={self.embedding_dim}")
+        if int(self.embedding_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio}: expected at least 1 / embedding_dim")
+        if 2 * self.pooling_padding > self.pooling_kernel_size:
+            raise ValueError(f"pooling_padding={self.pooling_padding}: expected at most half of the pool's kernel")
+        check_sides("image_size", self.image_size, lambda side: self._tokens_along(side) > 0)
+        super().__post_init__()
+
+    def _windows(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(kernel, stride, padding) of every convolution, and of every pool."""
+        half = self.kernel_size // 2
+        stride = max(1, half - 1) if self.stride is None else self.stride
+        padding = max(1, half) if self.padding is None else self.padding
+        pool = (self.pooling_kernel_size, self.pooling_stride, self.pooling_padding)
+        return (self.kernel_size, stride, padding), pool
+
+    def _tokens_along(self, side: int) -> int:
+        """Tokens along a side of the image, which is in pixels; 0 or less when there are none."""
+        for kernel, stride, padding in self.n_conv_layers * self._windows():
+            side = (side + 2 * padding - kernel) // stride + 1 if side > 0 else 0
+        return side
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        check_images(images, self.channels)
+        check_sides("image_size", images.shape[1:3], lambda side: self._tokens_along(side) > 0)
+        x = self._tokenize(images)
+        if not self.seq_pool:
+            x = prepend(self.param("class_emb", nn.initializers.zeros, (1, 1, self.embedding_dim)), x)
+        if self.positional_embedding != "none":
+            x = add_positions(x, self._positions())
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+
+        sizes = (self.num_heads, int(self.embedding_dim * self.mlp_ratio))
+        rates = (self.dropout_rate, self.attention_dropout)
+        for i, drop_path in enumerate(np.linspace(0, self.stochastic_depth_rate, self.num_layers).tolist()):
+            x = Block(*sizes, *rates, drop_path, name=f"blocks_{i}")(x, train=train)
+        x = LayerNorm(name="norm")(x)
+        if not self.num_classes:
+            return x
+        pooled = x[:, 0]
+        if self.seq_pool:
+            weights = softmax(Dense(1, name="attention_pool")(x)[:, :, 0])
+            pooled = jnp.einsum("bn,bnd->bd", weights, x)
+        return Dense(self.num_classes, name="fc")(pooled)
+
+    def _tokenize(self, x: Float[Array, "b H W c"]) -> Float[Array, "b n d"]:
+        (kernel, stride, padding), (pool, pool_stride, pool_padding) = self._windows()
+        for i in range(self.n_conv_layers):
+            dim = self.embedding_dim if i == self.n_conv_layers - 1 else 64
+            window = dict(kernel_size=(kernel, kernel), strides=(stride, stride), padding=padding)
+            init = nn.initializers.he_normal()
+            x = jax.nn.relu(nn.Conv(dim, **window, use_bias=False, kernel_init=init, name=f"conv_{i}")(x))
+            x = nn.max_pool(x, (pool, pool), (pool_stride, pool_stride), 2 * ((pool_padding, pool_padding),))
+        return rearrange(x, "b h w d -> b (h w) d")
+
+    def _positions(self) -> Float[Array, "1 n d"]:
+        rows, columns = map(self._tokens_along, pair("image_size", self.image_size))
+        shape = (1, rows * columns + (not self.seq_pool), self.embedding_dim)
+        if self.positional_embedding == "learnable":
+            return self.param("positional_emb", nn.initializers.truncated_normal(0.2), shape)
+        return jax.lax.stop_gradient(self.param("positional_emb", lambda key: jnp.asarray(sines(*shape[1:]))[None]))
+
+
+def sines(count: int, dim: int) -> np.ndarray:
+    """Positions in a sequence, sine and cosine by turns (arXiv:1706.03762): float32 (count, dim)."""
+    feature = np.arange(dim)
+    angles = np.arange(count)[:, None] / 10000 ** (2 * (feature // 2) / dim)
+    return np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+
+
+def _function(layers):
+    """What upstream's function of that number of layers sets, and the paper's models of that number have."""
+    heads, mlp_ratio, dim = (2, 1.0, 128) if layers < 6 else (4, 2.0, 256) if layers < 14 else (6, 3.0, 384)
+    sizes = dict(num_layers=layers, num_heads=heads, mlp_ratio=mlp_ratio, embedding_dim=dim)
+    return dict(kernel_size=3, stride=None, padding=None, **sizes)
+
+
+def _paper(layers, kernel_size, n_conv_layers):
+    tokenizer = dict(kernel_size=kernel_size, n_conv_layers=n_conv_layers, img_size=224 if kernel_size == 7 else 32)
+    return _function(layers) | tokenizer | dict(positional_embedding="learnable")
+
+
+PRESETS = {
+    "tiny": _paper(2, 3, 2),
+    **{f"cct_{layers}": _function(layers) for layers in (2, 4, 6, 7, 8, 14, 16)},
+    **{f"{n}_{k}x2": _paper(n, k, 2) for n, k in ((2, 3), (4, 3), (6, 3), (7, 3), (14, 7))},
+    **{f"{n}_3x1": _paper(n, 3, 1) for n in (6, 7)},
+}
+
+TORCH_RULES = (
+    (r"conv_(\d+)", r"tokenizer.conv_layers.\1.0"),
+    (r"blocks_(\d+)", r"classifier.blocks.\1"),
+    (r"(class_emb|positional_emb|norm|attention_pool|fc)", r"classifier.\1"),
+)
