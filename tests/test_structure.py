@@ -16,6 +16,7 @@ CHANGED_FROM = {
     "attn_residual_with_dca_simple_vit": "simple_vit",
     "distill": "vit",
     "jumbo_vit": "simple_vit",
+    "na_vit_nested_tensor": "na_vit",
     "normalized_vit": "simple_vit",
     "simple_flash_attn_vit": "simple_vit",
     "simple_uvit": "simple_vit simple_vit_with_register_tokens",
@@ -33,11 +34,6 @@ CHANGED_FROM = {
     "vit_with_keel_post_ln": "vit",
     "xcit": "cait",
 }
-CHANGED_FROM = {
-    "distill": "vit",
-    "na_vit_nested_tensor": "na_vit",
-    "xcit": "cait",
-}  # models that are by definition a change of another
 
 # What each part of the library may import of the rest. Nothing imports what stands after it.
 MAY_IMPORT = {
