@@ -34,7 +34,7 @@ def tokens(make):
 
 CCT = ("cct", "cct:CCT")
 SINES = dict(unused=("positional_emb",))  # read, but never learned
-POOLED = dict(maps=2, cancelled=("classifier.attention_pool.bias",))  # which moves all scores alike
+POOLED = dict(maps=2, faint=("classifier.attention_pool.bias",))  # which moves all scores alike
 SIZES = dict(embedding_dim=24, num_layers=2, num_heads=3, mlp_ratio=2.0, num_classes=5)
 PLAIN = SIZES | dict(img_size=16, kernel_size=3, stride=1, padding=1, stochastic_depth_rate=0.0)
 LEARNED = PLAIN | dict(img_size=(14, 20), n_input_channels=1, n_conv_layers=2, positional_embedding="learnable")
