@@ -7,13 +7,16 @@ Differs from the paper: maps are normalised over heads by a LayerNorm (paper: Ba
 Axes: b batch, n tokens, d dim, h heads in, g heads out, i query, j key, k classes.
 """
 
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers.blocks import Blocks
 from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.feed_forward import feed_forward_rules
 from vit_jax.layers.head import HEAD_RULES
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
@@ -47,28 +50,12 @@ class Attention(nn.Module):
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of re-attention and feed-forward, each with its residual; no last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return x
-
-
 class DeepViT(PlainViT):
     """The plain ViT with re-attention."""
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        return Blocks(self.depth, attention, self.mlp_dim, self.dropout)
 
 
 PRESETS = {

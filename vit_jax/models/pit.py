@@ -7,37 +7,22 @@ Differs from the paper: pooling ends with a convolution of one pixel; `dim_head`
 Axes: b batch, n tokens, d dim, k classes.
 """
 
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
+from vit_jax.layers.blocks import Blocks
 from vit_jax.layers.check import check_arguments, check_images, pair
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import HEAD_RULES, NormHead
 from vit_jax.layers.tokens import add_positions, prepend
 from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
 from vit_jax.layers.unfold import unfold, unfold_grid
-
-
-class Stage(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return x
 
 
 class Pool(nn.Module):
@@ -113,8 +98,8 @@ class PiT(nn.Module):
             if i > 0:
                 x = Pool(rows, name=f"pool_{i - 1}")(x)
                 rows = (rows + 1) // 2
-            stage = Stage(depth, heads, self.dim_head, mlp_dim, self.dropout, name=f"stage_{i}")
-            x = stage(x, train=train)
+            attention = functools.partial(Attention, heads, self.dim_head, self.dropout)
+            x = Blocks(depth, attention, mlp_dim, self.dropout, name=f"stage_{i}")(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
 
 
