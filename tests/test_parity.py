@@ -42,12 +42,13 @@ def assert_parity(case: Case, value_tolerance: float, gradient_tolerance: float)
         outputs, gradients, idle = compare(case, model, run, scale)
         for what, (ours, theirs) in outputs.items():
             assert_close(ours, theirs, value_tolerance, f"{what}, {scale=}")
-        # At small activations attention is even, and what reaches its queries is rounding: a millionth of the largest
-        # gradient counts as nothing there. A gradient that is faint at any size is as exact as the largest can be.
+        # Sums that cancel, as at the queries of small activations, whose attention is even, are rounding in torch as
+        # well. What counts is an error above that of the largest gradient, 6e-8 of it: with the floors, tolerances of
+        # 1e-5 ask for 1e-8 of it at small activations, and for 1e-7 where a row names what is faint at any.
         largest = max(np.abs(theirs).max() for _, theirs in gradients.values())
         for what, (ours, theirs) in gradients.items():
             faint = any(re.search(pattern, what) for pattern in case.faint)
-            floor = largest * (1e-2 if faint else 1e-6 if scale < 1 else 0.0)
+            floor = largest * (1e-2 if faint else 1e-3 if scale < 1 else 0.0)
             assert_close(ours, theirs, gradient_tolerance, f"gradient of {what}, {scale=}", floor)
     return idle
 
