@@ -18,7 +18,7 @@ Two more names are read from a model's file, where upstream has such tensors:
     TORCH_ALIASES = ((r"encoder\.(\w+)", r"decoder.\1"), ...)   # (torch key pattern, second key) of tied tensors
     def torch_constants(model) -> dict[str, np.ndarray]: ...    # buffers that the model computes for itself
 
-A submodule that the user passed in (`transformer=`) is named by the tables of its own file.
+A submodule that the user passed in (`transformer=`, or one of a tuple) is named by the tables of its own file.
 """
 
 import os
@@ -126,12 +126,16 @@ def _torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
     """Torch's key for the Flax leaf at `path`, which begins with the collection."""
     collection, first, *rest = path
     if rest and isinstance(inner := _submodules(model).get(first), nn.Module):
-        return f"{first}.{_torch_key(inner, (collection, *rest))}"
-    name = "/".join(path[1:])
+        return f"{_renamed(model, first)}.{_torch_key(inner, (collection, *rest))}"
+    *stem, leaf = _renamed(model, "/".join(path[1:])).split("/")
+    return ".".join([*stem, _TORCH_LEAF.get((collection, leaf), leaf)])
+
+
+def _renamed(model: nn.Module, name: str) -> str:
+    """The path `name` after the rules of `model`."""
     for pattern, key in _rules(model):
         name = re.sub(rf"(?:^|(?<=/)){pattern}(?=/|$)", key, name)
-    *stem, leaf = name.split("/")
-    return ".".join([*stem, _TORCH_LEAF.get((collection, leaf), leaf)])
+    return name
 
 
 def _counters(keys: Mapping[tuple[str, ...], str]) -> set[str]:
@@ -153,7 +157,8 @@ def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndar
     }
     if constants := getattr(_file(model), "torch_constants", None):
         derived |= constants(model)
-    for name, inner in _submodules(model).items():
+    for path, inner in _submodules(model).items():
+        name = _renamed(model, path)
         own = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
         for key, origin in _derived(inner, own).items():
             derived[f"{name}.{key}"] = f"{name}.{origin}" if isinstance(origin, str) else origin
@@ -161,8 +166,12 @@ def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndar
 
 
 def _submodules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that were passed to the constructor of `model`, by argument."""
-    return {name: value for name, value in vars(model).items() if isinstance(value, nn.Module) and name != "parent"}
+    """Modules that were passed to the constructor of `model`, by argument; of several, "argument_0" is the first."""
+    modules = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module) and name != "parent"}
+    for name, value in vars(model).items():
+        if isinstance(value, tuple):
+            modules |= {f"{name}_{i}": module for i, module in enumerate(value) if isinstance(module, nn.Module)}
+    return modules
 
 
 def _rules(model: nn.Module) -> tuple[tuple[str, str], ...]:
