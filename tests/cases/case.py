@@ -24,6 +24,7 @@ class Case:
     maps: int = 0  # attention maps that can be collected
     keyword_inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # shapes; or integers, booleans
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # keywords of the call that jit must know
+    call: Callable | None = None  # calls either model, where it takes more than the input: call(forward, x, **keywords)
     faint: tuple[str, ...] = ()  # patterns of torch keys whose gradients drown in the rounding of larger ones
     unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
     repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
@@ -62,17 +63,19 @@ def build(case: Case | Inner, **overrides):
     """The Flax model of a row."""
     kwargs = {**case.kwargs, **overrides}
     model = create_model(case.name, **{k: build(v) if isinstance(v, Inner) else v for k, v in kwargs.items()})
-    return _called_with(getattr(case, "options", {}), model)
+    return _called_as(case, model)
 
 
-def _called_with(options: dict[str, Any], model):
-    """`model`, or one that is always called with `options`."""
-    if not options:
+def _called_as(case: Case | Inner, model):
+    """`model`, or one that is always called as the row says."""
+    options, call = getattr(case, "options", {}), getattr(case, "call", None)
+    if not options and not call:
         return model
 
     class Called(type(model)):
         def __call__(self, *args, **kwargs):
-            return super().__call__(*args, **kwargs, **options)
+            forward = super().__call__
+            return call(forward, *args, **kwargs, **options) if call else forward(*args, **kwargs, **options)
 
     fields = [f.name for f in dataclasses.fields(model) if f.init and f.name != "parent"]
     return Called(**{name: getattr(model, name) for name in fields})
@@ -90,6 +93,8 @@ def build_upstream(case: Case | Inner, **overrides):
     module = make(**kwargs)
     if options := getattr(case, "options", {}):
         module.forward = functools.partial(module.forward, **options)
+    if call := getattr(case, "call", None):
+        module.forward = functools.partial(call, module.forward)
     return module
 
 

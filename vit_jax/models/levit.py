@@ -1,0 +1,226 @@
+"""LeViT: a small convolutional network, then attention with biases of position over maps that shrink by stages.
+
+Source: Graham et al. 2021, arXiv:2104.01136. Upstream: vit_pytorch/levit.py.
+Differs from upstream: `paper=True` gives the paper's form; images may be non-square, of any number of `channels`;
+`num_classes=0` gives the last feature map; biases of position start at 0 (upstream: 1 times the root of `dim_key`), the
+norms behind shrinking attention at 1 (upstream: 0, which no residual makes good).
+Differs from the paper: biases of position are multiplied by the root of `dim_key`; heads are not averaged; and without
+`paper=True` the stem has neither norms nor activations and a width of its own, feed-forwards and heads have no norms,
+attention ends in a GELU (paper: Hardswish), and shrinking attention has twice its stage's heads, of values no wider.
+Axes: b batch, r rows, s columns (of a feature map), h heads, i query, j key, d features, k classes.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, pair
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.softmax import softmax
+
+
+class Projection(nn.Module):
+    """Convolution of one pixel, and a norm if `normed`, which starts at the scale that `scale_init` gives."""
+
+    features: int
+    use_bias: bool = False
+    normed: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b r s c"], *, train: bool = False) -> Float[Array, "b r s d"]:
+        x = PointwiseConv(self.features, self.use_bias, name="conv")(x)
+        return BatchNorm(scale_init=self.scale_init, name="norm")(x, train=train) if self.normed else x
+
+
+class Attention(nn.Module):
+    """Attention over a map, whose scores have a bias for each distance; every `stride`-th pixel asks."""
+
+    paper: bool
+    stride: int
+    dim: int
+    heads: int
+    dim_key: int
+    dim_value: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b r s d"], *, train: bool = False) -> Float[Array, "b r2 s2 e"]:
+        queries = x[:, :: self.stride, :: self.stride]
+        q = Projection(self.heads * self.dim_key, name="to_q")(queries, train=train)
+        k = Projection(self.heads * self.dim_key, name="to_k")(x, train=train)
+        v = Projection(self.heads * self.dim_value, name="to_v")(x, train=train)
+        q, k, v = (rearrange(t, "b r s (h d) -> b h (r s) d", h=self.heads) for t in (q, k, v))
+        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_key**-0.5
+        attn = softmax(scores + self._position_bias(*x.shape[1:3]) * self.dim_key**0.5)
+        self.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = jnp.einsum("bhij,bhjd->bhid", attn, v)
+        out = rearrange(out, "b h (r s) d -> b r s (h d)", r=queries.shape[1])
+        out = jax.nn.hard_swish(out) if self.paper else gelu(out)
+        init = nn.initializers.zeros if self.stride == 1 else nn.initializers.ones
+        out = Projection(self.dim, use_bias=not self.paper, scale_init=init, name="to_out")(out, train=train)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+    def _position_bias(self, rows: int, columns: int) -> Float[Array, "1 h i j"]:
+        table = nn.Embed(rows * columns, self.heads, embedding_init=nn.initializers.zeros, name="pos_bias").embedding
+        return jnp.moveaxis(table[distances(rows, columns, self.stride)], -1, 0)[None]
+
+
+def distances(rows: int, columns: int, stride: int) -> np.ndarray:
+    """From every `stride`-th pixel, i, to all, j: how far in rows and in columns, numbered row by row."""
+    y, x = np.mgrid[:rows, :columns]
+    apart = lambda along: np.abs(along[::stride, ::stride].reshape(-1, 1) - along.reshape(1, -1))
+    return apart(y) * columns + apart(x)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a Hardswish between them; each with a norm in the paper's form, else with a bias."""
+
+    paper: bool
+    mult: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b r s d"], *, train: bool = False) -> Float[Array, "b r s d"]:
+        dim, form = x.shape[-1], dict(use_bias=not self.paper, normed=self.paper)
+        x = jax.nn.hard_swish(Projection(self.mult * dim, **form, name="fc1")(x, train=train))
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Projection(dim, **form, scale_init=nn.initializers.zeros, name="fc2")(x, train=train)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+
+class LeViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, r, s, d).
+
+    `dim`, `depth` and `heads` are a number for each of `stages`; the last one holds for the stages that have none.
+    With `num_distill_classes` there is a second head, and the result is (logits, distillation logits).
+    Raises ValueError unless 16 divides `image_size`; with `paper`, unless 8 divides `dim` and `dim_key` each of it.
+    """
+
+    image_size: int | tuple[int, int]
+    num_classes: int
+    dim: int | tuple[int, ...]
+    depth: int | tuple[int, ...]
+    heads: int | tuple[int, ...]
+    mlp_mult: int
+    stages: int = 3
+    dim_key: int = 32
+    dim_value: int = 64
+    dropout: float = 0.0
+    num_distill_classes: int | None = None
+    channels: int = 3
+    paper: bool = False
+
+    def __post_init__(self):
+        check_arguments(self)
+        at_least(self, mlp_mult=1, stages=1, dim_key=1, dim_value=1, num_distill_classes=1)
+        for name in ("dim", "depth", "heads"):
+            if len(self._per_stage(name)) != self.stages:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected 1 to stages={self.stages} numbers")
+        dims = self._per_stage("dim")
+        if self.paper and (dims[0] % 8 or any(dim % self.dim_key for dim in dims[:-1])):
+            raise ValueError(f"dim={self.dim!r}: expected multiples of dim_key={self.dim_key}, the first of 8 too")
+        check_sides("image_size", self.image_size, lambda side: side % 16 == 0)
+        super().__post_init__()
+
+    def _per_stage(self, name: str) -> tuple[int, ...]:
+        value = getattr(self, name)
+        values = (value,) if isinstance(value, int) else tuple(value)
+        return values + values[-1:] * (self.stages - len(values))
+
+    def _layers(self) -> Iterator[tuple[int, int, tuple, tuple]]:
+        """Stages, and between them what halves the map, numbered through as in upstream's backbone.
+
+        Of each: the depth, the stride, and what attention and feed-forward are made of.
+        """
+        dims, depths, heads = map(self._per_stage, ("dim", "depth", "heads"))
+        for i, dim in enumerate(dims):
+            if i > 0:
+                wide = (dims[i - 1] // self.dim_key, self.dim_key, 4 * self.dim_key)
+                sizes = wide if self.paper else (2 * heads[i - 1], self.dim_key, self.dim_value)
+                yield 1, 2, (dim, *sizes, 0.0), (2, 0.0)
+            attn = (dim, heads[i], self.dim_key, self.dim_value, self.dropout)
+            yield depths[i], 1, attn, (self.mlp_mult, self.dropout)
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b H W c"], *, train: bool = False
+    ) -> Float[Array, "b *out"] | tuple[Float[Array, "b k"], Float[Array, "b l"]]:
+        check_images(images, self.channels)
+        if images.shape[1:3] != pair("image_size", self.image_size):
+            raise ValueError(f"images of shape {images.shape}: expected sides of image_size={self.image_size!r}")
+        x = self._stem(images, train)
+        for n, (depth, stride, attn, ff) in enumerate(self._layers()):
+            for i in range(depth):
+                y = Attention(self.paper, stride, *attn, name=f"attn_{n}_{i}")(x, train=train)
+                x = x + y if stride == 1 else y
+                x = x + FeedForward(self.paper, *ff, name=f"ff_{n}_{i}")(x, train=train)
+        if not self.num_classes:
+            return x
+        x = x.mean(axis=(1, 2))
+        logits = self._head("mlp_head", self.num_classes, x, train)
+        if self.num_distill_classes is None:
+            return logits
+        return logits, self._head("distill_head", self.num_distill_classes, x, train)
+
+    def _stem(self, x: Float[Array, "b H W c"], train: bool) -> Float[Array, "b r s d"]:
+        dim = self._per_stage("dim")[0]
+        widths = (dim // 8, dim // 4, dim // 2, dim) if self.paper else (32, 64, 128, dim)
+        for i, width in enumerate(widths):
+            x = nn.Conv(width, (3, 3), (2, 2), padding=1, use_bias=not self.paper, name=f"stem_{i}")(x)
+            if self.paper:
+                x = BatchNorm(name=f"stem_norm_{i}")(x, train=train)
+                x = jax.nn.hard_swish(x) if width < dim else x
+        return x
+
+    def _head(self, name: str, classes: int, x: Float[Array, "b d"], train: bool) -> Float[Array, "b k"]:
+        x = BatchNorm(name=f"{name}_norm")(x, train=train) if self.paper else x
+        return Dense(classes, name=name)(x)
+
+
+def _paper(dim, depth, heads, dim_key):
+    sizes = dict(dim=dim, depth=depth, heads=heads, dim_key=dim_key, dim_value=2 * dim_key)
+    return dict(image_size=224, mlp_mult=2, paper=True, **sizes)
+
+
+PRESETS = {
+    "tiny": dict(image_size=32, dim=(48, 64, 80), depth=1, heads=(2, 3, 4), mlp_mult=2, dim_key=16, dim_value=16),
+    "128s": _paper((128, 256, 384), (2, 3, 4), (4, 6, 8), 16),
+    "128": _paper((128, 256, 384), 4, (4, 8, 12), 16),
+    "192": _paper((192, 288, 384), 4, (3, 5, 6), 32),
+    "256": _paper((256, 384, 512), 4, (4, 6, 8), 32),
+    "384": _paper((384, 512, 768), 4, (6, 9, 12), 32),
+}
+
+TORCH_RULES = (
+    (r"attn_(\d+)_(\d+)", r"backbone.\1.layers.\2.0"),
+    (r"ff_(\d+)_(\d+)", r"backbone.\1.layers.\2.1"),
+    (r"stem_(\d+)", r"conv_embedding.\1"),
+    (r"(to_[qkv])/conv", r"\1.0"),
+    (r"(to_[qkv])/norm", r"\1.1"),
+    ("to_out/conv", "to_out.1"),
+    ("to_out/norm", "to_out.2"),
+    ("fc1/conv", "net.0"),
+    ("fc2/conv", "net.3"),
+    (r"(fc\d)/norm", r"\1_norm"),
+)
+
+
+def torch_constants(model: LeViT) -> dict[str, np.ndarray]:
+    """The distances, which upstream stores with every attention."""
+    constants = {}
+    rows, columns = (side // 16 for side in pair("image_size", model.image_size))
+    for n, (depth, stride, _, _) in enumerate(model._layers()):
+        indices = distances(rows, columns, stride)
+        constants |= {f"backbone.{n}.layers.{i}.0.pos_indices": indices for i in range(depth)}
+        rows, columns = -(-rows // stride), -(-columns // stride)
+    return constants
