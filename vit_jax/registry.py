@@ -63,6 +63,8 @@ MODELS = {
     "vit_with_keel_post_ln": "vit_jax.models.vit_with_keel_post_ln:ViTWithKeelPostLN",
     "vit_with_patch_dropout": "vit_jax.models.vit_with_patch_dropout:ViTWithPatchDropout",
     "vit_with_patch_merger": "vit_jax.models.vit_with_patch_merger:ViTWithPatchMerger",
+    "wwt": "vit_jax.models.wwt:WWT",
+    "wwt:AutoencodingHead": "vit_jax.models.wwt:AutoencodingHead",
     "xcit": "vit_jax.models.xcit:XCiT",
 }
 

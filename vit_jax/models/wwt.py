@@ -1,0 +1,299 @@
+"""WWT: tokens say what there is, and masks say where; slots read patches by masks that every block hands on.
+
+Source: Yoshihashi et al. 2026, arXiv:2605.12021 (What-Where Transformer). Upstream: vit_pytorch/wwt.py.
+Differs from upstream: `num_classes=0` gives `WWTFeatures`; the loss of slots is taken along directions that are drawn
+anew only when `train` (upstream: always); images may be smaller than `image_size`; slots, registers and positions
+start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: a hierarchy of slots, registers, gates, and losses of slots are upstream's own, and presets are
+of sizes that upstream shows.
+Axes: b batch, n patches, t tokens, s slots, m either, g scores of a head, f masks of a head, d dim, h heads, k classes.
+"""
+
+import functools
+import itertools
+import math
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import at_least, check_arguments, check_images, patch_grid
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.sigreg import random_directions, sigreg_loss
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import add_positions, prepend
+
+Tokens, Slots, Mask = Float[Array, "b t d"], Float[Array, "b s d"], Float[Array, "b f h t s"]
+Levels, Masks, Pairs = Sequence[Float[Array, "b _ d"]], Sequence[Float[Array, "b ... _ _"]], Sequence[tuple[int, int]]
+WWTLogits = namedtuple("WWTLogits", ["slot_logits", "token_logits"])
+WWTFeatures = namedtuple("WWTFeatures", ["slots", "tokens", "masks"])
+
+
+class AutoencodingHead(nn.Module):
+    """Features of one level, carried to others by the masks between them, then through `decoder`.
+
+    Each of `pathways` goes up or down through levels, 0 being the patches; without any, every level that interacts with
+    `patch_pathway_id` goes there directly. What ends in the patches is a map (b, h, w, d), or (b, d, h, w) if
+    `channel_first`; the rest stays a sequence (b, n, d). Several pathways give a tuple.
+    Raises ValueError for a pathway that turns, and for a step between levels that do not interact.
+    """
+
+    image_size: int | Sequence[int]
+    patch_size: int | Sequence[int]
+    decoder: nn.Module | None = None
+    pathways: Sequence[Sequence[int]] | None = None
+    patch_pathway_id: int = 0
+    channel_first: bool = False
+
+    def __post_init__(self):
+        check_arguments(self)
+        for pathway in self.pathways or ():
+            steps = np.diff(pathway)
+            if not len(pathway) or not (np.all(steps > 0) or np.all(steps < 0)):
+                raise ValueError(f"pathways={self.pathways!r}: expected levels that only rise or only fall in each")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, hierarchy_features: Levels, masks: Masks, interactions: Pairs, *, train: bool = False) -> Any:
+        masks = [mask.reshape(len(mask), -1, *mask.shape[-2:]).mean(axis=1) for mask in masks]
+        masks = dict(zip(interactions, masks, strict=True))
+        patches = self.patch_pathway_id
+        pathways = self.pathways or [(j, patches) for i, j in interactions if i == patches]
+        if not pathways:
+            raise ValueError(f"interactions={interactions!r}: expected some of level {patches}, or pathways")
+
+        maps = []
+        for pathway in pathways:
+            features = hierarchy_features[pathway[0]]
+            for source, target in itertools.pairwise(pathway):
+                if (step := tuple(sorted((source, target)))) not in masks:
+                    raise ValueError(f"pathways={pathways!r}: expected steps of interactions={interactions!r}")
+                attn = softmax(masks[step] if target < source else masks[step].swapaxes(1, 2))
+                features = jnp.einsum("bts,bsd->btd", attn, features)
+            if pathway[-1] == patches:
+                rows, _ = patch_grid(self.image_size, self.patch_size)
+                layout = "b d h w" if self.channel_first else "b h w d"
+                features = rearrange(features, f"b (h w) d -> {layout}", h=rows)
+            maps.append(self.decoder(features, train=train) if self.decoder else features)
+        return maps[0] if len(maps) == 1 else tuple(maps)
+
+
+class FeedForward(nn.Module):
+    """The feed-forward block, with an output of any width."""
+
+    hidden_dim: int
+    out_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b m c"], *, train: bool = False) -> Float[Array, "b m d"]:
+        x = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(use_bias=False, name="norm")(x)))
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(self.out_dim, name="fc2")(x), deterministic=not train)
+
+
+class MutualAttention(nn.Module):
+    """Tokens and slots read each other by the same scores, to which the mask is added, and give the next mask.
+
+    With `token_softmax_over_slots` either side has scores of its own (g = 2), both normalised over slots; where one
+    mask stands for the two (f = 1), the next one is made of a projection of them.
+    """
+
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+    l1norm_after_tokens_softmax: bool
+    token_softmax_over_slots: bool
+    gate_attention: bool
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, slots: Slots, mask: Mask, *, train: bool = False) -> tuple[Tokens, Slots, Mask]:
+        dim, heads, inner_dim = tokens.shape[-1], self.heads, self.heads * self.dim_head
+        groups = 2 if self.token_softmax_over_slots else 1
+        q_v = Dense((groups + 1) * inner_dim, use_bias=False, name="to_q_v_tokens")(tokens)
+        k_v = Dense(2 * inner_dim, use_bias=False, name="to_k_v_slots")(slots)
+        q_v = rearrange(q_v, "b t (gv h d) -> b gv h t d", gv=groups + 1, h=heads)
+        q, v_tokens = q_v[:, :-1], q_v[:, -1]
+        k, v_slots = rearrange(k_v, "b s (kv h d) -> kv b h s d", kv=2, h=heads)
+
+        scores = mask + jnp.einsum("bghtd,bhsd->bghts", q, k) * self.dim_head**-0.5
+        attn_slots = softmax(scores[:, 0])  # of every token, over slots: they compete for it
+        if self.l1norm_after_tokens_softmax:
+            attn_slots = attn_slots / jnp.maximum(attn_slots.sum(axis=-2, keepdims=True), 1e-8)
+        over_tokens = lambda scores: softmax(scores.swapaxes(-1, -2)).swapaxes(-1, -2)
+        attn_tokens = softmax(scores[:, 1]) if groups == 2 else over_tokens(scores[:, 0])
+        self.sow("intermediates", "attn", attn_tokens)
+        self.sow("intermediates", "attn", attn_slots)
+
+        def leave(name, out, source):
+            if self.gate_attention:
+                gate = nn.sigmoid(Dense(heads, use_bias=False, name=f"{name}_gate")(source))
+                out = out * rearrange(gate, "b m h -> b h m 1")
+            out = Dense(dim, name=f"to_out_{name}")(rearrange(out, "b h m d -> b m (h d)"))
+            return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+        tokens_out = leave("tokens", jnp.einsum("bhts,bhsd->bhtd", attn_tokens, v_slots), tokens)
+        slots_out = leave("slots", jnp.einsum("bhts,bhtd->bhsd", attn_slots, v_tokens), slots)
+
+        if mask.shape[1] < groups:
+            scores = PointwiseConv(heads, name="mask_project")(rearrange(scores, "b g h t s -> b t s (g h)"))
+            scores = rearrange(scores, "b t s h -> b 1 h t s")
+        where = rearrange(scores, "b f h t s -> b t (f h s)")
+        mlp_mask = FeedForward(self.mlp_dim, where.shape[-1], self.dropout, name="mlp_mask")
+        next_mask = mlp_mask(jnp.concatenate([where, tokens + tokens_out], axis=-1), train=train)
+        return tokens_out, slots_out, rearrange(next_mask, "b t (f h s) -> b f h t s", f=mask.shape[1], h=heads)
+
+
+class WWT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to `WWTFeatures`.
+
+    Level 0 are the patches; each number of `num_slots` makes a further level, smaller than the one before it.
+    `interactions` are pairs of levels, the lower first; without them every level of slots interacts with the patches.
+    `return_tokens` gives `WWTLogits`. The outputs of `task_heads`, called as `AutoencodingHead` is, follow the logits,
+    and last comes the loss of the levels that `sigreg_slots` says, if it says any.
+    Raises ValueError for slots that do not decrease and for interactions that there cannot be.
+    """
+
+    image_size: int | Sequence[int]
+    patch_size: int | Sequence[int]
+    num_classes: int
+    dim: int
+    depth: int
+    num_slots: int | Sequence[int]
+    sigreg_slots: bool | Sequence[bool] | None = None
+    interactions: Sequence[Sequence[int]] | None = None
+    heads: int = 8
+    dim_head: int = 64
+    mlp_dim: int | None = None
+    channels: int = 3
+    dropout: float = 0.0
+    return_tokens: bool = False
+    l1norm_after_tokens_softmax: bool = False
+    token_softmax_over_slots: bool = False
+    project_mask_groups: bool = False
+    gate_attention: bool = True
+    num_register_tokens: int = 0
+    num_register_slots: int | Sequence[int] = 0
+    task_heads: nn.Module | Sequence[nn.Module] = ()
+
+    def __post_init__(self):
+        check_arguments(self)
+        at_least(self, num_slots=1, num_register_slots=0)
+        slots, pairs = self.per_level("num_slots"), self.pairs()
+        if not slots or any(n <= following for n, following in itertools.pairwise(slots)):
+            raise ValueError(f"num_slots={self.num_slots!r}: expected one number or more, each below the one before it")
+        if len(set(pairs)) < len(pairs) or not all(0 <= i < j <= len(slots) for i, j in pairs):
+            raise ValueError(f"interactions={pairs}: expected different pairs (lower, higher) of 0 to {len(slots)}")
+        self.per_level("sigreg_slots"), self.per_level("num_register_slots")
+        super().__post_init__()
+
+    def per_level(self, name: str) -> tuple:
+        """The argument `name` as one value for each level of slots; a single value stands for all."""
+        value, slots = getattr(self, name), self.num_slots
+        levels = len(slots) if isinstance(slots, Sequence) else 1
+        values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
+        if len(values) != levels:
+            raise ValueError(f"{name}={value!r}: expected one value, or {levels} as num_slots={slots!r} has")
+        return values
+
+    def pairs(self) -> Pairs:
+        """Levels that interact."""
+        if self.interactions is None:
+            return tuple((0, 1 + i) for i in range(len(self.per_level("num_slots"))))
+        return tuple((i, j) for i, j in self.interactions)
+
+    def learned(self, name: str, count: int) -> Float[Array, "{count} {self.dim}"]:
+        return self.param(name, nn.initializers.normal(0.02), (count, self.dim))
+
+    def embed(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n d"]:
+        """Patches with positions."""
+        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
+        x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", h=rows, w=columns)
+        x = Dense(self.dim, name="patch_proj")(LayerNorm(use_bias=False, name="patch_norm_in")(x))
+        positions = self.learned("pos_embedding", math.prod(patch_grid(self.image_size, self.patch_size)))
+        return add_positions(LayerNorm(use_bias=False, name="patch_norm_out")(x), positions)
+
+    def block(self, layer: int, levels: Levels, masks: Masks, *, train: bool) -> tuple[list, list]:
+        """Each interaction's attention, from the same norms; a level's feed-forward gets the sum of what they give."""
+        mlp_dim, x, next_masks = self.mlp_dim or 4 * self.dim, list(levels), []
+        flags = (self.l1norm_after_tokens_softmax, self.token_softmax_over_slots, self.gate_attention)
+        attention = functools.partial(MutualAttention, self.heads, self.dim_head, mlp_dim, self.dropout, *flags)
+        normed = [LayerNorm(use_bias=False, name=f"layer_{layer}_norm_{i}")(level) for i, level in enumerate(levels)]
+        for a, ((i, j), mask) in enumerate(zip(self.pairs(), masks, strict=True)):
+            attn = attention(name=f"layer_{layer}_attn_{a}")
+            tokens_out, slots_out, next_mask = attn(normed[i], normed[j], mask, train=train)
+            x[i], x[j] = x[i] + tokens_out, x[j] + slots_out
+            next_masks.append(next_mask)
+        mlp = lambda i: FeedForward(mlp_dim, self.dim, self.dropout, name=f"layer_{layer}_mlp_{i}")
+        return [level + mlp(i)(level, train=train) for i, level in enumerate(x)], next_masks
+
+    def classifier(self, name: str) -> Callable[[Array], Array]:
+        """From tokens to the mean of their logits."""
+        norm, fc = LayerNorm(use_bias=False, name=f"{name}_norm"), Dense(self.num_classes, name=f"{name}_fc")
+        return lambda x: fc(norm(x)).mean(axis=1)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, return_embeddings: bool = False, train: bool = False) -> Any:
+        check_images(images, self.channels)
+        registers = (self.num_register_tokens, *self.per_level("num_register_slots"))
+        patches = self.embed(images)
+        x = [prepend(self.learned("register_tokens", registers[0]), patches)]
+        for i, count in enumerate(self.per_level("num_slots")):
+            slots = prepend(self.learned(f"slots_{i}", count), patches[:, :0])
+            x.append(prepend(self.learned(f"register_slots_{i}", registers[1 + i]), slots))
+
+        groups = 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
+        shape = lambda i, j: (len(images), groups, self.heads, x[i].shape[1], x[j].shape[1])
+        masks = [jnp.zeros(shape(i, j), patches.dtype) for i, j in self.pairs()]
+        for layer in range(self.depth):
+            x, masks = self.block(layer, x, masks, train=train)
+
+        tokens, *slots = levels = tuple(level[:, count:] for level, count in zip(x, registers, strict=True))
+        masks = [mask[..., registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, self.pairs(), strict=True)]
+        if groups == 1:
+            masks = [mask[:, 0] for mask in masks]
+        if return_embeddings or not self.num_classes:
+            return WWTFeatures(tuple(slots), tokens if self.return_tokens else None, tuple(masks))
+
+        logits = sum(map(self.classifier("mlp_head"), slots)) / len(slots)
+        if self.return_tokens:
+            logits = WWTLogits(logits, self.classifier("mlp_head_tokens")(tokens))
+        heads = (self.task_heads,) if isinstance(self.task_heads, nn.Module) else self.task_heads
+        outputs = [logits, *(head(levels, masks, self.pairs(), train=train) for head in heads)]
+        if any(self.per_level("sigreg_slots")):
+            draw = lambda: random_directions(self.make_rng("dropout") if train else jax.random.key(0), self.dim)
+            chosen = itertools.compress(slots, self.per_level("sigreg_slots"))
+            outputs.append(sum(sigreg_loss(level, draw()) for level in chosen))
+        return tuple(outputs) if len(outputs) > 1 else logits
+
+
+PRESETS = {
+    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=2, num_slots=(16, 8), heads=4, dim_head=16, mlp_dim=128),
+    "upstream": dict(image_size=256, patch_size=32, dim=256, depth=2, num_slots=(64, 32, 16), heads=4, mlp_dim=512),
+}
+
+TORCH_RULES = (
+    ("patch_norm_in", "to_patch_embedding.1"),
+    ("patch_proj", "to_patch_embedding.2"),
+    ("patch_norm_out", "to_patch_embedding.3"),
+    (r"((?:register_)?slots)_(\d+)", r"\1.\2"),
+    (r"layer_(\d+)_(norm|attn|mlp)_(\d+)", r"layers.\1.\2s.\3"),
+    (r"(to_out_\w+|\w+_gate)", r"\1.0"),
+    (r"(mlp_head\w*)_norm", r"\1.0"),
+    (r"(mlp_head\w*)_fc", r"\1.1"),
+    ("norm", "0"),
+    ("fc1", "1"),
+    ("fc2", "4"),
+    (r"task_heads_(\d+)", r"task_heads.\1"),
+    ("task_heads", "task_heads.0"),
+)
