@@ -23,13 +23,11 @@ def tokens(make):
 
 
 def feature_map(make):
-    """`num_classes=0`: the head `to_logits` goes, and the last feature map comes out, channels last."""
     """`num_classes=0`: the head goes, and the last feature map comes out, channels last."""
     from einops.layers.torch import Rearrange
 
     def repaired(*, num_classes, **kwargs):
         module = make(num_classes=1, **kwargs)
-        module.to_logits = Rearrange("b d h w -> b h w d")
         head = "to_logits" if hasattr(module, "to_logits") else "mlp_head"
         setattr(module, head, Rearrange("b d h w -> b h w d"))
         return module
