@@ -24,6 +24,7 @@ MODELS = {
     "jumbo_vit": "vit_jax.models.jumbo_vit:JumboViT",
     "learnable_memory_vit": "vit_jax.models.learnable_memory_vit:LearnableMemoryViT",
     "learnable_memory_vit:Adapter": "vit_jax.models.learnable_memory_vit:Adapter",
+    "levit": "vit_jax.models.levit:LeViT",
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "look_vit": "vit_jax.models.look_vit:LookViT",
     "looped_vit": "vit_jax.models.looped_vit:LoopedViT",

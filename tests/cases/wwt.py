@@ -76,8 +76,8 @@ CASES = [
     Case(*WWT, INPUT, 37454, PLAIN, maps=8, unused=NO_REGISTERS + LAST_MASKS),
     Case(*WWT, INPUT, 11723, SLOTS, "one-level", maps=2, unused=UNREAD),
     Case(*WWT, INPUT, 37454, PLAIN | LOSS, "loss", **LOSS_ROW),
-    # Gradients cancel in the head's softmax over masks: upstream's own in float32 are 7e-4 off those in float64.
-    Case(*WWT, INPUT, 53428, PLAIN | PROJECTED, "projected", maps=12, tolerance=1e-4),
+    # What makes masks moves all scores of a softmax nearly alike: upstream's own gradients in float32 are 7e-4 off.
+    Case(*WWT, INPUT, 53428, PLAIN | PROJECTED, "projected", maps=12, faint=("mlp_mask",)),
     Case(*WWT, OBLONG_INPUT, 54932, FEATURES, "oblong-features", maps=6, repairs=(features,)),
     Case(*HEAD, (2, 22, 30), 8864, DECODED, maps=2, call=unpack),
 ]
