@@ -16,6 +16,7 @@ CHANGED_FROM = {
     "attn_residual_with_dca_simple_vit": "simple_vit",
     "distill": "vit",
     "jumbo_vit": "simple_vit",
+    "max_vit_with_registers": "max_vit",
     "na_vit_nested_tensor": "na_vit",
     "normalized_vit": "simple_vit",
     "simple_flash_attn_vit": "simple_vit",
