@@ -30,6 +30,7 @@ MODELS = {
     "looped_vit": "vit_jax.models.looped_vit:LoopedViT",
     "max_vit": "vit_jax.models.max_vit:MaxViT",
     "max_vit_with_registers": "vit_jax.models.max_vit_with_registers:MaxViTWithRegisters",
+    "mobile_vit": "vit_jax.models.mobile_vit:MobileViT",
     "na_vit": "vit_jax.models.na_vit:NaViT",
     "na_vit_nested_tensor": "vit_jax.models.na_vit_nested_tensor:NaViTNestedTensor",
     "nest": "vit_jax.models.nest:NesT",

@@ -1,0 +1,197 @@
+"""MobileViT: MobileNetV2 whose last stages attend between patches, each pixel to those in its place of other patches.
+
+Source: Mehta and Rastegari 2021, arXiv:2110.02178. Upstream: vit_pytorch/mobile_vit.py.
+Differs from upstream: one number of `channels` is that of the image, as in every model (upstream: 3), and `widths` are
+upstream's eleven `channels`, which may still be given as such; any odd `kernel_size` works (upstream: 3 alone);
+`num_classes=0` gives the last map, before its last convolution.
+Differs from the paper: heads are 8 wide whatever the width; feed-forward blocks are four times as wide, not twice, but
+for the first stage; no norm behind a transformer; no bias in the head.
+Axes: b batch, h rows, w columns, n tokens, d dim, k classes.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers.check import at_least, check_arguments, check_images, pair
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.feed_forward import feed_forward_rules
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.stages import check_windows
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and SiLU: (b, h, w, c) to (b, h / stride, w / stride, dim)."""
+
+    dim: int
+    kernel: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b u v d"]:
+        if self.kernel == 1:
+            x = PointwiseConv(self.dim, use_bias=False, name="conv")(x)
+        else:
+            window, strides = (self.kernel, self.kernel), (self.stride, self.stride)
+            x = nn.Conv(self.dim, window, strides, padding=self.kernel // 2, use_bias=False, name="conv")(x)
+        return jax.nn.silu(BatchNorm(name="norm")(x, train=train))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block (arXiv:1801.04381): widened, convolved channel by channel, narrowed."""
+
+    dim: int
+    stride: int
+    expansion: int | float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b u v d"]:
+        y = x
+        if self.expansion != 1:
+            y = ConvNorm(int(x.shape[-1] * self.expansion), kernel=1, name="expand")(y, train=train)
+        y = DepthwiseConv(kernel=3, stride=self.stride, use_bias=False, name="depthwise")(y)
+        y = jax.nn.silu(BatchNorm(name="depthwise_norm")(y, train=train))
+        y = PointwiseConv(self.dim, use_bias=False, name="project")(y)
+        y = BatchNorm(name="project_norm")(y, train=train)
+        return x + y if self.stride == 1 and x.shape[-1] == self.dim else y
+
+
+class FeedForward(nn.Module):
+    """The usual block, with SiLU for GELU."""
+
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        y = Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x))
+        return Dense(x.shape[-1], name="fc2")(jax.nn.silu(y))
+
+
+class MobileViTBlock(nn.Module):
+    """Convolution sees near pixels, attention far ones; what both saw is joined to the input: (b, h, w, d) to same."""
+
+    dim: int
+    depth: int
+    mlp_dim: int
+    kernel_size: int
+    patch_size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w d"], *, train: bool = False) -> Float[Array, "b h w d"]:
+        channels, (ph, pw), rows = x.shape[-1], self.patch_size, x.shape[1]
+        y = ConvNorm(channels, self.kernel_size, name="conv1")(x, train=train)
+        y = ConvNorm(self.dim, kernel=1, name="conv2")(y, train=train)
+        y = rearrange(y, "b (h ph) (w pw) d -> (b ph pw) (h w) d", ph=ph, pw=pw)
+        for i in range(self.depth):
+            y = y + Attention(heads=4, dim_head=8, name=f"attn_{i}")(y)
+            y = y + FeedForward(self.mlp_dim, name=f"ff_{i}")(y)
+        y = rearrange(y, "(b ph pw) (h w) d -> b (h ph) (w pw) d", ph=ph, pw=pw, h=rows // ph)
+        y = ConvNorm(channels, kernel=1, name="conv3")(y, train=train)
+        return ConvNorm(channels, self.kernel_size, name="conv4")(jnp.concatenate([y, x], axis=-1), train=train)
+
+
+class MobileViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
+
+    `dims` and `depths` are of the three transformers; `widths` are eleven: of the stem, of four blocks (the third as
+    the second), of the block before each transformer and of the transformer's map, which are equal, and of the head.
+    Raises ValueError for other widths, and when patches do not tile the maps of an image.
+    """
+
+    image_size: int | Sequence[int]
+    dims: Sequence[int]
+    num_classes: int
+    channels: int | Sequence[int] = 3
+    expansion: int | float = 4
+    kernel_size: int = 3
+    patch_size: int | Sequence[int] = (2, 2)
+    depths: Sequence[int] = (2, 4, 3)
+    widths: Sequence[int] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.channels, Sequence):
+            self.channels, self.widths = 3, tuple(self.channels)
+        check_arguments(self)
+        at_least(self, dims=1, depths=0, widths=1, kernel_size=1)
+        for name in ("dims", "depths"):
+            if len(value := getattr(self, name)) != 3:
+                raise ValueError(f"{name}={value!r}: expected three numbers, one for each transformer")
+        widths = self.widths or ()
+        if len(widths) != 11 or any(widths[i] != widths[i + 1] for i in (2, 4, 6, 8)):
+            raise ValueError(
+                f"widths={self.widths!r}: expected eleven numbers, the 3rd as the 4th, the 5th as the 6th, "
+                "the 7th as the 8th and the 9th as the 10th"
+            )
+        if int(min(widths) * self.expansion) < 1:
+            raise ValueError(f"expansion={self.expansion}: expected at least 1 / {min(widths)}, the least of widths")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={self.kernel_size}: expected an odd number")
+        self._check_size(self.image_size)
+        super().__post_init__()
+
+    def _check_size(self, size: int | Sequence[int]) -> None:
+        for side, patch in zip(pair("image_size", size), pair("patch_size", self.patch_size), strict=True):
+            check_windows(side, (patch,) * 3, stride=8)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+        check_images(images, self.channels)
+        self._check_size(images.shape[1:3])
+        widths, patch_size = self.widths, pair("patch_size", self.patch_size)
+        x = ConvNorm(widths[0], kernel=3, stride=2, name="conv1")(images, train=train)
+        for i, (width, stride) in enumerate(((widths[1], 1), (widths[2], 2), (widths[3], 1), (widths[3], 1))):
+            x = InvertedResidual(width, stride, self.expansion, name=f"stem_{i}")(x, train=train)
+        for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
+            x = InvertedResidual(widths[4 + 2 * i], 2, self.expansion, name=f"reduce_{i}")(x, train=train)
+            mlp_dim = (2 if i == 0 else 4) * dim
+            x = MobileViTBlock(dim, depth, mlp_dim, self.kernel_size, patch_size, name=f"mobile_{i}")(x, train=train)
+        if not self.num_classes:
+            return x
+        x = ConvNorm(widths[-1], kernel=1, name="last_conv")(x, train=train).mean(axis=(1, 2))
+        return Dense(self.num_classes, use_bias=False, name="to_logits")(x)
+
+
+PRESETS = {
+    "tiny": dict(
+        image_size=32,
+        dims=(32, 40, 48),
+        widths=(8, 8, 16, 16, 24, 24, 32, 32, 40, 40, 80),
+        expansion=2,
+        patch_size=1,
+        depths=(1, 1, 1),
+    ),
+    "xxs": dict(image_size=256, dims=(64, 80, 96), widths=(16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 320), expansion=2),
+    "xs": dict(image_size=256, dims=(96, 120, 144), widths=(16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)),
+    "s": dict(image_size=256, dims=(144, 192, 240), widths=(16, 32, 64, 64, 96, 96, 128, 128, 160, 160, 640)),
+}
+
+
+def torch_rules(model: MobileViT) -> tuple[tuple[str, str], ...]:
+    """Upstream's inverted residual is one Sequential, shorter by three where nothing is widened."""
+    shift = 0 if model.expansion == 1 else 3
+    return (
+        *((f"expand/{ours}", f"conv.{n}") for n, ours in enumerate(("conv", "norm"))),
+        ("depthwise", f"conv.{shift}"),
+        ("depthwise_norm", f"conv.{shift + 1}"),
+        ("project", f"conv.{shift + 3}"),
+        ("project_norm", f"conv.{shift + 4}"),
+        ("last_conv/conv", "to_logits.0.0"),
+        ("last_conv/norm", "to_logits.0.1"),
+        ("to_logits", "to_logits.2"),
+        ("conv", "0"),
+        (r"stem_(\d+)", r"stem.\1"),
+        (r"reduce_(\d+)", r"trunk.\1.0"),
+        (r"mobile_(\d+)", r"trunk.\1.1"),
+        (r"attn_(\d+)/to_out", r"transformer.layers.\1.0.to_out.0"),
+        (r"attn_(\d+)", r"transformer.layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1"),
+        (r"(conv\d)/norm", r"\1.1"),
+    )
