@@ -101,8 +101,8 @@ def levit(shape, parameters, kwargs, note="", *, depths, repairs=()):
     layers = [(2 * i, j) for i, depth in enumerate(depths) for j in range(depth)]
     layers += [(2 * i + 1, 0) for i in range(len(depths) - 1)]
     cancelled = tuple(f"backbone.{n}.layers.{i}.0.to_k.1.bias" for n, i in layers)
-    # Maps are nearly even behind norms whose scale starts at 0: upstream's own gradients of what makes them, in float32,
-    # are 2e-5 and more from those in float64, and others behind them as much.
+    # Maps are nearly even behind norms whose scale starts at 0: upstream's own gradients in float32, of what makes them
+    # and of what stands before them, are 2e-5 and more from those in float64.
     faint = (*cancelled, r"to_[qk]", r"pos_bias")
     rest = dict(maps=len(layers), faint=faint, repairs=repairs, tolerance=3e-5)
     return Case("levit", "levit:LeViT", shape, parameters, kwargs, note, **rest)
