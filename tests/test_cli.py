@@ -81,7 +81,7 @@ def error(capsys, workdir, *options, base=TINY):
 
 
 MISTAKES = [
-    ("--model=vti", r"unknown model: 'vti'; did you mean vit?"),
+    ("--model=vti", r"unknown model: 'vti'; did you mean vit"),
     ("--model=vit/huge", "unknown preset of model 'vit': 'huge'; expected one of tiny, "),
     ("depth=many", "--model vit/tiny: depth='many': expected int"),
     ("dmi=3", "unknown argument of model 'vit': 'dmi'; did you mean dim"),

@@ -24,7 +24,8 @@ def digits(count: int, height: int, width: int, channels: int) -> dict[str, jax.
 @pytest.mark.parametrize("name", classifiers("learns"))
 def test_the_loss_falls(name):
     case = FIRST[name]
-    batch, objective = digits(24, *case.input_shape[1:]), Classify(build(case, num_classes=10))
+    shape = case.input_shape[0] if case.takes_list else case.input_shape[1:]
+    batch, objective = digits(24, *shape), Classify(build(case, num_classes=10))
     params, extras = jax.jit(objective.init)(jax.random.key(0), batch["image"])
     optimizer = optax.adam(4e-3)
     state = optimizer.init(params)

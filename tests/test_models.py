@@ -78,7 +78,7 @@ def test_transformations_change_nothing(case):
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert jnp.isfinite(grad).all(), path
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        assert jnp.any(grad != 0) != (name in case.unused), name
+        assert case.is_faint(name) or jnp.any(grad != 0) != (name in case.unused), name
 
     if case.takes_list:
         one_by_one = jnp.stack([apply(params, [image]) for image in x])

@@ -51,7 +51,7 @@ def test_a_preset_gives_way_to_arguments():
     ("name", "kwargs", "message"),
     [
         ("vitt", {}, r"unknown model: 'vitt'; did you mean vit"),
-        ("alexnet", {}, r"unknown model: 'alexnet'; expected one of .*cait, .*vit:Transformer"),
+        ("xyz123", {}, r"unknown model: 'xyz123'; expected one of .*cait, .*vit:Transformer"),
         ("", {}, r"unknown model: ''; expected one of ats_vit|expected one of cait"),
         ("cait/s42", {}, r"unknown preset of model 'cait': 's42'; did you mean .*s24"),
         ("vit/", {}, r"unknown preset of model 'vit': ''; expected one of tiny, ti16"),

@@ -550,7 +550,7 @@ def test_init_starts_at_the_weights(teacher, weights, tmp_path, monkeypatch):
             ("--distill.teacher=vit/tiny", "--distill.weights=/nowhere.pth", "--distill.args", "patch_size=2"),
             "/nowhere",
         ),
-        (("patch_size=2", "--model=simple_vit", "--distill.teacher={teacher}"), "student=SimpleViT: expected .* vit, "),
+        (("patch_size=2", "--model=cait", "--distill.teacher={teacher}"), "student=CaiT: expected .* vit, "),
         (("dim=8", "--init={weights}"), "--init.*does not fit"),
         (("--init=/nowhere.pth",), "--init.*/nowhere.pth"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,17 @@ class Case:
     keyword_inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # shapes; or integers, booleans
     options: dict[str, Any] = dataclasses.field(default_factory=dict)  # keywords of the call that jit must know
     call: Callable | None = None  # calls either model, where it takes more than the input: call(forward, x, **keywords)
-    faint: tuple[str, ...] = ()  # patterns of torch keys whose gradients drown in the rounding of larger ones
+    faint: tuple[str, ...] = ()  # patterns of parameters whose gradients drown in the rounding of larger ones
     unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
     repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
     tolerance: float = 1e-5  # relative, for values and gradients
 
     def __str__(self) -> str:
         return f"{self.name}-{self.note}" if self.note else self.name
+
+    def is_faint(self, name: str) -> bool:
+        """Whether the row expects no exact gradient of the parameter `name`, a torch key or a Flax path."""
+        return any(re.search(pattern, name) for pattern in self.faint)
 
     def inputs(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Images, or what else the model takes, and keyword inputs."""

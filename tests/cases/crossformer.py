@@ -25,6 +25,9 @@ def paper_offsets(make):
     return repaired
 
 
+# What the network of position biases adds moves the scores of a query nearly alike, and its last bias quite so.
+FAINT = ("dpb",)
+
 CROSS = ("crossformer", "crossformer:CrossFormer")
 WINDOWS = dict(local_window_size=(4, 4, 2, 1), global_window_size=(8, 4, 1, 1))
 PLAIN = dict(num_classes=5, dim=32, depth=(1, 1, 0, 0), **WINDOWS)
@@ -36,9 +39,20 @@ MAP |= dict(cross_embed_kernel_sizes=((3, 5), (1, 3), (3,), (1, 3)))
 LAST_BIAS = no_gradient_of("dpb.9.bias")
 
 CASES = [
-    Case(*CROSS, (2, 16, 16, 3), 83785, PLAIN, maps=4, repairs=(LAST_BIAS,)),
-    Case(*CROSS, (2, 16, 16, 3), 83785, PAPER, "paper-offsets", maps=4, repairs=(LAST_BIAS, paper_offsets)),
-    Case(*CROSS, (2, 13, 25, 1), 97156, MAP, "odd-kernels-map", maps=4, repairs=(LAST_BIAS, feature_map, sized)),
+    Case(*CROSS, (2, 16, 16, 3), 83785, PLAIN, maps=4, repairs=(LAST_BIAS,), faint=FAINT),
+    Case(
+        *CROSS, (2, 16, 16, 3), 83785, PAPER, "paper-offsets", maps=4, repairs=(LAST_BIAS, paper_offsets), faint=FAINT
+    ),
+    Case(
+        *CROSS,
+        (2, 13, 25, 1),
+        97156,
+        MAP,
+        "odd-kernels-map",
+        maps=4,
+        repairs=(LAST_BIAS, feature_map, sized),
+        faint=FAINT,
+    ),
 ]
 
 # The paper's table 2 has 30.7, 52.0 and 92.0 million.
@@ -53,7 +67,7 @@ EXEMPT = {
 
 def draw(rng):
     choose = lambda *choices: tuple(rng.choice(choices) for _ in range(4))
-    strides = rng.sample((1, 1, 1, rng.choice((2, 3))), 4)
+    strides = tuple(rng.sample((1, 1, 1, rng.choice((2, 3))), 4))
     side = 12 * math.prod(strides)
     # Few pixels make a bias network of units that are on, or off, for all offsets: their gradient is rounding.
     short, long = choose(3, 4, 6), choose(3, 4, 6)
@@ -61,4 +75,6 @@ def draw(rng):
     kwargs = dict(dim=choose(32, 40, 64), depth=choose(0, 1), local_window_size=short, global_window_size=long)
     kwargs |= dict(cross_embed_kernel_sizes=kernels, cross_embed_strides=strides, num_classes=rng.randint(2, 12))
     channels = rng.randint(1, 3)
-    yield Case(*CROSS, (2, side, side, channels), 0, kwargs | dict(channels=channels), repairs=(LAST_BIAS,))
+    yield Case(
+        *CROSS, (2, side, side, channels), 0, kwargs | dict(channels=channels), repairs=(LAST_BIAS,), faint=FAINT
+    )

@@ -28,14 +28,24 @@ PLAIN = dict(image_size=16, patch_size=4, num_classes=5, dim=24, heads=3, num_hi
 UNEVEN = PLAIN | dict(patch_size=2, dim=8, heads=3, num_hierarchies=3, block_repeats=(1, 1, 2), mlp_mult=2, channels=1)
 OBLONG = dict(image_size=(16, 24), patch_size=(4, 3), channels=1, num_classes=0)
 
-# A position moves all features alike, which the norms take away again, but for those of the merging convolution.
-LAST = lambda levels: (rf"layers\.{levels - 1}\.0\.pos_emb",)
+# A position moves all features alike, which the norms take away again: at the last level its gradient is zero, and at
+# the others a sum that cancels, of which upstream's own is 2e-5 from what it has in float64.
+FAINT = ("pos_emb",)
 
 CASES = [
-    Case(*NEST, INPUT, 47461, PLAIN, maps=2, faint=LAST(2)),
-    Case(*NEST, (2, 16, 16, 1), 23489, UNEVEN, "three-levels", maps=4, faint=LAST(3)),
-    Case(*NEST, (2, 8, 8, 3), 47461, PLAIN, "smaller", maps=2, faint=LAST(2)),
-    Case(*NEST, (2, 16, 24, 1), 46192, PLAIN | OBLONG, "oblong-map", maps=2, repairs=(oblong_nest, feature_map)),
+    Case(*NEST, INPUT, 47461, PLAIN, maps=2, faint=FAINT),
+    Case(*NEST, (2, 16, 16, 1), 23489, UNEVEN, "three-levels", maps=4, faint=FAINT),
+    Case(*NEST, (2, 8, 8, 3), 47461, PLAIN, "smaller", maps=2, faint=FAINT),
+    Case(
+        *NEST,
+        (2, 16, 24, 1),
+        46192,
+        PLAIN | OBLONG,
+        "oblong-map",
+        maps=2,
+        repairs=(oblong_nest, feature_map),
+        faint=FAINT,
+    ),
 ]
 
 # In the paper's table 3, in millions; its positions, which are shared here, are 0.5 of them.
@@ -49,4 +59,4 @@ def draw(rng):
     repeats = rng.choice((1, tuple(rng.randint(1, 2) for _ in range(levels))))
     sizes = dict(dim=rng.choice((16, 20, 32)), heads=rng.randint(1, 4), mlp_mult=rng.choice((2, 4)))
     layers = dict(num_hierarchies=levels, block_repeats=repeats)
-    yield Case(*NEST, (2, side, side, channels), 0, image | sizes | layers, faint=LAST(levels))
+    yield Case(*NEST, (2, side, side, channels), 0, image | sizes | layers, faint=FAINT)

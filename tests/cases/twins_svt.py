@@ -53,9 +53,19 @@ OBLONG = dict(image_size=(12, 24), channels=1, num_classes=0, peg_kernel_size=5)
     depth=(0, 1, 0, 0),
 )
 
+# Maps of the oblong row are nearly even: upstream's own gradients of queries are 2e-5 from those in float64.
 CASES = [
     Case(*TWINS, (2, 16, 16, 3), 311369, PLAIN, maps=10),
-    Case(*TWINS, (2, 12, 24, 1), 503836, OBLONG, "oblong-map", maps=9, repairs=(feature_map, any_channels, sized)),
+    Case(
+        *TWINS,
+        (2, 12, 24, 1),
+        503836,
+        OBLONG,
+        "oblong-map",
+        maps=9,
+        faint=("to_q",),
+        repairs=(feature_map, any_channels, sized),
+    ),
 ]
 
 # Ours and upstream's exactly. The paper's table 2 has 24.0, 56.0 and 99.2 million, with narrower attention.

@@ -37,7 +37,7 @@ CASES = [
     Case(*DECORR, INPUT, 10741, PLAIN, "loss", maps=2, options=LOSS),
     Case(*DECORR, INPUT, 10741, SUBSPACES, "subspaces", maps=2, options=LOSS),
     Case(*DECORR, INPUT, 15149, PLAIN | ACROSS, "across-depth", maps=3, options=LOSS),
-    Case(*DECORR, OBLONG_INPUT, 9505, TOKENS, "oblong-tokens", maps=2, options=LOSS, repairs=(decorr_tokens,)),
+    Case(*DECORR, OBLONG_INPUT, 9480, TOKENS, "oblong-tokens", maps=2, options=LOSS, repairs=(decorr_tokens,)),
     Case(*DECORR, INPUT, 10741, PLAIN | dict(decorr_sample_frac=0.0), "no-loss", maps=2, options=LOSS),
 ]
 

@@ -27,8 +27,8 @@ def test_bad_arguments_are_named(kwargs, message):
 
 
 def test_images_that_regions_do_not_fill_are_named():
-    with pytest.raises(ValueError, match=r"images=\(224, 56\): expected sides such as 28 or 112"):
-        jax.eval_shape(create_model("regionvit").init, jax.random.key(0), jnp.ones((1, 224, 56, 3)))
+    with pytest.raises(ValueError, match=r"images=\(224, 84\): expected sides such as 56 or 112"):
+        jax.eval_shape(create_model("regionvit").init, jax.random.key(0), jnp.ones((1, 224, 84, 3)))
 
 
 def test_attention_drops_twice_in_a_block():

@@ -36,9 +36,12 @@ def correct(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[
     return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(jnp.float32)
 
 
-def logits_and_auxiliary(outputs: Array | tuple[Array, Array]) -> tuple[Array, Array | float]:
-    """What a model returns, as (logits, auxiliary loss): the loss is 0 for models that return logits alone."""
-    return outputs if isinstance(outputs, tuple) else (outputs, 0.0)
+def logits_and_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
+    """What a model returns, as (logits, auxiliary loss): its first output, and its second if that is a number or 0."""
+    if not isinstance(outputs, tuple):
+        return outputs, 0.0
+    logits, second = outputs[:2]
+    return logits, second if isinstance(second, jax.Array) and second.ndim == 0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
