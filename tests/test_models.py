@@ -211,6 +211,7 @@ def test_a_dropped_layer_is_left_out():
     assert min(errors) < 1e-5 < 1e-3 < max(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f"{name}/{preset}" for name in CLASSIFIERS for preset in list_presets(name)])
 def test_presets(name):
     model = create_model(name, num_classes=1000)
