@@ -1,1 +1,56 @@
-"""What three or more models compute identically, one small file per idea."""
+"""What three or more models compute identically, one small file per idea. Models import the modules from here."""
+
+from vit_jax.layers.attend import attend
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers.blocks import Blocks, NormedBlocks
+from vit_jax.layers.conv_feed_forward import ConvFeedForward
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.feed_forward import FeedForward
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.head import NormHead
+from vit_jax.layers.norm import ChannelNorm, LayerNorm, l2_normalize, standardize
+from vit_jax.layers.patch_dropout import PatchDropout
+from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.layers.patch_projection import PatchProjection
+from vit_jax.layers.plain_vit import PlainViT
+from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.positions import relative_positions, sincos_2d
+from vit_jax.layers.softmax import softmax
+from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
+from vit_jax.layers.transformer import Transformer
+from vit_jax.layers.unfold import unfold, unfold_grid
+
+__all__ = [
+    "Attention",
+    "BatchNorm",
+    "Blocks",
+    "ChannelNorm",
+    "ConvFeedForward",
+    "Dense",
+    "DepthwiseConv",
+    "FeedForward",
+    "LayerNorm",
+    "NormHead",
+    "NormedBlocks",
+    "PatchDropout",
+    "PatchEmbed",
+    "PatchProjection",
+    "PlainViT",
+    "PointwiseConv",
+    "Transformer",
+    "add_positions",
+    "append",
+    "attend",
+    "gelu",
+    "l2_normalize",
+    "pool_tokens",
+    "prepend",
+    "relative_positions",
+    "sincos_2d",
+    "softmax",
+    "standardize",
+    "unfold",
+    "unfold_grid",
+]

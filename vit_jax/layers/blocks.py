@@ -1,27 +1,34 @@
-"""Attention and feed-forward in turn: what a transformer is whose attention alone is its own."""
+"""Attention and feed-forward in turn: what most transformers are whose attention or feed-forward is their own."""
 
 from collections.abc import Callable
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.feed_forward import FeedForward
+from vit_jax.layers.norm import LayerNorm
 
 
 class Blocks(nn.Module):
     """`depth` blocks of attention and feed-forward, each with its residual; no last norm.
 
-    `attention(name=...)` makes the attention of a block; `layers.transformer.TORCH_RULES` fit its parameters.
+    `attention(name=...)` and `feed_forward(name=...)` make the modules of a block, and `context` goes to the first.
     """
 
     depth: int
     attention: Callable[..., nn.Module]
-    mlp_dim: int
-    dropout: float
+    feed_forward: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "*batch d"], *context, train: bool = False) -> Float[Array, "*batch d"]:
         for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+            x = x + self.attention(name=f"attn_{i}")(x, *context, train=train)
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
         return x
+
+
+class NormedBlocks(Blocks):
+    """`Blocks` and a last norm."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch d"], *context, train: bool = False) -> Float[Array, "*batch d"]:
+        return LayerNorm(name="norm")(super().__call__(x, *context, train=train))

@@ -53,6 +53,12 @@ def at_least(model: nn.Module, **minimums: int) -> None:
             raise ValueError(f"{name}={value!r}: expected at least {minimum}")
 
 
+def expect(model: nn.Module, name: str, holds: bool, expected: str) -> None:
+    """Raises ValueError, saying what was `expected` of the argument `name` of `model`, unless that `holds`."""
+    if not holds:
+        raise ValueError(f"{name}={getattr(model, name)!r}: expected {expected}")
+
+
 def check_arguments(model: nn.Module) -> None:
     """Checks the arguments that models have in common, by their names, where `model` has them.
 

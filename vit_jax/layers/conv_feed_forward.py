@@ -1,11 +1,11 @@
 """The transformer's second half on a feature map."""
 
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import ChannelNorm
 from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.shapes import Maps
 
 
 class ConvFeedForward(nn.Module):
@@ -15,11 +15,7 @@ class ConvFeedForward(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], *, train: bool = False) -> Float[Array, "b h w d"]:
-        dim = x.shape[-1]
-        x = ChannelNorm(name="norm")(x)
-        x = PointwiseConv(self.hidden_dim, name="fc1")(x)
-        x = gelu(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x = PointwiseConv(dim, name="fc2")(x)
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        hidden = gelu(PointwiseConv(self.hidden_dim, name="fc1")(ChannelNorm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="fc2")(hidden), deterministic=not train)

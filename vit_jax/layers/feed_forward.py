@@ -1,5 +1,7 @@
 """The transformer's second half: two linear maps with a GELU between them."""
 
+from collections.abc import Callable
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -9,26 +11,14 @@ from vit_jax.layers.norm import LayerNorm
 
 
 class FeedForward(nn.Module):
-    """Pre-norm feed-forward block: (b, n, d) to (b, n, d) through `hidden_dim`, without the residual."""
+    """Feed-forward block through `hidden_dim`, without the residual. `norm(name=...)` makes the norm in front."""
 
     hidden_dim: int
     dropout: float = 0.0
+    norm: Callable[..., nn.Module] = LayerNorm
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim = x.shape[-1]
-        x = LayerNorm(name="norm")(x)
-        x = Dense(self.hidden_dim, name="fc1")(x)
-        x = gelu(x)
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x = Dense(dim, name="fc2")(x)
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
-
-
-def feed_forward_rules(flax: str, torch: str, *, fc2: int = 4) -> tuple[tuple[str, str], ...]:
-    """Rules for the block at `flax`; upstream's second linear map is number 3 where it has no dropout."""
-    return (
-        (f"{flax}/norm", f"{torch}.net.0"),
-        (f"{flax}/fc1", f"{torch}.net.1"),
-        (f"{flax}/fc2", f"{torch}.net.{fc2}"),
-    )
+    def __call__(self, x: Float[Array, "*batch d"], *, train: bool = False) -> Float[Array, "*batch d"]:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(self.norm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)

@@ -15,6 +15,3 @@ class NormHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
         return Dense(self.num_classes, name="fc")(LayerNorm(name="norm")(x))
-
-
-HEAD_RULES = (("mlp_head/norm", "mlp_head.0"), ("mlp_head/fc", "mlp_head.1"))

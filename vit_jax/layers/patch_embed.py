@@ -26,10 +26,3 @@ class PatchEmbed(nn.Module):
         x = LayerNorm(name="norm_in")(x)
         x = Dense(self.dim, name="proj")(x)
         return LayerNorm(name="norm_out")(x)
-
-
-PATCH_EMBED_RULES = (
-    ("to_patch_embedding/norm_in", "to_patch_embedding.1"),
-    ("to_patch_embedding/proj", "to_patch_embedding.2"),
-    ("to_patch_embedding/norm_out", "to_patch_embedding.3"),
-)

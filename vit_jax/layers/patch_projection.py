@@ -23,6 +23,3 @@ class PatchProjection(nn.Module):
         ph, pw = self.patch_size
         patches = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
         return Dense(self.dim, name="proj")(patches)
-
-
-PATCH_PROJECTION_RULES = (("to_patch_embedding/proj", "to_patch_embedding.1"),)

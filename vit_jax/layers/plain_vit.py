@@ -1,20 +1,26 @@
 """The plain ViT as upstream repeats it: patches, a class token, learned positions, a transformer, a head."""
 
+import functools
 import math
+from collections.abc import Callable
 
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.blocks import Blocks
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
+from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import NormHead
 from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 
 
 class PlainViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    What a variant changes it overrides: the transformer first of all, which maps (b, n, d) to the same shape.
+    What a variant changes it overrides: the transformer first of all, or what that is made of.
     An image may be smaller than `image_size` (pixels, or (height, width)); it then gets the first positions.
     Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
     """
@@ -36,9 +42,17 @@ class PlainViT(nn.Module):
         check_arguments(self)
         super().__post_init__()
 
+    def make_attention(self) -> Callable[..., nn.Module]:
+        """What makes the attention of a block, given its name."""
+        return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+
+    def make_feed_forward(self) -> Callable[..., nn.Module]:
+        """What makes the feed-forward of a block, given its name."""
+        return functools.partial(FeedForward, self.mlp_dim, self.dropout)
+
     def make_transformer(self) -> nn.Module:
         """The module between positions and pool."""
-        raise NotImplementedError
+        return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
 
     def make_patch_embedding(self) -> nn.Module:
         """The module that turns images into tokens."""
@@ -62,9 +76,7 @@ class PlainViT(nn.Module):
         if self.num_classes:
             self.mlp_head = self.make_head()
 
-    def embed(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
         check_images(images, self.channels)
         x = prepend(self.cls_token, self.to_patch_embedding(images))
@@ -73,16 +85,14 @@ class PlainViT(nn.Module):
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens after the transformer, in the order of `embed`."""
         return self.transformer(self.embed(images, extra_tokens, train=train), train=train)
 
-    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.mlp_head(pool_tokens(tokens, self.pool))
 
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         tokens = self.encode(images, train=train)
         return self.head(tokens) if self.num_classes else tokens

@@ -1,4 +1,4 @@
-"""Positions that are computed, not learned."""
+"""Positions that are computed, and offsets that positions learned for them go by."""
 
 import numpy as np
 
@@ -14,3 +14,10 @@ def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -
     frequencies = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
     x, y = x * frequencies, y * frequencies
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+def relative_positions(window: int) -> np.ndarray:
+    """For each pair of pixels of a square window the number of their offset: (n, n), below (2 window - 1)**2."""
+    row, column = np.mgrid[:window, :window].reshape(2, -1)
+    offset = lambda along: along[:, None] - along[None] + window - 1
+    return offset(row) * (2 * window - 1) + offset(column)

@@ -4,12 +4,13 @@ Source: Vaswani et al. 2017, arXiv:1706.03762. Upstream: `Transformer` in vit_py
 """
 
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.check import check_arguments
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
+from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.rules import TRANSFORMER_RULES
+from vit_jax.layers.shapes import Tokens
 
 
 class Transformer(nn.Module):
@@ -30,7 +31,7 @@ class Transformer(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         if x.shape[-1] != self.dim:
             raise ValueError(f"tokens of shape {x.shape}: expected (batch, tokens, dim) with dim={self.dim}")
         for i in range(self.depth):
@@ -39,8 +40,4 @@ class Transformer(nn.Module):
         return LayerNorm(name="norm")(x)
 
 
-TORCH_RULES = (
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
-)
+TORCH_RULES = TRANSFORMER_RULES

@@ -17,14 +17,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.head import HEAD_RULES
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, softmax
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
 
 
 def significance(

@@ -13,13 +13,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, LayerNorm, append, gelu, sincos_2d, softmax
 from vit_jax.layers.check import at_least, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.positions import sincos_2d
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import append
 from vit_jax.models.simple_vit import PRESETS as SIMPLE_PRESETS
 from vit_jax.models.simple_vit import SimpleViT
 

@@ -18,14 +18,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, add_positions, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.head import HEAD_RULES, NormHead
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, feed_forward_rules
 
 
 class Attention(nn.Module):
@@ -186,6 +181,6 @@ TORCH_RULES = (
     (r"ff_scale_(\d+)", r"layers.\1.1.scale"),
     (r"attn_(\d+)/to_out", r"layers.\1.0.fn.to_out.0"),
     (r"attn_(\d+)", r"layers.\1.0.fn"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net"),
     *HEAD_RULES,
 )

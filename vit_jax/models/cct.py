@@ -15,12 +15,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, LayerNorm, add_positions, gelu, prepend, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, one_of, pair
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, prepend
 
 
 class Attention(nn.Module):

@@ -16,14 +16,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, add_positions, prepend, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.head import NormHead
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, prepend
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 
 
 class Attention(nn.Module):
@@ -210,7 +205,7 @@ TORCH_RULES = (
     (r"large_to_small_(\d+)", r"layers.\1.1"),
     (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
     (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
     (r"(sm|lg)_mlp_head/norm", r"\1_mlp_head.0"),
     (r"(sm|lg)_mlp_head/fc", r"\1_mlp_head.1"),
 )

@@ -13,15 +13,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers import BatchNorm, ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images
-from vit_jax.layers.conv_feed_forward import ConvFeedForward
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.norm import ChannelNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import feed_forward_rules
 
 STAGES = ("s1_", "s2_", "s3_")
 
@@ -138,7 +132,7 @@ PRESETS = {
 TORCH_RULES = (
     (r"attn_(\d+)_(\d+)/to_out", r"layers.\1.2.layers.\2.0.to_out.0"),
     (r"attn_(\d+)_(\d+)", r"layers.\1.2.layers.\2.0"),
-    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.2.layers.\2.1"),
+    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.2.layers.\2.1.net"),
     (r"embed_(\d+)", r"layers.\1.0"),
     (r"norm_(\d+)", r"layers.\1.1"),
     ("depthwise", "net.0"),

@@ -9,11 +9,9 @@ Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import NormHead, PatchEmbed, Transformer, add_positions, append, pool_tokens, prepend
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.head import HEAD_RULES, NormHead
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
-from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
-from vit_jax.layers.transformer import Transformer
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES
 
 
 class EfficientViT(nn.Module):

@@ -17,14 +17,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, softmax
 from vit_jax.layers.check import patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 
 
 class WindowAttention(nn.Module):
@@ -221,5 +216,5 @@ TORCH_RULES = (
     (r"window_attn_(\d+)", r"layers.\1.0.options.WA"),
     (r"linear_attn_(\d+)", r"layers.\1.0.options.LA"),
     (r"full_attn_(\d+)", r"layers.\1.0.options.FA"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
 )

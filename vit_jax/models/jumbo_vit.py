@@ -14,11 +14,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import FeedForward, LayerNorm, prepend
 from vit_jax.layers.check import at_least
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.tokens import prepend
+from vit_jax.layers.rules import PATCH_EMBED_RULES
 from vit_jax.models.simple_vit import Attention, SimpleViT
 
 

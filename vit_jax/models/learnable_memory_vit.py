@@ -16,16 +16,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PlainViT, append, prepend, softmax
 from vit_jax.layers.check import check_arguments, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.head import HEAD_RULES, NormHead
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import append, prepend
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
 
 
 class Attention(nn.Module):

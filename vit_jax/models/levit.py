@@ -19,12 +19,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers import BatchNorm, Dense, PointwiseConv, gelu, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, pair
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
 
 
 class Projection(nn.Module):

@@ -13,14 +13,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, PlainViT, softmax
 from vit_jax.layers.check import patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.head import HEAD_RULES
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES
 
 
 class Attention(nn.Module):

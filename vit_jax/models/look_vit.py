@@ -14,12 +14,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, gelu, sincos_2d, softmax, standardize
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import standardize
-from vit_jax.layers.positions import sincos_2d
-from vit_jax.layers.softmax import softmax
 
 
 class OffsetNorm(nn.Module):

@@ -17,13 +17,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, add_positions, gelu, l2_normalize, prepend, softmax
 from vit_jax.layers.check import check_arguments, check_images, one_of
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm, l2_normalize
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, prepend
+from vit_jax.layers.rules import feed_forward_rules
 
 
 class Attention(nn.Module):
@@ -296,5 +292,5 @@ TORCH_RULES = (
     ("exit_gate/fc2", "exit_gate.mlp.4"),
     (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
     (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
 )

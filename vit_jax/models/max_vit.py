@@ -16,16 +16,19 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers import (
+    BatchNorm,
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    LayerNorm,
+    NormHead,
+    PointwiseConv,
+    gelu,
+    softmax,
+)
 from vit_jax.layers.check import at_least, check_arguments, check_images
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.head import NormHead
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import feed_forward_rules
 from vit_jax.layers.stages import check_depth, check_windows
 
 
@@ -210,8 +213,8 @@ def torch_rules(model: MaxViT) -> tuple[tuple[str, str], ...]:
         *MBCONV_RULES,
         ("window_attn/to_out", "2.fn.to_out.0"),
         ("window_attn", "2.fn"),
-        *feed_forward_rules("window_ff", "3.fn"),
+        *feed_forward_rules("window_ff", "3.fn.net"),
         ("grid_attn/to_out", "6.fn.to_out.0"),
         ("grid_attn", "6.fn"),
-        *feed_forward_rules("grid_ff", "7.fn"),
+        *feed_forward_rules("grid_ff", "7.fn.net"),
     )

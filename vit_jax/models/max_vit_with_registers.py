@@ -14,9 +14,8 @@ from einops import rearrange, reduce, repeat
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import FeedForward, prepend
 from vit_jax.layers.check import at_least
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.tokens import prepend
 from vit_jax.models.max_vit import GRID, MBCONV_RULES, PRESETS, WINDOWS, Attention, MaxViT, MBConv, block_numbers
 
 __all__ = ["PRESETS", "MaxViTWithRegisters", "torch_rules"]

@@ -17,14 +17,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention
-from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers import Attention, BatchNorm, Dense, DepthwiseConv, LayerNorm, PointwiseConv
 from vit_jax.layers.check import at_least, check_arguments, check_images, pair
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.pointwise import PointwiseConv
+from vit_jax.layers.rules import feed_forward_rules
 from vit_jax.layers.stages import check_windows
 
 
@@ -192,6 +187,6 @@ def torch_rules(model: MobileViT) -> tuple[tuple[str, str], ...]:
         (r"mobile_(\d+)", r"trunk.\1.1"),
         (r"attn_(\d+)/to_out", r"transformer.layers.\1.0.to_out.0"),
         (r"attn_(\d+)", r"transformer.layers.\1.0"),
-        *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1"),
+        *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
         (r"(conv\d)/norm", r"\1.1"),
     )

@@ -19,13 +19,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import packing
+from vit_jax.layers import Dense, LayerNorm, gelu, l2_normalize, packing, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm, l2_normalize
 from vit_jax.layers.packing import PackedImages
-from vit_jax.layers.softmax import softmax
 
 
 class RMSNorm(nn.Module):

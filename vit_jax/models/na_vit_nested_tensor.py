@@ -13,8 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers import Dense, LayerNorm
 from vit_jax.models import na_vit
 
 PRESETS = na_vit.PRESETS

@@ -13,15 +13,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, PointwiseConv, add_positions, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.conv_feed_forward import ConvFeedForward
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.norm import ChannelNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import feed_forward_rules
 from vit_jax.layers.stages import per_stage
-from vit_jax.layers.tokens import add_positions
 
 
 class Attention(nn.Module):
@@ -145,7 +140,7 @@ TORCH_RULES = (
     (r"transformer_(\d+)", r"layers.\1.0"),
     (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
     (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
     ("head_norm", "mlp_head.0"),
     ("mlp_head", "mlp_head.2"),
 )

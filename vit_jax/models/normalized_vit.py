@@ -15,10 +15,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import add_positions, append, l2_normalize, softmax
 from vit_jax.layers.check import at_least, check_images, pair, patch_grid
-from vit_jax.layers.norm import l2_normalize
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, append
 from vit_jax.models.simple_vit import SimpleViT
 
 

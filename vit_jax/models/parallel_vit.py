@@ -9,12 +9,9 @@ Axes: b batch, n tokens, d dim, k classes.
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention
+from vit_jax.layers import Attention, FeedForward, PatchProjection, PlainViT
 from vit_jax.layers.check import pair
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.head import HEAD_RULES
-from vit_jax.layers.patch_projection import PATCH_PROJECTION_RULES, PatchProjection
-from vit_jax.layers.plain_vit import PlainViT
+from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, feed_forward_rules
 
 
 class Transformer(nn.Module):
@@ -68,6 +65,6 @@ TORCH_RULES = (
     *PATCH_PROJECTION_RULES,
     (r"attn_(\d+)_(\d+)/to_out", r"layers.\1.0.fns.\2.to_out.0"),
     (r"attn_(\d+)_(\d+)", r"layers.\1.0.fns.\2"),
-    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.1.fns.\2"),
+    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.1.fns.\2.net"),
     *HEAD_RULES,
 )

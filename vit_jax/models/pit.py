@@ -14,15 +14,20 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention
-from vit_jax.layers.blocks import Blocks
+from vit_jax.layers import (
+    Attention,
+    Blocks,
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    NormHead,
+    add_positions,
+    prepend,
+    unfold,
+    unfold_grid,
+)
 from vit_jax.layers.check import check_arguments, check_images, pair
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.head import HEAD_RULES, NormHead
-from vit_jax.layers.tokens import add_positions, prepend
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
-from vit_jax.layers.unfold import unfold, unfold_grid
+from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES
 
 
 class Pool(nn.Module):
@@ -99,7 +104,8 @@ class PiT(nn.Module):
                 x = Pool(rows, name=f"pool_{i - 1}")(x)
                 rows = (rows + 1) // 2
             attention = functools.partial(Attention, heads, self.dim_head, self.dropout)
-            x = Blocks(depth, attention, mlp_dim, self.dropout, name=f"stage_{i}")(x, train=train)
+            feed_forward = functools.partial(FeedForward, mlp_dim, self.dropout)
+            x = Blocks(depth, attention, feed_forward, name=f"stage_{i}")(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
 
 

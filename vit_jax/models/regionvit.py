@@ -13,14 +13,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, gelu, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.head import NormHead
-from vit_jax.layers.norm import ChannelNorm, LayerNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
 
 HEADS, DIM_HEAD = 4, 32
 

@@ -13,16 +13,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, NormHead, PatchProjection, gelu, prepend, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.head import HEAD_RULES, NormHead
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_projection import PATCH_PROJECTION_RULES, PatchProjection
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import prepend
+from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, feed_forward_rules
 
 
 def frequencies(dim_head: int, max_freq: int) -> np.ndarray:
@@ -162,7 +155,7 @@ TORCH_RULES = (
     (r"attn_(\d+)/to_q/pointwise", r"transformer.layers.\1.0.to_q.conv.net.1"),
     (r"attn_(\d+)/to_out", r"transformer.layers.\1.0.to_out.0"),
     (r"attn_(\d+)", r"transformer.layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
     *HEAD_RULES,
 )
 

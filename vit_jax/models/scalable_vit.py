@@ -12,14 +12,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, NormHead, PointwiseConv, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, pair
-from vit_jax.layers.conv_feed_forward import ConvFeedForward
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.head import NormHead
-from vit_jax.layers.norm import ChannelNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import feed_forward_rules
 from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
@@ -196,9 +191,9 @@ TORCH_RULES = (
     (r"downsample_(\d+)", r"layers.\1.1.conv"),
     (r"ssa_(\d+)/to_out", r"layers.\1.0.to_out.0"),
     (r"ssa_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff1_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff1_(\d+)", r"layers.\1.1.net"),
     ("positions", "layers.0.2.proj"),
-    *feed_forward_rules(r"ff2_(\d+)", r"layers.\1.3"),
+    *feed_forward_rules(r"ff2_(\d+)", r"layers.\1.3.net"),
     (r"iwsa_(\d+)/to_out", r"layers.\1.4.to_out.0"),
     (r"iwsa_(\d+)", r"layers.\1.4"),
     ("mlp_head/norm", "mlp_head.1"),

@@ -14,15 +14,18 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import (
+    ChannelNorm,
+    ConvFeedForward,
+    DepthwiseConv,
+    LayerNorm,
+    NormHead,
+    PointwiseConv,
+    gelu,
+    softmax,
+)
 from vit_jax.layers.check import check_arguments, check_images
-from vit_jax.layers.conv_feed_forward import ConvFeedForward
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.head import NormHead
-from vit_jax.layers.norm import ChannelNorm, LayerNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import feed_forward_rules
 from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
@@ -143,7 +146,7 @@ TORCH_RULES = (
     (r"stage_(\d+)_attn_(\d+)/token_norm", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.0"),
     (r"stage_(\d+)_attn_(\d+)/token_to_qk", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.3"),
     (r"stage_(\d+)_attn_(\d+)", r"layers.\1.2.layers.\2.0"),
-    *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1"),
+    *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1.net"),
     ("mlp_head/norm", "mlp_head.1"),
     ("mlp_head/fc", "mlp_head.2"),
 )

@@ -11,8 +11,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.head import NormHead
+from vit_jax.layers import FeedForward, NormHead
 from vit_jax.models import simple_vit
 
 

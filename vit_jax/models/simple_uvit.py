@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.layers import Dense, FeedForward, LayerNorm
+from vit_jax.layers.rules import PATCH_EMBED_RULES
 from vit_jax.models.simple_vit import Attention
 from vit_jax.models.simple_vit_with_register_tokens import SimpleViTWithRegisterTokens
 

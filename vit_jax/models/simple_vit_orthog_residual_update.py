@@ -14,10 +14,8 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from jaxtyping import Array, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.norm import LayerNorm, l2_normalize
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
+from vit_jax.layers import Dense, FeedForward, LayerNorm, l2_normalize
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.models.simple_vit import PRESETS, Attention, SimpleViT
 
 __all__ = ["PRESETS", "TORCH_RULES", "SimpleViTOrthogonalUpdate"]
@@ -87,5 +85,5 @@ TORCH_RULES = (
     (r"attn_update_(\d+)", r"layers.\1.0"),
     (r"ff_update_(\d+)", r"layers.\1.1"),
     (r"attn_(\d+)", r"layers.\1.0.block"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.block", fc2=3),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.block.net", fc2=3),
 )

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from vit_jax.layers import PatchEmbed, sincos_2d
 from vit_jax.layers.check import pair, patch_grid
-from vit_jax.layers.patch_embed import PatchEmbed
-from vit_jax.layers.positions import sincos_2d
 from vit_jax.models import simple_vit
 
 

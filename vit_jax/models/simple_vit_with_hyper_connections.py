@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import FeedForward, LayerNorm, append
 from vit_jax.layers.check import at_least
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.tokens import append
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.models.simple_vit import Attention, SimpleViT
 
 
@@ -109,5 +107,5 @@ TORCH_RULES = (
     (r"attn_connection_(\d+)", r"layers.\1.0"),
     (r"attn_(\d+)", r"layers.\1.1"),
     (r"ff_connection_(\d+)", r"layers.\1.2"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3", fc2=3),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3.net", fc2=3),
 )

@@ -8,8 +8,7 @@ Axes: b batch, n patches, e extra tokens, d dim.
 
 from jaxtyping import Array, Float
 
-from vit_jax.layers.patch_dropout import PatchDropout
-from vit_jax.layers.tokens import append
+from vit_jax.layers import PatchDropout, append
 from vit_jax.models.simple_vit import PRESETS, TORCH_RULES, SimpleViT
 
 __all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithPatchDropout"]

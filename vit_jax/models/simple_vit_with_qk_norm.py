@@ -8,22 +8,21 @@ LayerNorm, and scores over the root of `dim_head`); attention and feed-forward t
 Axes: b batch, n patches, d dim, h heads, i query, j key, k classes.
 """
 
-import jax.numpy as jnp
+import functools
+from collections.abc import Callable
+
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm, l2_normalize
-from vit_jax.layers.softmax import softmax
-from vit_jax.models.simple_vit import TORCH_RULES, SimpleViT
-
-__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithQKNorm"]
+from vit_jax.layers import Dense, LayerNorm, attend, l2_normalize
+from vit_jax.layers.presets import TINY
+from vit_jax.layers.shapes import Tokens
+from vit_jax.models.simple_vit import SimpleViT
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head's vectors, (b, h, n, d), with a scale `gamma` of its own; length one at the start."""
+    """RMS norm of each head's vectors, with a scale `gamma` of its own; length one at the start."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h n d"]) -> Float[Array, "b h n d"]:
@@ -39,32 +38,11 @@ class Attention(nn.Module):
     dim_head: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        q, k = HeadNorm(name="q_norm")(q), HeadNorm(name="k_norm")(k)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k))
-        self.sow("intermediates", "attn", attn)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        return Dense(dim, use_bias=False, name="to_out")(out)
-
-
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual, and a last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
-            x = x + FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
-        return LayerNorm(name="norm")(x)
+        out = attend(self, HeadNorm(name="q_norm")(q), HeadNorm(name="k_norm")(k), v, scale=1.0)
+        return Dense(x.shape[-1], use_bias=False, name="to_out")(out)
 
 
 class SimpleViTWithQKNorm(SimpleViT):
@@ -75,18 +53,12 @@ class SimpleViTWithQKNorm(SimpleViT):
 
     norm_head: bool = True
 
-    def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim)
+    def make_attention(self) -> Callable[..., nn.Module]:
+        return functools.partial(Attention, self.heads, self.dim_head)
 
     def make_head(self) -> nn.Module:
         return LayerNorm() if self.norm_head else super().make_head()
 
 
-def _with_classifier(image_size, patch_size, **sizes):
-    return dict(image_size=image_size, patch_size=patch_size, norm_head=False, **sizes)
-
-
-PRESETS = {
-    "tiny": _with_classifier(32, 4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "22b": _with_classifier(224, 14, dim=6144, depth=48, heads=48, dim_head=128, mlp_dim=24576),
-}
+_22B = dict(image_size=224, patch_size=14, dim=6144, depth=48, heads=48, dim_head=128, mlp_dim=24576)
+PRESETS = {"tiny": TINY | dict(norm_head=False), "22b": _22B | dict(norm_head=False)}

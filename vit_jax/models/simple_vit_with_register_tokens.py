@@ -9,7 +9,7 @@ Axes: b batch, n patches, e extra tokens, d dim.
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.tokens import append
+from vit_jax.layers import append
 from vit_jax.models.simple_vit import TORCH_RULES, SimpleViT
 
 __all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithRegisterTokens"]

@@ -13,12 +13,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, softmax
 from vit_jax.layers.check import at_least, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.models.simple_vit import PRESETS as SIMPLE_PRESETS
 from vit_jax.models.simple_vit import SimpleViT
 
@@ -119,5 +116,5 @@ TORCH_RULES = (
     *PATCH_EMBED_RULES,
     (r"attn_(\d+)/rel_pos_bias/to_distance_weights", r"layers.\1.0.rel_pos_bias.to_distance_weights.0"),
     (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1", fc2=3),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net", fc2=3),
 )

@@ -12,12 +12,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, prepend, softmax
 from vit_jax.layers.check import at_least, one_of
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import prepend
 from vit_jax.models.simple_vit import PRESETS as SIMPLE_PRESETS
 from vit_jax.models.simple_vit import SimpleViT
 

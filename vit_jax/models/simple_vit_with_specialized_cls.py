@@ -13,12 +13,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import prepend
+from vit_jax.layers import Dense, LayerNorm, gelu, prepend, softmax
+from vit_jax.layers.rules import PATCH_EMBED_RULES
 from vit_jax.models.simple_vit import PRESETS, SimpleViT
 
 __all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithSpecializedCLS"]

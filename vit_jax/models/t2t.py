@@ -13,15 +13,21 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import (
+    Dense,
+    FeedForward,
+    LayerNorm,
+    Transformer,
+    add_positions,
+    append,
+    pool_tokens,
+    prepend,
+    softmax,
+    unfold,
+    unfold_grid,
+)
 from vit_jax.layers.check import check_arguments, check_images, pair
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
-from vit_jax.layers.transformer import Transformer
-from vit_jax.layers.unfold import unfold, unfold_grid
+from vit_jax.layers.rules import TRANSFORMER_RULES
 
 
 class TokenTransformer(nn.Module):

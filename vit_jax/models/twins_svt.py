@@ -15,14 +15,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides
-from vit_jax.layers.conv_feed_forward import ConvFeedForward
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.norm import ChannelNorm
-from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import feed_forward_rules
 
 STAGES = ("s1_", "s2_", "s3_", "s4_")
 HEADS, DIM_HEAD = 8, 64
@@ -198,9 +193,9 @@ TORCH_RULES = (
     (r"first_(\d+)", r"layers.\1.1"),
     (r"rest_(\d+)", r"layers.\1.3"),
     (r"local_attn_(\d+)", r"layers.\1.0.fn"),
-    *feed_forward_rules(r"local_ff_(\d+)", r"layers.\1.1.fn"),
+    *feed_forward_rules(r"local_ff_(\d+)", r"layers.\1.1.fn.net"),
     (r"global_attn_(\d+)", r"layers.\1.2.fn"),
-    *feed_forward_rules(r"global_ff_(\d+)", r"layers.\1.3.fn"),
+    *feed_forward_rules(r"global_ff_(\d+)", r"layers.\1.3.fn.net"),
     ("to_out", "to_out.0"),
     ("head", "layers.6"),
 )

@@ -10,11 +10,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
-from vit_jax.layers.transformer import Transformer
+from vit_jax.layers import Dense, PlainViT, Transformer
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 
 
 class ViT(PlainViT):
@@ -32,18 +30,14 @@ class ViT(PlainViT):
         return Dense(self.num_classes)
 
 
-def _paper(patch_size, dim, depth, heads, mlp_dim):
-    return dict(image_size=224, patch_size=patch_size, dim=dim, depth=depth, heads=heads, mlp_dim=mlp_dim)
-
-
 PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "ti16": _paper(16, 192, 12, 3, 768),
-    "s16": _paper(16, 384, 12, 6, 1536),
-    "b16": _paper(16, 768, 12, 12, 3072),
-    "b32": _paper(32, 768, 12, 12, 3072),
-    "l16": _paper(16, 1024, 24, 16, 4096),
-    "h14": {**_paper(14, 1280, 32, 16, 5120), "dim_head": 80},
+    "tiny": TINY,
+    "ti16": vit_sizes(192),
+    "s16": vit_sizes(384),
+    "b16": vit_sizes(768),
+    "b32": vit_sizes(768, patch_size=32),
+    "l16": vit_sizes(1024, depth=24),
+    "h14": vit_sizes(1280, depth=32, patch_size=14, heads=16, dim_head=80),
 }
 
 TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)

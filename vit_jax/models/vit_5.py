@@ -16,14 +16,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, PatchProjection, PlainViT, gelu, l2_normalize, softmax
 from vit_jax.layers.check import pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import l2_normalize
-from vit_jax.layers.patch_projection import PATCH_PROJECTION_RULES, PatchProjection
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.rules import PATCH_PROJECTION_RULES, feed_forward_rules
 
 
 class RMSNorm(nn.Module):
@@ -174,7 +169,7 @@ TORCH_RULES = (
     (r"ls(\d)_(\d+)", r"ls\1.\2"),
     (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
     (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
 )
 
 

@@ -12,14 +12,9 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, add_positions, prepend, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, prepend
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 
 
 class Attention(nn.Module):

@@ -10,20 +10,16 @@ Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.blocks import Blocks
+from vit_jax.layers import Dense, LayerNorm, PlainViT, softmax
 from vit_jax.layers.check import pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.head import HEAD_RULES
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES
 
 
 class ShiftedPatchTokenization(nn.Module):
@@ -94,9 +90,8 @@ class ViTForSmallDataset(PlainViT):
     def make_patch_embedding(self) -> nn.Module:
         return ShiftedPatchTokenization(pair("patch_size", self.patch_size), self.dim, self.diagonal_shifts)
 
-    def make_transformer(self) -> nn.Module:
-        attention = functools.partial(LocalitySelfAttention, self.heads, self.dim_head, self.dropout)
-        return Blocks(self.depth, attention, self.mlp_dim, self.dropout)
+    def make_attention(self) -> Callable[..., nn.Module]:
+        return functools.partial(LocalitySelfAttention, self.heads, self.dim_head, self.dropout)
 
 
 _PAPER = dict(dim=192, depth=9, heads=12, dim_head=16, mlp_dim=384, diagonal_shifts=True)

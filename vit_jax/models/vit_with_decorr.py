@@ -13,12 +13,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers import Dense, LayerNorm, PlainViT, gelu, softmax
+from vit_jax.layers.rules import PATCH_EMBED_RULES
 
 
 class Attention(nn.Module):

@@ -11,12 +11,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers import Dense, LayerNorm, gelu, softmax
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.models.vit import ViT
 from vit_jax.models.vit import torch_constants as torch_constants  # read by vit_jax.convert
 
@@ -113,6 +109,6 @@ TORCH_RULES = (
     *PATCH_EMBED_RULES,
     (r"attn_(\d+)/to_out", r"layers.\1.to_out.0"),
     (r"attn_(\d+)", r"layers.\1"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.net"),
     (r"post_norm_(\d+)", r"post_norms.\1"),
 )

@@ -7,20 +7,14 @@ Differs from the paper: the class token has no position; no bias in query, key a
 Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 """
 
-import functools
-
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from vit_jax.layers.attention import Attention
-from vit_jax.layers.blocks import Blocks
-from vit_jax.layers.check import check_images, pair
-from vit_jax.layers.head import HEAD_RULES
-from vit_jax.layers.patch_dropout import PatchDropout
-from vit_jax.layers.patch_projection import PATCH_PROJECTION_RULES, PatchProjection
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.tokens import add_positions, append, prepend
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers import PatchDropout, PatchProjection, PlainViT, add_positions, append, prepend
+from vit_jax.layers.check import check_images, expect, pair
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
 
 
 class ViTWithPatchDropout(PlainViT):
@@ -32,8 +26,7 @@ class ViTWithPatchDropout(PlainViT):
     patch_dropout: float = 0.25
 
     def __post_init__(self):
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout!r}: expected at least 0 and below 1")
+        expect(self, "patch_dropout", 0 <= self.patch_dropout < 1, "at least 0 and below 1")
         super().__post_init__()
 
     def make_patch_embedding(self) -> nn.Module:
@@ -44,17 +37,11 @@ class ViTWithPatchDropout(PlainViT):
         init = nn.initializers.normal(0.02)
         return self.param("cls_token", init, (1, 1, self.dim)), self.param("pos_embedding", init, (patches, self.dim))
 
-    def make_transformer(self) -> nn.Module:
-        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
-        return Blocks(self.depth, attention, self.mlp_dim, self.dropout)
-
     def setup(self):
         super().setup()
         self.drop_patches = PatchDropout(self.patch_dropout)
 
-    def embed(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens before the transformer: the class token, the patches that stay, the extra tokens."""
         check_images(images, self.channels)
         x = add_positions(self.to_patch_embedding(images), self.pos_embedding)
@@ -64,19 +51,6 @@ class ViTWithPatchDropout(PlainViT):
         return self.embedding_dropout(x, deterministic=not train)
 
 
-def _paper(dim):
-    return dict(image_size=224, patch_size=16, dim=dim, depth=12, heads=dim // 64, mlp_dim=4 * dim)
+PRESETS = {"tiny": TINY, "ti16": vit_sizes(192), "s16": vit_sizes(384), "b16": vit_sizes(768)}
 
-
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "ti16": _paper(192),
-    "s16": _paper(384),
-    "b16": _paper(768),
-}
-
-TORCH_RULES = (
-    *PATCH_PROJECTION_RULES,
-    *TRANSFORMER_RULES,
-    *HEAD_RULES,
-)
+TORCH_RULES = (*PATCH_PROJECTION_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

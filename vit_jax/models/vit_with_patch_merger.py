@@ -12,14 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.feed_forward import FeedForward
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES
-from vit_jax.layers.plain_vit import PlainViT
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.transformer import TORCH_RULES as TRANSFORMER_RULES
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, softmax
+from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 
 
 class PatchMerger(nn.Module):

@@ -23,14 +23,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import Dense, LayerNorm, PointwiseConv, add_positions, gelu, prepend, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.pointwise import PointwiseConv
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions, prepend
 
 Tokens, Slots, Mask = Float[Array, "b t d"], Float[Array, "b s d"], Float[Array, "b f h t s"]
 Levels, Masks, Pairs = Sequence[Float[Array, "b _ d"]], Sequence[Float[Array, "b ... _ _"]], Sequence[tuple[int, int]]

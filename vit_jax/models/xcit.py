@@ -19,17 +19,21 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.batch_norm import BatchNorm
+from vit_jax.layers import (
+    BatchNorm,
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    LayerNorm,
+    NormHead,
+    PatchEmbed,
+    add_positions,
+    gelu,
+    l2_normalize,
+    softmax,
+)
 from vit_jax.layers.check import check_images, pair, patch_grid
-from vit_jax.layers.dense import Dense
-from vit_jax.layers.depthwise import DepthwiseConv
-from vit_jax.layers.feed_forward import FeedForward, feed_forward_rules
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.head import HEAD_RULES, NormHead
-from vit_jax.layers.norm import LayerNorm, l2_normalize
-from vit_jax.layers.patch_embed import PATCH_EMBED_RULES, PatchEmbed
-from vit_jax.layers.softmax import softmax
-from vit_jax.layers.tokens import add_positions
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.models import cait
 
 
@@ -173,7 +177,7 @@ TORCH_RULES = (
     (r"local_(\d+)/conv1", r"layers.\1.1.fn.net.2"),
     (r"local_(\d+)/batch_norm", r"layers.\1.1.fn.net.3"),
     (r"local_(\d+)/conv2", r"layers.\1.1.fn.net.5"),
-    *feed_forward_rules(r"xcit_transformer/ff_(\d+)", r"xcit_transformer.layers.\1.2.fn"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn"),
+    *feed_forward_rules(r"xcit_transformer/ff_(\d+)", r"xcit_transformer.layers.\1.2.fn.net"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net"),
     *HEAD_RULES,
 )

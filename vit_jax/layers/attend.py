@@ -1,0 +1,36 @@
+"""Scaled dot-product attention. Source: Vaswani et al. 2017, arXiv:1706.03762."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from vit_jax.layers.softmax import softmax
+
+
+def attend(
+    module: nn.Module,
+    q: Float[Array, "*b h i d"],
+    k: Float[Array, "*b h j d"],
+    v: Float[Array, "*b h j e"],
+    *,
+    scale: float | Float[Array, ""] | None = None,
+    bias: Float[Array, "*#b #h i j"] | None = None,
+    mask: Bool[Array, "*#b #h #i j"] | None = None,
+    dropout: float = 0.0,
+    train: bool = False,
+) -> Float[Array, "*b i he"]:
+    """What every query gathers, the heads side by side.
+
+    Scores are multiplied by `scale`, by default the inverse root of d, and raised by `bias`; where `mask` is false, no
+    query reads the key. The map is `module`'s: sown as its "attn", and dropped by its rng when `train`.
+    """
+    scores = jnp.einsum("...id,...jd->...ij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    attn = softmax(scores)
+    module.sow("intermediates", "attn", attn)
+    attn = nn.Dropout(dropout)(attn, deterministic=not train)
+    return rearrange(jnp.einsum("...ij,...je->...ie", attn, v), "... h i e -> ... i (h e)")

@@ -1,0 +1,10 @@
+"""Sizes that presets of many models share."""
+
+from typing import Any
+
+TINY = dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)
+
+
+def vit_sizes(dim: int, depth: int = 12, patch_size: int = 16, **others: Any) -> dict[str, Any]:
+    """A ViT of the size family of arXiv:2010.11929: heads of 64 features, and a feed-forward four times as wide."""
+    return dict(image_size=224, patch_size=patch_size, dim=dim, depth=depth, heads=dim // 64, mlp_dim=4 * dim) | others

@@ -1,0 +1,9 @@
+"""Shapes that nearly every model speaks of, by name."""
+
+from jaxtyping import Array, Float
+
+Images = Float[Array, "b H W c"]
+Tokens = Float[Array, "b n d"]
+Maps = Float[Array, "b h w d"]
+ExtraTokens = Float[Array, "e d"]  # of a user, such as distillation's, the same for every image
+Output = Float[Array, "b *out"]  # logits (b, k); with `num_classes=0` tokens or maps
