@@ -10,6 +10,7 @@ Axes: b batch, n tokens, m tokens kept, r draws, d dim, h heads, i query, j key,
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, softmax
+from vit_jax.layers import Attention, Blocks, Dense, PlainViT, softmax
+from vit_jax.layers.check import expect
+from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 def significance(
@@ -48,70 +52,54 @@ def compact(kept: Bool[Array, "b n"], length: int) -> tuple[Int[Array, "b m"], B
     return jnp.pad(ids, ((0, 0), (1, 0))), jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
 
 
-class Attention(nn.Module):
+class SamplingAttention(Attention):
     """Attention of (b, n, d) whose output, if n exceeds `max_tokens`, has but a sample of the tokens.
 
     Returns it with its mask, and the ids of its tokens in the input or None for all.
     """
 
-    heads: int
-    dim_head: int
-    dropout: float
-    max_tokens: int
-
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], *, train: bool = False):
-        dim, inner_dim, ids = x.shape[-1], self.heads * self.dim_head, None
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+    def __call__(self, x: Tokens, mask: Bool[Array, "b n"], max_tokens: int, *, train: bool = False):
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
         scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
         attn = softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min))
         self.sow("intermediates", "attn", attn)
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
 
-        if x.shape[1] - 1 > self.max_tokens:
-            drawn = draw(significance(attn, v, mask), self._quantiles(len(x), train))
-            few = mask[:, 1:].sum(axis=-1, keepdims=True) <= self.max_tokens
-            ids, mask = compact(jnp.where(few, mask[:, 1:], drawn), self.max_tokens)
+        ids = None
+        if x.shape[1] - 1 > max_tokens:
+            quantiles = (jnp.arange(max_tokens)[None] + 0.5) / max_tokens
+            if train:
+                quantiles = jax.random.uniform(self.make_rng("dropout"), (len(x), max_tokens))
+            drawn = draw(significance(attn, v, mask), quantiles)
+            few = mask[:, 1:].sum(axis=-1, keepdims=True) <= max_tokens
+            ids, mask = compact(jnp.where(few, mask[:, 1:], drawn), max_tokens)
             attn = jnp.take_along_axis(attn, ids[:, None, :, None], axis=2)
 
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train), mask, ids
-
-    def _quantiles(self, batch: int, train: bool) -> Float[Array, "b r"]:
-        if train:
-            return jax.random.uniform(self.make_rng("dropout"), (batch, self.max_tokens))
-        return (jnp.arange(self.max_tokens)[None] + 0.5) / self.max_tokens
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train), mask, ids
 
 
-class Transformer(nn.Module):
-    """Blocks of attention and feed-forward, each with its residual, of which each may leave fewer tokens.
+class Transformer(Blocks):
+    """`Blocks` of which each may leave fewer tokens.
 
     Returns tokens, zero where padded, and which of the input's tokens they are, 0 where padded.
     """
 
     max_tokens_per_depth: tuple[int, ...]
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], *, train: bool = False
-    ) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
         mask = jnp.ones(x.shape[:2], bool)
         token_ids = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
         for i, max_tokens in enumerate(self.max_tokens_per_depth):
-            attention = Attention(self.heads, self.dim_head, self.dropout, max_tokens, name=f"attn_{i}")
-            out, mask, ids = attention(x, mask, train=train)
+            out, mask, ids = self.attention(name=f"attn_{i}")(x, mask, max_tokens, train=train)
             if ids is not None:
                 x = jnp.take_along_axis(x, ids[:, :, None], axis=1)
                 token_ids = jnp.take_along_axis(token_ids, ids, axis=1)
             x = x + out
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
         return jnp.where(mask[:, :, None], x, 0), token_ids
 
 
@@ -129,52 +117,29 @@ class ATSViT(PlainViT, kw_only=True):
     def __post_init__(self):
         super().__post_init__()
         numbers = tuple(self.max_tokens_per_depth)
-        if len(numbers) != self.depth or min(numbers, default=1) < 1 or list(numbers) != sorted(numbers, reverse=True):
-            raise ValueError(
-                f"max_tokens_per_depth={self.max_tokens_per_depth!r}: expected as many numbers as depth={self.depth}, "
-                "each at least 1 and at most the one before"
-            )
+        fits = len(numbers) == self.depth and min(numbers, default=1) >= 1
+        expected = f"as many numbers as depth={self.depth}, each at least 1 and at most the one before"
+        expect(self, "max_tokens_per_depth", fits and list(numbers) == sorted(numbers, reverse=True), expected)
 
     def make_transformer(self) -> nn.Module:
-        sizes = (self.heads, self.dim_head, self.mlp_dim, self.dropout)
-        return Transformer(tuple(self.max_tokens_per_depth), *sizes)
+        attention = functools.partial(SamplingAttention, self.heads, self.dim_head, self.dropout)
+        return Transformer(self.depth, attention, self.make_feed_forward(), tuple(self.max_tokens_per_depth))
 
-    def encode(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b m d"]:
+    def encode(self, images: Images, *, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer; extra ones would be sampled with the rest."""
         return self.transformer(self.embed(images, train=train), train=train)[0]
 
     def __call__(
-        self, images: Float[Array, "b H W c"], *, return_sampled_token_ids: bool = False, train: bool = False
-    ) -> Float[Array, "b *out"] | tuple[Float[Array, "b *out"], Int[Array, "b m"]]:
+        self, images: Images, *, return_sampled_token_ids: bool = False, train: bool = False
+    ) -> Output | tuple[Output, Int[Array, "b m"]]:
         tokens, token_ids = self.transformer(self.embed(images, train=train), train=train)
         out = self.head(tokens) if self.num_classes else tokens
         return (out, token_ids[:, 1:] - 1) if return_sampled_token_ids else out
 
 
 PRESETS = {
-    "tiny": dict(
-        image_size=32,
-        patch_size=4,
-        dim=64,
-        depth=4,
-        max_tokens_per_depth=(64, 48, 32, 16),
-        heads=4,
-        dim_head=16,
-        mlp_dim=128,
-    ),
-    "s16": dict(  # DeiT-S, which the paper samples from the fourth layer on
-        image_size=224,
-        patch_size=16,
-        dim=384,
-        depth=12,
-        max_tokens_per_depth=(196,) * 3 + (98,) * 9,
-        heads=6,
-        mlp_dim=1536,
-    ),
+    "tiny": TINY | dict(max_tokens_per_depth=(64, 48, 32, 16)),
+    "s16": vit_sizes(384, max_tokens_per_depth=(196,) * 3 + (98,) * 9),  # DeiT-S, sampled from the fourth layer on
 }
 
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *TRANSFORMER_RULES,
-    *HEAD_RULES,
-)
+TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

@@ -7,6 +7,7 @@ Differs from the paper: a norm before and after the patch projection, no bias in
 Axes: b batch, n tokens, l layers, m memories, d dim, h heads, i query, j key, k classes.
 """
 
+import functools
 import math
 
 import jax
@@ -16,68 +17,44 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PlainViT, append, prepend, softmax
-from vit_jax.layers.check import check_arguments, patch_grid
+from vit_jax.layers import Blocks, Dense, LayerNorm, NormHead, PlainViT, append, attend, prepend
+from vit_jax.layers.check import at_least, check_arguments, expect, patch_grid
+from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over [x, memories] where `mask` is true; memories are not normed."""
+    """Attention of x over itself; or over [x, memories], which the first token alone reads and no norm changes."""
 
     heads: int
     dim_head: int
     dropout: float
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        memories: Float[Array, "m d"] | None = None,
-        mask: Bool[np.ndarray, "n j"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
+    def __call__(self, x: Tokens, memories: Float[Array, "m d"] | None = None, *, train: bool = False) -> Tokens:
         x = LayerNorm(name="norm")(x)
-        source = x if memories is None else append(x, memories)
-        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
+        source, mask = x, None
+        if memories is not None:
+            source = append(x, memories)
+            mask = jnp.asarray(memory_mask(x.shape[1] - 1, len(memories)))[None, None]
+        q = Dense(self.heads * self.dim_head, use_bias=False, name="to_q")(x)
+        kv = Dense(2 * self.heads * self.dim_head, use_bias=False, name="to_kv")(source)
         q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
-        if mask is not None:
-            scores = jnp.where(mask[None, None], scores, jnp.finfo(scores.dtype).min)
-        attn = softmax(scores)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        out = attend(self, q, k, v, mask=mask, dropout=self.dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of attention, each over memories of its own if there are any, and feed-forward; no last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
+class Transformer(Blocks):
+    """`Blocks` whose attentions have memories of their own, if there are any."""
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        memories: Float[Array, "l m d"] | None = None,
-        mask: Bool[np.ndarray, "n j"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, memories: Float[Array, "l m d"] | None = None, *, train: bool = False) -> Tokens:
         for i in range(self.depth):
             own = None if memories is None else memories[i]
-            attn = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")
-            x = x + attn(x, own, mask, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+            x = x + self.attention(name=f"attn_{i}")(x, own, train=train)
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
         return x
 
 
@@ -85,22 +62,17 @@ class LearnableMemoryViT(PlainViT):
     """The plain ViT as a trunk for `Adapter`. Logits come from the class token, whatever `pool` says, as upstream's."""
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        return Transformer(self.depth, attention, self.make_feed_forward())
 
     def encode_with_memories(
-        self,
-        images: Float[Array, "b H W c"],
-        memory_cls_token: Float[Array, "d"],
-        memories: Float[Array, "l m d"],
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
+        self, images: Images, cls_token: Float[Array, "d"], memories: Float[Array, "l m d"], *, train: bool = False
+    ) -> Tokens:
         """Tokens after the transformer: one that reads the memories, then those of `encode`, which do not change."""
-        tokens = self.embed(images, train=train)
-        mask = memory_mask(tokens.shape[1], memories.shape[1])
-        return self.transformer(prepend(memory_cls_token[None], tokens), memories, mask, train=train)
+        tokens = prepend(cls_token[None], self.embed(images, train=train))
+        return self.transformer(tokens, memories, train=train)
 
-    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`."""
         return self.mlp_head(tokens[:, 0])
 
@@ -126,15 +98,14 @@ class Adapter(nn.Module):
     num_classes: int = 2
 
     def __post_init__(self):
-        if not isinstance(self.vit, LearnableMemoryViT):
-            raise ValueError(f"vit={self.vit!r}: expected a model made by create_model('learnable_memory_vit', ...)")
-        if self.num_memories_per_layer < 0:
-            raise ValueError(f"num_memories_per_layer={self.num_memories_per_layer!r}: expected at least 0")
+        expected = "a model made by create_model('learnable_memory_vit', ...)"
+        expect(self, "vit", isinstance(self.vit, LearnableMemoryViT), expected)
+        at_least(self, num_memories_per_layer=0)
         check_arguments(self)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         init, dim = nn.initializers.normal(0.02), self.vit.dim
         memory_cls_token = self.param("memory_cls_token", init, (dim,))
         memories = self.param("memories_per_layer", init, (self.vit.depth, self.num_memories_per_layer, dim))
@@ -147,21 +118,9 @@ class Adapter(nn.Module):
         return NormHead(self.num_classes, name="mlp_head")(tokens[:, 0]) if self.num_classes else tokens
 
 
-def _paper(patch_size):
-    return dict(image_size=224, patch_size=patch_size, dim=768, depth=12, heads=12, mlp_dim=3072)
+PRESETS = {"tiny": TINY, "b16": vit_sizes(768), "b32": vit_sizes(768, patch_size=32)}
 
-
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "b16": _paper(16),
-    "b32": _paper(32),
-}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *TRANSFORMER_RULES,
-    *HEAD_RULES,
-)
+TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)
 
 
 def torch_constants(model: LearnableMemoryViT | Adapter) -> dict[str, np.ndarray]:
