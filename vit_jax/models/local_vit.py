@@ -8,34 +8,27 @@ more behind the depthwise one, and no squeeze-and-excitation.
 Axes: b batch, n tokens, d dim, k classes.
 """
 
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, PlainViT, softmax
+from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, PlainViT, attend
 from vit_jax.layers.check import patch_grid
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Tokens
 
 
-class Attention(nn.Module):
-    """Plain self-attention, always with an output projection."""
-
-    heads: int
-    dim_head: int
-    dropout: float
+class ProjectedAttention(Attention):
+    """`Attention`, always with an output projection."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
+        out = Dense(x.shape[-1], name="to_out")(attend(self, q, k, v, dropout=self.dropout, train=train))
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
@@ -46,32 +39,23 @@ class ConvFeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], *, train: bool = False) -> Float[Array, "b h w d"]:
-        dim = x.shape[-1]
-        x = LayerNorm(name="norm")(x)
-        x = nn.hard_swish(nn.Conv(self.hidden_dim, (1, 1), name="expand")(x))
-        x = DepthwiseConv(kernel=3, name="depthwise")(x)
-        x = nn.hard_swish(nn.Conv(self.hidden_dim, (1, 1), name="pointwise")(x))
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        x = nn.Conv(dim, (1, 1), name="project")(x)
-        return nn.Dropout(self.dropout)(x, deterministic=not train)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        hidden = nn.hard_swish(nn.Conv(self.hidden_dim, (1, 1), name="expand")(LayerNorm(name="norm")(x)))
+        hidden = DepthwiseConv(kernel=3, name="depthwise")(hidden)
+        hidden = nn.hard_swish(nn.Conv(self.hidden_dim, (1, 1), name="pointwise")(hidden))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(nn.Conv(x.shape[-1], (1, 1), name="project")(hidden), deterministic=not train)
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of attention among all tokens and a feed-forward that passes by the first, the class token."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
+class Transformer(Blocks):
+    """`Blocks` of attention among all tokens, and of a feed-forward that passes by the first, the class token."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rows: int, *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, rows: int, *, train: bool = False) -> Tokens:
         for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            x = x + self.attention(name=f"attn_{i}")(x, train=train)
             grid = rearrange(x[:, 1:], "b (h w) d -> b h w d", h=rows)
-            grid = grid + ConvFeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(grid, train=train)
+            grid = grid + self.feed_forward(name=f"ff_{i}")(grid, train=train)
             x = jnp.concatenate([x[:, :1], rearrange(grid, "b h w d -> b (h w) d")], axis=1)
         return x
 
@@ -80,29 +64,21 @@ class LocalViT(PlainViT):
     """The plain ViT with convolutions in its feed-forwards."""
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        attention = functools.partial(ProjectedAttention, self.heads, self.dim_head, self.dropout)
+        return Transformer(self.depth, attention, functools.partial(ConvFeedForward, self.mlp_dim, self.dropout))
 
-    def encode(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def encode(self, images: Images, *, train: bool = False) -> Tokens:
         """Tokens after the transformer; extra ones would have no place in the grid."""
-        tokens = self.embed(images, train=train)
         rows, _ = patch_grid(images.shape[1:3], self.patch_size)
-        return self.transformer(tokens, rows, train=train)
+        return self.transformer(self.embed(images, train=train), rows, train=train)
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "t": dict(image_size=224, patch_size=16, dim=192, depth=12, heads=4, dim_head=48, mlp_dim=768),
-    "s": dict(image_size=224, patch_size=16, dim=384, depth=12, heads=6, mlp_dim=1536),
-}
+PRESETS = {"tiny": TINY, "t": vit_sizes(192, heads=4, dim_head=48), "s": vit_sizes(384)}
 
 TORCH_RULES = (
     *PATCH_EMBED_RULES,
-    (r"attn_(\d+)/to_out", r"layers.\1.0.fn.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0.fn"),
-    (r"ff_(\d+)/norm", r"layers.\1.1.fn.fn.net.0"),
-    (r"ff_(\d+)/expand", r"layers.\1.1.fn.fn.net.1"),
-    (r"ff_(\d+)/depthwise", r"layers.\1.1.fn.fn.net.3.net.0"),
-    (r"ff_(\d+)/pointwise", r"layers.\1.1.fn.fn.net.3.net.1"),
-    (r"ff_(\d+)/project", r"layers.\1.1.fn.fn.net.6"),
+    *attention_rules(r"attn_(\d+)", r"layers.\1.0.fn"),
+    *sequential_rules(r"ff_(\d+)", r"layers.\1.1.fn.fn.net.3.net", depthwise=0, pointwise=1),
+    *sequential_rules(r"ff_(\d+)", r"layers.\1.1.fn.fn.net", norm=0, expand=1, project=6),
     *HEAD_RULES,
 )

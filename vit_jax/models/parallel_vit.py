@@ -7,30 +7,24 @@ Axes: b batch, n tokens, d dim, k classes.
 """
 
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, FeedForward, PatchProjection, PlainViT
-from vit_jax.layers.check import pair
-from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, feed_forward_rules
+from vit_jax.layers import Blocks, PatchProjection, PlainViT
+from vit_jax.layers.check import at_least, pair
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers.shapes import Tokens
 
 
-class Transformer(nn.Module):
+class Transformer(Blocks):
     """`depth` times: `branches` attentions summed, then as many feed-forwards, each sum with its residual."""
 
-    depth: int
     branches: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        attention = lambda name: Attention(self.heads, self.dim_head, self.dropout, name=name)
-        feed_forward = lambda name: FeedForward(self.mlp_dim, self.dropout, name=name)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         for i in range(self.depth):
-            x = x + sum(attention(f"attn_{i}_{j}")(x, train=train) for j in range(self.branches))
-            x = x + sum(feed_forward(f"ff_{i}_{j}")(x, train=train) for j in range(self.branches))
+            x = x + sum(self.attention(name=f"attn_{i}_{j}")(x, train=train) for j in range(self.branches))
+            x = x + sum(self.feed_forward(name=f"ff_{i}_{j}")(x, train=train) for j in range(self.branches))
         return x
 
 
@@ -43,28 +37,21 @@ class ParallelViT(PlainViT):
     num_parallel_branches: int = 2
 
     def __post_init__(self):
-        if self.num_parallel_branches < 1:
-            raise ValueError(f"num_parallel_branches={self.num_parallel_branches!r}: expected at least 1")
+        at_least(self, num_parallel_branches=1)
         super().__post_init__()
 
     def make_patch_embedding(self) -> nn.Module:
         return PatchProjection(pair("patch_size", self.patch_size), self.dim)
 
     def make_transformer(self) -> nn.Module:
-        branches = self.num_parallel_branches
-        return Transformer(self.depth, branches, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), self.num_parallel_branches)
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=2, heads=4, dim_head=16, mlp_dim=128),
-    "s18x2": dict(image_size=224, patch_size=16, dim=384, depth=18, heads=6, mlp_dim=1536),
-    "b18x2": dict(image_size=224, patch_size=16, dim=768, depth=18, heads=12, mlp_dim=3072),
-}
+PRESETS = {"tiny": TINY | dict(depth=2), "s18x2": vit_sizes(384, depth=18), "b18x2": vit_sizes(768, depth=18)}
 
 TORCH_RULES = (
     *PATCH_PROJECTION_RULES,
-    (r"attn_(\d+)_(\d+)/to_out", r"layers.\1.0.fns.\2.to_out.0"),
-    (r"attn_(\d+)_(\d+)", r"layers.\1.0.fns.\2"),
+    *attention_rules(r"attn_(\d+)_(\d+)", r"layers.\1.0.fns.\2"),
     *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.1.fns.\2.net"),
     *HEAD_RULES,
 )

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, PlainViT, softmax
+from vit_jax.layers import Attention, Dense, LayerNorm, PlainViT, attend
 from vit_jax.layers.check import pair, patch_grid
-from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES
+from vit_jax.layers.presets import TINY
+from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.shapes import Images, Tokens
 
 
 class ShiftedPatchTokenization(nn.Module):
@@ -30,20 +31,19 @@ class ShiftedPatchTokenization(nn.Module):
     diagonal: bool
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n {self.dim}"]:
+    def __call__(self, images: Images) -> Tokens:
         patch_grid(images.shape[1:3], self.patch_size)
         ph, pw = self.patch_size
         down, right = ph // 2, pw // 2
+        shifts = ((0, 1), (0, -1), (1, 0), (-1, 0))
         if self.diagonal:
             shifts = ((down, right), (down, -right), (-down, right), (-down, -right))
-        else:
-            shifts = ((0, 1), (0, -1), (1, 0), (-1, 0))
         x = jnp.concatenate([images, *(shift(images, *offset) for offset in shifts)], axis=-1)
         x = rearrange(x, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
         return Dense(self.dim, name="proj")(LayerNorm(name="norm")(x))
 
 
-def shift(images: Float[Array, "b H W c"], down: int, right: int) -> Float[Array, "b H W c"]:
+def shift(images: Images, down: int, right: int) -> Images:
     """`images` moved by so many pixels (up and left where negative); zeros move in."""
     _, height, width, _ = images.shape
     pad_y, pad_x = abs(down), abs(right)
@@ -52,31 +52,18 @@ def shift(images: Float[Array, "b H W c"], down: int, right: int) -> Float[Array
     return padded[:, top : top + height, left : left + width]
 
 
-class LocalitySelfAttention(nn.Module):
+class LocalitySelfAttention(Attention):
     """Self-attention with a learned temperature, in which no token attends to itself."""
 
-    heads: int
-    dim_head: int
-    dropout: float
-
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        tokens, dim, inner_dim = x.shape[1], x.shape[-1], self.heads * self.dim_head
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         temperature = self.param("temperature", nn.initializers.constant(-0.5 * math.log(self.dim_head)), ())
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-
         scale = jnp.exp(temperature.astype(jnp.float32)).astype(x.dtype)
-        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * scale
-        itself = jnp.eye(tokens, dtype=bool)[None, None]
-        attn = softmax(jnp.where(itself, jnp.finfo(scores.dtype).min, scores))
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        others = ~jnp.eye(x.shape[1], dtype=bool)[None, None]
+        out = attend(self, q, k, v, scale=scale, mask=others, dropout=self.dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 class ViTForSmallDataset(PlainViT):
@@ -94,17 +81,8 @@ class ViTForSmallDataset(PlainViT):
         return functools.partial(LocalitySelfAttention, self.heads, self.dim_head, self.dropout)
 
 
-_PAPER = dict(dim=192, depth=9, heads=12, dim_head=16, mlp_dim=384, diagonal_shifts=True)
+_CIFAR = TINY | dict(dim=192, depth=9, heads=12, mlp_dim=384, diagonal_shifts=True)
+PRESETS = {"tiny": TINY, "cifar": _CIFAR, "tiny_imagenet": _CIFAR | dict(image_size=64, patch_size=8)}
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "cifar": dict(image_size=32, patch_size=4, **_PAPER),
-    "tiny_imagenet": dict(image_size=64, patch_size=8, **_PAPER),
-}
-
-TORCH_RULES = (
-    ("to_patch_embedding/norm", "to_patch_embedding.to_patch_tokens.1"),
-    ("to_patch_embedding/proj", "to_patch_embedding.to_patch_tokens.2"),
-    *TRANSFORMER_RULES,
-    *HEAD_RULES,
-)
+_PATCH_RULES = sequential_rules("to_patch_embedding", "to_patch_embedding.to_patch_tokens", norm=1, proj=2)
+TORCH_RULES = (*_PATCH_RULES, *TRANSFORMER_RULES, *HEAD_RULES)
