@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, softmax
+from vit_jax.layers import Blocks, Dense, LayerNorm, PlainViT, attend
+from vit_jax.layers.check import at_least, expect
+from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import Images, Tokens
 
 
 class PatchMerger(nn.Module):
@@ -22,32 +25,24 @@ class PatchMerger(nn.Module):
     num_tokens_out: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
-        dim = x.shape[-1]
-        queries = self.param("queries", nn.initializers.normal(1.0), (self.num_tokens_out, dim))
-        x = LayerNorm(name="norm")(x)
-        attn = softmax(jnp.einsum("md,bnd->bmn", queries, x) * dim**-0.5)
-        self.sow("intermediates", "attn", attn[:, None])  # of one head
-        return jnp.einsum("bmn,bnd->bmd", attn, x)
+    def __call__(self, x: Tokens) -> Float[Array, "b m d"]:
+        queries = self.param("queries", nn.initializers.normal(1.0), (self.num_tokens_out, x.shape[-1]))
+        x = LayerNorm(name="norm")(x)[:, None]  # one head
+        return attend(self, jnp.broadcast_to(queries, (len(x), 1, *queries.shape)), x, x)
 
 
-class Transformer(nn.Module):
-    """`depth` blocks, each with its residuals, and a last norm; behind block `merge_layer` tokens are merged."""
+class Transformer(Blocks):
+    """`Blocks` and a last norm; behind block `merge_layer` tokens become `num_merged`."""
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
     merge_layer: int
     num_merged: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b m d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Float[Array, "b m d"]:
         merge = PatchMerger(self.num_merged, name="patch_merger")
         for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+            x = x + self.attention(name=f"attn_{i}")(x, train=train)
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
             if i + 1 == self.merge_layer:
                 x = merge(x)
         if self.merge_layer == 0 and self.is_initializing():
@@ -56,10 +51,9 @@ class Transformer(nn.Module):
 
 
 class ViTWithPatchMerger(PlainViT):
-    """The plain ViT, without a class token, whose tokens become `patch_merge_num_tokens`.
+    """The plain ViT, without a class token, whose tokens become `patch_merge_num_tokens` behind `patch_merge_layer`.
 
-    They do so behind block `patch_merge_layer`, counted from 1; by default behind the first half, and for 0 (which is
-    half of a single block) never.
+    Layers count from 1; by default it is the last of the first half, and 0 (half of a single one) is none.
     Raises ValueError for a `patch_merge_layer` beyond `depth`, or no tokens to merge into.
     """
 
@@ -68,10 +62,9 @@ class ViTWithPatchMerger(PlainViT):
     pool: str = dataclasses.field(default="mean", init=False)
 
     def __post_init__(self):
-        if self.patch_merge_layer is not None and not 0 <= self.patch_merge_layer <= self.depth:
-            raise ValueError(f"patch_merge_layer={self.patch_merge_layer!r}: expected 0 to depth={self.depth}")
-        if self.patch_merge_num_tokens < 1:
-            raise ValueError(f"patch_merge_num_tokens={self.patch_merge_num_tokens!r}: expected at least 1")
+        layer = self.patch_merge_layer
+        expect(self, "patch_merge_layer", layer is None or 0 <= layer <= self.depth, f"0 to depth={self.depth}")
+        at_least(self, patch_merge_num_tokens=1)
         super().__post_init__()
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
@@ -81,22 +74,17 @@ class ViTWithPatchMerger(PlainViT):
 
     def make_transformer(self) -> nn.Module:
         layer = self.depth // 2 if self.patch_merge_layer is None else self.patch_merge_layer
-        blocks = (self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
-        return Transformer(*blocks, merge_layer=layer, num_merged=self.patch_merge_num_tokens)
+        parts = (self.make_attention(), self.make_feed_forward())
+        return Transformer(self.depth, *parts, layer, self.patch_merge_num_tokens)
 
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
 
-    def encode(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b m d"]:
+    def encode(self, images: Images, *, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer; extra ones would be merged with the rest."""
         return self.transformer(self.embed(images, train=train), train=train)
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "b32": dict(image_size=224, patch_size=32, dim=768, depth=12, heads=12, mlp_dim=3072),
-    "b16": dict(image_size=224, patch_size=16, dim=768, depth=12, heads=12, mlp_dim=3072),
-    "l16": dict(image_size=224, patch_size=16, dim=1024, depth=24, heads=16, mlp_dim=4096),
-}
+PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}
 
 TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, ("mlp_head", "mlp_head.1"))
