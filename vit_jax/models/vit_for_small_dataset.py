@@ -5,7 +5,7 @@ Differs from upstream: `diagonal_shifts` gives the paper's; patches may be non-s
 tokens and positions start at a deviation of 0.02 (upstream: 1).
 Differs from the paper: copies of the image move by one pixel, up, down or sideways, unless `diagonal_shifts`; the heads
 of a layer share one temperature (authors' code: one each), learned as its logarithm.
-Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
+Axes: b batch, n tokens, d dim, k classes.
 """
 
 import functools
@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from vit_jax.layers import Attention, Dense, LayerNorm, PlainViT, attend
 from vit_jax.layers.check import pair, patch_grid
@@ -31,7 +32,7 @@ class ShiftedPatchTokenization(nn.Module):
     diagonal: bool
 
     @nn.compact
-    def __call__(self, images: Images) -> Tokens:
+    def __call__(self, images: Images) -> Float[Array, "b n {self.dim}"]:
         patch_grid(images.shape[1:3], self.patch_size)
         ph, pw = self.patch_size
         down, right = ph // 2, pw // 2
