@@ -29,7 +29,7 @@ CHANGED_FROM = {
     "simple_vit_with_qk_norm": "simple_vit",
     "simple_vit_with_register_tokens": "simple_vit",
     "simple_vit_with_relative_proj_pos_bias": "simple_vit",
-    "simple_vit_with_sparse_gating": "simple_vit",
+    "simple_vit_with_sparse_gating": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
     "vit_with_keel_post_ln": "vit",
