@@ -14,7 +14,7 @@ from vit_jax.layers import Blocks, Dense, LayerNorm
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
-from vit_jax.models.simple_vit_with_register_tokens import SimpleViTWithRegisterTokens
+from vit_jax.models import simple_vit_with_register_tokens as registers
 
 
 class Transformer(Blocks):
@@ -37,7 +37,7 @@ class Transformer(Blocks):
         return LayerNorm(name="norm")(x)
 
 
-class SimpleUViT(SimpleViTWithRegisterTokens):
+class SimpleUViT(registers.SimpleViTWithRegisterTokens):
     """`SimpleViT` with registers and long skips."""
 
     def make_transformer(self) -> nn.Module:
@@ -59,3 +59,5 @@ TORCH_RULES = (
     (r"attn_(\d+)", r"layers.\1.1"),
     *feed_forward_rules(r"ff_(\d+)", r"layers.\1.2", fc2=3),
 )
+
+torch_constants = registers.torch_constants

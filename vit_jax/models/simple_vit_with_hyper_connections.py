@@ -16,7 +16,7 @@ from vit_jax.layers.check import at_least
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
-from vit_jax.models.simple_vit_with_register_tokens import SimpleViTWithRegisterTokens
+from vit_jax.models import simple_vit_with_register_tokens as registers
 
 
 class HyperConnection(nn.Module):
@@ -63,7 +63,7 @@ class Transformer(Blocks):
         return LayerNorm(name="norm")(streams.sum(axis=2))
 
 
-class SimpleViTHyperConnections(SimpleViTWithRegisterTokens, kw_only=True):
+class SimpleViTHyperConnections(registers.SimpleViTWithRegisterTokens, kw_only=True):
     """SimpleViT on `num_residual_streams` streams, with registers among the tokens that are not pooled."""
 
     num_residual_streams: int
@@ -89,3 +89,5 @@ TORCH_RULES = (
     (r"ff_connection_(\d+)", r"layers.\1.2"),
     *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3.net", fc2=3),
 )
+
+torch_constants = registers.torch_constants

@@ -78,9 +78,12 @@ class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
         attention = functools.partial(Attention, self.heads, self.dim_head, *gating)
         return Transformer(self.depth, attention, self.make_feed_forward())
 
-    def encode_with_loss(self, images: Images, extra_tokens: ExtraTokens | None = None) -> tuple[Tokens, Array]:
-        """What `encode` gives, and the sparsity loss, a scalar."""
-        x, openness = self.transformer(prepend(self.register_tokens, self.embed(images, extra_tokens)))
+    def encode_with_loss(
+        self, images: Images, extra_tokens: ExtraTokens | None = None
+    ) -> tuple[Tokens, Float[Array, ""]]:
+        """What `encode` gives, and the sparsity loss."""
+        x = self.embed(images, extra_tokens)
+        x, openness = self.transformer(prepend(self.register_tokens, x) if self.num_register_tokens else x)
         loss = openness if self.sparsity_loss_type == "l1" else nn.relu(openness - self.sparsity_threshold)
         return x[:, self.num_register_tokens :], loss.mean()
 
