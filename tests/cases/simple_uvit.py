@@ -10,7 +10,7 @@ PATCHES = only(slice(0, -2))
 
 CASES = [
     Case(*UVIT, INPUT, 11533, IMAGE | BLOCKS, maps=2),
-    Case(*UVIT, INPUT, 15821, ODD, "odd-no-registers", maps=3, unused=("register_tokens",)),
+    Case(*UVIT, INPUT, 15821, ODD, "odd-no-registers", maps=3),
     Case(*UVIT, OBLONG_INPUT, 20264, TOKENS, "oblong-tokens-two-skips", maps=4, repairs=(tokens, PATCHES)),
 ]
 

@@ -11,7 +11,7 @@ PATCHES = only(slice(0, -2))
 
 CASES = [
     Case(*REGISTERS, INPUT, 10357, IMAGE | BLOCKS, maps=2),
-    Case(*REGISTERS, INPUT, 10261, NONE, "none", maps=2, unused=("register_tokens",)),
+    Case(*REGISTERS, INPUT, 10261, NONE, "none", maps=2),
     Case(*REGISTERS, OBLONG_INPUT, 9144, TOKENS, "oblong-tokens", maps=2, repairs=(tokens, PATCHES)),
 ]
 

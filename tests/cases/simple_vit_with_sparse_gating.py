@@ -24,7 +24,7 @@ TOKENS = IMAGE | BLOCKS | OBLONG | dict(num_classes=0, num_register_tokens=2, di
 
 CASES = [
     Case(*GATED, INPUT, 11509, IMAGE | BLOCKS, maps=2),
-    Case(*GATED, INPUT, 12277, OTHER, "no-registers", maps=2, unused=("register_tokens",)),
+    Case(*GATED, INPUT, 12277, OTHER, "no-registers", maps=2),
     Case(*GATED, OBLONG_INPUT, 10008, TOKENS, "oblong-tokens", maps=2, repairs=(tokens,)),
 ]
 

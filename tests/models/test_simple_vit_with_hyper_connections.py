@@ -18,7 +18,6 @@ def test_they_begin_as_plain_residuals():
     params = model.init(jax.random.key(1), images)["params"]
     blocks = {name: value for name, value in params["transformer"].items() if "connection" not in name}
     shared = {**params, "transformer": blocks}
-    del shared["register_tokens"]
     expected = plain.apply({"params": shared}, images)
     np.testing.assert_allclose(model.apply({"params": params}, images), expected, atol=1e-5)
 

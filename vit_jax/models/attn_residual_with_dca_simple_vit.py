@@ -8,15 +8,19 @@ values is the residual; heads may have mixes of their own, in attention and feed
 Axes: b batch, n tokens, d dim, h heads, i query, j key, l outputs so far, s streams, g groups of heads, f features.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, append, gelu, sincos_2d, softmax
-from vit_jax.layers.check import at_least, check_images, pair, patch_grid
-from vit_jax.models.simple_vit import PRESETS as SIMPLE_PRESETS
-from vit_jax.models.simple_vit import SimpleViT
+from vit_jax.layers import Blocks, Dense, LayerNorm, append, attend, gelu, sincos_2d, softmax
+from vit_jax.layers.check import at_least, check_images, expect, pair, patch_grid
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.models import simple_vit
 
 
 class PatchEmbed(nn.Module):
@@ -26,12 +30,12 @@ class PatchEmbed(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n d"]:
+    def __call__(self, images: Images) -> Tokens:
         patch_grid(images.shape[1:3], self.patch_size)
         ph, pw = self.patch_size
         x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
-        x = LayerNorm(use_bias=False, name="norm_in")(x)
-        return LayerNorm(use_bias=False, name="norm_out")(Dense(self.dim, name="proj")(x))
+        x = Dense(self.dim, name="proj")(LayerNorm(use_bias=False, name="norm_in")(x))
+        return LayerNorm(use_bias=False, name="norm_out")(x)
 
 
 class GroupedDense(nn.Module):
@@ -43,11 +47,9 @@ class GroupedDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "g b n d"]) -> Float[Array, "b n f"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        kernel = rearrange(kernel, "d (g e) -> g d e", g=len(x))
-        y = rearrange(jnp.einsum("gbnd,gde->bnge", x, kernel), "b n g e -> b n (g e)")
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None, None]
-        return y
+        y = jnp.einsum("gbnd,dge->bnge", x, kernel.reshape(len(kernel), len(x), -1))
+        y = y.reshape(*x.shape[1:3], self.features)
+        return y + self.param("bias", nn.initializers.zeros, (self.features,))[None, None] if self.use_bias else y
 
 
 class DepthMix(nn.Module):
@@ -55,14 +57,13 @@ class DepthMix(nn.Module):
 
     streams: int
     groups: int
-    eps: float
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, history: list[Float[Array, "b n d"]]) -> Float[Array, "s g b n d"]:
+    def __call__(self, history: list[Tokens]) -> Float[Array, "s g b n d"]:
         values = jnp.stack(history)
-        keys = nn.RMSNorm(epsilon=self.eps, name="norm")(values)
-        shape = (self.streams, self.groups, values.shape[-1])
-        queries = self.param("pseudo_queries", nn.initializers.zeros, shape)
+        keys = self.norm(name="norm")(values)
+        queries = self.param("pseudo_queries", nn.initializers.zeros, (self.streams, self.groups, values.shape[-1]))
         weights = softmax(jnp.einsum("lbnd,sgd->sgbnl", keys, queries))
         return jnp.einsum("sgbnl,lbnd->sgbnd", weights, values)
 
@@ -73,7 +74,7 @@ class FeedForward(nn.Module):
     hidden_dim: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "g b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "g b n d"]) -> Tokens:
         hidden = GroupedDense(self.hidden_dim, use_bias=True, name="fc1")(LayerNorm(name="norm")(x))
         return Dense(x.shape[-1], name="fc2")(gelu(hidden))
 
@@ -84,51 +85,40 @@ class Attention(nn.Module):
     heads: int
     dim_head: int
     gate: bool
-    eps: float
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, streams: Float[Array, "s g b n d"]) -> Float[Array, "b n d"]:
-        norm = lambda name, x: nn.RMSNorm(epsilon=self.eps, name=name)(x)
-        xq, xk, xv = (norm(f"norm_{name}", x) for name, x in zip("qkv", streams, strict=True))
-        project = lambda name, x: rearrange(
-            GroupedDense(self.heads * self.dim_head, name=name)(x), "b n (h d) -> b h n d", h=self.heads
-        )
-        q, k, v = project("to_q", xq), project("to_k", xk), project("to_v", xv)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        out = jnp.einsum("bhij,bhjd->bihd", attn, v)
+    def __call__(self, streams: Float[Array, "s g b n d"]) -> Tokens:
+        inputs = {part: self.norm(name=f"norm_{part}")(x) for part, x in zip("qkv", streams, strict=True)}
+        projected = (GroupedDense(self.heads * self.dim_head, name=f"to_{part}")(x) for part, x in inputs.items())
+        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in projected)
+        out = attend(self, q, k, v)
         if self.gate:
-            out = out * nn.sigmoid(GroupedDense(self.heads, name="to_gate")(xq))[..., None]
-        return Dense(streams.shape[-1], use_bias=False, name="to_out")(rearrange(out, "b n h d -> b n (h d)"))
+            gates = nn.sigmoid(GroupedDense(self.heads, name="to_gate")(inputs["q"]))
+            out = out * jnp.repeat(gates, self.dim_head, axis=-1)
+        return Dense(streams.shape[-1], use_bias=False, name="to_out")(out)
 
 
-class Transformer(nn.Module):
+class Transformer(Blocks):
     """`depth` blocks, each over the history of outputs, and a last norm."""
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    per_head: bool
+    groups: int
     ffn_heads: int
-    gate: bool
-    eps: float
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, history: list[Float[Array, "b n d"]]) -> Float[Array, "b n d"]:
-        groups = self.heads if self.per_head else 1
+    def __call__(self, history: list[Tokens], *, train: bool = False) -> Tokens:
         for i in range(self.depth):
-            streams = DepthMix(3, groups, self.eps, name=f"attn_res_{i}")(history)
-            residual = streams[2].mean(axis=0)
-            x = residual + Attention(self.heads, self.dim_head, self.gate, self.eps, name=f"attn_{i}")(streams)
+            streams = DepthMix(3, self.groups, self.norm, name=f"attn_res_{i}")(history)
+            x = streams[2].mean(axis=0) + self.attention(name=f"attn_{i}")(streams)
             ff_input = x[None]
             if self.ffn_heads > 1:
-                (ff_input,) = DepthMix(1, self.ffn_heads, self.eps, name=f"ffn_res_{i}")([*history, x])
-            history = [*history, x + FeedForward(self.mlp_dim, name=f"ff_{i}")(ff_input)]
-        return nn.RMSNorm(epsilon=self.eps, name="norm")(history[-1])
+                (ff_input,) = DepthMix(1, self.ffn_heads, self.norm, name=f"ffn_res_{i}")([*history, x])
+            history = [*history, x + self.feed_forward(name=f"ff_{i}")(ff_input)]
+        return self.norm(name="norm")(history[-1])
 
 
-class DCASimpleViT(SimpleViT):
+class DCASimpleViT(simple_vit.SimpleViT):
     """SimpleViT whose blocks read mixes of all outputs before them; the first two are the patches and a feed-forward.
 
     `per_head` and `ffn_heads` give each head of attention, and each of so many parts of the hidden layer, a mix of its
@@ -144,48 +134,38 @@ class DCASimpleViT(SimpleViT):
 
     def __post_init__(self):
         at_least(self, ffn_heads=1)
+        expect(self, "mlp_dim", self.mlp_dim % self.ffn_heads == 0, f"a multiple of ffn_heads={self.ffn_heads}")
         super().__post_init__()
-        if self.mlp_dim % self.ffn_heads:
-            raise ValueError(f"mlp_dim={self.mlp_dim}: expected a multiple of ffn_heads={self.ffn_heads}")
 
     def setup(self):
         self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
-        self.initial_ff = FeedForward(self.mlp_dim)
-        self.transformer = self.make_transformer()
+        feed_forward = functools.partial(FeedForward, self.mlp_dim)
+        self.initial_ff = feed_forward()
+        norm = functools.partial(nn.RMSNorm, epsilon=self.eps)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.gate, norm)
+        groups = self.heads if self.per_head else 1
+        self.transformer = Transformer(self.depth, attention, feed_forward, groups, self.ffn_heads, norm)
         if self.num_classes:
-            self.linear_head = Dense(self.num_classes)
+            self.linear_head = self.make_head()
 
-    def make_transformer(self) -> nn.Module:
-        blocks = (self.depth, self.heads, self.dim_head, self.mlp_dim)
-        return Transformer(*blocks, self.per_head, self.ffn_heads, self.gate, self.eps)
-
-    def embed(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None
-    ) -> Float[Array, "b n d"]:
-        """Tokens before the transformer: the patches with positions, and the extra tokens."""
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
         check_images(images, self.channels)
         x = self.to_patch_embedding(images)
-        grid = patch_grid(images.shape[1:3], self.patch_size)
-        positions = sincos_2d(*grid, self.dim, float(self.temperature))
+        positions = sincos_2d(*patch_grid(images.shape[1:3], self.patch_size), self.dim, float(self.temperature))
         x = x + jnp.asarray(positions, x.dtype)[None]
         return x if extra_tokens is None else append(x, extra_tokens)
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        """Tokens after the transformer: the patches, then the extra tokens. `train` changes nothing here."""
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         x = self.embed(images, extra_tokens)
-        return self.transformer([x, self.initial_ff(x[None])])
+        return self.transformer([x, self.initial_ff(x[None])], train=train)
 
 
-PRESETS = SIMPLE_PRESETS  # the papers are about text
+PRESETS = simple_vit.PRESETS  # the papers are about text
 
 TORCH_RULES = (
-    ("to_patch_embedding/norm_in", "to_patch_embedding.1"),
-    ("to_patch_embedding/proj", "to_patch_embedding.2"),
-    ("to_patch_embedding/norm_out", "to_patch_embedding.3"),
-    *((f"initial_ff/{part}", f"initial_ff.{index}") for part, index in (("norm", 0), ("fc1", 1), ("fc2", 3))),
-    *((rf"ff_(\d+)/{part}", rf"layers.\1.ff.{index}") for part, index in (("norm", 0), ("fc1", 1), ("fc2", 3))),
+    *PATCH_EMBED_RULES,
+    *feed_forward_rules("initial_ff", "initial_ff", fc2=3),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.ff", fc2=3),
     (r"attn_(\d+)/to_gate", r"layers.\1.attn.to_gate.0"),
     (r"(attn|attn_res|ffn_res)_(\d+)", r"layers.\2.\1"),
 )

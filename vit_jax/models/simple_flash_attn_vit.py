@@ -7,32 +7,24 @@ Differs from the paper: maps are computed again for the gradient, as there, but 
 Axes: b batch, n patches, d dim.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from vit_jax.layers import FeedForward, NormHead
+from vit_jax.layers import Blocks, NormHead
+from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
+class FlashAttention(simple_vit.Attention):
+    """Attention that keeps products with kernels for the gradient, and so not those of queries and keys."""
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    use_flash: bool
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        attention = simple_vit.Attention
-        if self.use_flash:  # keeps products with kernels, and so not those of queries and keys
-            attention = nn.remat(attention, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-        for i in range(self.depth):
-            x = x + attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
-            x = x + FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
-        return x
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return nn.remat(simple_vit.Attention.__call__, policy=policy)(self, x)
 
 
 class SimpleFlashAttentionViT(simple_vit.SimpleViT):
@@ -40,8 +32,12 @@ class SimpleFlashAttentionViT(simple_vit.SimpleViT):
 
     use_flash: bool = True
 
+    def make_attention(self) -> Callable[..., nn.Module]:
+        attention = FlashAttention if self.use_flash else simple_vit.Attention
+        return functools.partial(attention, self.heads, self.dim_head)
+
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.use_flash)
+        return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
 
     def make_head(self) -> nn.Module:
         return NormHead(self.num_classes)
@@ -49,8 +45,4 @@ class SimpleFlashAttentionViT(simple_vit.SimpleViT):
 
 PRESETS = simple_vit.PRESETS
 
-TORCH_RULES = (
-    *simple_vit.TORCH_RULES,
-    ("linear_head/norm", "linear_head.0"),
-    ("linear_head/fc", "linear_head.1"),
-)
+TORCH_RULES = (*simple_vit.TORCH_RULES, *sequential_rules("linear_head", "linear_head", norm=0, fc=1))

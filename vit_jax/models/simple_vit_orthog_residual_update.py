@@ -12,13 +12,12 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
-from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, l2_normalize
+from vit_jax.layers import Blocks, Dense, LayerNorm, l2_normalize
+from vit_jax.layers.check import expect
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.models.simple_vit import PRESETS, Attention, SimpleViT
-
-__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTOrthogonalUpdate"]
+from vit_jax.layers.shapes import Tokens
+from vit_jax.models import simple_vit
 
 
 class OrthogonalUpdate(nn.Module):
@@ -30,7 +29,7 @@ class OrthogonalUpdate(nn.Module):
     learned: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], output: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, output: Tokens) -> Tokens:
         direction, wide = l2_normalize(x.astype(jnp.float32)), output.astype(jnp.float32)
         parallel = (wide * direction).sum(axis=-1, keepdims=True) * direction
         parallel, orthogonal = parallel.astype(x.dtype), (wide - parallel).astype(x.dtype)
@@ -40,26 +39,22 @@ class OrthogonalUpdate(nn.Module):
         return x + parallel * gates[..., :1] + orthogonal * gates[..., 1:]
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its orthogonal update, and a last norm."""
+class Transformer(Blocks):
+    """`Blocks` with orthogonal updates for residuals, and a last norm."""
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
     learned: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         for i in range(self.depth):
-            attended = Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
+            attended = self.attention(name=f"attn_{i}")(x, train=train)
             x = OrthogonalUpdate(self.learned, name=f"attn_update_{i}")(x, attended)
-            fed_forward = FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
+            fed_forward = self.feed_forward(name=f"ff_{i}")(x, train=train)
             x = OrthogonalUpdate(self.learned, name=f"ff_update_{i}")(x, fed_forward)
         return LayerNorm(name="norm")(x)
 
 
-class SimpleViTOrthogonalUpdate(SimpleViT):
+class SimpleViTOrthogonalUpdate(simple_vit.SimpleViT):
     """`SimpleViT` with orthogonal updates, whose options are a dict: `learned` (False) and `double_precision`.
 
     Raises ValueError for any other option.
@@ -69,16 +64,16 @@ class SimpleViTOrthogonalUpdate(SimpleViT):
 
     def __post_init__(self):
         options = self.orthog_residual_update_kwargs
-        if not isinstance(options, Mapping) or set(options) - {"learned", "double_precision"}:
-            raise ValueError(
-                f"orthog_residual_update_kwargs={options!r}: expected a dict of 'learned' and 'double_precision'"
-            )
+        known = isinstance(options, Mapping) and set(options) <= {"learned", "double_precision"}
+        expect(self, "orthog_residual_update_kwargs", known, "a dict of 'learned' and 'double_precision'")
         super().__post_init__()
 
     def make_transformer(self) -> nn.Module:
         learned = self.orthog_residual_update_kwargs.get("learned", False)
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, learned)
+        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), learned)
 
+
+PRESETS = simple_vit.PRESETS
 
 TORCH_RULES = (
     *PATCH_EMBED_RULES,

@@ -9,10 +9,11 @@ Axes: b batch, n patches, e extra tokens, d dim.
 
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
 
 from vit_jax.layers import PatchEmbed, sincos_2d
-from vit_jax.layers.check import pair, patch_grid
+from vit_jax.layers.check import expect, pair, patch_grid
+from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
 from vit_jax.models import simple_vit
 
 
@@ -26,38 +27,29 @@ class SimpleViTWithFFT(simple_vit.SimpleViT, kw_only=True):
 
     def __post_init__(self):
         super().__post_init__()
-        image, patch = pair("image_size", self.image_size), pair("freq_patch_size", self.freq_patch_size)
-        if image[0] % patch[0] or image[1] % patch[1]:
-            raise ValueError(
-                f"freq_patch_size={self.freq_patch_size!r}: expected to divide image_size={self.image_size!r}, "
-                "height by height and width by width"
-            )
+        sides = zip(pair("image_size", self.image_size), pair("freq_patch_size", self.freq_patch_size), strict=True)
+        divides = all(image % patch == 0 for image, patch in sides)
+        expected = f"to divide image_size={self.image_size!r}, height by height and width by width"
+        expect(self, "freq_patch_size", divides, expected)
 
     def setup(self):
         super().setup()
         self.to_freq_embedding = PatchEmbed(pair("freq_patch_size", self.freq_patch_size), self.dim)
 
-    def embed_spectrum(self, images: Float[Array, "b H W c"]) -> Float[Array, "b m d"]:
+    def embed_spectrum(self, images: Images) -> Tokens:
         """Tokens of the spectrum, with positions of their own."""
         spectrum = jnp.fft.fft2(images.astype(jnp.float32), axes=(1, 2))
         parts = jnp.stack([spectrum.real, spectrum.imag], axis=3).astype(images.dtype)
         x = self.to_freq_embedding(rearrange(parts, "b h w reim c -> b h w (reim c)"))
-        grid = patch_grid(images.shape[1:3], self.freq_patch_size)
-        return x + jnp.asarray(sincos_2d(*grid, self.dim), x.dtype)[None]
+        return x + jnp.asarray(sincos_2d(*patch_grid(images.shape[1:3], self.freq_patch_size), self.dim), x.dtype)[None]
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens after the transformer: the patches, then the extra tokens, without those of the spectrum."""
         x, spectrum = self.embed(images, extra_tokens), self.embed_spectrum(images)
-        return self.transformer(jnp.concatenate([spectrum, x], axis=1))[:, spectrum.shape[1] :]
+        return self.transformer(jnp.concatenate([spectrum, x], axis=1), train=train)[:, spectrum.shape[1] :]
 
 
-PRESETS = {name: {**sizes, "freq_patch_size": sizes["patch_size"]} for name, sizes in simple_vit.PRESETS.items()}
+PRESETS = {name: sizes | dict(freq_patch_size=sizes["patch_size"]) for name, sizes in simple_vit.PRESETS.items()}
 
-TORCH_RULES = (
-    *simple_vit.TORCH_RULES,
-    ("to_freq_embedding/norm_in", "to_freq_embedding.1"),
-    ("to_freq_embedding/proj", "to_freq_embedding.2"),
-    ("to_freq_embedding/norm_out", "to_freq_embedding.3"),
-)
+FREQUENCY_RULES = sequential_rules("to_freq_embedding", "to_freq_embedding", norm_in=1, proj=2, norm_out=3)
+TORCH_RULES = (*simple_vit.TORCH_RULES, *FREQUENCY_RULES)

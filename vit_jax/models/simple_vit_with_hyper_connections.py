@@ -7,16 +7,16 @@ Differs from the paper: SimpleViT around the connections, and registers besides 
 Axes: b batch, n tokens, d dim, e streams, m mixes of streams, r registers.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import FeedForward, LayerNorm, append
+from vit_jax.layers import Blocks, LayerNorm
 from vit_jax.layers.check import at_least
+from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.models.simple_vit import Attention, SimpleViT
+from vit_jax.layers.shapes import Tokens
+from vit_jax.models import simple_vit_with_register_tokens as registers
 
 
 class HyperConnection(nn.Module):
@@ -28,7 +28,7 @@ class HyperConnection(nn.Module):
     index: int
 
     @nn.compact
-    def __call__(self, streams: Float[Array, "b n e d"], layer: Callable[[Array], Array]) -> Float[Array, "b n e d"]:
+    def __call__(self, streams: Float[Array, "b n e d"], layer: nn.Module, *, train: bool) -> Float[Array, "b n e d"]:
         count, dim = streams.shape[2:]
         reads_one = jnp.eye(count)[:, self.index % count, None]
         static_alpha = self.param("static_alpha", lambda _: jnp.concatenate([reads_one, jnp.eye(count)], axis=1))
@@ -39,7 +39,7 @@ class HyperConnection(nn.Module):
         beta = self._dynamic("dynamic_beta", normed, (dim,)) + static_beta[None, None]
 
         mixed = jnp.einsum("bnem,bned->bnmd", alpha, streams)
-        out = layer(mixed[:, :, 0])
+        out = layer(mixed[:, :, 0], train=train)
         return mixed[:, :, 1:] + jnp.einsum("bnd,bne->bned", out, beta)
 
     def _dynamic(self, name: str, normed: Array, shape: tuple[int, ...]) -> Array:
@@ -48,58 +48,38 @@ class HyperConnection(nn.Module):
         return jnp.tanh(normed @ weights) * self.param(f"{name}_scale", nn.initializers.constant(0.01), ())
 
 
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward over `num_residual_streams` streams, their sum, and a last norm."""
+class Transformer(Blocks):
+    """`Blocks` with hyper-connections of `num_residual_streams` streams for residuals; their sum, and a last norm."""
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
     num_residual_streams: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         streams = jnp.repeat(x[:, :, None], self.num_residual_streams, axis=2)
         for i in range(self.depth):
-            attn = Attention(self.heads, self.dim_head, name=f"attn_{i}")
-            ff = FeedForward(self.mlp_dim, name=f"ff_{i}")
-            streams = HyperConnection(i, name=f"attn_connection_{i}")(streams, attn)
-            streams = HyperConnection(i, name=f"ff_connection_{i}")(streams, ff)
+            attn, ff = self.attention(name=f"attn_{i}"), self.feed_forward(name=f"ff_{i}")
+            streams = HyperConnection(i, name=f"attn_connection_{i}")(streams, attn, train=train)
+            streams = HyperConnection(i, name=f"ff_connection_{i}")(streams, ff, train=train)
         return LayerNorm(name="norm")(streams.sum(axis=2))
 
 
-class SimpleViTHyperConnections(SimpleViT, kw_only=True):
+class SimpleViTHyperConnections(registers.SimpleViTWithRegisterTokens, kw_only=True):
     """SimpleViT on `num_residual_streams` streams, with registers among the tokens that are not pooled."""
 
     num_residual_streams: int
-    num_register_tokens: int = 4
 
     def __post_init__(self):
-        at_least(self, num_residual_streams=1, num_register_tokens=0)
+        at_least(self, num_residual_streams=1)
         super().__post_init__()
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.num_residual_streams)
-
-    def setup(self):
-        super().setup()
-        init = nn.initializers.normal(0.02)
-        self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
-
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "r d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        """Tokens after the transformer: the patches, then the extra tokens, without the registers."""
-        x = self.embed(images, extra_tokens)
-        return self.transformer(append(x, self.register_tokens))[:, : x.shape[1]]
+        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), self.num_residual_streams)
 
 
 PRESETS = {
-    "tiny": dict(
-        image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128, num_residual_streams=2
-    ),
-    "b16": dict(image_size=224, patch_size=16, dim=768, depth=12, heads=12, mlp_dim=3072, num_residual_streams=2),
-    "l16": dict(image_size=224, patch_size=16, dim=1024, depth=24, heads=16, mlp_dim=4096, num_residual_streams=2),
+    "tiny": TINY | dict(num_residual_streams=2),
+    "b16": vit_sizes(768, num_residual_streams=2),
+    "l16": vit_sizes(1024, depth=24, num_residual_streams=2),
 }
 
 TORCH_RULES = (
@@ -109,3 +89,5 @@ TORCH_RULES = (
     (r"ff_connection_(\d+)", r"layers.\1.2"),
     *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3.net", fc2=3),
 )
+
+torch_constants = registers.torch_constants

@@ -6,15 +6,13 @@ Differs from the paper: a SimpleViT (mean of the patches, no class token) in pla
 Axes: b batch, n patches, e extra tokens, d dim.
 """
 
-from jaxtyping import Array, Float
-
 from vit_jax.layers import PatchDropout, append
-from vit_jax.models.simple_vit import PRESETS, TORCH_RULES, SimpleViT
+from vit_jax.layers.check import expect
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.models import simple_vit
 
-__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithPatchDropout"]
 
-
-class SimpleViTWithPatchDropout(SimpleViT):
+class SimpleViTWithPatchDropout(simple_vit.SimpleViT):
     """`SimpleViT` that, when `train`, sees `max(1, int(n * (1 - patch_dropout)))` of an image's n patches.
 
     Raises ValueError for a `patch_dropout` below 0, or of 1 and above.
@@ -23,17 +21,17 @@ class SimpleViTWithPatchDropout(SimpleViT):
     patch_dropout: float = 0.5
 
     def __post_init__(self):
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout!r}: expected at least 0 and less than 1")
+        expect(self, "patch_dropout", 0 <= self.patch_dropout < 1, "at least 0 and less than 1")
         super().__post_init__()
 
     def setup(self):
         super().setup()
         self.drop_patches = PatchDropout(self.patch_dropout)
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens after the transformer: the patches that are left, then the extra tokens, of which none is dropped."""
         x = self.drop_patches(self.embed(images), train=train)
-        return self.transformer(x if extra_tokens is None else append(x, extra_tokens))
+        return self.transformer(x if extra_tokens is None else append(x, extra_tokens), train=train)
+
+
+PRESETS = simple_vit.PRESETS

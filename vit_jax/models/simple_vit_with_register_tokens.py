@@ -6,35 +6,38 @@ Differs from the paper: a SimpleViT (mean of the patches, computed positions) in
 Axes: b batch, n patches, e extra tokens, d dim.
 """
 
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from vit_jax.layers import append
-from vit_jax.models.simple_vit import TORCH_RULES, SimpleViT
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.models import simple_vit
 
-__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithRegisterTokens"]
 
-
-class SimpleViTWithRegisterTokens(SimpleViT):
+class SimpleViTWithRegisterTokens(simple_vit.SimpleViT):
     """`SimpleViT` whose transformer also sees `num_register_tokens` learned tokens, which are then thrown away."""
 
     num_register_tokens: int = 4
 
     def setup(self):
         super().setup()
-        init = nn.initializers.normal(0.02)
-        self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
+        if self.num_register_tokens:  # an empty parameter cannot be saved
+            init = nn.initializers.normal(0.02)
+            self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens after the transformer: the patches, then the extra tokens, without the registers."""
         x = self.embed(images, extra_tokens)
-        return self.transformer(append(x, self.register_tokens))[:, : x.shape[1]]
+        tokens = append(x, self.register_tokens) if self.num_register_tokens else x
+        return self.transformer(tokens, train=train)[:, : x.shape[1]]
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "b16": dict(image_size=224, patch_size=16, dim=768, depth=12, heads=12, mlp_dim=3072),
-    "l14": dict(image_size=224, patch_size=14, dim=1024, depth=24, heads=16, mlp_dim=4096),
-}
+PRESETS = {"tiny": TINY, "b16": vit_sizes(768), "l14": vit_sizes(1024, depth=24, patch_size=14)}
+
+TORCH_RULES = simple_vit.TORCH_RULES
+
+
+def torch_constants(model: SimpleViTWithRegisterTokens) -> dict[str, np.ndarray]:
+    """Upstream stores an empty parameter where there are no registers."""
+    return {} if model.num_register_tokens else {"register_tokens": np.zeros((0, model.dim), np.float32)}

@@ -5,116 +5,95 @@ Differs from upstream: `num_classes=0` gives tokens; registers start at a deviat
 Axes: b batch, n tokens (registers first), d dim, h heads, i query, j key, p patches, r extra tokens, k classes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, prepend, softmax
+from vit_jax.layers import Blocks, Dense, LayerNorm, attend, prepend
 from vit_jax.layers.check import at_least, one_of
-from vit_jax.models.simple_vit import PRESETS as SIMPLE_PRESETS
-from vit_jax.models.simple_vit import SimpleViT
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.models import simple_vit
+from vit_jax.models.simple_vit_with_register_tokens import SimpleViTWithRegisterTokens
 
 
-class Attention(nn.Module):
+class Attention(simple_vit.Attention):
     """Attention whose weights are multiplied by gates, before they are normalised; `registers`, in front, have none.
 
     Gives the tokens and how far the gates of each image are open on average, from 0 to 1.
     """
 
-    heads: int
-    dim_head: int
     dim_mask: int
     registers: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Float[Array, "b"]]:
-        dim = x.shape[-1]
-        x = LayerNorm(name="norm")(x)
-        widths = self.heads * np.array([self.dim_head] * 3 + [self.dim_mask] * 2)
-        parts = Dense(int(widths.sum()), use_bias=False, name="to_qkv_and_mask")(x)
-        parts = jnp.split(parts, widths.cumsum()[:-1], axis=-1)
-        q, k, v, q_mask, k_mask = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts)
+    def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, Float[Array, "b"]]:
+        inner_dim, mask_dim = 3 * self.heads * self.dim_head, 2 * self.heads * self.dim_mask
+        parts = Dense(inner_dim + mask_dim, use_bias=False, name="to_qkv_and_mask")(LayerNorm(name="norm")(x))
+        q, k, v = rearrange(parts[..., :inner_dim], "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q_mask, k_mask = rearrange(parts[..., inner_dim:], "b n (qk h d) -> qk b h n d", qk=2, h=self.heads)
 
         gates = jnp.einsum("bhid,bhjd->bhij", q_mask, k_mask[:, :, self.registers :]) * self.dim_mask**-0.5
         gates = gates.astype(jnp.float32)
-        log_gates = jnp.maximum(jax.nn.log_sigmoid(gates), jnp.log(1e-20))
+        log_gates = jnp.maximum(jax.nn.log_sigmoid(gates), jnp.log(1e-20)).astype(q.dtype)
         log_gates = jnp.pad(log_gates, ((0, 0), (0, 0), (0, 0), (self.registers, 0)))
-        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
-        attn = softmax(scores + log_gates.astype(scores.dtype))
-        self.sow("intermediates", "attn", attn)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        return Dense(dim, use_bias=False, name="to_out")(out), jax.nn.sigmoid(gates).mean(axis=(1, 2, 3))
+        out = Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v, bias=log_gates))
+        return out, jax.nn.sigmoid(gates).mean(axis=(1, 2, 3))
 
 
-class Transformer(nn.Module):
-    """`depth` blocks and a last norm; gives the tokens and how far the gates are open, averaged over layers."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dim_mask: int
-    registers: int
+class Transformer(Blocks):
+    """`Blocks` and a last norm; gives the tokens and how far the gates are open, averaged over layers."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Float[Array, "b"]]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, Float[Array, "b"]]:
         mean_openness = jnp.zeros(len(x))
         for i in range(self.depth):
-            attn = Attention(self.heads, self.dim_head, self.dim_mask, self.registers, name=f"attn_{i}")
-            out, openness = attn(x)
+            out, openness = self.attention(name=f"attn_{i}")(x, train=train)
             x, mean_openness = x + out, mean_openness + openness / self.depth
-            x = x + FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
         return LayerNorm(name="norm")(x), mean_openness
 
 
-class SimpleViTWithSparseGating(SimpleViT):
+class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
     """SimpleViT with gates; with `return_loss=True` it gives (logits, loss), a scalar to add to the classifier's.
 
     `sparsity_loss_type` "l1" is the share of each image's gates that is open, averaged over images; "thresholded_l1"
     is what of that share exceeds `sparsity_threshold`. Raises ValueError for another `sparsity_loss_type`.
     """
 
-    num_register_tokens: int = 4
     dim_mask: int = 4
     sparsity_loss_type: str = "thresholded_l1"
     sparsity_threshold: float = 0.05
 
     def __post_init__(self):
-        at_least(self, num_register_tokens=0, dim_mask=1)
+        at_least(self, dim_mask=1)
         one_of("sparsity_loss_type", self.sparsity_loss_type, ("l1", "thresholded_l1"))
         super().__post_init__()
 
     def make_transformer(self) -> nn.Module:
         gating = (self.dim_mask, self.num_register_tokens)
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, *gating)
-
-    def setup(self):
-        super().setup()
-        init = nn.initializers.normal(0.02)
-        self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
+        attention = functools.partial(Attention, self.heads, self.dim_head, *gating)
+        return Transformer(self.depth, attention, self.make_feed_forward())
 
     def encode_with_loss(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "r d"] | None = None
-    ) -> tuple[Float[Array, "b p d"], Float[Array, ""]]:
+        self, images: Images, extra_tokens: ExtraTokens | None = None
+    ) -> tuple[Tokens, Float[Array, ""]]:
         """What `encode` gives, and the sparsity loss."""
-        x = prepend(self.register_tokens, self.embed(images, extra_tokens))
-        x, openness = self.transformer(x)
+        x = self.embed(images, extra_tokens)
+        x, openness = self.transformer(prepend(self.register_tokens, x) if self.num_register_tokens else x)
         loss = openness if self.sparsity_loss_type == "l1" else nn.relu(openness - self.sparsity_threshold)
         return x[:, self.num_register_tokens :], loss.mean()
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "r d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b p d"]:
-        """Tokens after the transformer: the patches, then the extra tokens, without the registers."""
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         return self.encode_with_loss(images, extra_tokens)[0]
 
-    def __call__(self, images: Float[Array, "b H W c"], *, return_loss: bool = False, train: bool = False):
+    def __call__(self, images: Images, *, return_loss: bool = False, train: bool = False):
         tokens, loss = self.encode_with_loss(images)
         out = self.head(tokens) if self.num_classes else tokens
         return (out, loss) if return_loss else out
 
 
-PRESETS = SIMPLE_PRESETS  # upstream names no sizes
+PRESETS = simple_vit.PRESETS  # upstream names no sizes
