@@ -18,11 +18,15 @@ class Blocks(nn.Module):
     attention: Callable[..., nn.Module]
     feed_forward: Callable[..., nn.Module]
 
+    def add(self, x: Array, out: Array, part: str, i: int) -> Float[Array, "*batch d"]:
+        """The residual around the `part` "attn" or "ff" of block `i`, which has made `out` of `x`."""
+        return x + out
+
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"], *context, train: bool = False) -> Float[Array, "*batch d"]:
         for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x, *context, train=train)
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            x = self.add(x, self.attention(name=f"attn_{i}")(x, *context, train=train), "attn", i)
+            x = self.add(x, self.feed_forward(name=f"ff_{i}")(x, train=train), "ff", i)
         return x
 
 

@@ -12,30 +12,16 @@ import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, append, attend, gelu, sincos_2d, softmax
-from vit_jax.layers.check import at_least, check_images, expect, pair, patch_grid
+from vit_jax.layers import Blocks, Dense, LayerNorm, PatchEmbed, attend, gelu, sincos_2d, softmax
+from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
 from vit_jax.models import simple_vit
-
-
-class PatchEmbed(nn.Module):
-    """Image to tokens, between norms without bias."""
-
-    patch_size: tuple[int, int]
-    dim: int
-
-    @nn.compact
-    def __call__(self, images: Images) -> Tokens:
-        patch_grid(images.shape[1:3], self.patch_size)
-        ph, pw = self.patch_size
-        x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
-        x = Dense(self.dim, name="proj")(LayerNorm(use_bias=False, name="norm_in")(x))
-        return LayerNorm(use_bias=False, name="norm_out")(x)
 
 
 class GroupedDense(nn.Module):
@@ -137,23 +123,23 @@ class DCASimpleViT(simple_vit.SimpleViT):
         expect(self, "mlp_dim", self.mlp_dim % self.ffn_heads == 0, f"a multiple of ffn_heads={self.ffn_heads}")
         super().__post_init__()
 
-    def setup(self):
-        self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
-        feed_forward = functools.partial(FeedForward, self.mlp_dim)
-        self.initial_ff = feed_forward()
+    def make_patch_embedding(self) -> nn.Module:
+        norm = functools.partial(LayerNorm, use_bias=False)
+        return PatchEmbed(pair("patch_size", self.patch_size), self.dim, norm)
+
+    def make_transformer(self) -> nn.Module:
         norm = functools.partial(nn.RMSNorm, epsilon=self.eps)
         attention = functools.partial(Attention, self.heads, self.dim_head, self.gate, norm)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim)
         groups = self.heads if self.per_head else 1
-        self.transformer = Transformer(self.depth, attention, feed_forward, groups, self.ffn_heads, norm)
-        if self.num_classes:
-            self.linear_head = self.make_head()
+        return Transformer(self.depth, attention, feed_forward, groups, self.ffn_heads, norm)
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
-        check_images(images, self.channels)
-        x = self.to_patch_embedding(images)
-        positions = sincos_2d(*patch_grid(images.shape[1:3], self.patch_size), self.dim, float(self.temperature))
-        x = x + jnp.asarray(positions, x.dtype)[None]
-        return x if extra_tokens is None else append(x, extra_tokens)
+    def setup(self):
+        super().setup()
+        self.initial_ff = FeedForward(self.mlp_dim)
+
+    def positions(self, rows: int, columns: int) -> np.ndarray:
+        return sincos_2d(rows, columns, self.dim, float(self.temperature))
 
     def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         x = self.embed(images, extra_tokens)

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -67,21 +68,29 @@ class SimpleViT(nn.Module):
         """The module between positions and pool."""
         return NormedBlocks(self.depth, self.make_attention(), self.make_feed_forward())
 
+    def make_patch_embedding(self) -> nn.Module:
+        """The module that turns images into tokens."""
+        return PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+
     def make_head(self) -> nn.Module:
         """The module that turns pooled features into logits."""
         return Dense(self.num_classes)
 
     def setup(self):
-        self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+        self.to_patch_embedding = self.make_patch_embedding()
         self.transformer = self.make_transformer()
         if self.num_classes:
             self.linear_head = self.make_head()
+
+    def positions(self, rows: int, columns: int) -> np.ndarray:
+        """Those of a grid of patches, (n, d)."""
+        return sincos_2d(rows, columns, self.dim)
 
     def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
         """Tokens before the transformer: the patches with positions, and the extra tokens."""
         check_images(images, self.channels)
         x = self.to_patch_embedding(images)
-        x = x + jnp.asarray(sincos_2d(*patch_grid(images.shape[1:3], self.patch_size), self.dim), x.dtype)[None]
+        x = x + jnp.asarray(self.positions(*patch_grid(images.shape[1:3], self.patch_size)), x.dtype)[None]
         return x if extra_tokens is None else append(x, extra_tokens)
 
     def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:

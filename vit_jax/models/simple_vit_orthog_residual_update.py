@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, l2_normalize
+from vit_jax.layers import Dense, NormedBlocks, l2_normalize
 from vit_jax.layers.check import expect
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
@@ -39,19 +39,13 @@ class OrthogonalUpdate(nn.Module):
         return x + parallel * gates[..., :1] + orthogonal * gates[..., 1:]
 
 
-class Transformer(Blocks):
-    """`Blocks` with orthogonal updates for residuals, and a last norm."""
+class Transformer(NormedBlocks):
+    """`NormedBlocks` with orthogonal updates for residuals."""
 
     learned: bool
 
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        for i in range(self.depth):
-            attended = self.attention(name=f"attn_{i}")(x, train=train)
-            x = OrthogonalUpdate(self.learned, name=f"attn_update_{i}")(x, attended)
-            fed_forward = self.feed_forward(name=f"ff_{i}")(x, train=train)
-            x = OrthogonalUpdate(self.learned, name=f"ff_update_{i}")(x, fed_forward)
-        return LayerNorm(name="norm")(x)
+    def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
+        return OrthogonalUpdate(self.learned, name=f"{part}_update_{i}")(x, out)
 
 
 class SimpleViTOrthogonalUpdate(simple_vit.SimpleViT):
