@@ -13,11 +13,11 @@ from vit_jax.models.simple_vit_with_relative_proj_pos_bias import RelativeProjPo
 def test_the_bias_is_a_curve_over_distance_within_reach():
     """With all weights equal to one, a bias is the sum of the curves at the distances in rows and in columns."""
     grid, max_dist = (3, 4), 2
-    bias = RelativeProjPosBias(grid, heads=1, num_distance_basis=2, max_dist=max_dist)
+    bias = RelativeProjPosBias(heads=1, num_distance_basis=2, max_dist=max_dist)
     banks = np.arange(12.0, dtype=np.float32).reshape(2, 2, 3)
     ones = {"kernel": jnp.zeros((5, 4)), "bias": jnp.ones(4)}
     params = {"to_distance_weights": ones, "distance_banks": jnp.asarray(banks)}
-    out = np.asarray(bias.apply({"params": params}, jnp.ones((1, 12, 5))))[0, 0]
+    out = np.asarray(bias.apply({"params": params}, jnp.ones((1, 12, 5)), grid))[0, 0]
     curves = banks.sum(axis=1)
     for i, (row, column) in enumerate(np.ndindex(grid)):
         for j, (key_row, key_column) in enumerate(np.ndindex(grid)):

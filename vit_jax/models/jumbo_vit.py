@@ -9,41 +9,40 @@ attention.
 Axes: b batch, n tokens (pieces first), d dim, j jumbo tokens, p pieces of each, e extra tokens, k classes.
 """
 
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import FeedForward, LayerNorm, prepend
-from vit_jax.layers.check import at_least
-from vit_jax.layers.rules import PATCH_EMBED_RULES
-from vit_jax.models.simple_vit import Attention, SimpleViT
+from vit_jax.layers import Blocks, FeedForward, LayerNorm, prepend
+from vit_jax.layers.check import at_least, expect
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.models.simple_vit import SimpleViT
 
 
-class Transformer(nn.Module):
-    """`depth` blocks without a last norm: all tokens attend, then jumbo tokens and patches go separate ways.
+class Transformer(Blocks):
+    """Blocks without a last norm: all tokens attend, then jumbo tokens and patches go separate ways.
 
     The first tokens are the `pieces` of each of the `jumbos`; all layers share the feed-forward of their whole.
     """
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
     jumbo_mlp_dim: int
     jumbos: int
     pieces: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         jumbo_ff = FeedForward(self.jumbo_mlp_dim, name="jumbo_ff")
         for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
+            x = x + self.attention(name=f"attn_{i}")(x)
             pieces, patches = jnp.split(x, [self.jumbos * self.pieces], axis=1)
             jumbo = rearrange(pieces, "b (j p) d -> b j (p d)", p=self.pieces)
             pieces = rearrange(jumbo + jumbo_ff(jumbo), "b j (p d) -> b (j p) d", p=self.pieces)
-            patches = patches + FeedForward(self.mlp_dim, name=f"ff_{i}")(patches)
-            x = jnp.concatenate([pieces, patches], axis=1)
+            x = jnp.concatenate([pieces, patches + self.feed_forward(name=f"ff_{i}")(patches)], axis=1)
         return x
 
 
@@ -63,16 +62,15 @@ class JumboViT(SimpleViT):
     def __post_init__(self):
         at_least(self, num_jumbo_cls=1, jumbo_cls_k=1)
         super().__post_init__()
-        if self.jumbo_ff_mult * self.jumbo_cls_k * self.dim < 1:
-            raise ValueError(f"jumbo_ff_mult={self.jumbo_ff_mult}: expected more than 0, so that a feature is left")
+        left = self.jumbo_ff_mult * self.jumbo_cls_k * self.dim >= 1
+        expect(self, "jumbo_ff_mult", left, "more than 0, so that a feature is left")
 
     def make_transformer(self) -> nn.Module:
         jumbo_dim = self.jumbo_cls_k * self.dim
-        mlp_dim, jumbo_mlp_dim = self.mlp_dim, int(jumbo_dim * self.jumbo_ff_mult)
-        if self.multiply_widths:
-            mlp_dim, jumbo_mlp_dim = self.dim * mlp_dim, jumbo_dim * jumbo_mlp_dim
-        tokens = (self.num_jumbo_cls, self.jumbo_cls_k)
-        return Transformer(self.depth, self.heads, self.dim_head, mlp_dim, jumbo_mlp_dim, *tokens)
+        factor, jumbo_factor = (self.dim, jumbo_dim) if self.multiply_widths else (1, 1)
+        blocks = (self.depth, self.make_attention(), functools.partial(FeedForward, factor * self.mlp_dim))
+        jumbo_mlp_dim = jumbo_factor * int(jumbo_dim * self.jumbo_ff_mult)
+        return Transformer(*blocks, jumbo_mlp_dim, self.num_jumbo_cls, self.jumbo_cls_k)
 
     def setup(self):
         super().setup()
@@ -81,28 +79,22 @@ class JumboViT(SimpleViT):
         if self.num_classes:
             self.norm = LayerNorm()
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        """Tokens after the transformer: the pieces of the jumbo tokens, the patches, the extra tokens."""
-        pieces = self.jumbo_cls_token.reshape(-1, self.dim)
-        return self.transformer(prepend(pieces, self.embed(images, extra_tokens)))
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
+        """Tokens before the transformer: the pieces of the jumbo tokens, the patches, the extra tokens."""
+        return prepend(self.jumbo_cls_token.reshape(-1, self.dim), super().embed(images, extra_tokens))
 
-    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`."""
-        pieces = tokens[:, : self.num_jumbo_cls * self.jumbo_cls_k]
-        return self.linear_head(self.norm(pieces.mean(axis=1)))
+        return self.linear_head(self.norm(tokens[:, : self.num_jumbo_cls * self.jumbo_cls_k].mean(axis=1)))
 
 
 def _paper(dim, heads, pieces=6):
-    mlp = dict(mlp_dim=4 * dim, jumbo_cls_k=pieces, jumbo_ff_mult=4, multiply_widths=False)
-    return dict(image_size=224, patch_size=16, dim=dim, depth=12, heads=heads, dim_head=dim // heads, **mlp)
+    jumbo = dict(jumbo_cls_k=pieces, jumbo_ff_mult=4, multiply_widths=False)
+    return vit_sizes(dim, heads=heads, dim_head=dim // heads, **jumbo)
 
-
-_TINY = dict(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128, jumbo_cls_k=3, jumbo_ff_mult=2, multiply_widths=False)
 
 PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, **_TINY),
+    "tiny": TINY | dict(jumbo_cls_k=3, jumbo_ff_mult=2, multiply_widths=False),
     "pico16": _paper(96, 3),
     "nano16": _paper(128, 4),
     "ti16": _paper(192, 3),
@@ -113,9 +105,6 @@ PRESETS = {
 TORCH_RULES = (
     *PATCH_EMBED_RULES,
     (r"transformer/attn_(\d+)", r"layers.\1.0"),
-    *(
-        (f"transformer/{flax}/{part}", f"{torch}.{index}")
-        for flax, torch in ((r"ff_(\d+)", r"layers.\1.1"), ("jumbo_ff", "jumbo_ff.1"))
-        for part, index in (("norm", 0), ("fc1", 1), ("fc2", 3))
-    ),
+    *feed_forward_rules(r"transformer/ff_(\d+)", r"layers.\1.1", fc2=3),
+    *feed_forward_rules("transformer/jumbo_ff", "jumbo_ff.1", fc2=3),
 )

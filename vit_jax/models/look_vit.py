@@ -8,14 +8,21 @@ Differs from the paper: patches are projected by a convolution over their neighb
 Axes: b batch, n tokens, m tokens of the context, d dim, h heads, i query, j key, k classes.
 """
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, gelu, sincos_2d, softmax, standardize
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
+from vit_jax.layers import Dense, FeedForward, sincos_2d, softmax, standardize
+from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers.shapes import Images, Tokens
+
+Context, Scores = Float[Array, "b m d"], Float[Array, "b h n m"]
 
 
 class OffsetNorm(nn.Module):
@@ -28,22 +35,11 @@ class OffsetNorm(nn.Module):
         return y.astype(jnp.result_type(x, gamma))
 
 
-class FeedForward(nn.Module):
-    """The feed-forward block with `OffsetNorm`; its hidden layer is `factor` times as wide as its input."""
+class Attention(nn.Module):
+    """Attention of x over itself, or over a context; returns its scores, before the softmax, besides.
 
-    factor: int | float
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim = x.shape[-1]
-        hidden = gelu(Dense(int(dim * self.factor), name="fc1")(OffsetNorm(name="norm")(x)))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return nn.Dropout(self.dropout)(Dense(dim, name="fc2")(hidden), deterministic=not train)
-
-
-class ReusedAttention(nn.Module):
-    """Values of the context (b, m, d), weighed by scores (b, h, n, m) that another attention has computed."""
+    Given the `scores` of another attention, it weighs the values of the context by these, and does not read x.
+    """
 
     heads: int
     dim_head: int
@@ -51,35 +47,23 @@ class ReusedAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, context: Float[Array, "b m d"], scores: Float[Array, "b h n m"], *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        return self._weigh(OffsetNorm(name="norm_context")(context), scores, train)
-
-    def _weigh(self, context: Float[Array, "b m d"], scores: Float[Array, "b h n m"], train: bool) -> Array:
+        self, x: Tokens, context: Context | None = None, scores: Scores | None = None, *, train: bool = False
+    ) -> tuple[Tokens, Scores]:
+        project = lambda name, x: Dense(self.heads * self.dim_head, use_bias=False, name=name)(x)
+        heads = lambda name, x: rearrange(project(name, x), "b n (h d) -> b h n d", h=self.heads)
+        if context is not None:
+            context = OffsetNorm(name="norm_context")(context)
+        if scores is None:
+            x = OffsetNorm(name="norm")(x)
+            context = x if context is None else context
+            q, k = heads("to_q", x), heads("to_k", context)
+            scores = jnp.einsum("bhid,bhjd->bhij", q * self.dim_head**-0.5, k)
         attn = softmax(scores)
         self.sow("intermediates", "attn", attn)
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = jnp.einsum("bhij,bhjd->bhid", attn, self._heads("to_v", context))
-        out = Dense(context.shape[-1], use_bias=False, name="to_out")(rearrange(out, "b h n d -> b n (h d)"))
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
-
-    def _heads(self, name: str, x: Float[Array, "b n d"]) -> Float[Array, "b h n f"]:
-        x = Dense(self.heads * self.dim_head, use_bias=False, name=name)(x)
-        return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
-
-
-class Attention(ReusedAttention):
-    """Attention of x over itself, or over a context; returns its scores, before the softmax, besides."""
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, *, train: bool = False
-    ) -> tuple[Float[Array, "b n d"], Float[Array, "b h n m"]]:
-        x = OffsetNorm(name="norm")(x)
-        context = x if context is None else OffsetNorm(name="norm_context")(context)
-        q, k = self._heads("to_q", x), self._heads("to_k", context)
-        scores = jnp.einsum("bhid,bhjd->bhij", q * self.dim_head**-0.5, k)
-        return self._weigh(context, scores, train), scores
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, heads("to_v", context)), "b h n d -> b n (h d)")
+        out = Dense(x.shape[-1], use_bias=False, name="to_out")(out)
+        return nn.Dropout(self.dropout)(out, deterministic=not train), scores
 
 
 class LookViT(nn.Module):
@@ -108,96 +92,59 @@ class LookViT(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        self._highres_grid(pair("image_size", self.image_size))
+        patch_grid(pair("image_size", self.image_size), self.highres_patch_size, "highres_patch_size")
         sides = zip(pair("patch_size", self.patch_size), pair("", self.highres_patch_size), strict=True)
-        if any(side <= highres for side, highres in sides):
-            raise ValueError(
-                f"patch_size={self.patch_size!r}: expected more than highres_patch_size={self.highres_patch_size!r}"
-            )
-        if self.patch_conv_kernel_size % 2 == 0:
-            raise ValueError(f"patch_conv_kernel_size={self.patch_conv_kernel_size}: expected an odd number")
+        larger = all(side > highres for side, highres in sides)
+        expect(self, "patch_size", larger, f"more than highres_patch_size={self.highres_patch_size!r}")
+        expect(self, "patch_conv_kernel_size", self.patch_conv_kernel_size % 2 == 1, "an odd number")
         sincos_2d(1, 1, self.dim)  # which refuses some
         super().__post_init__()
 
-    def _highres_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        ph, pw = pair("highres_patch_size", self.highres_patch_size)
-        if size[0] % ph or size[1] % pw:
-            raise ValueError(f"image_size={size}: expected multiples of highres_patch_size={self.highres_patch_size!r}")
-        return size[0] // ph, size[1] // pw
-
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b H W c"], *, train: bool = False
-    ) -> Float[Array, "b k"] | tuple[Float[Array, "b n d"], Float[Array, "b m d"]]:
+    def __call__(self, images: Images, *, train: bool = False) -> Float[Array, "b k"] | tuple[Tokens, Context]:
         check_images(images, self.channels)
         few = patch_grid(images.shape[1:3], self.patch_size)
-        rows, columns = self._highres_grid(images.shape[1:3])
-        self.param("pos_embedding", nn.initializers.normal(0.02), self._unused_positions())
+        rows, columns = patch_grid(images.shape[1:3], self.highres_patch_size, "highres_patch_size")
+        stored = math.prod(patch_grid(self.image_size, self.highres_patch_size))
+        self.param("pos_embedding", nn.initializers.normal(0.02), (stored, self.dim))  # upstream never reads it either
         patches = rearrange(images, "b (h ph) (w pw) c -> b h w (ph pw c)", h=rows, w=columns)
-        kernel, padding = self.patch_conv_kernel_size, self.patch_conv_kernel_size // 2
-        patches = nn.Conv(self.dim, (kernel, kernel), padding=padding, name="to_patches")(patches)
+        patches = nn.Conv(self.dim, (self.patch_conv_kernel_size,) * 2, name="to_patches")(patches)
         positions = jnp.asarray(sincos_2d(rows, columns, self.dim), patches.dtype).reshape(1, rows, columns, self.dim)
         patches = OffsetNorm(name="patch_norm")(patches) + positions
         x = jax.image.resize(patches, (len(patches), *few, self.dim), "bilinear", antialias=False)
         x, highres = (rearrange(grid, "b h w d -> b (h w) d") for grid in (x, patches))
 
-        cross = (self.cross_attn_heads, self.cross_attn_dim_head, self.dropout)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        cross = functools.partial(Attention, self.cross_attn_heads, self.cross_attn_dim_head, self.dropout)
+        feed_forward = lambda factor, name: FeedForward(int(self.dim * factor), self.dropout, OffsetNorm, name=name)
         for i in range(self.depth):
-            out, scores = Attention(*cross, name=f"lookup_{i}")(x, highres, train=train)
+            out, scores = cross(name=f"lookup_{i}")(x, highres, train=train)
             x = x + out
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)[0]
-            x = x + FeedForward(self.mlp_factor, self.dropout, name=f"ff_{i}")(x, train=train)
+            x = x + attention(name=f"attn_{i}")(x, train=train)[0]
+            x = x + feed_forward(self.mlp_factor, f"ff_{i}")(x, train=train)
 
-            learn = ReusedAttention(*cross, name=f"highres_attn_{i}")
-            highres = highres + learn(x, scores.swapaxes(-1, -2), train=train)
+            highres = highres + cross(name=f"highres_attn_{i}")(highres, x, scores.swapaxes(-1, -2), train=train)[0]
             highres = OffsetNorm(name=f"highres_norm_{i}")(highres)
-            highres_ff = FeedForward(self.highres_mlp_factor, self.dropout, name=f"highres_ff_{i}")
-            highres = highres + highres_ff(highres, train=train)
+            highres = highres + feed_forward(self.highres_mlp_factor, f"highres_ff_{i}")(highres, train=train)
 
         x, highres = OffsetNorm(name="norm")(x), OffsetNorm(name="highres_norm")(highres)
         if not self.num_classes:
             return x, highres
         return Dense(self.num_classes, use_bias=False, name="to_logits")(x.mean(axis=1) + highres.mean(axis=1))
 
-    def _unused_positions(self) -> tuple[int, int]:
-        """Shape of a parameter that upstream stores and never reads."""
-        rows, columns = self._highres_grid(pair("image_size", self.image_size))
-        return rows * columns, self.dim
 
-
-PRESETS = {
-    "tiny": dict(
-        image_size=32,
-        patch_size=8,
-        highres_patch_size=4,
-        dim=64,
-        depth=3,
-        heads=4,
-        dim_head=16,
-        mlp_factor=2,
-        highres_mlp_factor=1,
-        cross_attn_heads=4,
-        cross_attn_dim_head=16,
-        patch_conv_kernel_size=3,
-        dropout=0.0,
-    )
-}
-
-
-def _feed_forward(flax: str, torch: str) -> tuple[tuple[str, str], ...]:
-    return ((f"{flax}/norm", f"{torch}.0"), (f"{flax}/fc1", f"{torch}.1"), (f"{flax}/fc2", f"{torch}.4"))
-
+_SIZES = dict(image_size=32, patch_size=8, highres_patch_size=4, dim=64, depth=3, heads=4, dim_head=16, mlp_factor=2)
+_CROSS = dict(highres_mlp_factor=1, cross_attn_heads=4, cross_attn_dim_head=16, patch_conv_kernel_size=3)
+PRESETS = {"tiny": _SIZES | _CROSS | dict(dropout=0.0)}
 
 TORCH_RULES = (
     ("to_patches", "to_patches.1"),
     ("patch_norm", "to_patches.3"),
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.1"),
-    (r"lookup_(\d+)/to_out", r"layers.\1.2.to_out.1"),
-    (r"highres_attn_(\d+)/to_out", r"layers.\1.3.to_out.1"),
+    ("to_out", "to_out.1"),
     (r"attn_(\d+)", r"layers.\1.0"),
-    *_feed_forward(r"ff_(\d+)", r"layers.\1.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
     (r"lookup_(\d+)", r"layers.\1.2"),
     (r"highres_attn_(\d+)", r"layers.\1.3"),
     (r"highres_norm_(\d+)", r"layers.\1.4"),
-    *_feed_forward(r"highres_ff_(\d+)", r"layers.\1.5"),
+    *feed_forward_rules(r"highres_ff_(\d+)", r"layers.\1.5"),
 )

@@ -9,6 +9,7 @@ projection; positions are of whole patches, not fractions of the side; token dro
 Axes: b rows, n tokens, m context, s images of a row, i images, d dim, h heads, q query, j key, k classes.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,9 +20,15 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, LayerNorm, gelu, l2_normalize, packing, softmax
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.packing import PackedImages
+from vit_jax.layers import Dense, FeedForward, LayerNorm, attend, l2_normalize, packing
+from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Tokens
+
+Mask, Context = Bool[Array, "b n m"], Float[Array, "b m d"]
+AnyImages = Images | Sequence | packing.PackedImages
+Norm = functools.partial(LayerNorm, use_bias=False)
 
 
 class RMSNorm(nn.Module):
@@ -34,65 +41,36 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over a context, where `mask` allows; queries and keys are normalised."""
+    """Attention of x over itself, or over a context, where `mask` allows; queries and keys are normalised.
+
+    A query that may see nothing gets the mean of all values.
+    """
 
     heads: int
     dim_head: int
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        mask: Bool[Array, "b n m"],
-        context: Float[Array, "b m d"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        x = LayerNorm(use_bias=False, name="norm")(x)
+    def __call__(self, x: Tokens, mask: Mask, context: Context | None = None, *, train: bool = False) -> Tokens:
+        inner_dim, x = self.heads * self.dim_head, Norm(name="norm")(x)
         q = Dense(inner_dim, use_bias=False, name="to_q")(x)
         kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(x if context is None else context)
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
+        q = RMSNorm(name="q_norm")(rearrange(q, "b n (h d) -> b h n d", h=self.heads))
         k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        scores = jnp.einsum("bhqd,bhjd->bhqj", RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k))
-        out = self.weigh(scores, v, mask, train=train)
-        out = Dense(dim, use_bias=False, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
-
-    def weigh(self, scores: Float[Array, "b h n m"], v: Float[Array, "b h m d"], mask: Bool[Array, "b n m"], *, train):
-        """Values weighed where `mask` allows, (b, n, h d); a query that may see nothing gets the mean of all."""
-        attn = softmax(jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min))
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        return rearrange(jnp.einsum("bhqj,bhjd->bhqd", attn, v), "b h n d -> b n (h d)")
-
-
-class FeedForward(nn.Module):
-    """Pre-norm feed-forward block; its norm has no bias."""
-
-    hidden_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim = x.shape[-1]
-        x = LayerNorm(use_bias=False, name="norm")(x)
-        x = gelu(Dense(self.hidden_dim, name="fc1")(x))
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dropout(self.dropout)(Dense(dim, name="fc2")(x), deterministic=not train)
+        k = RMSNorm(name="k_norm")(k)
+        out = attend(self, q, k, v, scale=1.0, mask=mask[:, None], dropout=self.dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], use_bias=False, name="to_out")(out), deterministic=not train)
 
 
 class EmbedPatches(nn.Module):
     """Patches (b, n, p), normalised, projected and normalised again: tokens (b, n, dim)."""
 
     dim: int
-    use_bias: bool
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
-        x = LayerNorm(use_bias=self.use_bias, name="norm_in")(x)
-        return LayerNorm(use_bias=self.use_bias, name="norm_out")(Dense(self.dim, name="proj")(x))
+    def __call__(self, x: Float[Array, "b n p"]) -> Tokens:
+        return self.norm(name="norm_out")(Dense(self.dim, name="proj")(self.norm(name="norm_in")(x)))
 
 
 class NaViT(nn.Module):
@@ -121,18 +99,29 @@ class NaViT(nn.Module):
     def __post_init__(self):
         check_arguments(self)
         rate = self.token_dropout_prob
-        if not callable(rate) and not 0 <= (rate or 0) < 1:
-            raise ValueError(f"token_dropout_prob={rate!r}: expected 0 up to 1, or a function of height and width")
+        fits = callable(rate) or 0 <= (rate or 0) < 1
+        expect(self, "token_dropout_prob", fits, "0 up to 1, or a function of height and width")
         super().__post_init__()
+
+    def make_attention(self, dropout: float, name: str) -> nn.Module:
+        """Attention of a block, or of the pool."""
+        return Attention(self.heads, self.dim_head, dropout, name=name)
+
+    def make_patch_embedding(self) -> nn.Module:
+        """The module that turns patches into tokens."""
+        return EmbedPatches(self.dim, Norm, name="to_patch_embedding")
+
+    def pool_images(self, queries: Tokens, mask: Mask, x: Context, *, train: bool) -> Tokens:
+        """The query of each image attends to its tokens."""
+        return queries + self.make_attention(0.0, "attn_pool")(queries, mask, x, train=train)
 
     def pack(
         self, images: Sequence, *, rows: int | None = None, seq_len: int | None = None, max_images: int | None = None
-    ) -> PackedImages:
+    ) -> packing.PackedImages:
         """Packs a list of images, or a list of lists, on the host: see `vit_jax.layers.packing.pack_images`."""
         for image in (image for row in images for image in (row if isinstance(row, Sequence) else [row])):
             self._check_image(image)
-        sizes = dict(rows=rows, seq_len=seq_len, max_images=max_images)
-        patch = pair("patch_size", self.patch_size)
+        patch, sizes = pair("patch_size", self.patch_size), dict(rows=rows, seq_len=seq_len, max_images=max_images)
         return packing.pack_images(images, patch, token_dropout_prob=self.token_dropout_prob, **sizes)
 
     def _check_image(self, image) -> None:
@@ -141,57 +130,27 @@ class NaViT(nn.Module):
         if any(side > limit for side, limit in zip(image.shape, pair("image_size", self.image_size), strict=False)):
             raise ValueError(f"image of shape {image.shape}: expected at most image_size={self.image_size!r}")
 
-    def make_attention(self, dropout: float, name: str) -> nn.Module:
-        """Attention of a block, or of the pool."""
-        return Attention(self.heads, self.dim_head, dropout, name=name)
-
-    def make_patch_embedding(self) -> nn.Module:
-        """The module that turns patches into tokens."""
-        return EmbedPatches(self.dim, use_bias=False, name="to_patch_embedding")
-
-    def pool_images(
-        self, queries: Float[Array, "b s d"], of_image: Bool[Array, "b s n"], x: Float[Array, "b n d"], *, train
-    ):
-        """The query of each image attends to its tokens."""
-        return queries + self.make_attention(0.0, "attn_pool")(queries, of_image, x, train=train)
-
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "b H W c"] | Sequence | PackedImages,
-        *,
-        group_images: bool = False,
-        group_max_seq_len: int = 2048,
-        train: bool = False,
+        self, images: AnyImages, *, group_images: bool = False, group_max_seq_len: int = 2048, train: bool = False
     ) -> Float[Array, "*out"]:
         """`group_images` distributes a list over sequences of at most `group_max_seq_len` tokens."""
+        patch, rate = pair("patch_size", self.patch_size), self.token_dropout_prob if train else None
         if group_images:
-            patch = pair("patch_size", self.patch_size)
-            rate = self.token_dropout_prob if train else None
             lengths = [packing.count_kept(image, patch, rate) for image in images]
             images = packing.group_images(images, lengths, group_max_seq_len)
-        packed = self._packed(images)
-        x = self._encode(jax.tree.map(jnp.asarray, packed), train=train)
-        if self.num_classes:
-            x = LayerNorm(use_bias=False, name="norm_head")(x)
-            x = Dense(self.num_classes, use_bias=False, name="mlp_head")(x)
-        return x if isinstance(images, PackedImages) else x[packed.kept > 0]
-
-    def _packed(self, images) -> PackedImages:
-        if isinstance(images, PackedImages):
-            return images
         if isinstance(images, Sequence):
-            return self.pack(images)
-        check_images(images, self.channels)
-        self._check_image(images[0])
-        return packing.pack_batch(images, pair("patch_size", self.patch_size), self.token_dropout_prob)
-
-    def _encode(self, packed: PackedImages, *, train: bool) -> Float[Array, "b s d"]:
-        """One vector for each image."""
-        rate, (_, count), slots = self.token_dropout_prob, packed.segment_ids.shape, packed.kept.shape[1]
-        if train and rate:
+            on_host = images if isinstance(images, packing.PackedImages) else self.pack(images)
+        else:
+            check_images(images, self.channels)
+            self._check_image(images[0])
+            on_host = packing.pack_batch(images, patch, self.token_dropout_prob)
+        packed = jax.tree.map(jnp.asarray, on_host)
+        (_, count), (_, slots) = packed.segment_ids.shape, packed.kept.shape
+        if rate:
             length = count if callable(rate) else min(count, int(count * (1 - rate)) + slots)  # an image keeps one
             packed = packing.drop_tokens(self.make_rng("dropout"), packed, length)
+
         rows, columns = patch_grid(self.image_size, self.patch_size)
         init = nn.initializers.normal(0.02)
         row_positions = self.param("pos_embed_height", init, (rows, self.dim))
@@ -204,54 +163,36 @@ class NaViT(nn.Module):
         same_image = ids[:, :, None] == ids[:, None, :]
         for i in range(self.depth):
             x = x + self.make_attention(self.dropout, f"attn_{i}")(x, same_image, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        x = LayerNorm(use_bias=False, name="norm")(x)
+            x = x + FeedForward(self.mlp_dim, self.dropout, Norm, name=f"ff_{i}")(x, train=train)
+        x = Norm(name="norm")(x)
 
         query = self.param("attn_pool_queries", init, (self.dim,))
         queries = jnp.broadcast_to(query.reshape(1, 1, self.dim), (len(x), slots, self.dim))
         of_image = jnp.arange(slots).reshape(1, slots, 1) == ids[:, None, :]
-        return self.pool_images(queries, of_image, x, train=train)
+        x = self.pool_images(queries, of_image, x, train=train)
+        if self.num_classes:
+            x = Dense(self.num_classes, use_bias=False, name="mlp_head")(Norm(name="norm_head")(x))
+        return x if isinstance(images, packing.PackedImages) else x[on_host.kept > 0]
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "b32": dict(image_size=224, patch_size=32, dim=768, depth=12, heads=12, mlp_dim=3072),
-    "b16": dict(image_size=224, patch_size=16, dim=768, depth=12, heads=12, mlp_dim=3072),
-    "l16": dict(image_size=224, patch_size=16, dim=1024, depth=24, heads=16, mlp_dim=4096),
-}
+PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}
 
-BLOCK_RULES = (
-    (r"to_patch_embedding/proj", "to_patch_embedding.1"),
+MODULE_RULES = (
+    *sequential_rules("to_patch_embedding", "to_patch_embedding", norm_in=0, proj=1, norm_out=2),
     (r"attn_(\d+)", r"transformer.layers.\1.0"),
-    (r"ff_(\d+)/fc1", r"transformer.layers.\1.1.1"),
-    (r"ff_(\d+)/fc2", r"transformer.layers.\1.1.4"),
-    (r"mlp_head", "mlp_head.1"),
+    *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1"),
+    ("norm_head", "mlp_head.0"),
+    ("mlp_head", "mlp_head.1"),
+    ("^norm", "transformer.norm"),
 )
 
-TORCH_RULES = (
-    (r"to_patch_embedding/norm_in/scale", "to_patch_embedding.0.gamma"),
-    (r"to_patch_embedding/norm_out/scale", "to_patch_embedding.2.gamma"),
-    (r"attn_(\d+)/norm/scale", r"transformer.layers.\1.0.norm.gamma"),
-    (r"ff_(\d+)/norm/scale", r"transformer.layers.\1.1.0.gamma"),
-    (r"attn_pool/norm/scale", "attn_pool.norm.gamma"),
-    (r"norm/scale", "transformer.norm.gamma"),
-    (r"norm_head/scale", "mlp_head.0.gamma"),
-    (r"attn_(\d+)/to_out", r"transformer.layers.\1.0.to_out.0"),
-    (r"attn_pool/to_out", "attn_pool.to_out.0"),
-    *BLOCK_RULES,
-)
+TORCH_RULES = (("scale", "gamma"), ("to_out", "to_out.0"), *MODULE_RULES)
 
 
 def torch_constants(model: NaViT) -> dict[str, np.ndarray]:
     """Upstream stores a bias of zeros beside each norm's scale."""
     blocks = [f"transformer.layers.{i}.{norm}" for i in range(model.depth) for norm in ("0.norm", "1.0")]
-    norms = [
-        "to_patch_embedding.2",
-        "transformer.norm",
-        "attn_pool.norm",
-        *blocks,
-        *["mlp_head.0"][: model.num_classes],
-    ]
-    widths = dict.fromkeys(norms, model.dim)
+    head = ["mlp_head.0"] if model.num_classes else []
+    widths = dict.fromkeys(["to_patch_embedding.2", "transformer.norm", "attn_pool.norm", *blocks, *head], model.dim)
     widths["to_patch_embedding.0"] = math.prod(pair("patch_size", model.patch_size)) * model.channels
     return {f"{norm}.beta": np.zeros(width, np.float32) for norm, width in widths.items()}

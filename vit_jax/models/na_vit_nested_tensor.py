@@ -8,44 +8,38 @@ Differs from the paper: as NaViT does; queries and keys have one LayerNorm for a
 Axes: b rows, n tokens, m context, s images of a row, d dim, h heads, q query, j key.
 """
 
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, LayerNorm
-from vit_jax.models import na_vit
+from vit_jax.layers import Dense, LayerNorm, attend
+from vit_jax.layers.shapes import Tokens
+from vit_jax.models.na_vit import MODULE_RULES, PRESETS, Context, EmbedPatches, Mask, NaViT, Norm
 
-PRESETS = na_vit.PRESETS
+__all__ = ["PRESETS", "TORCH_RULES", "NaViTNestedTensor"]
 
 
-class Attention(na_vit.Attention):
+class Attention(nn.Module):
     """Scaled attention of x over itself, or over a context, where `mask` allows."""
 
-    qk_norm: bool = True
+    heads: int
+    dim_head: int
+    dropout: float
+    qk_norm: bool
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        mask: Bool[Array, "b n m"],
-        context: Float[Array, "b m d"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        x = LayerNorm(use_bias=False, name="norm")(x)
+    def __call__(self, x: Tokens, mask: Mask, context: Context | None = None, *, train: bool = False) -> Tokens:
+        x = Norm(name="norm")(x)
         source = x if context is None else context
         inputs = {"to_queries": x, "to_keys": source, "to_values": source}
-        q, k, v = (Dense(inner_dim, use_bias=False, name=name)(value) for name, value in inputs.items())
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v))
+        qkv = (Dense(self.heads * self.dim_head, use_bias=False, name=name)(value) for name, value in inputs.items())
+        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in qkv)
         if self.qk_norm:
-            q, k = LayerNorm(use_bias=False, name="query_norm")(q), LayerNorm(use_bias=False, name="key_norm")(k)
-        scores = jnp.einsum("bhqd,bhjd->bhqj", q, k) * self.dim_head**-0.5
-        return Dense(dim, use_bias=False, name="to_out")(self.weigh(scores, v, mask, train=train))
+            q, k = Norm(name="query_norm")(q), Norm(name="key_norm")(k)
+        out = attend(self, q, k, v, mask=mask[:, None], dropout=self.dropout, train=train)
+        return Dense(x.shape[-1], use_bias=False, name="to_out")(out)
 
 
-class NaViTNestedTensor(na_vit.NaViT):
+class NaViTNestedTensor(NaViT):
     """`NaViT` with norms of its own; `qk_rmsnorm=False` leaves queries and keys of the blocks as they are."""
 
     qk_rmsnorm: bool = True
@@ -55,22 +49,11 @@ class NaViTNestedTensor(na_vit.NaViT):
         return Attention(self.heads, self.dim_head, dropout, qk_norm, name=name)
 
     def make_patch_embedding(self) -> nn.Module:
-        return na_vit.EmbedPatches(self.dim, use_bias=True, name="to_patch_embedding")
+        return EmbedPatches(self.dim, LayerNorm, name="to_patch_embedding")
 
-    def pool_images(
-        self, queries: Float[Array, "b s d"], of_image: Bool[Array, "b s n"], x: Float[Array, "b n d"], *, train
-    ):
+    def pool_images(self, queries: Tokens, mask: Mask, x: Context, *, train: bool) -> Tokens:
         """As NaViT's, without a residual."""
-        return self.make_attention(0.0, "attn_pool")(queries, of_image, x, train=train)
+        return self.make_attention(0.0, "attn_pool")(queries, mask, x, train=train)
 
 
-TORCH_RULES = (
-    (r"to_patch_embedding/norm_in", "to_patch_embedding.0"),
-    (r"to_patch_embedding/norm_out", "to_patch_embedding.2"),
-    (r"attn_(\d+)/norm", r"transformer.layers.\1.0.norm"),
-    (r"attn_pool/norm", "attn_pool.norm"),
-    (r"ff_(\d+)/norm", r"transformer.layers.\1.1.0"),
-    (r"norm_head", "mlp_head.0"),
-    (r"norm", "transformer.norm"),
-    *na_vit.BLOCK_RULES,
-)
+TORCH_RULES = MODULE_RULES

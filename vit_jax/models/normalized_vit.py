@@ -7,16 +7,19 @@ projection of patches and the head are normalised as well; scales are not stored
 Axes: b batch, n patches, d dim, h heads, i query, j key, e extra tokens, k classes.
 """
 
+import functools
 import math
 
-import jax
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from vit_jax.layers import add_positions, append, l2_normalize, softmax
+from vit_jax.layers import Blocks, add_positions, append, attend, l2_normalize
 from vit_jax.layers.check import at_least, check_images, pair, patch_grid
+from vit_jax.layers.packing import to_patches
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
 from vit_jax.models.simple_vit import SimpleViT
 
 
@@ -45,18 +48,13 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        split = lambda name: rearrange(
-            NormDense(self.heads * self.dim_head, name=name)(x), "b n (h d) -> b h n d", h=self.heads
-        )
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        project = lambda name: NormDense(self.heads * self.dim_head, name=name)(x)
+        q, k, v = (rearrange(project(name), "b n (h d) -> b h n d", h=self.heads) for name in ("to_q", "to_k", "to_v"))
         init = nn.initializers.constant(self.dim_head**0.25)
         scale = lambda name: self.param(name, init, (self.heads, 1, self.dim_head))[None]
-        q = l2_normalize(split("to_q")) * scale("q_scale")
-        k = l2_normalize(split("to_k")) * scale("k_scale")
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k))
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, split("to_v")), "b h n d -> b n (h d)")
+        q, k = l2_normalize(q) * scale("q_scale"), l2_normalize(k) * scale("k_scale")
+        out = attend(self, q, k, v, scale=1.0, dropout=self.dropout, train=train)
         return NormDense(x.shape[-1], norm_in=True, name="to_out")(out)
 
 
@@ -67,7 +65,7 @@ class FeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         dim, hidden_dim = x.shape[-1], int(self.mlp_dim * 2 / 3)
         scale = lambda name: self.param(name, nn.initializers.ones, (hidden_dim,))[None, None]
         hidden = NormDense(hidden_dim, name="to_hidden")(x) * scale("hidden_scale")
@@ -76,26 +74,19 @@ class FeedForward(nn.Module):
         return NormDense(dim, norm_in=True, name="to_out")(x)
 
 
-class Transformer(nn.Module):
-    """`depth` blocks; each branch moves a token part of the way to its output, `lerp_init` at first, feature-wise."""
+class Transformer(Blocks):
+    """Blocks; each branch moves a token part of the way to its output, `lerp_init` at first, feature-wise."""
 
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
     lerp_init: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         scale = x.shape[-1] ** 0.5
         init = nn.initializers.constant(self.lerp_init / scale)
         for i in range(self.depth):
-            attn = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")
-            ff = FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")
-            for name, branch in (("attn", attn), ("ff", ff)):
-                rate = self.param(f"{name}_lerp_{i}", init, x.shape[-1:]) * scale
-                x = l2_normalize(x + rate[None, None] * (l2_normalize(branch(x, train=train)) - x))
+            for name, make in (("attn", self.attention), ("ff", self.feed_forward)):
+                rate = self.param(f"{name}_lerp_{i}", init, x.shape[-1:])[None, None] * scale
+                x = l2_normalize(x + rate * (l2_normalize(make(name=f"{name}_{i}")(x, train=train)) - x))
         return x
 
 
@@ -113,57 +104,42 @@ class NormalizedViT(SimpleViT):
         super().__post_init__()
 
     def setup(self):
-        init = self.residual_lerp_scale_init
         self.to_patch_embedding = NormDense(self.dim, norm_in=True)
-        patches = math.prod(patch_grid(self.image_size, self.patch_size))
-        self.abs_pos_emb = self.param("abs_pos_emb", nn.initializers.normal(0.02), (patches, self.dim))
-        blocks = (self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
-        self.transformer = Transformer(*blocks, 1 / max(1, self.depth) if init is None else init)
+        shape = (math.prod(patch_grid(self.image_size, self.patch_size)), self.dim)
+        self.abs_pos_emb = self.param("abs_pos_emb", nn.initializers.normal(0.02), shape)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
+        init = 1 / max(1, self.depth) if self.residual_lerp_scale_init is None else self.residual_lerp_scale_init
+        self.transformer = Transformer(self.depth, attention, feed_forward, init)
         if self.num_classes:
             self.to_pred = NormDense(self.num_classes)
             self.logit_scale = self.param("logit_scale", nn.initializers.ones, (self.num_classes,))
 
-    def embed(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
         """Tokens before the transformer, of length 1: the patches with positions, and the extra tokens."""
         check_images(images, self.channels)
         patch_grid(images.shape[1:3], self.patch_size)
-        ph, pw = pair("patch_size", self.patch_size)
-        x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (c ph pw)", ph=ph, pw=pw)
-        x = add_positions(self.to_patch_embedding(x), l2_normalize(self.abs_pos_emb))
+        x = self.to_patch_embedding(to_patches(images, pair("patch_size", self.patch_size)))
+        x = add_positions(x, l2_normalize(self.abs_pos_emb))
         return l2_normalize(x if extra_tokens is None else append(x, extra_tokens))
 
-    def encode(
-        self, images: Float[Array, "b H W c"], extra_tokens: Float[Array, "e d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        """Tokens after the transformer, of length 1: the patches, then the extra tokens."""
-        return self.transformer(self.embed(images, extra_tokens), train=train)
-
-    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.to_pred(tokens.mean(axis=1)) * self.logit_scale[None] * self.dim**0.5
 
 
 def normalize_weights(params: dict) -> dict:
     """`params` with every kernel as the model reads it, for use after a training step: upstream's `norm_weights_`."""
-
-    def normalize(path, leaf):
-        module, name = [key.key for key in path][-2:] if len(path) > 1 else (None, path[-1].key)
-        if name not in ("kernel", "abs_pos_emb"):
-            return leaf
-        by_row = name == "abs_pos_emb" or module in ("to_out", "to_patch_embedding")
-        return l2_normalize(leaf) if by_row else unit_columns(leaf)
-
-    return jax.tree_util.tree_map_with_path(normalize, params)
+    leaves = flatten_dict(params, sep="/")
+    for path, leaf in leaves.items():
+        if path.endswith(("abs_pos_emb", "to_out/kernel", "to_patch_embedding/kernel")):
+            leaves[path] = l2_normalize(leaf)
+        elif path.endswith("kernel"):
+            leaves[path] = unit_columns(leaf)
+    return unflatten_dict(leaves, sep="/")
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "ti16": dict(image_size=224, patch_size=16, dim=192, depth=12, heads=3, mlp_dim=768),
-    "s16": dict(image_size=224, patch_size=16, dim=384, depth=12, heads=6, mlp_dim=1536),
-    "b16": dict(image_size=224, patch_size=16, dim=768, depth=12, heads=12, mlp_dim=3072),
-}
+PRESETS = {"tiny": TINY, "ti16": vit_sizes(192), "s16": vit_sizes(384), "b16": vit_sizes(768)}
 
 TORCH_RULES = (
     ("to_patch_embedding/kernel", "to_patch_embedding.1.linear.parametrizations.weight.original"),

@@ -13,20 +13,21 @@ import functools
 import itertools
 import math
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers import Dense, LayerNorm, PointwiseConv, add_positions, gelu, prepend, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, patch_grid
+from vit_jax.layers.check import at_least, check_arguments, check_images, expect, patch_grid
+from vit_jax.layers.shapes import Images
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
 
+Norm = functools.partial(LayerNorm, use_bias=False)
 Tokens, Slots, Mask = Float[Array, "b t d"], Float[Array, "b s d"], Float[Array, "b f h t s"]
 Levels, Masks, Pairs = Sequence[Float[Array, "b _ d"]], Sequence[Float[Array, "b ... _ _"]], Sequence[tuple[int, int]]
 WWTLogits = namedtuple("WWTLogits", ["slot_logits", "token_logits"])
@@ -52,28 +53,26 @@ class AutoencodingHead(nn.Module):
     def __post_init__(self):
         check_arguments(self)
         for pathway in self.pathways or ():
-            steps = np.diff(pathway)
-            if not len(pathway) or not (np.all(steps > 0) or np.all(steps < 0)):
-                raise ValueError(f"pathways={self.pathways!r}: expected levels that only rise or only fall in each")
+            rising = sorted(set(pathway))
+            straight = len(rising) > 0 and list(pathway) in (rising, rising[::-1])
+            expect(self, "pathways", straight, "levels that only rise or only fall in each")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, hierarchy_features: Levels, masks: Masks, interactions: Pairs, *, train: bool = False) -> Any:
-        masks = [mask.reshape(len(mask), -1, *mask.shape[-2:]).mean(axis=1) for mask in masks]
-        masks = dict(zip(interactions, masks, strict=True))
-        patches = self.patch_pathway_id
-        pathways = self.pathways or [(j, patches) for i, j in interactions if i == patches]
+        steps, maps, patches = {}, [], self.patch_pathway_id
+        for (i, j), mask in zip(interactions, masks, strict=True):
+            mask = mask.reshape(len(mask), -1, *mask.shape[-2:]).mean(axis=1)
+            steps |= {(j, i): mask, (i, j): mask.swapaxes(1, 2)}
+        pathways = self.pathways or [(j, i) for i, j in interactions if i == patches]
         if not pathways:
             raise ValueError(f"interactions={interactions!r}: expected some of level {patches}, or pathways")
-
-        maps = []
         for pathway in pathways:
             features = hierarchy_features[pathway[0]]
-            for source, target in itertools.pairwise(pathway):
-                if (step := tuple(sorted((source, target)))) not in masks:
+            for step in itertools.pairwise(pathway):
+                if step not in steps:
                     raise ValueError(f"pathways={pathways!r}: expected steps of interactions={interactions!r}")
-                attn = softmax(masks[step] if target < source else masks[step].swapaxes(1, 2))
-                features = jnp.einsum("bts,bsd->btd", attn, features)
+                features = jnp.einsum("bts,bsd->btd", softmax(steps[step]), features)
             if pathway[-1] == patches:
                 rows, _ = patch_grid(self.image_size, self.patch_size)
                 layout = "b d h w" if self.channel_first else "b h w d"
@@ -91,7 +90,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m c"], *, train: bool = False) -> Float[Array, "b m d"]:
-        x = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(use_bias=False, name="norm")(x)))
+        x = gelu(Dense(self.hidden_dim, name="fc1")(Norm(name="norm")(x)))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return nn.Dropout(self.dropout)(Dense(self.out_dim, name="fc2")(x), deterministic=not train)
 
@@ -113,32 +112,27 @@ class MutualAttention(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Tokens, slots: Slots, mask: Mask, *, train: bool = False) -> tuple[Tokens, Slots, Mask]:
-        dim, heads, inner_dim = tokens.shape[-1], self.heads, self.heads * self.dim_head
-        groups = 2 if self.token_softmax_over_slots else 1
-        q_v = Dense((groups + 1) * inner_dim, use_bias=False, name="to_q_v_tokens")(tokens)
-        k_v = Dense(2 * inner_dim, use_bias=False, name="to_k_v_slots")(slots)
-        q_v = rearrange(q_v, "b t (gv h d) -> b gv h t d", gv=groups + 1, h=heads)
-        q, v_tokens = q_v[:, :-1], q_v[:, -1]
-        k, v_slots = rearrange(k_v, "b s (kv h d) -> kv b h s d", kv=2, h=heads)
+        heads, inner_dim, groups = self.heads, self.heads * self.dim_head, 2 if self.token_softmax_over_slots else 1
+        split = lambda x: rearrange(x, "b m (p h d) -> p b h m d", h=heads, d=self.dim_head)
+        q_v = split(Dense((groups + 1) * inner_dim, use_bias=False, name="to_q_v_tokens")(tokens))
+        k, v_slots = split(Dense(2 * inner_dim, use_bias=False, name="to_k_v_slots")(slots))
+        scores = mask + jnp.einsum("gbhtd,bhsd->bghts", q_v[:-1], k) * self.dim_head**-0.5
 
-        scores = mask + jnp.einsum("bghtd,bhsd->bghts", q, k) * self.dim_head**-0.5
         attn_slots = softmax(scores[:, 0])  # of every token, over slots: they compete for it
         if self.l1norm_after_tokens_softmax:
             attn_slots = attn_slots / jnp.maximum(attn_slots.sum(axis=-2, keepdims=True), 1e-8)
-        over_tokens = lambda scores: softmax(scores.swapaxes(-1, -2)).swapaxes(-1, -2)
-        attn_tokens = softmax(scores[:, 1]) if groups == 2 else over_tokens(scores[:, 0])
+        attn_tokens = softmax(scores[:, 1]) if groups == 2 else softmax(scores[:, 0].swapaxes(-1, -2)).swapaxes(-1, -2)
         self.sow("intermediates", "attn", attn_tokens)
         self.sow("intermediates", "attn", attn_slots)
 
         def leave(name, out, source):
             if self.gate_attention:
-                gate = nn.sigmoid(Dense(heads, use_bias=False, name=f"{name}_gate")(source))
-                out = out * rearrange(gate, "b m h -> b h m 1")
-            out = Dense(dim, name=f"to_out_{name}")(rearrange(out, "b h m d -> b m (h d)"))
+                out = out * nn.sigmoid(Dense(heads, use_bias=False, name=f"{name}_gate")(source))[..., None]
+            out = Dense(source.shape[-1], name=f"to_out_{name}")(rearrange(out, "b m h d -> b m (h d)"))
             return nn.Dropout(self.dropout)(out, deterministic=not train)
 
-        tokens_out = leave("tokens", jnp.einsum("bhts,bhsd->bhtd", attn_tokens, v_slots), tokens)
-        slots_out = leave("slots", jnp.einsum("bhts,bhtd->bhsd", attn_slots, v_tokens), slots)
+        tokens_out = leave("tokens", jnp.einsum("bhts,bhsd->bthd", attn_tokens, v_slots), tokens)
+        slots_out = leave("slots", jnp.einsum("bhts,bhtd->bshd", attn_slots, q_v[-1]), slots)
 
         if mask.shape[1] < groups:
             scores = PointwiseConv(heads, name="mask_project")(rearrange(scores, "b g h t s -> b t s (g h)"))
@@ -184,90 +178,79 @@ class WWT(nn.Module):
     def __post_init__(self):
         check_arguments(self)
         at_least(self, num_slots=1, num_register_slots=0)
-        slots, pairs = self.per_level("num_slots"), self.pairs()
-        if not slots or any(n <= following for n, following in itertools.pairwise(slots)):
-            raise ValueError(f"num_slots={self.num_slots!r}: expected one number or more, each below the one before it")
-        if len(set(pairs)) < len(pairs) or not all(0 <= i < j <= len(slots) for i, j in pairs):
-            raise ValueError(f"interactions={pairs}: expected different pairs (lower, higher) of 0 to {len(slots)}")
-        self.per_level("sigreg_slots"), self.per_level("num_register_slots")
+        slots, *_ = map(self.per_level, ("num_slots", "num_register_slots", "sigreg_slots"))
+        falling = len(slots) > 0 and list(slots) == sorted(set(slots), reverse=True)
+        expect(self, "num_slots", falling, "one number or more, each below the one before it")
+        pairs = self.pairs()
+        distinct = len(set(pairs)) == len(pairs) and all(0 <= i < j <= len(slots) for i, j in pairs)
+        expect(self, "interactions", distinct, f"different pairs (lower, higher) of 0 to {len(slots)}")
         super().__post_init__()
 
     def per_level(self, name: str) -> tuple:
         """The argument `name` as one value for each level of slots; a single value stands for all."""
-        value, slots = getattr(self, name), self.num_slots
-        levels = len(slots) if isinstance(slots, Sequence) else 1
+        value, levels = getattr(self, name), len(self.num_slots) if isinstance(self.num_slots, Sequence) else 1
         values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
-        if len(values) != levels:
-            raise ValueError(f"{name}={value!r}: expected one value, or {levels} as num_slots={slots!r} has")
+        expect(self, name, len(values) == levels, f"one value, or {levels} as num_slots={self.num_slots!r} has")
         return values
 
     def pairs(self) -> Pairs:
         """Levels that interact."""
-        if self.interactions is None:
-            return tuple((0, 1 + i) for i in range(len(self.per_level("num_slots"))))
-        return tuple((i, j) for i, j in self.interactions)
-
-    def learned(self, name: str, count: int) -> Float[Array, "{count} {self.dim}"]:
-        return self.param(name, nn.initializers.normal(0.02), (count, self.dim))
-
-    def embed(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n d"]:
-        """Patches with positions."""
-        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
-        x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", h=rows, w=columns)
-        x = Dense(self.dim, name="patch_proj")(LayerNorm(use_bias=False, name="patch_norm_in")(x))
-        positions = self.learned("pos_embedding", math.prod(patch_grid(self.image_size, self.patch_size)))
-        return add_positions(LayerNorm(use_bias=False, name="patch_norm_out")(x), positions)
+        levels = range(1, 1 + len(self.per_level("num_slots")))
+        return tuple((0, i) for i in levels) if self.interactions is None else tuple(map(tuple, self.interactions))
 
     def block(self, layer: int, levels: Levels, masks: Masks, *, train: bool) -> tuple[list, list]:
         """Each interaction's attention, from the same norms; a level's feed-forward gets the sum of what they give."""
         mlp_dim, x, next_masks = self.mlp_dim or 4 * self.dim, list(levels), []
         flags = (self.l1norm_after_tokens_softmax, self.token_softmax_over_slots, self.gate_attention)
-        attention = functools.partial(MutualAttention, self.heads, self.dim_head, mlp_dim, self.dropout, *flags)
-        normed = [LayerNorm(use_bias=False, name=f"layer_{layer}_norm_{i}")(level) for i, level in enumerate(levels)]
+        normed = [Norm(name=f"layer_{layer}_norm_{i}")(level) for i, level in enumerate(levels)]
         for a, ((i, j), mask) in enumerate(zip(self.pairs(), masks, strict=True)):
-            attn = attention(name=f"layer_{layer}_attn_{a}")
-            tokens_out, slots_out, next_mask = attn(normed[i], normed[j], mask, train=train)
-            x[i], x[j] = x[i] + tokens_out, x[j] + slots_out
-            next_masks.append(next_mask)
+            sizes, name = (self.heads, self.dim_head, mlp_dim, self.dropout), f"layer_{layer}_attn_{a}"
+            outs = MutualAttention(*sizes, *flags, name=name)(normed[i], normed[j], mask, train=train)
+            x[i], x[j] = x[i] + outs[0], x[j] + outs[1]
+            next_masks.append(outs[2])
         mlp = lambda i: FeedForward(mlp_dim, self.dim, self.dropout, name=f"layer_{layer}_mlp_{i}")
         return [level + mlp(i)(level, train=train) for i, level in enumerate(x)], next_masks
 
-    def classifier(self, name: str) -> Callable[[Array], Array]:
-        """From tokens to the mean of their logits."""
-        norm, fc = LayerNorm(use_bias=False, name=f"{name}_norm"), Dense(self.num_classes, name=f"{name}_fc")
-        return lambda x: fc(norm(x)).mean(axis=1)
-
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, return_embeddings: bool = False, train: bool = False) -> Any:
+    def __call__(self, images: Images, *, return_embeddings: bool = False, train: bool = False) -> Any:
         check_images(images, self.channels)
         registers = (self.num_register_tokens, *self.per_level("num_register_slots"))
-        patches = self.embed(images)
-        x = [prepend(self.learned("register_tokens", registers[0]), patches)]
+        learned = lambda name, count: self.param(name, nn.initializers.normal(0.02), (count, self.dim))
+        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
+        patches = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", h=rows, w=columns)
+        patches = Dense(self.dim, name="patch_proj")(Norm(name="patch_norm_in")(patches))
+        positions = learned("pos_embedding", math.prod(patch_grid(self.image_size, self.patch_size)))
+        patches = add_positions(Norm(name="patch_norm_out")(patches), positions)
+        x = [prepend(learned("register_tokens", registers[0]), patches)]
         for i, count in enumerate(self.per_level("num_slots")):
-            slots = prepend(self.learned(f"slots_{i}", count), patches[:, :0])
-            x.append(prepend(self.learned(f"register_slots_{i}", registers[1 + i]), slots))
+            slots = prepend(learned(f"slots_{i}", count), patches[:, :0])
+            x.append(prepend(learned(f"register_slots_{i}", registers[1 + i]), slots))
 
-        groups = 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
+        pairs, groups = self.pairs(), 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
         shape = lambda i, j: (len(images), groups, self.heads, x[i].shape[1], x[j].shape[1])
-        masks = [jnp.zeros(shape(i, j), patches.dtype) for i, j in self.pairs()]
+        masks = [jnp.zeros(shape(i, j), patches.dtype) for i, j in pairs]
         for layer in range(self.depth):
             x, masks = self.block(layer, x, masks, train=train)
 
         tokens, *slots = levels = tuple(level[:, count:] for level, count in zip(x, registers, strict=True))
-        masks = [mask[..., registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, self.pairs(), strict=True)]
+        masks = [mask[..., registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, pairs, strict=True)]
         if groups == 1:
             masks = [mask[:, 0] for mask in masks]
         if return_embeddings or not self.num_classes:
             return WWTFeatures(tuple(slots), tokens if self.return_tokens else None, tuple(masks))
 
-        logits = sum(map(self.classifier("mlp_head"), slots)) / len(slots)
+        def classify(name, levels):
+            norm, fc = Norm(name=f"{name}_norm"), Dense(self.num_classes, name=f"{name}_fc")
+            return sum(fc(norm(level)).mean(axis=1) for level in levels) / len(levels)
+
+        logits = classify("mlp_head", slots)
         if self.return_tokens:
-            logits = WWTLogits(logits, self.classifier("mlp_head_tokens")(tokens))
+            logits = WWTLogits(logits, classify("mlp_head_tokens", [tokens]))
         heads = (self.task_heads,) if isinstance(self.task_heads, nn.Module) else self.task_heads
-        outputs = [logits, *(head(levels, masks, self.pairs(), train=train) for head in heads)]
-        if any(self.per_level("sigreg_slots")):
+        outputs = [logits, *(head(levels, masks, pairs, train=train) for head in heads)]
+        chosen = list(itertools.compress(slots, self.per_level("sigreg_slots")))
+        if chosen:
             draw = lambda: random_directions(self.make_rng("dropout") if train else jax.random.key(0), self.dim)
-            chosen = itertools.compress(slots, self.per_level("sigreg_slots"))
             outputs.append(sum(sigreg_loss(level, draw()) for level in chosen))
         return tuple(outputs) if len(outputs) > 1 else logits
 
