@@ -16,14 +16,27 @@ def image_channels(make):
     return repaired
 
 
+def padded(make):
+    """Another `kernel_size` than 3: as much padding as keeps the size of a map."""
+
+    def repaired(**kwargs):
+        module, side = make(**kwargs), kwargs["kernel_size"]
+        for conv in (conv for _, block in module.trunk for conv in (block.conv1[0], block.conv4[0])):
+            conv.padding = (side // 2, side // 2)
+        return module
+
+    return repaired
+
+
 MOBILE = ("mobile_vit", "mobile_vit:MobileViT")
 WIDTHS = (4, 4, 6, 6, 8, 8, 7, 7, 5, 5, 9)
 PLAIN = dict(image_size=(32, 32), dims=(8, 6, 10), channels=WIDTHS, num_classes=5, patch_size=(1, 1), depths=(1, 1, 1))
-UNEVEN = PLAIN | dict(image_size=(32, 64), channels=1, widths=WIDTHS, expansion=1, patch_size=(1, 2), depths=(2, 1, 1))
+UNEVEN = PLAIN | dict(image_size=(64, 192), channels=1, widths=WIDTHS, expansion=1, patch_size=(2, 3), depths=(2, 1, 1))
 
 CASES = [
     Case(*MOBILE, (2, 32, 32, 3), 13302, PLAIN, maps=3),
-    Case(*MOBILE, (1, 32, 64, 1), 11128, UNEVEN, "one-channel", maps=4, repairs=(image_channels,)),
+    Case(*MOBILE, (1, 64, 192, 1), 11128, UNEVEN, "one-channel", maps=4, repairs=(image_channels,)),
+    Case(*MOBILE, (2, 32, 32, 3), 19926, PLAIN | dict(kernel_size=5), "kernel", maps=3, repairs=(padded,)),
     Case(*MOBILE, (2, 32, 64, 3), 13194, PLAIN | dict(num_classes=0), "map", maps=3, repairs=(feature_map,)),
 ]
 

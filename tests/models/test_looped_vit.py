@@ -8,7 +8,7 @@ import pytest
 from tests.cases.case import INPUT, build
 from tests.cases.looped_vit import LOOPED, PLAIN, Case
 from vit_jax import create_model
-from vit_jax.models.looped_vit import deep_supervision_loss, exit_targets, loop_weights
+from vit_jax.objectives.deep_supervision import deep_supervision_loss, exit_targets, loop_weights
 
 torch = pytest.importorskip("torch")
 from tests.test_parity import assert_parity  # noqa: E402
@@ -70,13 +70,19 @@ def test_losses_equal_upstreams():
     np.testing.assert_allclose(ours, upstream.adaptive_exit_targets(t_logits, t_labels), atol=1e-6)
 
 
+@pytest.mark.parametrize("weighting", ["mean", (1.0,)])
+def test_bad_weightings_are_named(weighting):
+    with pytest.raises(ValueError, match=r"weighting=.*: expected"):
+        loop_weights(2, weighting)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         (dict(loop_depth=0), "loop_depth=0: expected at least 1"),
         (dict(post_loop_depth=-1), "post_loop_depth=-1: expected at least 0"),
-        (dict(deep_supervision_weighting="mean"), "deep_supervision_weighting='mean': expected one of 'final'"),
-        (dict(deep_supervision_weighting=(1.0,)), r"deep_supervision_weighting=\(1.0,\): expected 2 numbers"),
+        (dict(deep_supervision_weighting="mean"), r"deep_supervision_weighting='mean': expected one of \('final'"),
+        (dict(deep_supervision_weighting=(1.0,)), r"weighting=\(1.0,\): expected .* or loop_depth=2 numbers"),
         (dict(input_shape=(9,), patch_size=4), r"input_shape=\(9,\): expected multiples of patch_size=\(4,\)"),
         (dict(input_shape=(8, 8, 8), patch_size=(4, 4)), r"patch_size=\(4, 4\): expected an integer or 3 of them"),
     ],

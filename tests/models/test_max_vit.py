@@ -7,7 +7,8 @@ import pytest
 
 from tests.cases import FIRST
 from tests.cases.case import build
-from vit_jax.models.max_vit import MBConv, relative_positions
+from vit_jax.layers import relative_positions
+from vit_jax.models.max_vit import MBConv
 
 SAMPLES, RATE = 4000, 0.3
 

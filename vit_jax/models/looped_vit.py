@@ -7,19 +7,20 @@ Differs from the paper: a classifier, no diffusion model.
 Axes: l loops, b batch, n tokens, d dim, h heads, i query, j key, q queries of the gate, k classes.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, add_positions, gelu, l2_normalize, prepend, softmax
-from vit_jax.layers.check import check_arguments, check_images, one_of
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, add_positions, attend, gelu, l2_normalize, prepend
+from vit_jax.layers.check import at_least, check_arguments, expect
+from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.shapes import Tokens
 
 
 class Attention(nn.Module):
@@ -30,37 +31,17 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(x)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        dim, x = x.shape[-1], LayerNorm(name="norm")(x)
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(x)
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = jnp.einsum("bhij,bhjd->bhid", attn, v)
-        own = l2_normalize(v)
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
+        out = rearrange(out, "b n (h d) -> b n h d", h=self.heads)
+        own = l2_normalize(rearrange(v, "b h n d -> b n h d"))
         out = out - (out * own).sum(axis=-1, keepdims=True) * own
-        gate = nn.sigmoid(Dense(self.heads, use_bias=False, name="to_gate")(x))
-        out = rearrange(out * rearrange(gate, "b n h -> b h n 1"), "b h n d -> b n (h d)")
-        return nn.Dropout(self.dropout)(Dense(dim, use_bias=False, name="to_out")(out), deterministic=not train)
-
-
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual; no last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return x
+        out = out * nn.sigmoid(Dense(self.heads, use_bias=False, name="to_gate")(x))[..., None]
+        out = Dense(dim, use_bias=False, name="to_out")(rearrange(out, "b n h d -> b n (h d)"))
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
 class ExitGate(nn.Module):
@@ -71,19 +52,23 @@ class ExitGate(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b"]:
-        dim = x.shape[-1]
-        init = nn.initializers.normal(self.dim_head**-0.5)
-        queries = self.param("queries", init, (self.heads, 4, self.dim_head))
+    def __call__(self, x: Tokens, *, train: bool = False) -> Float[Array, "b"]:
+        dim, shape = x.shape[-1], (self.heads, 4, self.dim_head)
+        queries = self.param("queries", nn.initializers.normal(self.dim_head**-0.5), shape)
         kv = Dense(2 * self.heads * self.dim_head, use_bias=False, name="to_kv")(LayerNorm(name="norm_kv")(x))
         k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        attn = softmax(jnp.einsum("hqd,bhjd->bhqj", queries, k) * self.dim_head**-0.5)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhqj,bhjd->bhqd", attn, v), "b h q d -> b q (h d)")
+        q = jnp.broadcast_to(queries, (len(x), *shape))
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
         out = Dense(dim, use_bias=False, name="to_out")(out).mean(axis=1)
         hidden = gelu(Dense(2 * dim, name="fc1")(LayerNorm(name="norm")(out)))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return Dense(1, name="fc2")(hidden)[:, 0]
+        return Dense(1, name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))[:, 0]
+
+
+def patch_grid(name: str, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:
+    """Number of patches along each axis of `shape`, the argument `name`. Raises ValueError unless they fill it."""
+    if min(*shape, *patch_size) < 1 or any(np.mod(shape, patch_size)):
+        raise ValueError(f"{name}={shape}: expected multiples of patch_size={patch_size}, side by side")
+    return tuple(np.floor_divide(shape, patch_size).tolist())
 
 
 class PatchEmbed(nn.Module):
@@ -93,29 +78,21 @@ class PatchEmbed(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *shape c"]) -> Float[Array, "b n d"]:
-        batch, *shape, channels = x.shape
-        check_patches("image_size", tuple(shape), self.patch_size)
-        split = [side for size, patch in zip(shape, self.patch_size, strict=True) for side in (size // patch, patch)]
-        last = 2 * len(shape) + 1
-        x = x.reshape(batch, *split, channels).transpose(0, *range(1, last, 2), *range(2, last, 2), last)
-        x = x.reshape(batch, -1, math.prod(self.patch_size) * channels)
+    def __call__(self, x: Float[Array, "b *shape c"]) -> Tokens:
+        grid = patch_grid("image_size", x.shape[1:-1], self.patch_size)
+        sides = [side for pair in zip(grid, self.patch_size, strict=True) for side in pair]
+        x = x.reshape(len(x), *sides, x.shape[-1])
+        x = x.transpose(0, *range(1, x.ndim - 1, 2), *range(2, x.ndim - 1, 2), x.ndim - 1)
+        x = x.reshape(len(x), math.prod(grid), -1)
         return LayerNorm(name="norm")(Dense(self.dim, name="proj")(x))
-
-
-def check_patches(name: str, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> None:
-    """Raises ValueError unless each side of a patch divides its side of `shape`."""
-    if any(size < 1 or patch < 1 or size % patch for size, patch in zip(shape, patch_size, strict=True)):
-        raise ValueError(f"{name}={shape}: expected multiples of patch_size={patch_size}, side by side")
 
 
 class LoopedViT(nn.Module):
     """Classifier: image (b, H, W, c), or an array of `input_shape`, (b, *shape, c), to logits (b, k).
 
     With `num_classes=0` to pooled features (b, d). `input_shape` stands for `image_size` where there are not two axes;
-    as a single number it has `ndim` of them. `deep_supervision_weighting` is for `deep_supervision_loss`.
-    Raises ValueError when patches do not fit, for depths below 0 and a `loop_depth` below 1, and for an unknown
-    weighting or `pool`.
+    as a single number it has `ndim` of them. `deep_supervision_weighting` is for `objectives.deep_supervision`.
+    Raises ValueError when patches do not fit, for a `loop_depth` below 1 and for an unknown weighting or `pool`.
     """
 
     num_classes: int
@@ -141,43 +118,41 @@ class LoopedViT(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        for name, minimum in dict(pre_loop_depth=0, num_looped_blocks=0, post_loop_depth=0, loop_depth=1).items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {minimum}")
-        if self.input_shape is not None:
-            check_patches("input_shape", *self._shape_and_patch())
-        loop_weights(self.loop_depth, self.deep_supervision_weighting)
+        at_least(self, pre_loop_depth=0, num_looped_blocks=0, post_loop_depth=0, loop_depth=1)
+        patch_grid("input_shape", *self._shape_and_patch())
+        weighting, names = self.deep_supervision_weighting, ("final", "exponential", "final_mean")
+        fits = weighting in names if isinstance(weighting, str) else len(weighting) == self.loop_depth
+        expect(self, "deep_supervision_weighting", fits, f"one of {names}, or loop_depth={self.loop_depth} numbers")
         super().__post_init__()
 
-    def _shape_and_patch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _shape_and_patch(self) -> list[tuple[int, ...]]:
         shape = self.image_size if self.input_shape is None else self.input_shape
-        axes = len(shape) if isinstance(shape, Sequence) else self.ndim
-        sizes = dict(input_shape=shape, patch_size=self.patch_size)
-        for name, value in sizes.items():
-            sizes[name] = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-            if len(sizes[name]) != axes or not all(isinstance(side, int) for side in sizes[name]):
+        axes, sides = len(shape) if isinstance(shape, Sequence) else self.ndim, []
+        for name, value in (("input_shape", shape), ("patch_size", self.patch_size)):
+            sides.append(tuple(value) if isinstance(value, Sequence) else (value,) * axes)
+            if len(sides[-1]) != axes or not all(isinstance(side, int) for side in sides[-1]):
                 raise ValueError(f"{name}={value!r}: expected an integer or {axes} of them")
-        return sizes["input_shape"], sizes["patch_size"]
+        return sides
 
     def setup(self):
         shape, patch = self._shape_and_patch()
-        init = nn.initializers.normal(0.02)
-        count = math.prod(size // side for size, side in zip(shape, patch, strict=True))
-        blocks = (self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        init, tokens = nn.initializers.normal(0.02), 1 + math.prod(patch_grid("input_shape", shape, patch))
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
         self.to_patch_embedding = PatchEmbed(patch, self.dim)
         self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
-        self.pos_embedding = self.param("pos_embedding", init, (1, count + 1, self.dim))
+        self.pos_embedding = self.param("pos_embedding", init, (1, tokens, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
-        self.pre_loop = Transformer(self.pre_loop_depth, *blocks)
-        self.looped = Transformer(self.num_looped_blocks, *blocks)
-        self.post_loop = Transformer(self.post_loop_depth, *blocks)
+        self.pre_loop = Blocks(self.pre_loop_depth, attention, feed_forward)
+        self.looped = Blocks(self.num_looped_blocks, attention, feed_forward)
+        self.post_loop = Blocks(self.post_loop_depth, attention, feed_forward)
         self.norm = LayerNorm()
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
         if self.adaptive_loop:
             self.exit_gate = ExitGate(self.heads, self.dim_head, self.dropout)
 
-    def _loop(self, x: Float[Array, "b n d"], gated: bool, train: bool) -> tuple[Array, Array, Array | None]:
+    def _loop(self, x: Tokens, gated: bool, train: bool) -> tuple[Tokens, Array, Array | None]:
         """Tokens after one more loop, logits as if it were the last, and what the gate expects of another."""
         x = self.looped(x, train=train)
         decoded = self.norm(self.post_loop(x, train=train))
@@ -201,96 +176,40 @@ class LoopedViT(nn.Module):
         With `return_exit_benefits` a pair of these and the gate's expectations after each loop but the last. With
         `adaptive_exit` loops end once the gate expects at most `exit_threshold` of the next for every image.
         """
+        shape, _ = self._shape_and_patch()
+        if x.ndim != len(shape) + 2 or x.shape[-1] != self.channels:
+            axes = "height, width" if len(shape) == 2 else f"*{shape}"
+            expected = f"(batch, {axes}, channels) with channels={self.channels}"
+            raise ValueError(f"images of shape {x.shape}: expected {expected}")
         loops = self.loop_depth if loop_depth is None else loop_depth
         gated = adaptive_exit or return_exit_benefits or (self.adaptive_loop and self.is_initializing())
-        if gated and not self.adaptive_loop:
-            raise ValueError("adaptive_loop=False: expected True, as there is no gate to ask otherwise")
+        expect(self, "adaptive_loop", self.adaptive_loop or not gated, "True, as there is no gate to ask otherwise")
         if loops < 1 + (adaptive_exit or return_exit_benefits):
             raise ValueError(f"loop_depth={loops}: expected at least 1, and 2 for a gate")
 
-        x = self.pre_loop(self._embed(x, train), train=train)
-        logits, benefits = [], []
-        for loop in range(loops):
-            if not (gated or return_all_logits or loop == loops - 1):
-                x = self.looped(x, train=train)
-                continue
-            step = lambda self, x, *_: self._loop(x, gated, train)
-            if adaptive_exit and loop > 0:
-                state = (x, logits[-1], benefits[-1])
-                done = benefits[-1].max() <= (self.exit_threshold if exit_threshold is None else exit_threshold)
-                x, new_logits, benefit = nn.cond(done, lambda self, *state: state, step, self, *state)
+        x = add_positions(prepend(self.cls_token, self.to_patch_embedding(x)), self.pos_embedding)
+        x = self.pre_loop(self.embedding_dropout(x, deterministic=not train), train=train)
+        unread = 0 if gated or return_all_logits else loops - 1
+        for _ in range(unread):
+            x = self.looped(x, train=train)
+        stay, step = lambda self, *state: state, lambda self, x, *_: self._loop(x, gated, train)
+        states = [step(self, x)]
+        threshold = self.exit_threshold if exit_threshold is None else exit_threshold
+        for _ in range(loops - 1 - unread):
+            if adaptive_exit:
+                states.append(nn.cond(states[-1][-1].max() <= threshold, stay, step, self, *states[-1]))
             else:
-                x, new_logits, benefit = step(self, x)
-            logits.append(new_logits)
-            benefits.append(benefit)
+                states.append(step(self, *states[-1]))
+        _, logits, benefits = zip(*states, strict=True)
         out = jnp.stack(logits) if return_all_logits else logits[-1]
         return (out, jnp.stack(benefits[:-1])) if return_exit_benefits else out
-
-    def _embed(self, x: Float[Array, "b *shape c"], train: bool) -> Float[Array, "b n d"]:
-        shape, _ = self._shape_and_patch()
-        if len(shape) == 2:
-            check_images(x, self.channels)
-        elif x.ndim != len(shape) + 2 or x.shape[-1] != self.channels:
-            raise ValueError(
-                f"input of shape {x.shape}: expected (batch, *{shape}, channels) with channels={self.channels}"
-            )
-        x = add_positions(prepend(self.cls_token, self.to_patch_embedding(x)), self.pos_embedding)
-        return self.embedding_dropout(x, deterministic=not train)
-
-
-def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") -> np.ndarray:
-    """What the loss of each loop counts: by the name of a weighting, or as given, one number for each."""
-    before = loops - 1
-    if not isinstance(weighting, str):
-        if len(weighting) != loops:
-            raise ValueError(f"deep_supervision_weighting={weighting!r}: expected {loops} numbers, as loop_depth says")
-        return np.asarray(weighting, np.float32)
-    one_of("deep_supervision_weighting", weighting, ("final", "exponential", "final_mean"))
-    if weighting == "exponential":
-        return 2.0 ** np.arange(-before, 1, dtype=np.float32)
-    others = 1 / max(before, 1) if weighting == "final_mean" else 0
-    return np.asarray([others] * before + [1], np.float32)
-
-
-def loop_losses(logits: Float[Array, "l b k"], labels: Int[Array, "b"], label_smoothing: float) -> Float[Array, "l b"]:
-    """Cross-entropy of every loop and image."""
-    classes = logits.shape[-1]
-    targets = (1 - label_smoothing) * jax.nn.one_hot(labels, classes) + label_smoothing / classes
-    return -(targets[None] * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(axis=-1)
-
-
-def deep_supervision_loss(
-    logits: Float[Array, "l b k"],
-    labels: Int[Array, "b"],
-    weighting: str | Sequence[float] = "final_mean",
-    label_smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """Cross-entropy of all loops, weighted by `loop_weights`, summed over loops and meaned over images."""
-    losses = loop_losses(logits, labels, label_smoothing)
-    return (losses * loop_weights(len(logits), weighting)[:, None]).sum(axis=0).mean()
-
-
-def exit_targets(
-    logits: Float[Array, "l b k"], labels: Int[Array, "b"], label_smoothing: float = 0.0
-) -> Float[Array, "l-1 b"]:
-    """What the gate should learn to expect after each loop but the last: the largest gain per further loop, or 0."""
-    losses = jax.lax.stop_gradient(loop_losses(logits, labels, label_smoothing))
-    loop = jnp.arange(len(losses))
-    ahead = (loop[None] - loop[:, None])[..., None]
-    gains = (losses[:, None] - losses[None]) / jnp.maximum(ahead, 1)
-    return jnp.where(ahead > 0, jnp.maximum(gains, 0), 0).max(axis=1)[:-1]
 
 
 _DEPTHS = dict(pre_loop_depth=1, num_looped_blocks=2, post_loop_depth=1, loop_depth=2)
 PRESETS = {"tiny": dict(image_size=32, patch_size=4, dim=64, heads=4, dim_head=16, mlp_dim=128, **_DEPTHS)}
 
 TORCH_RULES = (
-    ("to_patch_embedding/proj", "to_patch_embedding.1"),
-    ("to_patch_embedding/norm", "to_patch_embedding.2"),
-    ("exit_gate/norm", "exit_gate.mlp.0"),
-    ("exit_gate/fc1", "exit_gate.mlp.1"),
-    ("exit_gate/fc2", "exit_gate.mlp.4"),
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
+    *sequential_rules("to_patch_embedding", "to_patch_embedding", proj=1, norm=2),
+    *sequential_rules("exit_gate", "exit_gate.mlp", norm=0, fc1=1, fc2=4),
+    *TRANSFORMER_RULES,
 )

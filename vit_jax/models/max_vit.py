@@ -9,26 +9,21 @@ attention; one linear map as head; squeeze-excitation is four times as wide, but
 Axes: b batch (times windows), x rows, y columns, n pixels of a window, h heads, i query, j key, d dim, k classes.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import (
-    BatchNorm,
-    Dense,
-    DepthwiseConv,
-    FeedForward,
-    LayerNorm,
-    NormHead,
-    PointwiseConv,
-    gelu,
-    softmax,
-)
-from vit_jax.layers.check import at_least, check_arguments, check_images
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, NormHead, PointwiseConv, attend
+from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.positions import relative_positions
+from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
 from vit_jax.layers.stages import check_depth, check_windows
 
 
@@ -42,10 +37,9 @@ class MBConv(nn.Module):
     dropout: int | float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b x y d"], *, train: bool = False) -> Float[Array, "b u v e"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         hidden_dim = int(self.expansion_rate * self.dim)
-        y = PointwiseConv(hidden_dim, name="expand")(x)
-        y = gelu(BatchNorm(name="expand_norm")(y, train=train))
+        y = gelu(BatchNorm(name="expand_norm")(PointwiseConv(hidden_dim, name="expand")(x), train=train))
         y = DepthwiseConv(kernel=3, stride=2 if self.downsample else 1, name="depthwise")(y)
         y = gelu(BatchNorm(name="depthwise_norm")(y, train=train))
         gate = Dense(int(hidden_dim * self.shrinkage_rate), use_bias=False, name="squeeze")(y.mean(axis=(1, 2)))
@@ -56,13 +50,6 @@ class MBConv(nn.Module):
             return y
         # One draw for all of a sample's branch: stochastic depth.
         return x + nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3), name="dropsample")(y, deterministic=not train)
-
-
-def relative_positions(window_size: int) -> np.ndarray:
-    """For each pair of a window's pixels the number of their offset: (n, n), from 0 to (2 window_size - 1)**2 - 1."""
-    row, column = np.mgrid[:window_size, :window_size].reshape(2, -1)
-    offset = lambda side: side[:, None] - side[None] + window_size - 1
-    return offset(row) * (2 * window_size - 1) + offset(column)
 
 
 class Attention(nn.Module):
@@ -77,20 +64,15 @@ class Attention(nn.Module):
         return relative_positions(self.window_size)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b x y n d"], *, train: bool = False) -> Float[Array, "b x y n d"]:
         dim, heads = x.shape[-1], x.shape[-1] // self.dim_head
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(x)
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=heads)
+        qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
+        q, k, v = rearrange(qkv, "b x y n (qkv h d) -> qkv b x y h n d", qkv=3, h=heads)
         positions = self.positions()
         biases = nn.Embed(positions.max() + 1, heads, embedding_init=nn.initializers.normal(0.02), name="rel_pos_bias")
-        bias = rearrange(biases(positions), "i j h -> 1 h i j")
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5 + bias)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, use_bias=False, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        bias = rearrange(biases(positions), "i j h -> 1 1 1 h i j")
+        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(dim, use_bias=False, name="to_out")(out), deterministic=not train)
 
 
 # Windows are neighbouring pixels; those of the grid lie as far apart as they can.
@@ -98,25 +80,24 @@ WINDOWS, GRID = "b (x w1) (y w2) d", "b (w1 x) (w2 y) d"
 
 
 class Block(nn.Module):
-    """MBConv, attention within windows and attention over the grid: (b, x, y, c) to (b, u, v, dim)."""
+    """MBConv, attention within windows and attention over the grid: (b, x, y, c) to (b, u, v, d).
 
-    dim: int
-    downsample: bool
-    dim_head: int
+    `mbconv`, `attention` and `feed_forward` make the parts, given their names.
+    """
+
     window_size: int
-    mbconv: tuple[int | float, ...]
-    dropout: float
+    mbconv: Callable[..., nn.Module]
+    attention: Callable[..., nn.Module]
+    feed_forward: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b x y d"], *, train: bool = False) -> Float[Array, "b u v e"]:
-        x = MBConv(self.dim, self.downsample, *self.mbconv, name="mbconv")(x, train=train)
-        window = dict(w1=self.window_size, w2=self.window_size)
-        sizes = dict(x=x.shape[1] // self.window_size, y=x.shape[2] // self.window_size)
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
+        x = self.mbconv(name="mbconv")(x, train=train)
         for name, layout in (("window", WINDOWS), ("grid", GRID)):
-            x = rearrange(x, f"{layout} -> (b x y) (w1 w2) d", **window)
-            x = x + Attention(self.dim_head, self.window_size, self.dropout, name=f"{name}_attn")(x, train=train)
-            x = x + FeedForward(4 * self.dim, self.dropout, name=f"{name}_ff")(x, train=train)
-            x = rearrange(x, f"(b x y) (w1 w2) d -> {layout}", **window, **sizes)
+            x = rearrange(x, f"{layout} -> b x y (w1 w2) d", w1=self.window_size, w2=self.window_size)
+            x = x + self.attention(name=f"{name}_attn")(x, train=train)
+            x = x + self.feed_forward(name=f"{name}_ff")(x, train=train)
+            x = rearrange(x, f"b x y (w1 w2) d -> {layout}", w1=self.window_size)
         return x
 
 
@@ -144,29 +125,30 @@ class MaxViT(nn.Module):
         check_arguments(self)
         check_depth(self)
         at_least(self, dim_conv_stem=1, window_size=1)
-        if self.dim % self.dim_head:
-            raise ValueError(f"dim={self.dim}: expected a multiple of dim_head={self.dim_head}")
-        if not 0 <= self.mbconv_dropout <= 1:
-            raise ValueError(f"mbconv_dropout={self.mbconv_dropout}: expected 0 to 1")
+        expect(self, "dim", self.dim % self.dim_head == 0, f"a multiple of dim_head={self.dim_head}")
+        expect(self, "mbconv_dropout", 0 <= self.mbconv_dropout <= 1, "0 to 1")
         if self.image_size is not None:
             check_windows(self.image_size, (self.window_size,) * len(self.depth))
         super().__post_init__()
 
-    def make_block(self, dim: int, downsample: bool, name: str) -> nn.Module:
+    def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
         """A block of the network, which a variant overrides."""
-        mbconv = (self.mbconv_expansion_rate, self.mbconv_shrinkage_rate, self.mbconv_dropout)
-        return Block(dim, downsample, self.dim_head, self.window_size, mbconv, self.dropout, name=name)
+        attention = functools.partial(Attention, self.dim_head, self.window_size, self.dropout)
+        return Block(self.window_size, mbconv, attention, feed_forward, name=name)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         check_windows(images.shape[1:3], (self.window_size,) * len(self.depth))
         stem_dim = self.dim_conv_stem or self.dim
         x = nn.Conv(stem_dim, (3, 3), strides=(2, 2), padding=1, name="stem_1")(images)
         x = nn.Conv(stem_dim, (3, 3), padding=1, name="stem_2")(x)
         for i, depth in enumerate(self.depth):
+            dim, rates = 2**i * self.dim, (self.mbconv_expansion_rate, self.mbconv_shrinkage_rate, self.mbconv_dropout)
+            feed_forward = functools.partial(FeedForward, 4 * dim, self.dropout)
             for j in range(depth):
-                x = self.make_block(2**i * self.dim, j == 0, f"stage_{i}_block_{j}")(x, train=train)
+                mbconv = functools.partial(MBConv, dim, j == 0, *rates)
+                x = self.make_block(mbconv, feed_forward, f"stage_{i}_block_{j}")(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x.mean(axis=(1, 2))) if self.num_classes else x
 
 
@@ -182,39 +164,22 @@ PRESETS = {
     "l": _paper(128, 128, (2, 6, 14, 2)),
 }
 
-MBCONV_RULES = (
-    ("stem_1", "conv_stem.0"),
-    ("stem_2", "conv_stem.1"),
-    ("expand", "0"),
-    ("expand_norm", "1"),
-    ("depthwise", "3"),
-    ("depthwise_norm", "4"),
-    ("squeeze", "6.gate.1"),
-    ("excite", "6.gate.3"),
-    ("project", "7"),
-    ("project_norm", "8"),
-    ("mlp_head/norm", "mlp_head.1"),
-    ("mlp_head/fc", "mlp_head.2"),
-)
+_STEM = dict(stem_1="conv_stem.0", stem_2="conv_stem.1")
+_MBCONV = dict(expand="0", expand_norm="1", depthwise="3", depthwise_norm="4", project="7", project_norm="8")
+_GATE = dict(squeeze="6.gate.1", excite="6.gate.3")
 
 
-def block_numbers(model: MaxViT) -> dict[str, tuple[int, str]]:
-    """Of each block by name: its number in upstream's one list, and where in MBConv, if residual, the layers are."""
-    names = [(i, j) for i, depth in enumerate(model.depth) for j in range(depth)]
-    return {f"stage_{i}_block_{j}": (n, ".fn" if j else "") for n, (i, j) in enumerate(names)}
-
-
-def torch_rules(model: MaxViT) -> tuple[tuple[str, str], ...]:
-    """Upstream's blocks are Sequentials, with rearrangements between their layers."""
-    blocks = block_numbers(model).items()
+def torch_rules(model: MaxViT, parts: tuple[str, ...] = ("2.fn", "3.fn.net", "6.fn", "7.fn.net")) -> Rules:
+    """Upstream has the blocks of all stages in one list, in each `parts`, and MBConvs with a residual are wrapped."""
+    window_attn, window_ff, grid_attn, grid_ff = parts
+    blocks = [(i, j) for i, depth in enumerate(model.depth) for j in range(depth)]
     return (
-        *((f"{name}/mbconv", f"layers.{n}.0{inner}") for name, (n, inner) in blocks),
-        *((name, f"layers.{n}") for name, (n, _) in blocks),
-        *MBCONV_RULES,
-        ("window_attn/to_out", "2.fn.to_out.0"),
-        ("window_attn", "2.fn"),
-        *feed_forward_rules("window_ff", "3.fn.net"),
-        ("grid_attn/to_out", "6.fn.to_out.0"),
-        ("grid_attn", "6.fn"),
-        *feed_forward_rules("grid_ff", "7.fn.net"),
+        *((f"stage_{i}_block_{j}/mbconv", f"layers.{n}.0" + (".fn" if j else "")) for n, (i, j) in enumerate(blocks)),
+        *((f"stage_{i}_block_{j}", f"layers.{n}") for n, (i, j) in enumerate(blocks)),
+        *(_STEM | _MBCONV | _GATE).items(),
+        *attention_rules("window_attn", window_attn),
+        *feed_forward_rules("window_ff", window_ff),
+        *attention_rules("grid_attn", grid_attn),
+        *feed_forward_rules("grid_ff", grid_ff),
+        *sequential_rules("mlp_head", "mlp_head", norm=1, fc=2),
     )

@@ -9,6 +9,7 @@ for the first stage; no norm behind a transformer; no bias in the head.
 Axes: b batch, h rows, w columns, n tokens, d dim, k classes.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -17,9 +18,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, BatchNorm, Dense, DepthwiseConv, LayerNorm, PointwiseConv
-from vit_jax.layers.check import at_least, check_arguments, check_images, pair
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers import Attention, BatchNorm, Blocks, Dense, DepthwiseConv, LayerNorm, PointwiseConv
+from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair
+from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output, Tokens
 from vit_jax.layers.stages import check_windows
 
 
@@ -31,7 +33,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b u v d"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         if self.kernel == 1:
             x = PointwiseConv(self.dim, use_bias=False, name="conv")(x)
         else:
@@ -48,14 +50,13 @@ class InvertedResidual(nn.Module):
     expansion: int | float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool = False) -> Float[Array, "b u v d"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         y = x
         if self.expansion != 1:
             y = ConvNorm(int(x.shape[-1] * self.expansion), kernel=1, name="expand")(y, train=train)
         y = DepthwiseConv(kernel=3, stride=self.stride, use_bias=False, name="depthwise")(y)
         y = jax.nn.silu(BatchNorm(name="depthwise_norm")(y, train=train))
-        y = PointwiseConv(self.dim, use_bias=False, name="project")(y)
-        y = BatchNorm(name="project_norm")(y, train=train)
+        y = BatchNorm(name="project_norm")(PointwiseConv(self.dim, use_bias=False, name="project")(y), train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.dim else y
 
 
@@ -65,29 +66,24 @@ class FeedForward(nn.Module):
     hidden_dim: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         y = Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x))
         return Dense(x.shape[-1], name="fc2")(jax.nn.silu(y))
 
 
-class MobileViTBlock(nn.Module):
+class MobileViTBlock(Blocks):
     """Convolution sees near pixels, attention far ones; what both saw is joined to the input: (b, h, w, d) to same."""
 
     dim: int
-    depth: int
-    mlp_dim: int
     kernel_size: int
     patch_size: tuple[int, int]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], *, train: bool = False) -> Float[Array, "b h w d"]:
-        channels, (ph, pw), rows = x.shape[-1], self.patch_size, x.shape[1]
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        (ph, pw), (_, rows, _, channels) = self.patch_size, x.shape
         y = ConvNorm(channels, self.kernel_size, name="conv1")(x, train=train)
         y = ConvNorm(self.dim, kernel=1, name="conv2")(y, train=train)
-        y = rearrange(y, "b (h ph) (w pw) d -> (b ph pw) (h w) d", ph=ph, pw=pw)
-        for i in range(self.depth):
-            y = y + Attention(heads=4, dim_head=8, name=f"attn_{i}")(y)
-            y = y + FeedForward(self.mlp_dim, name=f"ff_{i}")(y)
+        y = super().__call__(rearrange(y, "b (h ph) (w pw) d -> (b ph pw) (h w) d", ph=ph, pw=pw), train=train)
         y = rearrange(y, "(b ph pw) (h w) d -> b (h ph) (w pw) d", ph=ph, pw=pw, h=rows // ph)
         y = ConvNorm(channels, kernel=1, name="conv3")(y, train=train)
         return ConvNorm(channels, self.kernel_size, name="conv4")(jnp.concatenate([y, x], axis=-1), train=train)
@@ -117,18 +113,12 @@ class MobileViT(nn.Module):
         check_arguments(self)
         at_least(self, dims=1, depths=0, widths=1, kernel_size=1)
         for name in ("dims", "depths"):
-            if len(value := getattr(self, name)) != 3:
-                raise ValueError(f"{name}={value!r}: expected three numbers, one for each transformer")
-        widths = self.widths or ()
-        if len(widths) != 11 or any(widths[i] != widths[i + 1] for i in (2, 4, 6, 8)):
-            raise ValueError(
-                f"widths={self.widths!r}: expected eleven numbers, the 3rd as the 4th, the 5th as the 6th, "
-                "the 7th as the 8th and the 9th as the 10th"
-            )
-        if int(min(widths) * self.expansion) < 1:
-            raise ValueError(f"expansion={self.expansion}: expected at least 1 / {min(widths)}, the least of widths")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size}: expected an odd number")
+            expect(self, name, len(getattr(self, name)) == 3, "three numbers, one for each transformer")
+        widths, pairs = self.widths or (), "3rd as 4th, 5th as 6th, 7th as 8th, 9th as 10th"
+        expect(self, "widths", len(widths) == 11 and widths[2:10:2] == widths[3:10:2], f"eleven numbers, {pairs}")
+        least = min(widths)
+        expect(self, "expansion", int(least * self.expansion) >= 1, f"at least 1 / {least}, the least of widths")
+        expect(self, "kernel_size", self.kernel_size % 2 == 1, "an odd number")
         self._check_size(self.image_size)
         super().__post_init__()
 
@@ -137,7 +127,7 @@ class MobileViT(nn.Module):
             check_windows(side, (patch,) * 3, stride=8)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         self._check_size(images.shape[1:3])
         widths, patch_size = self.widths, pair("patch_size", self.patch_size)
@@ -146,47 +136,38 @@ class MobileViT(nn.Module):
             x = InvertedResidual(width, stride, self.expansion, name=f"stem_{i}")(x, train=train)
         for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
             x = InvertedResidual(widths[4 + 2 * i], 2, self.expansion, name=f"reduce_{i}")(x, train=train)
-            mlp_dim = (2 if i == 0 else 4) * dim
-            x = MobileViTBlock(dim, depth, mlp_dim, self.kernel_size, patch_size, name=f"mobile_{i}")(x, train=train)
+            parts = (functools.partial(Attention, 4, 8), functools.partial(FeedForward, (2 if i == 0 else 4) * dim))
+            block = MobileViTBlock(depth, *parts, dim, self.kernel_size, patch_size, name=f"mobile_{i}")
+            x = block(x, train=train)
         if not self.num_classes:
             return x
         x = ConvNorm(widths[-1], kernel=1, name="last_conv")(x, train=train).mean(axis=(1, 2))
         return Dense(self.num_classes, use_bias=False, name="to_logits")(x)
 
 
+_TINY = dict(image_size=32, widths=(8, 8, 16, 16, 24, 24, 32, 32, 40, 40, 80), expansion=2, patch_size=1)
 PRESETS = {
-    "tiny": dict(
-        image_size=32,
-        dims=(32, 40, 48),
-        widths=(8, 8, 16, 16, 24, 24, 32, 32, 40, 40, 80),
-        expansion=2,
-        patch_size=1,
-        depths=(1, 1, 1),
-    ),
+    "tiny": _TINY | dict(dims=(32, 40, 48), depths=(1, 1, 1)),
     "xxs": dict(image_size=256, dims=(64, 80, 96), widths=(16, 16, 24, 24, 48, 48, 64, 64, 80, 80, 320), expansion=2),
     "xs": dict(image_size=256, dims=(96, 120, 144), widths=(16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)),
     "s": dict(image_size=256, dims=(144, 192, 240), widths=(16, 32, 64, 64, 96, 96, 128, 128, 160, 160, 640)),
 }
 
 
-def torch_rules(model: MobileViT) -> tuple[tuple[str, str], ...]:
+def torch_rules(model: MobileViT) -> Rules:
     """Upstream's inverted residual is one Sequential, shorter by three where nothing is widened."""
-    shift = 0 if model.expansion == 1 else 3
+    first = 0 if model.expansion == 1 else 3
+    places = dict(depthwise=first, depthwise_norm=first + 1, project=first + 3, project_norm=first + 4)
     return (
-        *((f"expand/{ours}", f"conv.{n}") for n, ours in enumerate(("conv", "norm"))),
-        ("depthwise", f"conv.{shift}"),
-        ("depthwise_norm", f"conv.{shift + 1}"),
-        ("project", f"conv.{shift + 3}"),
-        ("project_norm", f"conv.{shift + 4}"),
-        ("last_conv/conv", "to_logits.0.0"),
-        ("last_conv/norm", "to_logits.0.1"),
+        *sequential_rules("expand", "conv", conv=0, norm=1),
+        *((part, f"conv.{place}") for part, place in places.items()),
+        *sequential_rules("last_conv", "to_logits.0", conv=0, norm=1),
         ("to_logits", "to_logits.2"),
         ("conv", "0"),
         (r"stem_(\d+)", r"stem.\1"),
         (r"reduce_(\d+)", r"trunk.\1.0"),
         (r"mobile_(\d+)", r"trunk.\1.1"),
-        (r"attn_(\d+)/to_out", r"transformer.layers.\1.0.to_out.0"),
-        (r"attn_(\d+)", r"transformer.layers.\1.0"),
+        *attention_rules(r"attn_(\d+)", r"transformer.layers.\1.0"),
         *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
         (r"(conv\d)/norm", r"\1.1"),
     )

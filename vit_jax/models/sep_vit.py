@@ -12,20 +12,11 @@ Axes: b batch, n windows, p their token and pixels, h heads, i query, j key, d d
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from vit_jax.layers import (
-    ChannelNorm,
-    ConvFeedForward,
-    DepthwiseConv,
-    LayerNorm,
-    NormHead,
-    PointwiseConv,
-    gelu,
-    softmax,
-)
-from vit_jax.layers.check import check_arguments, check_images
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, attend, gelu
+from vit_jax.layers.check import check_arguments, check_images, expect
+from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
 from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
@@ -38,33 +29,27 @@ class SeparableAttention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b x y d"], *, train: bool = False) -> Float[Array, "b x y d"]:
-        batch, rows, _, dim = x.shape
-        window, inner_dim, scale = self.window_size, self.heads * self.dim_head, self.dim_head**-0.5
-        x = ChannelNorm(name="norm")(x)
-        x = rearrange(x, "b (x w1) (y w2) d -> (b x y) (w1 w2) d", w1=window, w2=window)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        _, rows, _, dim = x.shape
+        window, inner_dim = self.window_size, self.heads * self.dim_head
+        x = rearrange(ChannelNorm(name="norm")(x), "b (x w1) (y w2) d -> b (x y) (w1 w2) d", w1=window, w2=window)
         token = self.param("window_tokens", nn.initializers.normal(0.02), (dim,))
-        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, dim)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(token, (*x.shape[:2], 1, dim)), x], axis=2)
         qkv = nn.Conv(3 * inner_dim, (1,), use_bias=False, name="to_qkv")(x)
-        q, k, v = rearrange(qkv, "(b n) p (qkv h d) -> qkv b h n p d", b=batch, qkv=3, h=self.heads)
-        attn = softmax(jnp.einsum("bhnid,bhnjd->bhnij", q, k) * scale)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = jnp.einsum("bhnij,bhnjd->bhnid", attn, v)
+        q, k, v = rearrange(qkv, "b n p (qkv h d) -> qkv b n h p d", qkv=3, h=self.heads)
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
 
-        tokens, pixels = out[:, :, :, 0], out[:, :, :, 1:]
-        tokens = rearrange(gelu(LayerNorm(name="token_norm")(tokens)), "b h n d -> b n (h d)")
+        out = rearrange(out, "b n p (h d) -> p b n h d", h=self.heads)
+        tokens = rearrange(gelu(LayerNorm(name="token_norm")(out[0])), "b n h d -> b n (h d)")
         qk = nn.Conv(2 * inner_dim, (1,), name="token_to_qk")(tokens)
         q, k = rearrange(qk, "b n (h qk d) -> qk b h n d", h=self.heads, qk=2)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * scale)
-        self.sow("intermediates", "attn", attn)
-        alone = attn.shape[-1] == 1  # a single window has itself to attend to, which is never dropped
-        attn = nn.Dropout(self.dropout)(attn, deterministic=alone or not train)
-        out = jnp.einsum("bhij,bhjpd->bhipd", attn, pixels)
+        v = rearrange(out[1:], "p b n h d -> b h n (p d)")
+        # A single window has itself to attend to, which is never dropped.
+        out = attend(self, q, k, v, dropout=self.dropout if x.shape[1] > 1 else 0.0, train=train)
 
-        out = rearrange(out, "b h (x y) (w1 w2) d -> b (x w1) (y w2) (h d)", x=rows // window, w1=window)
-        out = PointwiseConv(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        windows = dict(x=rows // window, w1=window, w2=window)
+        out = rearrange(out, "b (x y) (h w1 w2 d) -> b (x w1) (y w2) (h d)", h=self.heads, **windows)
+        return nn.Dropout(self.dropout)(PointwiseConv(dim, name="to_out")(out), deterministic=not train)
 
 
 class SepViT(nn.Module):
@@ -92,8 +77,7 @@ class SepViT(nn.Module):
         check_depth(self)
         per_stage(self, "heads", len(self.depth))
         self._windows()
-        if int(self.dim * self.ff_mult) < 1:
-            raise ValueError(f"ff_mult={self.ff_mult}: expected at least 1 / dim")
+        expect(self, "ff_mult", int(self.dim * self.ff_mult) >= 1, "at least 1 / dim")
         if self.image_size is not None:
             check_windows(self.image_size, self._windows())
         super().__post_init__()
@@ -103,7 +87,7 @@ class SepViT(nn.Module):
         return (7,) * len(windows) if self.upstream_sizes else windows
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         check_windows(images.shape[1:3], self._windows())
         x, dim_head = images, 32 if self.upstream_sizes else self.dim_head
@@ -116,8 +100,8 @@ class SepViT(nn.Module):
             x = nn.Conv(dim, kernel, strides=(stride, stride), padding=stride - 1, name=f"patches_{i}")(x)
             x = x + DepthwiseConv(kernel=3, name=f"positions_{i}")(x)
             for j in range(depth):
-                attend = SeparableAttention(heads, dim_head, window, self.dropout, name=f"stage_{i}_attn_{j}")
-                x = x + attend(x, train=train)
+                attention = SeparableAttention(heads, dim_head, window, self.dropout, name=f"stage_{i}_attn_{j}")
+                x = x + attention(x, train=train)
                 ff = ConvFeedForward(int(self.ff_mult * dim), self.dropout, name=f"stage_{i}_ff_{j}")
                 x = x + ff(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x.mean(axis=(1, 2))) if self.num_classes else x
@@ -128,25 +112,23 @@ def _paper(dim, heads, third):
     return dict(image_size=224, dim=dim, **stages)
 
 
+_SMALL = dict(window_size=4, dim_head=16, upstream_sizes=False)
 PRESETS = {
-    "tiny": dict(
-        image_size=32, dim=32, depth=(1, 2), heads=(2, 4), window_size=4, dim_head=16, ff_mult=2, upstream_sizes=False
-    ),
+    "tiny": dict(image_size=32, dim=32, depth=(1, 2), heads=(2, 4), ff_mult=2, **_SMALL),
     "lite": _paper(32, 1, 6),
     "t": _paper(96, 3, 6),
     "s": _paper(96, 3, 14),
     "b": _paper(128, 4, 14),
 }
 
+_ATTN = r"layers.\1.2.layers.\2.0"
 TORCH_RULES = (
     (r"patches_(\d+)", r"layers.\1.0.conv"),
     (r"positions_(\d+)", r"layers.\1.1.proj"),
     (r"norm_(\d+)", r"layers.\1.2.norm"),
-    (r"stage_(\d+)_attn_(\d+)/to_out", r"layers.\1.2.layers.\2.0.to_out.0"),
-    (r"stage_(\d+)_attn_(\d+)/token_norm", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.0"),
-    (r"stage_(\d+)_attn_(\d+)/token_to_qk", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.3"),
-    (r"stage_(\d+)_attn_(\d+)", r"layers.\1.2.layers.\2.0"),
+    (r"stage_(\d+)_attn_(\d+)/token_norm", f"{_ATTN}.window_tokens_to_qk.0"),
+    (r"stage_(\d+)_attn_(\d+)/token_to_qk", f"{_ATTN}.window_tokens_to_qk.3"),
+    *attention_rules(r"stage_(\d+)_attn_(\d+)", _ATTN),
     *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1.net"),
-    ("mlp_head/norm", "mlp_head.1"),
-    ("mlp_head/fc", "mlp_head.2"),
+    *sequential_rules("mlp_head", "mlp_head", norm=1, fc=2),
 )
