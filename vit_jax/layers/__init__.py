@@ -10,6 +10,7 @@ from vit_jax.layers.depthwise import DepthwiseConv
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.head import NormHead
+from vit_jax.layers.map_vit import MapViT
 from vit_jax.layers.norm import ChannelNorm, LayerNorm, l2_normalize, standardize
 from vit_jax.layers.patch_dropout import PatchDropout
 from vit_jax.layers.patch_embed import PatchEmbed
@@ -32,6 +33,7 @@ __all__ = [
     "DepthwiseConv",
     "FeedForward",
     "LayerNorm",
+    "MapViT",
     "NormHead",
     "NormedBlocks",
     "PatchDropout",

@@ -18,12 +18,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, NormHead, PointwiseConv, attend
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, MapViT, PointwiseConv, attend
+from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.positions import relative_positions
 from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 from vit_jax.layers.stages import check_depth, check_windows
 
 
@@ -101,14 +101,11 @@ class Block(nn.Module):
         return x
 
 
-class MaxViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
-
-    `depth` has one number per stage, and the width doubles from each to the next.
+class MaxViT(MapViT, kw_only=True):
+    """`depth` has one number per stage, and the width doubles from each to the next.
     Raises ValueError when windows do not tile the maps of an image, or heads do not fill `dim`.
     """
 
-    num_classes: int
     dim: int
     depth: tuple[int, ...]
     dim_head: int = 32
@@ -117,29 +114,23 @@ class MaxViT(nn.Module):
     mbconv_expansion_rate: int | float = 4
     mbconv_shrinkage_rate: int | float = 0.25
     dropout: float = 0.1
-    channels: int = 3
     mbconv_dropout: float = 0.0
-    image_size: int | tuple[int, int] | None = None
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         check_depth(self)
         at_least(self, dim_conv_stem=1, window_size=1)
         expect(self, "dim", self.dim % self.dim_head == 0, f"a multiple of dim_head={self.dim_head}")
         expect(self, "mbconv_dropout", 0 <= self.mbconv_dropout <= 1, "0 to 1")
-        if self.image_size is not None:
-            check_windows(self.image_size, (self.window_size,) * len(self.depth))
-        super().__post_init__()
+
+    def check_size(self, size):
+        check_windows(size, (self.window_size,) * len(self.depth))
 
     def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
         """A block of the network, which a variant overrides."""
         attention = functools.partial(Attention, self.dim_head, self.window_size, self.dropout)
         return Block(self.window_size, mbconv, attention, feed_forward, name=name)
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        check_windows(images.shape[1:3], (self.window_size,) * len(self.depth))
+    def maps(self, images: Images, *, train: bool) -> Maps:
         stem_dim = self.dim_conv_stem or self.dim
         x = nn.Conv(stem_dim, (3, 3), strides=(2, 2), padding=1, name="stem_1")(images)
         x = nn.Conv(stem_dim, (3, 3), padding=1, name="stem_2")(x)
@@ -149,7 +140,7 @@ class MaxViT(nn.Module):
             for j in range(depth):
                 mbconv = functools.partial(MBConv, dim, j == 0, *rates)
                 x = self.make_block(mbconv, feed_forward, f"stage_{i}_block_{j}")(x, train=train)
-        return NormHead(self.num_classes, name="mlp_head")(x.mean(axis=(1, 2))) if self.num_classes else x
+        return x
 
 
 def _paper(dim, dim_conv_stem, depth):

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, NormHead, PointwiseConv, attend
-from vit_jax.layers.check import at_least, check_arguments, check_images, pair
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, MapViT, PointwiseConv, attend
+from vit_jax.layers.check import at_least, pair
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
@@ -91,15 +91,13 @@ SSA = ("heads", "ssa_dim_key", "ssa_dim_value", "reduction_factor")
 IWSA = ("heads", "iwsa_dim_key", "iwsa_dim_value", "window_size")
 
 
-class ScalableViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
-
-    `depth` has one number per stage, and the width doubles from each to the next; `heads`, `reduction_factor`,
+class ScalableViT(MapViT, kw_only=True):
+    """`depth` has one number per stage, and the width doubles from each to the next; `heads`, `reduction_factor`,
     `window_size` and the widths of keys and values, per head, are one number, or one per stage.
+
     Raises ValueError when windows do not tile the maps of an image, or a reduction leaves nothing of one.
     """
 
-    num_classes: int
     dim: int
     depth: tuple[int, ...]
     heads: int | tuple[int, ...]
@@ -110,24 +108,18 @@ class ScalableViT(nn.Module):
     ssa_dim_key: int | tuple[int, ...] = 32
     ssa_dim_value: int | tuple[int, ...] = 32
     ff_expansion_factor: int = 4
-    channels: int = 3
     dropout: float = 0.0
-    image_size: int | tuple[int, int] | None = None
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         check_depth(self)
         at_least(self, ff_expansion_factor=1)
         self._stages(*SSA, *IWSA)
-        if self.image_size is not None:
-            self._check_size(self.image_size)
-        super().__post_init__()
 
     def _stages(self, *names: str) -> list[tuple[int | None, ...]]:
         """Of each stage the values of these arguments."""
         return list(zip(*(per_stage(self, name, len(self.depth)) for name in names), strict=True))
 
-    def _check_size(self, size: int | tuple[int, int]) -> None:
+    def check_size(self, size):
         check_windows(size, [window or 1 for (window,) in self._stages("window_size")])
         reductions = self._stages("reduction_factor")
         smallest = max(4 * 2**i * (reduction - 1) + 1 for i, (reduction,) in enumerate(reductions))
@@ -135,10 +127,7 @@ class ScalableViT(nn.Module):
             factor = f"reduction_factor={self.reduction_factor!r}"
             raise ValueError(f"image_size={size!r}: expected at least {smallest}, for {factor} to leave a pixel")
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        self._check_size(images.shape[1:3])
+    def maps(self, images: Images, *, train: bool) -> Maps:
         x = nn.Conv(self.dim, (7, 7), strides=(4, 4), padding=3, name="to_patches")(images)
         stages = zip(self.depth, self._stages(*SSA), self._stages(*IWSA), strict=True)
         for i, (depth, ssa, iwsa) in enumerate(stages):
@@ -150,7 +139,7 @@ class ScalableViT(nn.Module):
             iwsa = functools.partial(InteractiveWindowedSelfAttention, *iwsa, self.dropout)
             feed_forward = functools.partial(ConvFeedForward, self.ff_expansion_factor * dim, self.dropout)
             x = Stage(depth, ssa, iwsa, feed_forward, name=f"stage_{i}")(x, train=train)
-        return NormHead(self.num_classes, name="mlp_head")(x.mean(axis=(1, 2))) if self.num_classes else x
+        return x
 
 
 def _paper(dim, heads, depth, ssa_dim_key):

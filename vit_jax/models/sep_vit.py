@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, attend, gelu
-from vit_jax.layers.check import check_arguments, check_images, expect
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, LayerNorm, MapViT, PointwiseConv, attend, gelu
+from vit_jax.layers.check import expect
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
@@ -52,44 +52,36 @@ class SeparableAttention(nn.Module):
         return nn.Dropout(self.dropout)(PointwiseConv(dim, name="to_out")(out), deterministic=not train)
 
 
-class SepViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
-
-    `depth` has one number per stage, and the width doubles from each to the next; `heads` and `window_size` are one
+class SepViT(MapViT, kw_only=True):
+    """`depth` has one number per stage, and the width doubles from each to the next; `heads` and `window_size` are one
     number, or one per stage. `upstream_sizes` replaces `window_size` and `dim_head` by 7 and 32, as upstream does.
+
     Raises ValueError when windows do not tile the maps of an image.
     """
 
-    num_classes: int
     dim: int
     depth: tuple[int, ...]
     heads: int | tuple[int, ...]
     window_size: int | tuple[int, ...] = 7
     dim_head: int = 32
     ff_mult: int = 4
-    channels: int = 3
     dropout: float = 0.0
     upstream_sizes: bool = True
-    image_size: int | tuple[int, int] | None = None
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         check_depth(self)
         per_stage(self, "heads", len(self.depth))
         self._windows()
         expect(self, "ff_mult", int(self.dim * self.ff_mult) >= 1, "at least 1 / dim")
-        if self.image_size is not None:
-            check_windows(self.image_size, self._windows())
-        super().__post_init__()
+
+    def check_size(self, size):
+        check_windows(size, self._windows())
 
     def _windows(self) -> tuple[int, ...]:
         windows = per_stage(self, "window_size", len(self.depth))
         return (7,) * len(windows) if self.upstream_sizes else windows
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        check_windows(images.shape[1:3], self._windows())
+    def maps(self, images: Images, *, train: bool) -> Maps:
         x, dim_head = images, 32 if self.upstream_sizes else self.dim_head
         stages = zip(self.depth, per_stage(self, "heads", len(self.depth)), self._windows(), strict=True)
         for i, (depth, heads, window) in enumerate(stages):
@@ -104,7 +96,7 @@ class SepViT(nn.Module):
                 x = x + attention(x, train=train)
                 ff = ConvFeedForward(int(self.ff_mult * dim), self.dropout, name=f"stage_{i}_ff_{j}")
                 x = x + ff(x, train=train)
-        return NormHead(self.num_classes, name="mlp_head")(x.mean(axis=(1, 2))) if self.num_classes else x
+        return x
 
 
 def _paper(dim, heads, third):

@@ -1,0 +1,49 @@
+"""What classifiers share whose tokens stay a map: which images they take, and the mean of the last map as features."""
+
+from collections.abc import Sequence
+
+from flax import linen as nn
+
+from vit_jax.layers.check import check_arguments, check_images
+from vit_jax.layers.head import NormHead
+from vit_jax.layers.shapes import Images, Maps, Output
+
+
+class MapViT(nn.Module, kw_only=True):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
+
+    A variant makes the map in `maps`, and says what it asks of its arguments in `check`, of an image's size in
+    `check_size`. `image_size` is for information, and checked at construction.
+    """
+
+    num_classes: int
+    channels: int = 3
+    image_size: int | Sequence[int] | None = None
+
+    def __post_init__(self):
+        check_arguments(self)
+        self.check()
+        if self.image_size is not None:
+            self.check_size(self.image_size)
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Raises ValueError for arguments that make no sense."""
+
+    def check_size(self, size: int | Sequence[int]) -> None:
+        """Raises ValueError for images that cannot be of this size, (height, width) or one number for both."""
+
+    def maps(self, images: Images, *, train: bool) -> Maps:
+        """The last map of features, (b, h, w, d)."""
+        raise NotImplementedError
+
+    def make_head(self) -> nn.Module:
+        """The module that turns the mean of the map into logits."""
+        return NormHead(self.num_classes, name="mlp_head")
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
+        check_images(images, self.channels)
+        self.check_size(images.shape[1:3])
+        x = self.maps(images, train=train)
+        return self.make_head()(x.mean(axis=(1, 2))) if self.num_classes else x
