@@ -4,6 +4,7 @@ from vit_jax.layers.attend import attend
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.batch_norm import BatchNorm
 from vit_jax.layers.blocks import Blocks, NormedBlocks
+from vit_jax.layers.context_attention import ContextAttention
 from vit_jax.layers.conv_feed_forward import ConvFeedForward
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.depthwise import DepthwiseConv
@@ -28,6 +29,7 @@ __all__ = [
     "BatchNorm",
     "Blocks",
     "ChannelNorm",
+    "ContextAttention",
     "ConvFeedForward",
     "Dense",
     "DepthwiseConv",

@@ -10,7 +10,9 @@ Axes: b batch, n patches, m context, d dim, h heads in, g heads out, i query, j 
 """
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, add_positions, softmax
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, add_positions, prepend, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 class Attention(nn.Module):
@@ -31,74 +35,45 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        context: Float[Array, "b m d"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
+    def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
+        inner_dim, init = self.heads * self.dim_head, nn.initializers.normal(1.0)
         x = LayerNorm(name="norm")(x)
-        source = x if context is None else jnp.concatenate([x, context], axis=1)
         q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
+        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(jnp.concatenate([x, *context], axis=1))
         q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        mix = lambda name, maps: jnp.einsum("bhij,hg->bgij", maps, self.param(name, init, (self.heads, self.heads)))
 
         scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
-        attn = softmax(self.mix_heads("mix_heads_pre_attn", scores))
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        attn = self.mix_heads("mix_heads_post_attn", attn)
+        attn = nn.Dropout(self.dropout)(softmax(mix("mix_heads_pre_attn", scores)), deterministic=not train)
+        attn = mix("mix_heads_post_attn", attn)
         self.sow("intermediates", "attn", attn)
-
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
-
-    def mix_heads(self, name: str, maps: Float[Array, "b h i j"]) -> Float[Array, "b g i j"]:
-        """Maps of all heads, mixed by a learned matrix."""
-        mix = self.param(name, nn.initializers.normal(1.0), (self.heads, self.heads))
-        return jnp.einsum("bhij,hg->bgij", maps, mix)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 class Transformer(nn.Module):
-    """`depth` blocks whose every branch has a LayerScale; in training each may drop, but never all of them."""
+    """`depth` blocks whose every branch has a LayerScale; in training each block may drop, but never all of them.
+
+    A block has the `branches` in their order, of each its name and what makes it; `context` goes to "attn". The
+    LayerScales of block i start at `scales[i]`; before their d features they have the axes `leading`.
+    """
 
     depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
+    branches: Mapping[str, Callable[..., nn.Module]]
     layer_dropout: float
-    layer_scale_init: float | None
-
-    def branches(self, layer: int, context: Float[Array, "b m d"] | None) -> Iterator[tuple[str, Callable]]:
-        """The residual branches of a block in their order, by name."""
-        attn = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{layer}")
-        yield "attn", functools.partial(attn, context=context)
-        yield "ff", FeedForward(self.mlp_dim, self.dropout, name=f"ff_{layer}")
-
-    def layer_scale(self, name: str, layer: int, dim: int) -> Float[Array, "1 1 d"]:
-        """The factor of a branch."""
-        by_index = 0.1 if layer < 18 else 1e-5 if layer < 24 else 1e-6
-        epsilon = by_index if self.layer_scale_init is None else self.layer_scale_init
-        return self.param(name, nn.initializers.constant(epsilon), (1, 1, dim))
+    scales: tuple[float, ...]
+    leading: tuple[int, ...]
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        context: Float[Array, "b m d"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
         drops = train and self.layer_dropout > 0
         kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
         for i in range(self.depth):
-            y = x
-            for name, branch in self.branches(i, context):
-                y = y + branch(y, train=train) * self.layer_scale(f"{name}_scale_{i}", i, x.shape[-1])
+            y, init = x, nn.initializers.constant(self.scales[i])
+            for name, make in self.branches.items():
+                out = make(name=f"{name}_{i}")(y, *(context if name == "attn" else ()), train=train)
+                y = y + out * self.param(f"{name}_scale_{i}", init, (*self.leading, x.shape[-1])).reshape(1, 1, -1)
             x = jnp.where(kept[i], y, x) if drops else y
         return x
 
@@ -134,53 +109,59 @@ class CaiT(nn.Module):
     channels: int = 3
     layer_scale_init: float | None = None
 
+    leading: ClassVar[tuple[int, ...]] = (1, 1)  # axes of the class token and of every LayerScale, before d
+
     def __post_init__(self):
         check_arguments(self)
         super().__post_init__()
 
-    @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
-        check_images(images, self.channels)
-        rows, columns = patch_grid(self.image_size, self.patch_size)
-        init = nn.initializers.normal(0.02)
-        cls_token = self.param("cls_token", init, (1, 1, self.dim))
-        pos_embedding = self.param("pos_embedding", init, (1, rows * columns, self.dim))
+    def scale_by_index(self, layer: int) -> float:
+        """Where the LayerScales of a layer, counted from 0, start by default."""
+        return 0.1 if layer < 18 else 1e-5 if layer < 24 else 1e-6
 
+    def make_transformer(self, depth: int, attention: type[nn.Module], name: str, **others: Callable) -> nn.Module:
+        """Blocks of attention, what others there are, and a feed-forward."""
+        attn = functools.partial(attention, self.heads, self.dim_head, self.dropout)
+        branches = dict(attn=attn, **others, ff=functools.partial(FeedForward, self.mlp_dim, self.dropout))
+        fixed = self.layer_scale_init
+        scales = tuple(self.scale_by_index(i) if fixed is None else fixed for i in range(depth))
+        return Transformer(depth, branches, self.layer_dropout, scales, self.leading, name=name)
+
+    def embed(self, images: Images, *, train: bool) -> tuple[Float[Array, "b 1 d"], Tokens]:
+        """The class token of every image, and its patches with positions."""
+        check_images(images, self.channels)
+        init, patches = nn.initializers.normal(0.02), math.prod(patch_grid(self.image_size, self.patch_size))
+        cls_token = self.param("cls_token", init, (*self.leading, self.dim)).reshape(1, 1, self.dim)
+        pos_embedding = self.param("pos_embedding", init, (1, patches, self.dim))
         x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
-        x = add_positions(x, pos_embedding)
-        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
-        blocks = (self.heads, self.dim_head, self.mlp_dim, self.dropout, self.layer_dropout, self.layer_scale_init)
-        x = Transformer(self.depth, *blocks, name="patch_transformer")(x, train=train)
-        token = jnp.broadcast_to(cls_token, (len(x), 1, self.dim))
-        token = Transformer(self.cls_depth, *blocks, name="cls_transformer")(token, x, train=train)
+        x = nn.Dropout(self.emb_dropout)(add_positions(x, pos_embedding), deterministic=not train)
+        return prepend(cls_token, x[:, :0]), x
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
+        token, x = self.embed(images, train=train)
+        x = self.make_transformer(self.depth, Attention, "patch_transformer")(x, train=train)
+        token = self.make_transformer(self.cls_depth, Attention, "cls_transformer")(token, x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
 
 
 def _paper(dim, depth):
-    sizes = dict(dim=dim, depth=depth, cls_depth=2, heads=dim // 48, dim_head=48, mlp_dim=4 * dim)
-    return dict(image_size=224, patch_size=16, layer_scale_init=1e-5 if depth <= 24 else 1e-6, **sizes)
+    layers = dict(cls_depth=2, layer_scale_init=1e-5 if depth <= 24 else 1e-6)
+    return vit_sizes(dim, depth, heads=dim // 48, dim_head=48, **layers)
 
 
+_DIMS = dict(xxs=192, xs=288, s=384, m=768)
 PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=3, cls_depth=1, heads=4, dim_head=16, mlp_dim=128),
-    "xxs24": _paper(192, 24),
-    "xxs36": _paper(192, 36),
-    "xs24": _paper(288, 24),
-    "xs36": _paper(288, 36),
-    "s24": _paper(384, 24),
-    "s36": _paper(384, 36),
-    "s48": _paper(384, 48),
-    "m24": _paper(768, 24),
-    "m36": _paper(768, 36),
-    "m48": _paper(768, 48),
+    "tiny": TINY | dict(depth=3, cls_depth=1),
+    **{f"{size}{depth}": _paper(dim, depth) for size, dim in _DIMS.items() for depth in (24, 36)},
+    **{f"{size}48": _paper(_DIMS[size], 48) for size in ("s", "m")},
 }
 
 TORCH_RULES = (
     *PATCH_EMBED_RULES,
     (r"attn_scale_(\d+)", r"layers.\1.0.scale"),
     (r"ff_scale_(\d+)", r"layers.\1.1.scale"),
-    (r"attn_(\d+)/to_out", r"layers.\1.0.fn.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0.fn"),
+    *attention_rules(r"attn_(\d+)", r"layers.\1.0.fn"),
     *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net"),
     *HEAD_RULES,
 )

@@ -9,74 +9,31 @@ key and value; heads are as wide in either direction.
 Axes: b batch, n tokens (s small, l large), m context, d dim, h heads, i query, j key, k classes.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, add_positions, prepend, softmax
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-
-
-class Attention(nn.Module):
-    """Attention of x over itself, or over [x, context], where the context is not normalised."""
-
-    heads: int
-    dim_head: int
-    dropout: float
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], context: Float[Array, "b m d"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        x = LayerNorm(name="norm")(x)
-        source = x if context is None else jnp.concatenate([x, context], axis=1)
-        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
-
-
-class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual, and a last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return LayerNorm(name="norm")(x)
+from vit_jax.layers import ContextAttention, Dense, FeedForward, NormedBlocks, NormHead, PatchEmbed
+from vit_jax.layers.check import at_least, check_arguments, check_images, pair, patch_grid
+from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.tokens import add_positions, prepend
 
 
 class AttendAcross(nn.Module):
     """The class token of x attends to itself and the other branch's patches, at their width, and comes back."""
 
-    heads: int
-    dim_head: int
-    dropout: float
+    attention: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], other: Float[Array, "b m e"], *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, other: Float[Array, "b m e"], *, train: bool = False) -> Tokens:
         token, dim, other_dim = x[:, :1], x.shape[-1], other.shape[-1]
         y = token if dim == other_dim else Dense(other_dim, name="project_in")(token)
-        y = Attention(self.heads, self.dim_head, self.dropout, name="fn")(y, other[:, 1:], train=train)
+        y = self.attention(name="fn")(y, other[:, 1:], train=train)
         y = y if dim == other_dim else Dense(dim, name="project_out")(y)
         return jnp.concatenate([token + y, x[:, 1:]], axis=1)
 
@@ -85,34 +42,31 @@ class CrossTransformer(nn.Module):
     """`depth` times, the small branch's class token attends to the large patches, then the large one's to the small."""
 
     depth: int
-    heads: int
-    dim_head: int
-    dropout: float
+    attention: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, small: Float[Array, "b s d"], large: Float[Array, "b l e"], *, train: bool = False):
-        attention = (self.heads, self.dim_head, self.dropout)
         for i in range(self.depth):
-            small = AttendAcross(*attention, name=f"small_to_large_{i}")(small, large, train=train)
-            large = AttendAcross(*attention, name=f"large_to_small_{i}")(large, small, train=train)
+            small = AttendAcross(self.attention, name=f"small_to_large_{i}")(small, large, train=train)
+            large = AttendAcross(self.attention, name=f"large_to_small_{i}")(large, small, train=train)
         return small, large
 
 
 class ImageEmbedder(nn.Module):
     """Image (b, H, W, c) to tokens (b, n, dim): the class token and the patches, with positions."""
 
-    dim: int
-    image_size: tuple[int, int]
-    patch_size: tuple[int, int]
+    image_size: int | tuple[int, int]
     dropout: float
+    dim: int
+    patch_size: int | tuple[int, int]
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Tokens:
         init, patches = nn.initializers.normal(0.02), math.prod(patch_grid(self.image_size, self.patch_size))
         cls_token = self.param("cls_token", init, (1, 1, self.dim))
         pos_embedding = self.param("pos_embedding", init, (1, patches + 1, self.dim))
-        x = prepend(cls_token, PatchEmbed(self.patch_size, self.dim, name="to_patch_embedding")(images))
-        return nn.Dropout(self.dropout)(add_positions(x, pos_embedding), deterministic=not train)
+        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
+        return nn.Dropout(self.dropout)(add_positions(prepend(cls_token, x), pos_embedding), deterministic=not train)
 
 
 class CrossViT(nn.Module):
@@ -149,28 +103,26 @@ class CrossViT(nn.Module):
         check_arguments(self)
         for name in ("sm_patch_size", "lg_patch_size"):
             patch_grid(self.image_size, getattr(self, name), name)
-        for name, value in vars(self).items():
-            minimum = 0 if name.endswith("_depth") else 1
-            if name.startswith(("sm_", "lg_", "cross_")) and isinstance(value, int) and value < minimum:
-                raise ValueError(f"{name}={value}: expected at least {minimum}")
+        sizes = [name for name in vars(self) if name.startswith(("sm_", "lg_", "cross_"))]
+        at_least(self, **{name: 0 if name.endswith("_depth") else 1 for name in sizes})
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False):
+    def __call__(self, images: Images, *, train: bool = False):
         check_images(images, self.channels)
-        size = pair("image_size", self.image_size)
-        sm_patch, lg_patch = pair("sm_patch_size", self.sm_patch_size), pair("lg_patch_size", self.lg_patch_size)
-        embed_small = ImageEmbedder(self.sm_dim, size, sm_patch, self.emb_dropout, name="sm_image_embedder")
-        embed_large = ImageEmbedder(self.lg_dim, size, lg_patch, self.emb_dropout, name="lg_image_embedder")
-        small, large = embed_small(images, train=train), embed_large(images, train=train)
-
-        sm_blocks = (self.sm_enc_depth, self.sm_enc_heads, self.sm_enc_dim_head, self.sm_enc_mlp_dim, self.dropout)
-        lg_blocks = (self.lg_enc_depth, self.lg_enc_heads, self.lg_enc_dim_head, self.lg_enc_mlp_dim, self.dropout)
-        cross = (self.cross_attn_depth, self.cross_attn_heads, self.cross_attn_dim_head, self.dropout)
+        embedder = functools.partial(ImageEmbedder, self.image_size, self.emb_dropout)
+        small = embedder(self.sm_dim, self.sm_patch_size, name="sm_image_embedder")(images, train=train)
+        large = embedder(self.lg_dim, self.lg_patch_size, name="lg_image_embedder")(images, train=train)
+        attention = lambda heads, dim_head: functools.partial(ContextAttention, heads, dim_head, self.dropout)
+        feed_forward = lambda mlp_dim: functools.partial(FeedForward, mlp_dim, self.dropout)
+        small_parts = attention(self.sm_enc_heads, self.sm_enc_dim_head), feed_forward(self.sm_enc_mlp_dim)
+        large_parts = attention(self.lg_enc_heads, self.lg_enc_dim_head), feed_forward(self.lg_enc_mlp_dim)
+        cross_attention = attention(self.cross_attn_heads, self.cross_attn_dim_head)
         for i in range(self.depth):
-            small = Transformer(*sm_blocks, name=f"small_{i}")(small, train=train)
-            large = Transformer(*lg_blocks, name=f"large_{i}")(large, train=train)
-            small, large = CrossTransformer(*cross, name=f"cross_{i}")(small, large, train=train)
+            small = NormedBlocks(self.sm_enc_depth, *small_parts, name=f"small_{i}")(small, train=train)
+            large = NormedBlocks(self.lg_enc_depth, *large_parts, name=f"large_{i}")(large, train=train)
+            cross = CrossTransformer(self.cross_attn_depth, cross_attention, name=f"cross_{i}")
+            small, large = cross(small, large, train=train)
         if not self.num_classes:
             return small, large
         small_head, large_head = (NormHead(self.num_classes, name=f"{size}_mlp_head") for size in ("sm", "lg"))
@@ -199,13 +151,9 @@ TORCH_RULES = (
     (r"small_(\d+)", r"multi_scale_encoder.layers.\1.0"),
     (r"large_(\d+)", r"multi_scale_encoder.layers.\1.1"),
     (r"cross_(\d+)", r"multi_scale_encoder.layers.\1.2"),
-    (r"small_to_large_(\d+)/fn/to_out", r"layers.\1.0.fn.to_out.0"),
-    (r"large_to_small_(\d+)/fn/to_out", r"layers.\1.1.fn.to_out.0"),
     (r"small_to_large_(\d+)", r"layers.\1.0"),
     (r"large_to_small_(\d+)", r"layers.\1.1"),
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
-    (r"(sm|lg)_mlp_head/norm", r"\1_mlp_head.0"),
-    (r"(sm|lg)_mlp_head/fc", r"\1_mlp_head.1"),
+    ("fn/to_out", "fn.to_out.0"),
+    *TRANSFORMER_RULES,
+    *sequential_rules("(sm|lg)_mlp_head", r"\1_mlp_head", norm=0, fc=1),
 )

@@ -12,14 +12,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, softmax
-from vit_jax.layers.check import patch_grid
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, attend, relative_positions
+from vit_jax.layers.check import expect, patch_grid
+from vit_jax.layers.presets import TINY
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers.shapes import Tokens
 
 
 class WindowAttention(nn.Module):
@@ -30,48 +31,40 @@ class WindowAttention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], grid: tuple[int, int], *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, grid: tuple[int, int], *, train: bool = False) -> Tokens:
         dim, window, (rows, columns) = x.shape[-1], self.window, grid
-        x = LayerNorm(name="norm")(x)
         windows = "(b x y) (i j)"
         sizes = dict(x=rows // window, y=columns // window, i=window, j=window)
-        x = rearrange(x, f"b (x i y j) d -> {windows} d", **sizes)
+        x = rearrange(LayerNorm(name="norm")(x), f"b (x i y j) d -> {windows} d", **sizes)
         qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(x)
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
         table = nn.Embed((2 * window - 1) ** 2, self.heads, name="rel_pos_bias")
-        bias = rearrange(table(offsets(window)), "i j h -> 1 h i j")
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q * (dim // self.heads) ** -0.5, k) + bias)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        bias = rearrange(table(relative_positions(window)), "i j h -> 1 h i j")
+        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
         out = nn.Dropout(self.dropout)(Dense(dim, use_bias=False, name="to_out")(out), deterministic=not train)
         return rearrange(out, f"{windows} d -> b (x i y j) d", **sizes)
 
 
-def offsets(window: int) -> np.ndarray:
-    """Index of the offset between each two tokens of a window, (n, n)."""
-    row, column = np.mgrid[:window, :window].reshape(2, -1)
-    return (row[:, None] - row + window - 1) * (2 * window - 1) + column[:, None] - column + window - 1
-
-
 class LinearAttention(nn.Module):
-    """ReLU attention in linear time, plus a 3x3 depthwise convolution of the values that the image itself makes."""
+    """ReLU attention in linear time, plus a 3x3 depthwise convolution of the values that the image itself makes.
+
+    It has relu(q) relu(k) for exp(q k), so that keys and values are summed up once for all queries.
+    """
 
     heads: int
     dim_head: int
     dropout: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], grid: tuple[int, int], *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, grid: tuple[int, int], *, train: bool = False) -> Tokens:
         dim, inner_dim = x.shape[-1], self.heads * self.dim_head
         qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = jnp.split(qkv, 3, axis=-1)
-        out = linear_attention(*(rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v)))
-        out = rearrange(out, "b h n d -> b n (h d)") + self._dynamic_conv(v, grid)
+        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k = jax.nn.relu(q), jax.nn.relu(k)
+        summed = jnp.einsum("bhnd,bhne->bhde", k, v)
+        weight = jnp.einsum("bhnd,bhd->bhn", q, k.sum(axis=2))
+        out = jnp.einsum("bhnd,bhde->bhne", q, summed) / jnp.maximum(weight, 1e-6)[..., None]
+        out = rearrange(out, "b h n d -> b n (h d)") + self._dynamic_conv(qkv[..., 2 * inner_dim :], grid)
         if self.heads == 1 and self.dim_head == dim:
             return out
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
@@ -84,16 +77,6 @@ class LinearAttention(nn.Module):
         shifted = lambda i, j: padded[:, i : i + rows, j : j + columns]
         out = sum(shifted(i, j) * kernels[i, j] for i in range(3) for j in range(3))
         return out.reshape(v.shape)
-
-
-def linear_attention(
-    q: Float[Array, "b h n f"], k: Float[Array, "b h n f"], v: Float[Array, "b h n f"]
-) -> Float[Array, "b h n f"]:
-    """Attention with relu(q) relu(k) for exp(q k), so that keys and values are summed up once for all queries."""
-    q, k = jax.nn.relu(q), jax.nn.relu(k)
-    summed = jnp.einsum("bhnd,bhne->bhde", k, v)
-    weight = jnp.einsum("bhnd,bhd->bhn", q, k.sum(axis=2))
-    return jnp.einsum("bhnd,bhde->bhne", q, summed) / jnp.maximum(weight, 1e-6)[..., None]
 
 
 class Transformer(nn.Module):
@@ -131,7 +114,7 @@ class Transformer(nn.Module):
         branch = lambda name: lambda self, x: self._attend(name, i, x, self.grid, True)
         return nn.switch(chosen, [branch(name) for name in names], self, x)
 
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         if x.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"images give {x.shape[1]} tokens: expected a grid of {self.grid}, as image_size says")
         for i, names in enumerate(self.attn_layers):
@@ -160,18 +143,14 @@ class JetViT(PlainViT):
     def __post_init__(self):
         super().__post_init__()
         layers, grid = self._attentions(), patch_grid(self.image_size, self.patch_size)
-        if len(layers) != self.depth or not all(names and {"FA", "WA", "LA"}.issuperset(names) for names in layers):
-            raise ValueError(
-                f"attn_layers={self.attn_layers!r}: expected 'FA', 'WA', 'LA' or a tuple {self.depth} times"
-            )
-        if self.dim % self.dim_head:
-            raise ValueError(
-                f"dim={self.dim}: expected a multiple of dim_head={self.dim_head}, for attention in windows"
-            )
-        windows = any("WA" in names for names in layers)
-        if self.window_size < 1 or (windows and any(side % self.window_size for side in grid)):
-            fits = [size for size in range(1, max(grid) + 1) if not any(side % size for side in grid)]
-            raise ValueError(f"window_size={self.window_size}: expected one of {fits}, which divide {grid} patches")
+        known = all(names and {"FA", "WA", "LA"}.issuperset(names) for names in layers)
+        each = f"'FA', 'WA', 'LA' or a tuple {self.depth} times"
+        expect(self, "attn_layers", known and len(layers) == self.depth, each)
+        multiple = f"a multiple of dim_head={self.dim_head}, for attention in windows"
+        expect(self, "dim", self.dim % self.dim_head == 0, multiple)
+        fits = [size for size in range(1, max(grid) + 1) if not any(side % size for side in grid)]
+        unread = self.window_size > 0 and not any("WA" in names for names in layers)
+        expect(self, "window_size", unread or self.window_size in fits, f"one of {fits}, which divide {grid} patches")
 
     def _attentions(self) -> tuple[tuple[str, ...], ...]:
         layers = ("FA",) * self.depth if self.attn_layers is None else self.attn_layers
@@ -189,24 +168,8 @@ class JetViT(PlainViT):
         pos_embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (patches, self.dim))
         return pos_embedding[:0], pos_embedding
 
-    def encode(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
-        """Tokens after the transformer: the patches."""
-        return super().encode(images, train=train)
 
-
-PRESETS = {
-    "tiny": dict(
-        image_size=32,
-        patch_size=4,
-        dim=64,
-        depth=4,
-        heads=4,
-        dim_head=16,
-        mlp_dim=128,
-        window_size=4,
-        attn_layers=("LA", "WA", "LA", "FA"),
-    ),
-}
+PRESETS = {"tiny": TINY | dict(window_size=4, attn_layers=("LA", "WA", "LA", "FA"))}
 
 TORCH_RULES = (
     *PATCH_EMBED_RULES,

@@ -8,26 +8,20 @@ Axes: b batch, n tokens, d dim, k classes.
 """
 
 import functools
+import math
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import (
-    Attention,
-    Blocks,
-    Dense,
-    DepthwiseConv,
-    FeedForward,
-    NormHead,
-    add_positions,
-    prepend,
-    unfold,
-    unfold_grid,
-)
-from vit_jax.layers.check import check_arguments, check_images, pair
+from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, FeedForward, NormHead, PointwiseConv
+from vit_jax.layers.check import check_arguments, check_images, expect, pair
 from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import Images, Output, Tokens
+from vit_jax.layers.stages import per_stage
+from vit_jax.layers.tokens import add_positions, prepend
+from vit_jax.layers.unfold import unfold, unfold_grid
 
 
 class Pool(nn.Module):
@@ -36,13 +30,12 @@ class Pool(nn.Module):
     rows: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b m e"]:
-        dim = x.shape[-1]
-        token = Dense(2 * dim, name="cls_ff")(x[:, :1])
+    def __call__(self, x: Tokens) -> Float[Array, "b m e"]:
+        dim = 2 * x.shape[-1]
         grid = rearrange(x[:, 1:], "b (h w) d -> b h w d", h=self.rows)
         grid = DepthwiseConv(kernel=3, stride=2, multiplier=2, name="depthwise")(grid)
-        grid = nn.Conv(2 * dim, (1, 1), name="pointwise")(grid)
-        return jnp.concatenate([token, rearrange(grid, "b h w d -> b (h w) d")], axis=1)
+        patches = rearrange(PointwiseConv(dim, name="pointwise")(grid), "b h w d -> b (h w) d")
+        return jnp.concatenate([Dense(dim, name="cls_ff")(x[:, :1]), patches], axis=1)
 
 
 class PiT(nn.Module):
@@ -67,44 +60,36 @@ class PiT(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        if min(pair("patch_size", self.patch_size)) < 2:
-            raise ValueError(f"patch_size={self.patch_size!r}: expected at least 2, as patches overlap by half")
-        if not isinstance(self.depth, tuple | list) or not self.depth:
-            raise ValueError(f"depth={self.depth!r}: expected a tuple, the number of blocks in each stage")
-        self._per_stage("heads")
-        self._per_stage("mlp_dim")
+        overlap = min(pair("patch_size", self.patch_size)) >= 2
+        expect(self, "patch_size", overlap, "at least 2, as patches overlap by half")
+        several = isinstance(self.depth, tuple | list) and len(self.depth) > 0
+        expect(self, "depth", several, "a tuple, the number of blocks in each stage")
+        for name in ("heads", "mlp_dim"):
+            per_stage(self, name, len(self.depth))
         super().__post_init__()
 
-    def _per_stage(self, name: str) -> tuple[int, ...]:
-        value, stages = getattr(self, name), len(self.depth)
-        values = (value,) * stages if isinstance(value, int) else tuple(value)
-        if len(values) != stages:
-            raise ValueError(f"{name}={value!r}: expected one number, or {stages} as depth={self.depth!r} has")
-        return values
-
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         patch = pair("patch_size", self.patch_size)
         stride = (patch[0] // 2, patch[1] // 2)
-        rows, columns = unfold_grid(pair("image_size", self.image_size), patch, stride)
+        positions = math.prod(unfold_grid(pair("image_size", self.image_size), patch, stride)) + 1
         init = nn.initializers.normal(0.02)
         cls_token = self.param("cls_token", init, (1, 1, self.dim))
-        pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
+        pos_embedding = self.param("pos_embedding", init, (1, positions, self.dim))
 
         grid = unfold(images, patch, stride)
         rows = grid.shape[1]
         x = Dense(self.dim, name="to_patch_embedding")(rearrange(grid, "b h w c -> b (h w) c"))
         x = add_positions(prepend(cls_token, x), pos_embedding)
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
-
-        stages = zip(self.depth, self._per_stage("heads"), self._per_stage("mlp_dim"), strict=True)
-        for i, (depth, heads, mlp_dim) in enumerate(stages):
+        heads, mlp_dims = (per_stage(self, name, len(self.depth)) for name in ("heads", "mlp_dim"))
+        for i, depth in enumerate(self.depth):
             if i > 0:
                 x = Pool(rows, name=f"pool_{i - 1}")(x)
                 rows = (rows + 1) // 2
-            attention = functools.partial(Attention, heads, self.dim_head, self.dropout)
-            feed_forward = functools.partial(FeedForward, mlp_dim, self.dropout)
+            attention = functools.partial(Attention, heads[i], self.dim_head, self.dropout)
+            feed_forward = functools.partial(FeedForward, mlp_dims[i], self.dropout)
             x = Blocks(depth, attention, feed_forward, name=f"stage_{i}")(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
 
@@ -129,9 +114,9 @@ def torch_rules(model: PiT) -> tuple[tuple[str, str], ...]:
     return (
         ("to_patch_embedding", "to_patch_embedding.2"),
         *((f"stage_{i}", f"layers.{2 * i}") for i in stages),
-        *((rf"pool_{i}/depthwise", f"layers.{2 * i + 1}.downsample.net.0") for i in stages),
-        *((rf"pool_{i}/pointwise", f"layers.{2 * i + 1}.downsample.net.1") for i in stages),
-        *((rf"pool_{i}", f"layers.{2 * i + 1}") for i in stages),
+        *((f"pool_{i}", f"layers.{2 * i + 1}") for i in stages),
+        ("depthwise", "downsample.net.0"),
+        ("pointwise", "downsample.net.1"),
         *TRANSFORMER_RULES,
         *HEAD_RULES,
     )

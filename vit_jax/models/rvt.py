@@ -7,15 +7,21 @@ Differs from upstream: images and patches may be non-square, and then rotations 
 Axes: b batch, n tokens, p patches, d dim, f features of a head, r rotated ones, h heads, i query, j key, k classes.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, NormHead, PatchProjection, gelu, prepend, softmax
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, feed_forward_rules
+from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm, PatchProjection, PointwiseConv, attend, gelu
+from vit_jax.layers.check import check_images, pair, patch_grid
+from vit_jax.layers.plain_vit import NormHead, PlainViT
+from vit_jax.layers.presets import TINY
+from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.tokens import prepend
 
 
 def frequencies(dim_head: int, max_freq: int) -> np.ndarray:
@@ -46,115 +52,93 @@ class ConvQuery(nn.Module):
     rows: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
+    def __call__(self, x: Tokens) -> Float[Array, "b n e"]:
         token, grid = x[:, :1], rearrange(x[:, 1:], "b (h w) d -> b h w d", h=self.rows)
         if self.features != x.shape[-1]:
             token = Dense(self.features, name="cls_proj")(token)
         grid = DepthwiseConv(kernel=5, use_bias=False, name="depthwise")(grid)
-        grid = nn.Conv(self.features, (1, 1), use_bias=False, name="pointwise")(grid)
+        grid = PointwiseConv(self.features, use_bias=False, name="pointwise")(grid)
         return jnp.concatenate([token, rearrange(grid, "b h w d -> b (h w) d")], axis=1)
 
 
 class Attention(nn.Module):
-    """Self-attention; `sin_cos` rotates queries and keys of patches unless it is None."""
+    """Self-attention. Queries are convolved over a grid of `rows`, and patches rotated, unless these are None."""
 
     heads: int
     dim_head: int
     dropout: float
-    use_ds_conv: bool
-    rows: int
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], sin_cos: Float[Array, "2 p r"] | None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+        self, x: Tokens, rows: int | None, sin_cos: Float[Array, "2 p r"] | None, *, train: bool = False
+    ) -> Tokens:
         dim, inner_dim = x.shape[-1], self.heads * self.dim_head
         x = LayerNorm(name="norm")(x)
-        to_q = (
-            ConvQuery(inner_dim, self.rows, name="to_q") if self.use_ds_conv else Dense(inner_dim, False, name="to_q")
-        )
+        to_q = ConvQuery(inner_dim, rows, name="to_q") if rows else Dense(inner_dim, False, name="to_q")
         kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(x)
         q, k, v = rearrange(jnp.concatenate([to_q(x), kv], -1), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
         if sin_cos is not None:
             q, k = rotate(q, sin_cos), rotate(k, sin_cos)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
+        out = Dense(dim, name="to_out")(attend(self, q, k, v, dropout=self.dropout, train=train))
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
-class FeedForward(nn.Module):
-    """The feed-forward block; with `use_glu` half of a doubled hidden layer gates the other (arXiv:2002.05202)."""
+class GatedFeedForward(nn.Module):
+    """The feed-forward block, half of whose doubled hidden layer gates the other half (arXiv:2002.05202)."""
 
     hidden_dim: int
     dropout: float
-    use_glu: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        hidden = Dense(self.hidden_dim * (2 if self.use_glu else 1), name="fc1")(LayerNorm(name="norm")(x))
-        if self.use_glu:
-            values, gates = jnp.split(hidden, 2, axis=-1)
-            hidden = values * gelu(gates)
-        else:
-            hidden = gelu(hidden)
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = Dense(2 * self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x))
+        values, gates = jnp.split(hidden, 2, axis=-1)
+        hidden = nn.Dropout(self.dropout)(values * gelu(gates), deterministic=not train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
 
 
-class RvT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d), class token first.
+class RvT(PlainViT):
+    """The plain ViT with rotations for positions: `image_size` says how far they reach, and images may be larger."""
 
-    An image may have another size than `image_size`, which says how far rotations reach.
-    Raises ValueError when `patch_size` does not divide `image_size`.
-    """
-
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int
-    dim: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    channels: int = 3
-    dim_head: int = 64
-    dropout: float = 0.0
-    emb_dropout: float = 0.0
+    pool: ClassVar[str] = "cls"
     use_rotary: bool = True
     use_ds_conv: bool = True
     use_glu: bool = True
 
-    def __post_init__(self):
-        check_arguments(self)
-        super().__post_init__()
+    def setup(self):
+        feed_forward = GatedFeedForward if self.use_glu else FeedForward
+        self.to_patch_embedding = PatchProjection(pair("patch_size", self.patch_size), self.dim)
+        self.cls_token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.dim))
+        self.embedding_dropout = nn.Dropout(self.emb_dropout)
+        self.attn = [Attention(self.heads, self.dim_head, self.dropout) for _ in range(self.depth)]
+        self.ff = [feed_forward(self.mlp_dim, self.dropout) for _ in range(self.depth)]
+        if self.num_classes:
+            self.mlp_head = NormHead(self.num_classes)
 
-    @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def embed(self, images: Images, *, train: bool = False) -> Tokens:
+        """Tokens before the blocks: the class token and the patches."""
         check_images(images, self.channels)
-        x = PatchProjection(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
-        x = prepend(self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.dim)), x)
-        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+        return self.embedding_dropout(prepend(self.cls_token, self.to_patch_embedding(images)), deterministic=not train)
 
-        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
+    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+        """Tokens after the blocks."""
+        x, (rows, columns) = self.embed(images, train=train), patch_grid(images.shape[1:3], self.patch_size)
         turns = frequencies(self.dim_head, max(pair("image_size", self.image_size)))
-        sin_cos = jnp.asarray(rotations(rows, columns, turns), x.dtype) if self.use_rotary else None
-        for i in range(self.depth):
-            attn = Attention(self.heads, self.dim_head, self.dropout, self.use_ds_conv, rows, name=f"attn_{i}")
-            x = x + attn(x, sin_cos, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, self.use_glu, name=f"ff_{i}")(x, train=train)
-        return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
+        sin_cos = jnp.asarray(rotations(rows, columns, turns), x.dtype)
+        context = rows if self.use_ds_conv else None, sin_cos if self.use_rotary else None
+        for attn, ff in zip(self.attn, self.ff, strict=True):
+            x = x + attn(x, *context, train=train)
+            x = x + ff(x, train=train)
+        return x
 
 
-PRESETS = {"tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)}
+PRESETS = {"tiny": TINY}
 
 TORCH_RULES = (
     *PATCH_PROJECTION_RULES,
     (r"attn_(\d+)/to_q/depthwise", r"transformer.layers.\1.0.to_q.conv.net.0"),
     (r"attn_(\d+)/to_q/pointwise", r"transformer.layers.\1.0.to_q.conv.net.1"),
-    (r"attn_(\d+)/to_out", r"transformer.layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"transformer.layers.\1.0"),
+    *attention_rules(r"attn_(\d+)", r"transformer.layers.\1.0"),
     *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
     *HEAD_RULES,
 )
@@ -162,5 +146,4 @@ TORCH_RULES = (
 
 def torch_constants(model: RvT) -> dict[str, np.ndarray]:
     """Frequencies of the rotations."""
-    scales = frequencies(model.dim_head, max(pair("image_size", model.image_size)))
-    return {"transformer.pos_emb.scales": scales}
+    return {"transformer.pos_emb.scales": frequencies(model.dim_head, max(pair("image_size", model.image_size)))}

@@ -8,26 +8,19 @@ upstream's does (`token_dim` and the paper's presets: at the paper's, 64).
 Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 """
 
+import math
+from typing import ClassVar
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import (
-    Dense,
-    FeedForward,
-    LayerNorm,
-    Transformer,
-    add_positions,
-    append,
-    pool_tokens,
-    prepend,
-    softmax,
-    unfold,
-    unfold_grid,
-)
-from vit_jax.layers.check import check_arguments, check_images, pair
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, Transformer, attend, unfold, unfold_grid
+from vit_jax.layers.check import at_least, check_images, expect, pair
 from vit_jax.layers.rules import TRANSFORMER_RULES
+from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.tokens import add_positions, append, prepend
 
 
 class TokenTransformer(nn.Module):
@@ -37,13 +30,11 @@ class TokenTransformer(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Float[Array, "b n d"]:
-        x = LayerNorm(name="norm")(x)
-        q, k, v = jnp.split(Dense(3 * self.dim, use_bias=False, name="to_qkv")(x), 3, axis=-1)
-        attn = softmax(jnp.einsum("bid,bjd->bij", q, k) * self.dim**-0.5)
-        self.sow("intermediates", "attn", attn[:, None])
-        out = Dense(self.dim, name="to_out")(jnp.einsum("bij,bjd->bid", attn, v))
-        x = v + nn.Dropout(self.dropout)(out, deterministic=not train)
+    def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Tokens:
+        qkv = Dense(3 * self.dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
+        q, k, v = jnp.split(qkv[:, None], 3, axis=-1)
+        out = Dense(self.dim, name="to_out")(attend(self, q, k, v))
+        x = v[:, 0] + nn.Dropout(self.dropout)(out, deterministic=not train)
         return x + FeedForward(self.dim, self.dropout, name="ff")(x, train=train)
 
 
@@ -56,23 +47,23 @@ class TokensToToken(nn.Module):
     token_dim: int | None
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Tokens:
         x = images
         for i, (kernel, stride) in enumerate(self.t2t_layers):
             x = unfold(x, (kernel, kernel), (stride, stride), padding=stride // 2)
-            rows, width = x.shape[1], x.shape[-1]
+            (_, rows, _, width), name = x.shape, f"transformer_{i}"
             x = rearrange(x, "b h w c -> b (h w) c")
             if i < len(self.t2t_layers) - 1:
                 if self.token_dim is None:
-                    attend = Transformer(width, 1, 1, width, width, self.dropout, name=f"transformer_{i}")
+                    merge = Transformer(width, 1, 1, width, width, self.dropout, name=name)
                 else:
-                    attend = TokenTransformer(self.token_dim, self.dropout, name=f"transformer_{i}")
-                x = rearrange(attend(x, train=train), "b (h w) c -> b h w c", h=rows)
+                    merge = TokenTransformer(self.token_dim, self.dropout, name=name)
+                x = rearrange(merge(x, train=train), "b (h w) c -> b h w c", h=rows)
         return Dense(self.dim, name="proj")(x)
 
 
-class T2TViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+class T2TViT(PlainViT):
+    """The plain ViT, but for where its tokens come from.
 
     `transformer` maps tokens (b, n, dim) to the same shape and is called with `train=` besides; without it one is
     made of `depth`, `heads`, `mlp_dim`, `dim_head` and `dropout`. With `token_dim` the merging stages are the paper's,
@@ -81,27 +72,17 @@ class T2TViT(nn.Module):
     other than "cls" and "mean".
     """
 
-    image_size: int | tuple[int, int]
-    num_classes: int
-    dim: int
+    patch_size: ClassVar[None] = None
     depth: int | None = None
     heads: int | None = None
     mlp_dim: int | None = None
-    pool: str = "cls"
-    channels: int = 3
-    dim_head: int = 64
-    dropout: float = 0.0
-    emb_dropout: float = 0.0
     transformer: nn.Module | None = None
     t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2))
     token_dim: int | None = None
 
     def __post_init__(self):
-        check_arguments(self)
-        if not self.t2t_layers:
-            raise ValueError("t2t_layers=(): expected at least one (kernel, stride)")
-        if self.token_dim is not None and self.token_dim < 1:
-            raise ValueError(f"token_dim={self.token_dim}: expected at least 1, or None")
+        expect(self, "t2t_layers", len(self.t2t_layers) > 0, "at least one (kernel, stride)")
+        at_least(self, token_dim=1)
         self._token_grid()
         if self.transformer is None:
             sizes = dict(depth=self.depth, heads=self.heads, mlp_dim=self.mlp_dim)
@@ -118,38 +99,19 @@ class T2TViT(nn.Module):
         return grid
 
     def setup(self):
-        rows, columns = self._token_grid()
-        init = nn.initializers.normal(0.02)
         self.to_patch_embedding = TokensToToken(self.dim, self.t2t_layers, self.dropout, self.token_dim)
-        self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
-        self.pos_embedding = self.param("pos_embedding", init, (1, rows * columns + 1, self.dim))
+        self.cls_token, self.pos_embedding = self.make_tokens(math.prod(self._token_grid()))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
 
-    def encode(
-        self,
-        images: Float[Array, "b H W c"],
-        extra_tokens: Float[Array, "e d"] | None = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, "b n d"]:
-        """Tokens after the transformer: the class token, the patches, the extra tokens."""
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+        """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
         check_images(images, self.channels)
         x = prepend(self.cls_token, self.to_patch_embedding(images, train=train))
         x = add_positions(x, self.pos_embedding)
-        if extra_tokens is not None:
-            x = append(x, extra_tokens)
-        x = self.embedding_dropout(x, deterministic=not train)
-        return self.transformer(x, train=train)
-
-    def head(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
-        return self.mlp_head(pool_tokens(tokens, self.pool))
-
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
-        tokens = self.encode(images, train=train)
-        return self.head(tokens) if self.num_classes else tokens
+        x = x if extra_tokens is None else append(x, extra_tokens)
+        return self.embedding_dropout(x, deterministic=not train)
 
 
 def _paper(dim, depth, mlp_ratio):
@@ -157,15 +119,7 @@ def _paper(dim, depth, mlp_ratio):
 
 
 PRESETS = {
-    "tiny": dict(
-        image_size=32,
-        dim=64,
-        depth=4,
-        heads=4,
-        dim_head=16,
-        mlp_dim=128,
-        t2t_layers=((3, 2), (3, 2)),
-    ),
+    "tiny": dict(image_size=32, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128, t2t_layers=((3, 2), (3, 2))),
     "7": _paper(256, 7, 2),
     "10": _paper(256, 10, 2),
     "12": _paper(256, 12, 2),

@@ -8,6 +8,7 @@ have learned positions, as the class token does, and rotate as a sequence (their
 Axes: b batch, n tokens, p rotated tokens, d dim, h heads, i query, j key.
 """
 
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -16,9 +17,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, PatchProjection, PlainViT, gelu, l2_normalize, softmax
-from vit_jax.layers.check import pair, patch_grid
-from vit_jax.layers.rules import PATCH_PROJECTION_RULES, feed_forward_rules
+from vit_jax.layers import Blocks, Dense, FeedForward, PatchProjection, PlainViT, attend, l2_normalize
+from vit_jax.layers.check import at_least, expect, pair, patch_grid
+from vit_jax.layers.presets import TINY, vit_sizes
+from vit_jax.layers.rules import PATCH_PROJECTION_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import Images, Tokens
 
 
 class RMSNorm(nn.Module):
@@ -51,21 +54,14 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], sin_cos: Float[Array, "2 p f"], *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        dim, inner_dim = x.shape[-1], self.heads * self.dim_head
-        qkv = Dense(3 * inner_dim, use_bias=False, name="to_qkv")(RMSNorm(name="norm")(x))
+    def __call__(self, x: Tokens, sin_cos: Float[Array, "2 p f"], *, train: bool = False) -> Tokens:
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(RMSNorm(name="norm")(x))
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
         q, k = rotate(RMSNorm(name="q_norm")(q), sin_cos), rotate(RMSNorm(name="k_norm")(k), sin_cos)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        if self.heads == 1 and self.dim_head == dim:
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
+        if self.heads == 1 and self.dim_head == x.shape[-1]:
             return out
-        out = Dense(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 p f"]) -> Float[Array, "b h n f"]:
@@ -76,38 +72,15 @@ def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 p f"]) -> Float[
     return jnp.concatenate([first, x * cos + turned * sin], axis=2)
 
 
-class FeedForward(nn.Module):
-    """The feed-forward block with RMSNorm."""
-
-    hidden_dim: int
-    dropout: float
+class Transformer(Blocks):
+    """`Blocks` whose every branch has a LayerScale, and a last norm."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        hidden = gelu(Dense(self.hidden_dim, name="fc1")(RMSNorm(name="norm")(x)))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
-
-
-class Transformer(nn.Module):
-    """`depth` blocks whose every branch has a LayerScale, and a last norm."""
-
-    depth: int
-    heads: int
-    dim_head: int
-    mlp_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], sin_cos: Float[Array, "2 p f"], *, train: bool = False
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, sin_cos: Float[Array, "2 p f"], *, train: bool = False) -> Tokens:
         layer_scale = lambda name: self.param(name, nn.initializers.constant(1e-4), x.shape[-1:])[None, None]
         for i in range(self.depth):
-            attn = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")
-            ff = FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")
-            x = x + attn(x, sin_cos, train=train) * layer_scale(f"ls1_{i}")
-            x = x + ff(x, train=train) * layer_scale(f"ls2_{i}")
+            x = x + self.attention(name=f"attn_{i}")(x, sin_cos, train=train) * layer_scale(f"ls1_{i}")
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train) * layer_scale(f"ls2_{i}")
         return RMSNorm(name="norm")(x)
 
 
@@ -121,14 +94,13 @@ class ViT5(PlainViT):
     num_registers: int = 4
 
     def __post_init__(self):
-        if self.dim_head % 4:
-            raise ValueError(f"dim_head={self.dim_head}: expected a multiple of 4, pairs for either axis")
-        if self.num_registers < 0:
-            raise ValueError(f"num_registers={self.num_registers}: expected at least 0")
+        expect(self, "dim_head", self.dim_head % 4 == 0, "a multiple of 4, pairs for either axis")
+        at_least(self, num_registers=0)
         super().__post_init__()
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        return Transformer(self.depth, attention, functools.partial(FeedForward, self.mlp_dim, self.dropout, RMSNorm))
 
     def make_patch_embedding(self) -> nn.Module:
         return PatchProjection(pair("patch_size", self.patch_size), self.dim)
@@ -144,33 +116,22 @@ class ViT5(PlainViT):
             tokens = jnp.concatenate([tokens, self.param("register_tokens", init, (count, self.dim))])
         return tokens, pos_embedding
 
-    def encode(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def encode(self, images: Images, *, train: bool = False) -> Tokens:
         """Tokens after the transformer: the class token, the registers, the patches."""
         x = self.embed(images, train=train)
-        grid = patch_grid(images.shape[1:3], self.patch_size)
-        sin_cos = rotations(self.num_registers, *grid, self.dim_head)
+        sin_cos = rotations(self.num_registers, *patch_grid(images.shape[1:3], self.patch_size), self.dim_head)
         return self.transformer(x, jnp.asarray(sin_cos, x.dtype), train=train)
 
 
-def _paper(dim, depth, heads):
-    return dict(image_size=224, patch_size=16, dim=dim, depth=depth, heads=heads, mlp_dim=4 * dim)
-
-
 PRESETS = {
-    "tiny": dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128),
-    "small": _paper(384, 12, 6),
-    "base": _paper(768, 12, 12),
-    "large": _paper(1024, 24, 16),
-    "xlarge": {**_paper(1152, 28, 16), "dim_head": 72},
+    "tiny": TINY,
+    "small": vit_sizes(384),
+    "base": vit_sizes(768),
+    "large": vit_sizes(1024, depth=24),
+    "xlarge": vit_sizes(1152, depth=28, heads=16, dim_head=72),
 }
 
-TORCH_RULES = (
-    *PATCH_PROJECTION_RULES,
-    (r"ls(\d)_(\d+)", r"ls\1.\2"),
-    (r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
-)
+TORCH_RULES = (*PATCH_PROJECTION_RULES, (r"ls(\d)_(\d+)", r"ls\1.\2"), *TRANSFORMER_RULES)
 
 
 def torch_constants(model: ViT5) -> dict[str, np.ndarray]:

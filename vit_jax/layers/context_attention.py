@@ -1,0 +1,38 @@
+"""Attention that reads a context beside the tokens themselves."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from vit_jax.layers.attend import attend
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.shapes import Tokens
+
+
+class ContextAttention(nn.Module):
+    """Attention of x over itself, or over [x, context], where the context is not normalised; without the residual."""
+
+    heads: int
+    dim_head: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        context: Float[Array, "b m d"] | None = None,
+        mask: Bool[Array, "*#b #h #n j"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Tokens:
+        inner_dim = self.heads * self.dim_head
+        x = LayerNorm(name="norm")(x)
+        source = x if context is None else jnp.concatenate([x, context], axis=1)
+        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
+        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
+        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        out = attend(self, q, k, v, mask=mask, dropout=self.dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
