@@ -128,16 +128,16 @@ class TwinsSVT(nn.Module):
             check_sides("image_size", self.image_size, self._fits)
         super().__post_init__()
 
-    def _stages(self) -> list[list[int]]:
-        """Of each stage the arguments that `STAGE` names."""
-        return [[getattr(self, f"s{i}_{name}") for name in STAGE] for i in range(1, 5)]
-
     def _fits(self, side: int) -> bool:
         for i, (_, patch, window, stride, _) in enumerate(self._stages()):
             side, rest = divmod(side, patch)
             if rest or side < stride or (i < 3 and side % window):
                 return False
         return True
+
+    def _stages(self) -> list[list[int]]:
+        """Of each stage the arguments that `STAGE` names."""
+        return [[getattr(self, f"s{i}_{name}") for name in STAGE] for i in range(1, 5)]
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
