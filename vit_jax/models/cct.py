@@ -15,8 +15,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, add_positions, gelu, prepend, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, one_of, pair
+from vit_jax.layers import Dense, LayerNorm, add_positions, attend, gelu, prepend, softmax
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect, one_of, pair
+from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 class Attention(nn.Module):
@@ -27,15 +28,11 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim = x.shape[-1]
-        qkv = Dense(3 * dim, use_bias=False, name="qkv")(x)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        qkv = Dense(3 * x.shape[-1], use_bias=False, name="qkv")(x)
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * (dim // self.heads) ** -0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.attention_dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        return nn.Dropout(self.dropout)(Dense(dim, name="proj")(out), deterministic=not train)
+        out = attend(self, q, k, v, dropout=self.attention_dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="proj")(out), deterministic=not train)
 
 
 class Block(nn.Module):
@@ -48,7 +45,7 @@ class Block(nn.Module):
     drop_path: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         # Stochastic depth (arXiv:1603.09382): a branch drops for an image as a whole.
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
@@ -91,20 +88,16 @@ class CCT(nn.Module):
     channels: int | None = None
 
     def __post_init__(self):
-        for upstreams, ours in (("img_size", "image_size"), ("n_input_channels", "channels")):
-            value = getattr(self, upstreams if getattr(self, ours) is None else ours)
-            object.__setattr__(self, upstreams, value)
-            object.__setattr__(self, ours, value)
+        self.image_size = self.img_size = self.img_size if self.image_size is None else self.image_size
+        self.channels = self.n_input_channels = self.n_input_channels if self.channels is None else self.channels
         check_arguments(self)
         at_least(self, embedding_dim=1, num_heads=1, num_layers=0, n_conv_layers=1, kernel_size=1, stride=1, padding=0)
         at_least(self, pooling_kernel_size=1, pooling_stride=1, pooling_padding=0)
         one_of("positional_embedding", self.positional_embedding, ("sine", "learnable", "none"))
-        if self.embedding_dim % self.num_heads:
-            raise ValueError(f"num_heads={self.num_heads}: expected a divisor of embedding_dim={self.embedding_dim}")
-        if int(self.embedding_dim * self.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio={self.mlp_ratio}: expected at least 1 / embedding_dim")
-        if 2 * self.pooling_padding > self.pooling_kernel_size:
-            raise ValueError(f"pooling_padding={self.pooling_padding}: expected at most half of the pool's kernel")
+        dim, most = self.embedding_dim, self.pooling_kernel_size // 2
+        expect(self, "num_heads", dim % self.num_heads == 0, f"a divisor of embedding_dim={dim}")
+        expect(self, "mlp_ratio", int(dim * self.mlp_ratio) > 0, "at least 1 / embedding_dim")
+        expect(self, "pooling_padding", self.pooling_padding <= most, "at most half of the pool's kernel")
         check_sides("image_size", self.image_size, lambda side: self._tokens_along(side) > 0)
         super().__post_init__()
 
@@ -123,38 +116,34 @@ class CCT(nn.Module):
         return side
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         check_sides("image_size", images.shape[1:3], lambda side: self._tokens_along(side) > 0)
-        x = self._tokenize(images)
+        (kernel, stride, padding), (pool, step, margin) = self._windows()
+        conv = dict(kernel_size=(kernel, kernel), strides=stride, padding=padding, use_bias=False)
+        x = images
+        for i in range(self.n_conv_layers):
+            dim = self.embedding_dim if i == self.n_conv_layers - 1 else 64
+            x = nn.Conv(dim, **conv, kernel_init=nn.initializers.he_normal(), name=f"conv_{i}")(x)
+            x = nn.max_pool(jax.nn.relu(x), (pool, pool), (step, step), ((margin, margin), (margin, margin)))
+        x = rearrange(x, "b h w d -> b (h w) d")
         if not self.seq_pool:
             x = prepend(self.param("class_emb", nn.initializers.zeros, (1, 1, self.embedding_dim)), x)
         if self.positional_embedding != "none":
             x = add_positions(x, self._positions())
         x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
 
-        sizes = (self.num_heads, int(self.embedding_dim * self.mlp_ratio))
-        rates = (self.dropout_rate, self.attention_dropout)
+        mlp_dim = int(self.embedding_dim * self.mlp_ratio)
+        sizes = (self.num_heads, mlp_dim, self.dropout_rate, self.attention_dropout)
         for i, drop_path in enumerate(np.linspace(0, self.stochastic_depth_rate, self.num_layers).tolist()):
-            x = Block(*sizes, *rates, drop_path, name=f"blocks_{i}")(x, train=train)
+            x = Block(*sizes, drop_path, name=f"blocks_{i}")(x, train=train)
         x = LayerNorm(name="norm")(x)
         if not self.num_classes:
             return x
         pooled = x[:, 0]
         if self.seq_pool:
-            weights = softmax(Dense(1, name="attention_pool")(x)[:, :, 0])
-            pooled = jnp.einsum("bn,bnd->bd", weights, x)
+            pooled = jnp.einsum("bn,bnd->bd", softmax(Dense(1, name="attention_pool")(x)[:, :, 0]), x)
         return Dense(self.num_classes, name="fc")(pooled)
-
-    def _tokenize(self, x: Float[Array, "b H W c"]) -> Float[Array, "b n d"]:
-        (kernel, stride, padding), (pool, pool_stride, pool_padding) = self._windows()
-        for i in range(self.n_conv_layers):
-            dim = self.embedding_dim if i == self.n_conv_layers - 1 else 64
-            window = dict(kernel_size=(kernel, kernel), strides=(stride, stride), padding=padding)
-            init = nn.initializers.he_normal()
-            x = jax.nn.relu(nn.Conv(dim, **window, use_bias=False, kernel_init=init, name=f"conv_{i}")(x))
-            x = nn.max_pool(x, (pool, pool), (pool_stride, pool_stride), 2 * ((pool_padding, pool_padding),))
-        return rearrange(x, "b h w d -> b (h w) d")
 
     def _positions(self) -> Float[Array, "1 n d"]:
         rows, columns = map(self._tokens_along, pair("image_size", self.image_size))
@@ -183,12 +172,9 @@ def _paper(layers, kernel_size, n_conv_layers):
     return _function(layers) | tokenizer | dict(positional_embedding="learnable")
 
 
-PRESETS = {
-    "tiny": _paper(2, 3, 2),
-    **{f"cct_{layers}": _function(layers) for layers in (2, 4, 6, 7, 8, 14, 16)},
-    **{f"{n}_{k}x2": _paper(n, k, 2) for n, k in ((2, 3), (4, 3), (6, 3), (7, 3), (14, 7))},
-    **{f"{n}_3x1": _paper(n, 3, 1) for n in (6, 7)},
-}
+_TOKENIZED = ((2, 3, 2), (4, 3, 2), (6, 3, 2), (7, 3, 2), (14, 7, 2), (6, 3, 1), (7, 3, 1))
+PRESETS = {"tiny": _paper(2, 3, 2)} | {f"cct_{layers}": _function(layers) for layers in (2, 4, 6, 7, 8, 14, 16)}
+PRESETS |= {f"{layers}_{kernel}x{n}": _paper(layers, kernel, n) for layers, kernel, n in _TOKENIZED}
 
 TORCH_RULES = (
     (r"conv_(\d+)", r"tokenizer.conv_layers.\1.0"),

@@ -8,8 +8,6 @@ another row length than the table has; heads share one bias; blocks come in pair
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +15,14 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, Dense, LayerNorm, PointwiseConv, gelu, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides
+from vit_jax.layers import ChannelNorm, Dense, LayerNorm, PointwiseConv, attend, gelu, relative_positions
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers.rules import feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
 
 DIM_HEAD = 32
 WINDOWS = {"short": "b (r p) (c q)", "long": "b (p r) (q c)"}  # of neighbours; of pixels at equal distances
+STAGE = ("dim", "depth", "local_window_size", "global_window_size", "cross_embed_kernel_sizes", "cross_embed_strides")
 
 
 class CrossEmbed(nn.Module):
@@ -36,8 +37,8 @@ class CrossEmbed(nn.Module):
         dims = [self.dim // 2**i for i in range(1, len(self.kernels))]
         maps = []
         for i, (kernel, dim) in enumerate(zip(sorted(self.kernels), [*dims, self.dim - sum(dims)], strict=True)):
-            stride, padding = (self.stride, self.stride), (kernel - self.stride) // 2
-            maps.append(nn.Conv(dim, (kernel, kernel), stride, padding=padding, name=f"convs_{i}")(x))
+            padding = (kernel - self.stride) // 2
+            maps.append(nn.Conv(dim, (kernel, kernel), self.stride, padding=padding, name=f"convs_{i}")(x))
         return jnp.concatenate(maps, axis=-1)
 
 
@@ -50,17 +51,11 @@ class PositionBias(nn.Module):
 
     @nn.compact
     def __call__(self, dtype: jnp.dtype) -> Float[Array, "i j"]:
-        reach = self.window - 1 if self.paper_offsets else self.window
-        offsets = list(itertools.product(range(-reach, reach + 1), repeat=2))
-        x = jnp.asarray(offsets, dtype)
+        reach = self.window - self.paper_offsets
+        x = jnp.asarray(np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1).T, dtype)
         for i in range(3):
-            x = Dense(self.dim, name=f"fc_{i}")(x)
-            x = jax.nn.relu(LayerNorm(name=f"norm_{i}")(x))
-        biases = Dense(1, name="fc_3")(x)[:, 0]
-
-        y, x = np.mgrid[: self.window, : self.window].reshape(2, -1)
-        dy, dx = (along[:, None] - along[None, :] + self.window - 1 for along in (y, x))
-        return biases[dy * (2 * self.window - 1) + dx]
+            x = jax.nn.relu(LayerNorm(name=f"norm_{i}")(Dense(self.dim, name=f"fc_{i}")(x)))
+        return Dense(1, name="fc_3")(x)[:, 0][relative_positions(self.window)]
 
 
 class Attention(nn.Module):
@@ -72,20 +67,14 @@ class Attention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
-        dim, pixels = x.shape[-1], WINDOWS[self.reach]
-        heads, window = dim // DIM_HEAD, dict(p=self.window, q=self.window)
-        x = ChannelNorm(name="norm")(x)
-        qkv = PointwiseConv(3 * heads * DIM_HEAD, use_bias=False, name="to_qkv")(x)
-        q, k, v = rearrange(qkv, f"{pixels} (qkv h d) -> qkv b r c h (p q) d", qkv=3, h=heads, **window)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        pixels, window = WINDOWS[self.reach], dict(p=self.window, q=self.window)
+        dim, inner_dim = x.shape[-1], x.shape[-1] // DIM_HEAD * DIM_HEAD
+        qkv = PointwiseConv(3 * inner_dim, use_bias=False, name="to_qkv")(ChannelNorm(name="norm")(x))
+        q, k, v = rearrange(qkv, f"{pixels} (qkv h d) -> qkv b r c h (p q) d", qkv=3, d=DIM_HEAD, **window)
         bias = PositionBias(dim // 4, self.window, self.paper_position_bias, name="dpb")(x.dtype)
-        scores = jnp.einsum("brchid,brchjd->brchij", q, k) * DIM_HEAD**-0.5
-        attn = softmax(scores + bias.reshape(1, 1, 1, 1, *bias.shape))
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = jnp.einsum("brchij,brchjd->brchid", attn, v)
-        out = rearrange(out, f"b r c h (p q) d -> {pixels} (h d)", **window)
-        return PointwiseConv(dim, name="to_out")(out)
+        out = attend(self, q, k, v, bias=bias[None, None, None, None], dropout=self.dropout, train=train)
+        return PointwiseConv(dim, name="to_out")(rearrange(out, f"b r c (p q) e -> {pixels} e", **window))
 
 
 class FeedForward(nn.Module):
@@ -94,11 +83,9 @@ class FeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
-        dim = x.shape[-1]
-        x = PointwiseConv(4 * dim, name="fc1")(ChannelNorm(name="norm")(x))
-        x = nn.Dropout(self.dropout)(gelu(x), deterministic=not train)
-        return PointwiseConv(dim, name="fc2")(x)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        hidden = gelu(PointwiseConv(4 * x.shape[-1], name="fc1")(ChannelNorm(name="norm")(x)))
+        return PointwiseConv(x.shape[-1], name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))
 
 
 class CrossFormer(nn.Module):
@@ -126,27 +113,20 @@ class CrossFormer(nn.Module):
     def __post_init__(self):
         check_arguments(self)
         at_least(self, dim=DIM_HEAD, global_window_size=1, local_window_size=1, cross_embed_strides=1)
-        for kernels, stride in zip(*map(self._four, ("cross_embed_kernel_sizes", "cross_embed_strides")), strict=True):
-            if min(kernels) < stride or len({kernel % 2 for kernel in kernels}) > 1:
-                raise ValueError(
-                    f"cross_embed_kernel_sizes={self.cross_embed_kernel_sizes!r}: expected all odd or all even ones in "
-                    f"a stage, none smaller than its stride, as cross_embed_strides={self.cross_embed_strides!r} says"
-                )
-        self._stages()
+        for *_, kernels, stride in self._stages():
+            fits = min(kernels) >= stride and len({kernel % 2 for kernel in kernels}) == 1
+            expected = "all odd or all even ones in a stage, none smaller than its stride, as cross_embed_strides"
+            expect(self, "cross_embed_kernel_sizes", fits, f"{expected}={self.cross_embed_strides!r} says")
         if self.image_size is not None:
             check_sides("image_size", self.image_size, self._fits)
         super().__post_init__()
 
-    def _four(self, name: str) -> tuple:
-        value = getattr(self, name)
-        four = (value,) * 4 if isinstance(value, int) else tuple(value)
-        if len(four) != 4:
-            raise ValueError(f"{name}={value!r}: expected one for each of four stages")
-        return four
-
-    def _stages(self):
-        names = ("dim", "depth", "local_window_size", "global_window_size")
-        return zip(*map(self._four, (*names, "cross_embed_kernel_sizes", "cross_embed_strides")), strict=True)
+    def _stages(self) -> list[tuple]:
+        """Of each stage the arguments that `STAGE` names."""
+        four = lambda value: 4 * (value,) if isinstance(value, int) else tuple(value)
+        for name in STAGE:
+            expect(self, name, len(four(getattr(self, name))) == 4, "one for each of four stages")
+        return list(zip(*(four(getattr(self, name)) for name in STAGE), strict=True))
 
     def _fits(self, side: int) -> bool:
         for _, _, short, long, kernels, stride in self._stages():
@@ -156,7 +136,7 @@ class CrossFormer(nn.Module):
         return True
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         check_sides("images", images.shape[1:3], self._fits)
         x = images
@@ -164,8 +144,8 @@ class CrossFormer(nn.Module):
             x = CrossEmbed(dim, tuple(kernels), stride, name=f"embed_{i}")(x)
             for j in range(depth):
                 for reach, window in (("short", short), ("long", long)):
-                    attention = (reach, window, self.paper_position_bias, self.attn_dropout)
-                    x = x + Attention(*attention, name=f"{reach}_attn_{i}_{j}")(x, train=train)
+                    sizes = (reach, window, self.paper_position_bias, self.attn_dropout)
+                    x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
                     x = x + FeedForward(self.ff_dropout, name=f"{reach}_ff_{i}_{j}")(x, train=train)
         return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
 
@@ -173,32 +153,19 @@ class CrossFormer(nn.Module):
 def _paper(dim, depth):
     """As the paper has it: groups of 7 x 7 pixels near and far; half as many pairs as the paper has blocks."""
     dims = (dim, 2 * dim, 4 * dim, 8 * dim)
-    return dict(image_size=224, dim=dims, depth=depth, global_window_size=7, paper_position_bias=True)
+    return dict(image_size=224, dim=dims, depth=(1, 1, depth, 1), global_window_size=7, paper_position_bias=True)
 
 
-PRESETS = {
-    "tiny": dict(
-        image_size=32,
-        dim=(32, 32, 64, 64),
-        depth=1,
-        global_window_size=(4, 4, 2, 1),
-        local_window_size=(4, 4, 2, 1),
-        cross_embed_kernel_sizes=((4, 8), (2, 4), (2, 4), (2, 4)),
-    ),
-    "s": _paper(96, (1, 1, 3, 1)),
-    "b": _paper(96, (1, 1, 9, 1)),
-    "l": _paper(128, (1, 1, 9, 1)),
-}
-
-_FEED_FORWARD = (("norm", 0), ("fc1", 1), ("fc2", 4))
+_TINY = dict(image_size=32, dim=(32, 32, 64, 64), depth=1, global_window_size=(4, 4, 2, 1))
+_TINY |= dict(local_window_size=(4, 4, 2, 1), cross_embed_kernel_sizes=((4, 8), (2, 4), (2, 4), (2, 4)))
+PRESETS = {"tiny": _TINY, "s": _paper(96, 3), "b": _paper(96, 9), "l": _paper(128, 9)}
 
 TORCH_RULES = (
     (r"embed_(\d+)/convs_(\d+)", r"layers.\1.0.convs.\2"),
-    *((rf"short_ff_(\d+)_(\d+)/{ours}", rf"layers.\1.1.layers.\2.1.{theirs}") for ours, theirs in _FEED_FORWARD),
-    *((rf"long_ff_(\d+)_(\d+)/{ours}", rf"layers.\1.1.layers.\2.3.{theirs}") for ours, theirs in _FEED_FORWARD),
+    *feed_forward_rules(r"short_ff_(\d+)_(\d+)", r"layers.\1.1.layers.\2.1"),
+    *feed_forward_rules(r"long_ff_(\d+)_(\d+)", r"layers.\1.1.layers.\2.3"),
     (r"short_attn_(\d+)_(\d+)", r"layers.\1.1.layers.\2.0"),
     (r"long_attn_(\d+)_(\d+)", r"layers.\1.1.layers.\2.2"),
-    *((f"dpb/fc_{i}", f"dpb.{3 * i}") for i in range(4)),
-    *((f"dpb/norm_{i}", f"dpb.{3 * i + 1}") for i in range(3)),
+    *sequential_rules("dpb", "dpb", fc_0=0, norm_0=1, fc_1=3, norm_1=4, fc_2=6, norm_2=7, fc_3=9),
     ("head", "to_logits.1"),
 )

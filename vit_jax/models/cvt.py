@@ -6,18 +6,17 @@ Differs from the paper: no class token and no last norm, the head takes the mean
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
-from types import SimpleNamespace
-
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers import BatchNorm, ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend
+from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
 
-STAGES = ("s1_", "s2_", "s3_")
+# Arguments that each stage has.
+STAGE = ("emb_dim", "emb_kernel", "emb_stride", "proj_kernel", "kv_proj_stride", "heads", "depth", "mlp_mult")
 
 
 class ConvProjection(nn.Module):
@@ -28,7 +27,7 @@ class ConvProjection(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r2 c2 e"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b r2 c2 e"]:
         x = DepthwiseConv(self.kernel, self.stride, use_bias=False, name="depthwise")(x)
         x = BatchNorm(name="norm")(x, train=train)
         return PointwiseConv(self.features, use_bias=False, name="pointwise")(x)
@@ -44,19 +43,14 @@ class Attention(nn.Module):
     dim_head: int = 64
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
-        (_, rows, _, dim), inner_dim = x.shape, self.heads * self.dim_head
-        x = ChannelNorm(name="norm")(x)
-        q = ConvProjection(inner_dim, self.proj_kernel, 1, name="to_q")(x, train=train)
-        kv = ConvProjection(2 * inner_dim, self.proj_kernel, self.kv_stride, name="to_kv")(x, train=train)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        pixels, inner_dim = ChannelNorm(name="norm")(x), self.heads * self.dim_head
+        q = ConvProjection(inner_dim, self.proj_kernel, 1, name="to_q")(pixels, train=train)
+        kv = ConvProjection(2 * inner_dim, self.proj_kernel, self.kv_stride, name="to_kv")(pixels, train=train)
         q = rearrange(q, "b r c (h d) -> b h (r c) d", h=self.heads)
         k, v = rearrange(kv, "b r c (kv h d) -> kv b h (r c) d", kv=2, h=self.heads)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h (r c) d -> b r c (h d)", r=rows)
-        out = PointwiseConv(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape(*x.shape[:3], -1)
+        return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 class CvT(nn.Module):
@@ -97,25 +91,23 @@ class CvT(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        at_least(self, **{name: int(not name.endswith("depth")) for name in vars(self) if name[:3] in STAGES})
+        at_least(self, **{f"s{i}_{name}": int(name != "depth") for i in range(1, 4) for name in STAGE})
         for name in ("s1_proj_kernel", "s2_proj_kernel", "s3_proj_kernel"):
-            if (kernel := getattr(self, name)) % 2 == 0:
-                raise ValueError(f"{name}={kernel}: expected an odd number, as queries keep their grid")
+            expect(self, name, getattr(self, name) % 2 == 1, "an odd number, as queries keep their grid")
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         x = images
-        for i, prefix in enumerate(STAGES):
-            s = SimpleNamespace(**{name[3:]: value for name, value in vars(self).items() if name[:3] == prefix})
-            kernel, stride = (s.emb_kernel, s.emb_kernel), (s.emb_stride, s.emb_stride)
-            x = nn.Conv(s.emb_dim, kernel, stride, padding=s.emb_kernel // 2, name=f"embed_{i}")(x)
+        for i in range(3):
+            arguments = (getattr(self, f"s{i + 1}_{name}") for name in STAGE)
+            dim, kernel, stride, proj_kernel, kv_stride, heads, depth, mlp_mult = arguments
+            x = nn.Conv(dim, (kernel, kernel), stride, padding=kernel // 2, name=f"embed_{i}")(x)
             x = ChannelNorm(name=f"norm_{i}")(x)
-            for j in range(s.depth):
-                attn = Attention(s.heads, s.proj_kernel, s.kv_proj_stride, self.dropout, name=f"attn_{i}_{j}")
-                x = x + attn(x, train=train)
-                x = x + ConvFeedForward(s.mlp_mult * s.emb_dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
+            for j in range(depth):
+                x = x + Attention(heads, proj_kernel, kv_stride, self.dropout, name=f"attn_{i}_{j}")(x, train=train)
+                x = x + ConvFeedForward(mlp_mult * dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
         return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
 
 
@@ -130,13 +122,10 @@ PRESETS = {
 }
 
 TORCH_RULES = (
-    (r"attn_(\d+)_(\d+)/to_out", r"layers.\1.2.layers.\2.0.to_out.0"),
-    (r"attn_(\d+)_(\d+)", r"layers.\1.2.layers.\2.0"),
+    *attention_rules(r"attn_(\d+)_(\d+)", r"layers.\1.2.layers.\2.0"),
     *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.2.layers.\2.1.net"),
     (r"embed_(\d+)", r"layers.\1.0"),
     (r"norm_(\d+)", r"layers.\1.1"),
-    ("depthwise", "net.0"),
-    (r"(to_q|to_kv)/norm", r"\1.net.1"),
-    ("pointwise", "net.2"),
+    *sequential_rules(r"(to_q|to_kv)", r"\1.net", depthwise=0, norm=1, pointwise=2),
     ("head", "to_logits.2"),
 )

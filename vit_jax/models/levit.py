@@ -13,14 +13,15 @@ Axes: b batch, r rows, s columns (of a feature map), h heads, i query, j key, d 
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, Dense, PointwiseConv, gelu, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, pair
+from vit_jax.layers import BatchNorm, Dense, PointwiseConv, attend, gelu
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect, pair
+from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
 
 
 class Projection(nn.Module):
@@ -32,7 +33,7 @@ class Projection(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r s c"], *, train: bool = False) -> Float[Array, "b r s d"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b h w e"]:
         x = PointwiseConv(self.features, self.use_bias, name="conv")(x)
         return BatchNorm(scale_init=self.scale_init, name="norm")(x, train=train) if self.normed else x
 
@@ -55,20 +56,14 @@ class Attention(nn.Module):
         k = Projection(self.heads * self.dim_key, name="to_k")(x, train=train)
         v = Projection(self.heads * self.dim_value, name="to_v")(x, train=train)
         q, k, v = (rearrange(t, "b r s (h d) -> b h (r s) d", h=self.heads) for t in (q, k, v))
-        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_key**-0.5
-        attn = softmax(scores + self._position_bias(*x.shape[1:3]) * self.dim_key**0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = jnp.einsum("bhij,bhjd->bhid", attn, v)
-        out = rearrange(out, "b h (r s) d -> b r s (h d)", r=queries.shape[1])
+        _, rows, columns, _ = x.shape
+        biases = nn.Embed(rows * columns, self.heads, embedding_init=nn.initializers.zeros, name="pos_bias").embedding
+        bias = rearrange(biases[distances(rows, columns, self.stride)], "i j h -> 1 h i j") * self.dim_key**0.5
+        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train).reshape(*queries.shape[:3], -1)
         out = jax.nn.hard_swish(out) if self.paper else gelu(out)
         init = nn.initializers.zeros if self.stride == 1 else nn.initializers.ones
         out = Projection(self.dim, use_bias=not self.paper, scale_init=init, name="to_out")(out, train=train)
         return nn.Dropout(self.dropout)(out, deterministic=not train)
-
-    def _position_bias(self, rows: int, columns: int) -> Float[Array, "1 h i j"]:
-        table = nn.Embed(rows * columns, self.heads, embedding_init=nn.initializers.zeros, name="pos_bias").embedding
-        return jnp.moveaxis(table[distances(rows, columns, self.stride)], -1, 0)[None]
 
 
 def distances(rows: int, columns: int, stride: int) -> np.ndarray:
@@ -86,7 +81,7 @@ class FeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r s d"], *, train: bool = False) -> Float[Array, "b r s d"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
         dim, form = x.shape[-1], dict(use_bias=not self.paper, normed=self.paper)
         x = jax.nn.hard_swish(Projection(self.mult * dim, **form, name="fc1")(x, train=train))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -120,11 +115,10 @@ class LeViT(nn.Module):
         check_arguments(self)
         at_least(self, mlp_mult=1, stages=1, dim_key=1, dim_value=1, num_distill_classes=1)
         for name in ("dim", "depth", "heads"):
-            if len(self._per_stage(name)) != self.stages:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected 1 to stages={self.stages} numbers")
+            expect(self, name, len(self._per_stage(name)) == self.stages, f"1 to stages={self.stages} numbers")
         dims = self._per_stage("dim")
-        if self.paper and (dims[0] % 8 or any(dim % self.dim_key for dim in dims[:-1])):
-            raise ValueError(f"dim={self.dim!r}: expected multiples of dim_key={self.dim_key}, the first of 8 too")
+        fits = dims[0] % 8 == 0 and not any(dim % self.dim_key for dim in dims[:-1])
+        expect(self, "dim", fits or not self.paper, f"multiples of dim_key={self.dim_key}, the first of 8 too")
         check_sides("image_size", self.image_size, lambda side: side % 16 == 0)
         super().__post_init__()
 
@@ -148,13 +142,16 @@ class LeViT(nn.Module):
             yield depths[i], 1, attn, (self.mlp_mult, self.dropout)
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "b H W c"], *, train: bool = False
-    ) -> Float[Array, "b *out"] | tuple[Float[Array, "b k"], Float[Array, "b l"]]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output | tuple[Output, Float[Array, "b l"]]:
         check_images(images, self.channels)
         if images.shape[1:3] != pair("image_size", self.image_size):
             raise ValueError(f"images of shape {images.shape}: expected sides of image_size={self.image_size!r}")
-        x = self._stem(images, train)
+        x, dim = images, self._per_stage("dim")[0]
+        for i, width in enumerate((dim // 8, dim // 4, dim // 2, dim) if self.paper else (32, 64, 128, dim)):
+            x = nn.Conv(width, (3, 3), 2, padding=1, use_bias=not self.paper, name=f"stem_{i}")(x)
+            if self.paper:
+                x = BatchNorm(name=f"stem_norm_{i}")(x, train=train)
+                x = jax.nn.hard_swish(x) if width < dim else x
         for n, (depth, stride, attn, ff) in enumerate(self._layers()):
             for i in range(depth):
                 y = Attention(self.paper, stride, *attn, name=f"attn_{n}_{i}")(x, train=train)
@@ -162,25 +159,12 @@ class LeViT(nn.Module):
                 x = x + FeedForward(self.paper, *ff, name=f"ff_{n}_{i}")(x, train=train)
         if not self.num_classes:
             return x
-        x = x.mean(axis=(1, 2))
-        logits = self._head("mlp_head", self.num_classes, x, train)
-        if self.num_distill_classes is None:
-            return logits
-        return logits, self._head("distill_head", self.num_distill_classes, x, train)
-
-    def _stem(self, x: Float[Array, "b H W c"], train: bool) -> Float[Array, "b r s d"]:
-        dim = self._per_stage("dim")[0]
-        widths = (dim // 8, dim // 4, dim // 2, dim) if self.paper else (32, 64, 128, dim)
-        for i, width in enumerate(widths):
-            x = nn.Conv(width, (3, 3), (2, 2), padding=1, use_bias=not self.paper, name=f"stem_{i}")(x)
-            if self.paper:
-                x = BatchNorm(name=f"stem_norm_{i}")(x, train=train)
-                x = jax.nn.hard_swish(x) if width < dim else x
-        return x
-
-    def _head(self, name: str, classes: int, x: Float[Array, "b d"], train: bool) -> Float[Array, "b k"]:
-        x = BatchNorm(name=f"{name}_norm")(x, train=train) if self.paper else x
-        return Dense(classes, name=name)(x)
+        logits, pooled = [], x.mean(axis=(1, 2))
+        for name, classes in (("mlp_head", self.num_classes), ("distill_head", self.num_distill_classes)):
+            if classes is not None:
+                y = BatchNorm(name=f"{name}_norm")(pooled, train=train) if self.paper else pooled
+                logits.append(Dense(classes, name=name)(y))
+        return tuple(logits) if len(logits) > 1 else logits[0]
 
 
 def _paper(dim, depth, heads, dim_key):
@@ -201,10 +185,8 @@ TORCH_RULES = (
     (r"attn_(\d+)_(\d+)", r"backbone.\1.layers.\2.0"),
     (r"ff_(\d+)_(\d+)", r"backbone.\1.layers.\2.1"),
     (r"stem_(\d+)", r"conv_embedding.\1"),
-    (r"(to_[qkv])/conv", r"\1.0"),
-    (r"(to_[qkv])/norm", r"\1.1"),
-    ("to_out/conv", "to_out.1"),
-    ("to_out/norm", "to_out.2"),
+    *sequential_rules(r"(to_[qkv])", r"\1", conv=0, norm=1),
+    *sequential_rules("to_out", "to_out", conv=1, norm=2),
     ("fc1/conv", "net.0"),
     ("fc2/conv", "net.3"),
     (r"(fc\d)/norm", r"\1_norm"),

@@ -13,37 +13,25 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, gelu, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides
+from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, attend, gelu
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output, Tokens
 
 HEADS, DIM_HEAD = 4, 32
 
 
-def strided_conv(dim: int, kernel: int, stride: int, padding: int, name: str) -> nn.Conv:
-    """A convolution whose numbers hold for both axes."""
-    return nn.Conv(dim, (kernel, kernel), (stride, stride), padding=padding, name=name)
-
-
 class Attention(nn.Module):
-    """Self-attention, with a bias (h, i, j) of the scores if there is one."""
+    """Self-attention, with a bias of the scores if there is one."""
 
     dropout: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], bias: Float[Array, "h n n"] | None = None, *, train: bool = False
-    ) -> Float[Array, "b n d"]:
-        dim = x.shape[-1]
-        x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * HEADS * DIM_HEAD, use_bias=False, name="to_qkv")(x)
+    def __call__(self, x: Tokens, bias: Float[Array, "1 h n n"] | None = None, *, train: bool = False) -> Tokens:
+        qkv = Dense(3 * HEADS * DIM_HEAD, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=HEADS)
-        scores = jnp.einsum("bhid,bhjd->bhij", q, k) * DIM_HEAD**-0.5
-        attn = softmax(scores if bias is None else scores + bias[None])
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        out = Dense(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 class FeedForward(nn.Module):
@@ -52,11 +40,9 @@ class FeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], *, train: bool = False) -> Float[Array, "b n d"]:
-        dim = x.shape[-1]
-        x = Dense(4 * dim, name="fc1")(LayerNorm(name="norm")(x))
-        x = nn.Dropout(self.dropout)(gelu(x), deterministic=not train)
-        return Dense(dim, name="fc2")(x)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = gelu(Dense(4 * x.shape[-1], name="fc1")(LayerNorm(name="norm")(x)))
+        return Dense(x.shape[-1], name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))
 
 
 class RegionalToLocal(nn.Module):
@@ -73,7 +59,14 @@ class RegionalToLocal(nn.Module):
     ) -> tuple[Float[Array, "b lr ls d"], Float[Array, "b r s d"]]:
         batch, rows, columns, _ = regions.shape
         window = dict(p=local.shape[1] // rows, q=local.shape[2] // columns)
-        bias = self._position_bias(**window)
+        # A number for each offset between local tokens, and none (zero) from and to the region's token.
+        reach = 2 * self.window_size - 1
+        biases = nn.Embed(reach**2, HEADS, name="local_rel_pos_bias").embedding
+        y, x = np.mgrid[: window["p"], : window["q"]].reshape(2, -1)
+        dy, dx = (along[:, None] - along[None] + self.window_size - 1 for along in (y, x))
+        bias = rearrange(biases[dy + reach * dx], "i j h -> 1 h i j")
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (1, 0), (1, 0)))
+
         local = rearrange(local, "b (r p) (s q) d -> (b r s) (p q) d", **window)
         regions = rearrange(regions, "b r s d -> b (r s) d")
         for i in range(self.depth):
@@ -85,14 +78,6 @@ class RegionalToLocal(nn.Module):
             regions, local = rearrange(x[:, 0], "(b n) d -> b n d", b=batch), x[:, 1:]
         local = rearrange(local, "(b r s) (p q) d -> b (r p) (s q) d", r=rows, s=columns, **window)
         return local, rearrange(regions, "b (r s) d -> b r s d", r=rows)
-
-    def _position_bias(self, p: int, q: int) -> Float[Array, "h i j"]:
-        """A learned number for each offset between local tokens; none (zero) from and to the region's token."""
-        reach = 2 * self.window_size - 1
-        table = nn.Embed(reach**2, HEADS, name="local_rel_pos_bias").embedding
-        y, x = np.mgrid[:p, :q].reshape(2, -1)
-        dy, dx = (along[:, None] - along[None, :] + self.window_size - 1 for along in (y, x))
-        return jnp.pad(jnp.moveaxis(table[dy + reach * dx], -1, 0), ((0, 0), (1, 0), (1, 0)))
 
 
 class RegionViT(nn.Module):
@@ -119,8 +104,7 @@ class RegionViT(nn.Module):
         check_arguments(self)
         at_least(self, window_size=1, local_patch_size=1)
         for name in ("dim", "depth"):
-            if len(self._four(name)) != 4:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number, or one for each of four stages")
+            expect(self, name, len(self._four(name)) == 4, "a number, or one for each of four stages")
         if self.image_size is not None:
             check_sides("image_size", self.image_size, self._fits)
         super().__post_init__()
@@ -139,13 +123,16 @@ class RegionViT(nn.Module):
         return True
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         check_sides("images", images.shape[1:3], self._fits)
-        local, regions = self._local_encoder(images), self._region_encoder(images)
-        for i, (dim, depth) in enumerate(zip(self._four("dim"), self._four("depth"), strict=True)):
+        dims, side = self._four("dim"), self.local_patch_size * self.window_size
+        regions = rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
+        regions = PointwiseConv(dims[0], name="region_encoder")(regions)
+        local = self._local_encoder(images)
+        for i, (dim, depth) in enumerate(zip(dims, self._four("depth"), strict=True)):
             if i > 0:
-                halve = strided_conv(dim, 3, 2, 1, name=f"down_{i}")
+                halve = nn.Conv(dim, (3, 3), 2, padding=1, name=f"down_{i}")
                 local, regions = halve(local), halve(regions)
                 if self.use_peg:
                     local = local + DepthwiseConv(3, name=f"peg_{i}")(local)
@@ -153,35 +140,22 @@ class RegionViT(nn.Module):
             local, regions = stage(local, regions, train=train)
         return NormHead(self.num_classes, name="head")(regions.mean(axis=(1, 2))) if self.num_classes else regions
 
-    def _local_encoder(self, images: Float[Array, "b H W c"]) -> Float[Array, "b r s d"]:
+    def _local_encoder(self, x: Images) -> Maps:
         dim = self._four("dim")[0]
         if not self.tokenize_local_3_conv:
-            return strided_conv(dim, 8, 4, 3, name="local_encoder")(images)
-        x = strided_conv(dim, 3, 2, 1, name="local_conv_0")(images)
-        x = gelu(ChannelNorm(name="local_norm_0")(x))
-        x = strided_conv(dim, 3, 2, 1, name="local_conv_1")(x)
-        x = gelu(ChannelNorm(name="local_norm_1")(x))
-        return strided_conv(dim, 3, 1, 1, name="local_conv_2")(x)
-
-    def _region_encoder(self, images: Float[Array, "b H W c"]) -> Float[Array, "b r s d"]:
-        side = self.local_patch_size * self.window_size
-        patches = rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
-        return PointwiseConv(self._four("dim")[0], name="region_encoder")(patches)
+            return nn.Conv(dim, (8, 8), 4, padding=3, name="local_encoder")(x)
+        for i in range(2):
+            x = nn.Conv(dim, (3, 3), 2, padding=1, name=f"local_conv_{i}")(x)
+            x = gelu(ChannelNorm(name=f"local_norm_{i}")(x))
+        return nn.Conv(dim, (3, 3), padding=1, name="local_conv_2")(x)
 
 
 def _paper(dim, depth):
     return dict(image_size=224, dim=(dim, 2 * dim, 4 * dim, 8 * dim), depth=(2, 2, depth, 2))
 
 
-PRESETS = {
-    "tiny": dict(image_size=32, dim=(32, 32, 48, 64), depth=1, window_size=4),
-    "ti": _paper(64, 8),
-    "s": _paper(96, 8),
-    "m": _paper(96, 14),
-    "b": _paper(128, 14),
-}
-
-_FEED_FORWARD = (("norm", 0), ("fc1", 1), ("fc2", 4))
+_TINY = dict(image_size=32, dim=(32, 32, 48, 64), depth=1, window_size=4)
+PRESETS = {"tiny": _TINY, "ti": _paper(64, 8), "s": _paper(96, 8), "m": _paper(96, 14), "b": _paper(128, 14)}
 
 TORCH_RULES = (
     *((f"local_conv_{i}", f"local_encoder.{3 * i}") for i in range(3)),
@@ -190,9 +164,7 @@ TORCH_RULES = (
     (r"down_(\d+)", r"layers.\1.0.conv"),
     (r"peg_(\d+)", r"layers.\1.1.proj"),
     (r"stage_(\d+)", r"layers.\1.2"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *((rf"ff_(\d+)/{ours}", rf"layers.\1.1.{theirs}") for ours, theirs in _FEED_FORWARD),
-    ("to_out", "to_out.0"),
-    ("head/norm", "to_logits.1"),
-    ("head/fc", "to_logits.2"),
+    *attention_rules(r"attn_(\d+)", r"layers.\1.0"),
+    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+    *sequential_rules("head", "to_logits", norm=1, fc=2),
 )

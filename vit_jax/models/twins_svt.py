@@ -8,19 +8,17 @@ pair of blocks (paper: after its first block); no norm of the subsampled map, an
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
-from types import SimpleNamespace
-
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend
+from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
 
-STAGES = ("s1_", "s2_", "s3_", "s4_")
 HEADS, DIM_HEAD = 8, 64
+STAGE = ("emb_dim", "patch_size", "local_patch_size", "global_k", "depth")  # arguments that each stage has
 
 
 class PatchEmbedding(nn.Module):
@@ -30,33 +28,27 @@ class PatchEmbedding(nn.Module):
     patch_size: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"]) -> Float[Array, "b r2 c2 e"]:
+    def __call__(self, x: Maps) -> Float[Array, "b r c e"]:
         x = rearrange(x, "b (r p) (c q) d -> b r c (d p q)", p=self.patch_size, q=self.patch_size)
-        x = ChannelNorm(name="norm_in")(x)
-        x = PointwiseConv(self.dim, name="proj")(x)
+        x = PointwiseConv(self.dim, name="proj")(ChannelNorm(name="norm_in")(x))
         return ChannelNorm(name="norm_out")(x)
 
 
 class LocalAttention(nn.Module):
-    """Attention within windows of `window` pixels each way."""
+    """Attention within windows of `window` pixels each way; its maps do not drop."""
 
     window: int
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
-        dim, sides = x.shape[-1], dict(p=self.window, q=self.window)
-        x = ChannelNorm(name="norm")(x)
-        q = PointwiseConv(HEADS * DIM_HEAD, use_bias=False, name="to_q")(x)
-        kv = PointwiseConv(2 * HEADS * DIM_HEAD, use_bias=False, name="to_kv")(x)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        pixels, sides = ChannelNorm(name="norm")(x), dict(p=self.window, q=self.window)
+        q = PointwiseConv(HEADS * DIM_HEAD, use_bias=False, name="to_q")(pixels)
+        kv = PointwiseConv(2 * HEADS * DIM_HEAD, use_bias=False, name="to_kv")(pixels)
         q = rearrange(q, "b (r p) (c q) (h d) -> b r c h (p q) d", h=HEADS, **sides)
         k, v = rearrange(kv, "b (r p) (c q) (kv h d) -> kv b r c h (p q) d", kv=2, h=HEADS, **sides)
-        attn = softmax(jnp.einsum("brchid,brchjd->brchij", q, k) * DIM_HEAD**-0.5)
-        self.sow("intermediates", "attn", attn)
-        out = jnp.einsum("brchij,brchjd->brchid", attn, v)
-        out = rearrange(out, "b r c h (p q) d -> b (r p) (c q) (h d)", **sides)
-        out = PointwiseConv(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        out = rearrange(attend(self, q, k, v), "b r c (p q) e -> b (r p) (c q) e", **sides)
+        return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 class GlobalAttention(nn.Module):
@@ -66,19 +58,14 @@ class GlobalAttention(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
-        (_, rows, _, dim), window = x.shape, (self.stride, self.stride)
-        x = ChannelNorm(name="norm")(x)
-        q = PointwiseConv(HEADS * DIM_HEAD, use_bias=False, name="to_q")(x)
-        kv = nn.Conv(2 * HEADS * DIM_HEAD, window, window, padding="VALID", use_bias=False, name="to_kv")(x)
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
+        pixels, window = ChannelNorm(name="norm")(x), (self.stride, self.stride)
+        q = PointwiseConv(HEADS * DIM_HEAD, use_bias=False, name="to_q")(pixels)
+        kv = nn.Conv(2 * HEADS * DIM_HEAD, window, window, padding="VALID", use_bias=False, name="to_kv")(pixels)
         q = rearrange(q, "b r c (h d) -> b h (r c) d", h=HEADS)
         k, v = rearrange(kv, "b r c (kv h d) -> kv b h (r c) d", kv=2, h=HEADS)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * DIM_HEAD**-0.5)
-        self.sow("intermediates", "attn", attn)
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h (r c) d -> b r c (h d)", r=rows)
-        out = PointwiseConv(dim, name="to_out")(out)
-        return nn.Dropout(self.dropout)(out, deterministic=not train)
+        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape(*x.shape[:3], -1)
+        return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
 class Transformer(nn.Module):
@@ -90,7 +77,7 @@ class Transformer(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b r c d"], *, train: bool = False) -> Float[Array, "b r c d"]:
+    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
         for i in range(self.depth):
             if self.window is not None:
                 x = x + LocalAttention(self.window, self.dropout, name=f"local_attn_{i}")(x, train=train)
@@ -135,67 +122,58 @@ class TwinsSVT(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        at_least(self, **{name: int(not name.endswith("depth")) for name in vars(self) if name[:3] in STAGES})
-        if self.peg_kernel_size < 1 or self.peg_kernel_size % 2 == 0:
-            raise ValueError(f"peg_kernel_size={self.peg_kernel_size}: expected an odd number, as maps keep their grid")
+        at_least(self, **{f"s{i}_{name}": int(name != "depth") for i in range(1, 5) for name in STAGE})
+        expect(self, "peg_kernel_size", max(0, self.peg_kernel_size) % 2 == 1, "an odd number, as maps keep their grid")
         if self.image_size is not None:
             check_sides("image_size", self.image_size, self._fits)
         super().__post_init__()
 
-    def _stages(self) -> list[SimpleNamespace]:
-        arguments = vars(self).items()
-        return [SimpleNamespace(**{n[3:]: value for n, value in arguments if n[:3] == prefix}) for prefix in STAGES]
-
     def _fits(self, side: int) -> bool:
-        for i, s in enumerate(self._stages()):
-            side, rest = divmod(side, s.patch_size)
-            if rest or side < s.global_k or (i < 3 and side % s.local_patch_size):
+        for i, (_, patch, window, stride, _) in enumerate(self._stages()):
+            side, rest = divmod(side, patch)
+            if rest or side < stride or (i < 3 and side % window):
                 return False
         return True
 
+    def _stages(self) -> list[list[int]]:
+        """Of each stage the arguments that `STAGE` names."""
+        return [[getattr(self, f"s{i}_{name}") for name in STAGE] for i in range(1, 5)]
+
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b *out"]:
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         check_sides("images", images.shape[1:3], self._fits)
         x = images
-        for i, s in enumerate(self._stages()):
-            attention = (s.local_patch_size if i < 3 else None, s.global_k, self.dropout)
-            x = PatchEmbedding(s.emb_dim, s.patch_size, name=f"embed_{i}")(x)
+        for i, (dim, patch, window, stride, depth) in enumerate(self._stages()):
+            attention = (window if i < 3 else None, stride, self.dropout)
+            x = PatchEmbedding(dim, patch, name=f"embed_{i}")(x)
             x = Transformer(1, *attention, name=f"first_{i}")(x, train=train)
             x = x + DepthwiseConv(self.peg_kernel_size, name=f"peg_{i}")(x)
-            x = Transformer(s.depth, *attention, name=f"rest_{i}")(x, train=train)
+            x = Transformer(depth, *attention, name=f"rest_{i}")(x, train=train)
         return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
 
 
-def _stages(dims, depths, **arguments):
-    named = dict(emb_dim=dims, depth=depths, **arguments)
-    return {f"s{i + 1}_{name}": value for name, values in named.items() for i, value in enumerate(values)}
+def _stages(**arguments):
+    return {f"s{i + 1}_{name}": value for name, values in arguments.items() for i, value in enumerate(values)}
 
 
-def _paper(dims, depths):
-    """`depths`: pairs of blocks after the first. A map is subsampled to 7 x 7."""
-    return dict(image_size=224) | _stages(dims, depths, global_k=(8, 4, 2, 1))
+def _paper(dim, *depths):
+    """`depths`: pairs of blocks after the first, in the last stages. A map is subsampled to 7 x 7."""
+    dims = (dim, 2 * dim, 4 * dim, 8 * dim)
+    return dict(image_size=224) | _stages(emb_dim=dims, depth=(0, 0, *depths), global_k=(8, 4, 2, 1))
 
 
-PRESETS = {
-    "tiny": dict(image_size=32)
-    | _stages((16, 16, 24, 32), (0, 0, 0, 0), local_patch_size=(4, 2, 2, 1), global_k=(2, 2, 1, 1)),
-    "s": _paper((64, 128, 256, 512), (0, 0, 4, 3)),
-    "b": _paper((96, 192, 384, 768), (0, 0, 8, 1)),
-    "l": _paper((128, 256, 512, 1024), (0, 0, 8, 1)),
-}
+_TINY = _stages(emb_dim=(16, 16, 24, 32), depth=(0,) * 4, local_patch_size=(4, 2, 2, 1), global_k=(2, 2, 1, 1))
+PRESETS = {"tiny": dict(image_size=32) | _TINY, "s": _paper(64, 4, 3), "b": _paper(96, 8, 1), "l": _paper(128, 8, 1)}
 
 TORCH_RULES = (
-    (r"embed_(\d+)/norm_in", r"layers.\1.0.proj.0"),
-    (r"embed_(\d+)/proj", r"layers.\1.0.proj.1"),
-    (r"embed_(\d+)/norm_out", r"layers.\1.0.proj.2"),
+    *sequential_rules(r"embed_(\d+)", r"layers.\1.0.proj", norm_in=0, proj=1, norm_out=2),
     (r"peg_(\d+)", r"layers.\1.2.proj.fn"),
     (r"first_(\d+)", r"layers.\1.1"),
     (r"rest_(\d+)", r"layers.\1.3"),
-    (r"local_attn_(\d+)", r"layers.\1.0.fn"),
+    *attention_rules(r"local_attn_(\d+)", r"layers.\1.0.fn"),
     *feed_forward_rules(r"local_ff_(\d+)", r"layers.\1.1.fn.net"),
-    (r"global_attn_(\d+)", r"layers.\1.2.fn"),
+    *attention_rules(r"global_attn_(\d+)", r"layers.\1.2.fn"),
     *feed_forward_rules(r"global_ff_(\d+)", r"layers.\1.3.fn.net"),
-    ("to_out", "to_out.0"),
     ("head", "layers.6"),
 )
