@@ -1,6 +1,7 @@
 """What classifiers share whose tokens stay a map: which images they take, and the mean of the last map as features."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from flax import linen as nn
 
@@ -16,6 +17,7 @@ class MapViT(nn.Module, kw_only=True):
     `check_size`. `image_size` is for information, and checked at construction.
     """
 
+    head_class: ClassVar[type[nn.Module]] = NormHead  # turns the mean of the map into logits
     num_classes: int
     channels: int = 3
     image_size: int | Sequence[int] | None = None
@@ -30,20 +32,19 @@ class MapViT(nn.Module, kw_only=True):
     def check(self) -> None:
         """Raises ValueError for arguments that make no sense."""
 
-    def check_size(self, size: int | Sequence[int]) -> None:
-        """Raises ValueError for images that cannot be of this size, (height, width) or one number for both."""
+    def check_size(self, size: int | Sequence[int], name: str = "image_size") -> None:
+        """Raises ValueError for images that cannot be of this `size`, (height, width) or one number for both.
+
+        `name` is that of what has the size.
+        """
 
     def maps(self, images: Images, *, train: bool) -> Maps:
         """The last map of features, (b, h, w, d)."""
         raise NotImplementedError
 
-    def make_head(self) -> nn.Module:
-        """The module that turns the mean of the map into logits."""
-        return NormHead(self.num_classes, name="mlp_head")
-
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
-        self.check_size(images.shape[1:3])
+        self.check_size(images.shape[1:3], "images")
         x = self.maps(images, train=train)
-        return self.make_head()(x.mean(axis=(1, 2))) if self.num_classes else x
+        return self.head_class(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x

@@ -8,6 +8,8 @@ another row length than the table has; heads share one bias; blocks come in pair
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, Dense, LayerNorm, PointwiseConv, attend, gelu, relative_positions
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers import ChannelNorm, Dense, LayerNorm, MapViT, PointwiseConv, attend, gelu, relative_positions
+from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.rules import feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 
 DIM_HEAD = 32
 WINDOWS = {"short": "b (r p) (c q)", "long": "b (p r) (q c)"}  # of neighbours; of pixels at equal distances
@@ -88,15 +90,14 @@ class FeedForward(nn.Module):
         return PointwiseConv(x.shape[-1], name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))
 
 
-class CrossFormer(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, r, c, d).
-
-    There are four stages: arguments are one value for all, or a tuple of four. `depth` counts pairs of blocks, heads
+class CrossFormer(MapViT, kw_only=True):
+    """There are four stages: arguments are one value for all, or a tuple of four. `depth` counts pairs of blocks, heads
     have 32 features, and `global_window_size` counts the pixels that attend to each other, not their distance.
     Raises ValueError for a `dim` below 32, for kernels that give maps of different sizes, for images whose maps windows
     do not fill.
     """
 
+    head_class: ClassVar = Dense
     dim: int | tuple[int, ...] = (64, 128, 256, 512)
     depth: int | tuple[int, ...] = (2, 2, 8, 2)
     global_window_size: int | tuple[int, ...] = (8, 4, 2, 1)
@@ -106,20 +107,17 @@ class CrossFormer(nn.Module):
     num_classes: int = 1000
     attn_dropout: float = 0.0
     ff_dropout: float = 0.0
-    channels: int = 3
-    image_size: int | tuple[int, int] | None = None
     paper_position_bias: bool = False
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         at_least(self, dim=DIM_HEAD, global_window_size=1, local_window_size=1, cross_embed_strides=1)
         for *_, kernels, stride in self._stages():
             fits = min(kernels) >= stride and len({kernel % 2 for kernel in kernels}) == 1
             expected = "all odd or all even ones in a stage, none smaller than its stride, as cross_embed_strides"
             expect(self, "cross_embed_kernel_sizes", fits, f"{expected}={self.cross_embed_strides!r} says")
-        if self.image_size is not None:
-            check_sides("image_size", self.image_size, self._fits)
-        super().__post_init__()
+
+    def check_size(self, size, name="image_size"):
+        check_sides(name, size, self._fits)
 
     def _stages(self) -> list[tuple]:
         """Of each stage the arguments that `STAGE` names."""
@@ -135,10 +133,7 @@ class CrossFormer(nn.Module):
                 return False
         return True
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        check_sides("images", images.shape[1:3], self._fits)
+    def maps(self, images: Images, *, train: bool) -> Maps:
         x = images
         for i, (dim, depth, short, long, kernels, stride) in enumerate(self._stages()):
             x = CrossEmbed(dim, tuple(kernels), stride, name=f"embed_{i}")(x)
@@ -147,7 +142,7 @@ class CrossFormer(nn.Module):
                     sizes = (reach, window, self.paper_position_bias, self.attn_dropout)
                     x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
                     x = x + FeedForward(self.ff_dropout, name=f"{reach}_ff_{i}_{j}")(x, train=train)
-        return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
+        return x
 
 
 def _paper(dim, depth):

@@ -6,14 +6,16 @@ Differs from the paper: no class token and no last norm, the head takes the mean
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
+from typing import ClassVar
+
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers import BatchNorm, ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, MapViT, PointwiseConv, attend
+from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 
 # Arguments that each stage has.
 STAGE = ("emb_dim", "emb_kernel", "emb_stride", "proj_kernel", "kv_proj_stride", "heads", "depth", "mlp_mult")
@@ -53,14 +55,12 @@ class Attention(nn.Module):
         return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
-class CvT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, r, c, d).
-
-    Each of three stages has arguments of its own, s1_ to s3_. `image_size` is for information: any size will do.
+class CvT(MapViT, kw_only=True):
+    """Each of three stages has arguments of its own, s1_ to s3_. `image_size` is for information: any size will do.
     Raises ValueError for a `proj_kernel` that is even.
     """
 
-    num_classes: int
+    head_class: ClassVar = Dense
     s1_emb_dim: int = 64
     s1_emb_kernel: int = 7
     s1_emb_stride: int = 4
@@ -86,19 +86,13 @@ class CvT(nn.Module):
     s3_depth: int = 10
     s3_mlp_mult: int = 4
     dropout: float = 0.0
-    channels: int = 3
-    image_size: int | tuple[int, int] | None = None
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         at_least(self, **{f"s{i}_{name}": int(name != "depth") for i in range(1, 4) for name in STAGE})
         for name in ("s1_proj_kernel", "s2_proj_kernel", "s3_proj_kernel"):
             expect(self, name, getattr(self, name) % 2 == 1, "an odd number, as queries keep their grid")
-        super().__post_init__()
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
+    def maps(self, images: Images, *, train: bool) -> Maps:
         x = images
         for i in range(3):
             arguments = (getattr(self, f"s{i + 1}_{name}") for name in STAGE)
@@ -108,7 +102,7 @@ class CvT(nn.Module):
             for j in range(depth):
                 x = x + Attention(heads, proj_kernel, kv_stride, self.dropout, name=f"attn_{i}_{j}")(x, train=train)
                 x = x + ConvFeedForward(mlp_mult * dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
-        return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
+        return x
 
 
 _TINY = dict(s1_emb_dim=32, s1_emb_kernel=3, s1_emb_stride=2, s2_emb_dim=48, s2_heads=1, s2_depth=1)

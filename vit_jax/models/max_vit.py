@@ -122,7 +122,7 @@ class MaxViT(MapViT, kw_only=True):
         expect(self, "dim", self.dim % self.dim_head == 0, f"a multiple of dim_head={self.dim_head}")
         expect(self, "mbconv_dropout", 0 <= self.mbconv_dropout <= 1, "0 to 1")
 
-    def check_size(self, size):
+    def check_size(self, size, name="image_size"):
         check_windows(size, (self.window_size,) * len(self.depth))
 
     def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
@@ -172,5 +172,5 @@ def torch_rules(model: MaxViT, parts: tuple[str, ...] = ("2.fn", "3.fn.net", "6.
         *feed_forward_rules("window_ff", window_ff),
         *attention_rules("grid_attn", grid_attn),
         *feed_forward_rules("grid_ff", grid_ff),
-        *sequential_rules("mlp_head", "mlp_head", norm=1, fc=2),
+        *sequential_rules("head", "mlp_head", norm=1, fc=2),
     )

@@ -13,10 +13,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, attend, gelu
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, LayerNorm, MapViT, PointwiseConv, attend, gelu
+from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output, Tokens
+from vit_jax.layers.shapes import Images, Maps, Tokens
 
 HEADS, DIM_HEAD = 4, 32
 
@@ -80,8 +80,8 @@ class RegionalToLocal(nn.Module):
         return local, rearrange(regions, "b (r s) d -> b r s d", r=rows)
 
 
-class RegionViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map of regions (b, r, c, d).
+class RegionViT(MapViT, kw_only=True):
+    """The map is that of the regions.
 
     `dim` and `depth` are one number for all four stages, or a tuple of four. A local token is of 4 x 4 pixels in the
     first stage, a region of `local_patch_size * window_size` each way; from stage to stage both maps are halved.
@@ -97,17 +97,14 @@ class RegionViT(nn.Module):
     use_peg: bool = False
     attn_dropout: float = 0.0
     ff_dropout: float = 0.0
-    channels: int = 3
-    image_size: int | tuple[int, int] | None = None
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         at_least(self, window_size=1, local_patch_size=1)
         for name in ("dim", "depth"):
             expect(self, name, len(self._four(name)) == 4, "a number, or one for each of four stages")
-        if self.image_size is not None:
-            check_sides("image_size", self.image_size, self._fits)
-        super().__post_init__()
+
+    def check_size(self, size, name="image_size"):
+        check_sides(name, size, self._fits)
 
     def _four(self, name: str) -> tuple[int, ...]:
         value = getattr(self, name)
@@ -122,10 +119,7 @@ class RegionViT(nn.Module):
             local, regions = -(-local // 2), -(-regions // 2)
         return True
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        check_sides("images", images.shape[1:3], self._fits)
+    def maps(self, images: Images, *, train: bool) -> Maps:
         dims, side = self._four("dim"), self.local_patch_size * self.window_size
         regions = rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
         regions = PointwiseConv(dims[0], name="region_encoder")(regions)
@@ -138,7 +132,7 @@ class RegionViT(nn.Module):
                     local = local + DepthwiseConv(3, name=f"peg_{i}")(local)
             stage = RegionalToLocal(depth, self.window_size, self.attn_dropout, self.ff_dropout, name=f"stage_{i}")
             local, regions = stage(local, regions, train=train)
-        return NormHead(self.num_classes, name="head")(regions.mean(axis=(1, 2))) if self.num_classes else regions
+        return regions
 
     def _local_encoder(self, x: Images) -> Maps:
         dim = self._four("dim")[0]

@@ -119,7 +119,7 @@ class ScalableViT(MapViT, kw_only=True):
         """Of each stage the values of these arguments."""
         return list(zip(*(per_stage(self, name, len(self.depth)) for name in names), strict=True))
 
-    def check_size(self, size):
+    def check_size(self, size, name="image_size"):
         check_windows(size, [window or 1 for (window,) in self._stages("window_size")])
         reductions = self._stages("reduction_factor")
         smallest = max(4 * 2**i * (reduction - 1) + 1 for i, (reduction,) in enumerate(reductions))
@@ -164,5 +164,5 @@ TORCH_RULES = (
     ("positions", "layers.0.2.proj"),
     *feed_forward_rules(r"ff2_(\d+)", r"layers.\1.3.net"),
     *attention_rules(r"iwsa_(\d+)", r"layers.\1.4"),
-    *sequential_rules("mlp_head", "mlp_head", norm=1, fc=2),
+    *sequential_rules("head", "mlp_head", norm=1, fc=2),
 )

@@ -74,7 +74,7 @@ class SepViT(MapViT, kw_only=True):
         self._windows()
         expect(self, "ff_mult", int(self.dim * self.ff_mult) >= 1, "at least 1 / dim")
 
-    def check_size(self, size):
+    def check_size(self, size, name="image_size"):
         check_windows(size, self._windows())
 
     def _windows(self) -> tuple[int, ...]:
@@ -122,5 +122,5 @@ TORCH_RULES = (
     (r"stage_(\d+)_attn_(\d+)/token_to_qk", f"{_ATTN}.window_tokens_to_qk.3"),
     *attention_rules(r"stage_(\d+)_attn_(\d+)", _ATTN),
     *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1.net"),
-    *sequential_rules("mlp_head", "mlp_head", norm=1, fc=2),
+    *sequential_rules("head", "mlp_head", norm=1, fc=2),
 )

@@ -8,14 +8,16 @@ pair of blocks (paper: after its first block); no norm of the subsampled map, an
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
+from typing import ClassVar
+
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, MapViT, PointwiseConv, attend
+from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 
 HEADS, DIM_HEAD = 8, 64
 STAGE = ("emb_dim", "patch_size", "local_patch_size", "global_k", "depth")  # arguments that each stage has
@@ -87,14 +89,13 @@ class Transformer(nn.Module):
         return x
 
 
-class TwinsSVT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, r, c, d).
+class TwinsSVT(MapViT, kw_only=True):
+    """Each of four stages has arguments of its own, s1_ to s4_; the last has no windows, whatever its arguments say.
 
-    Each of four stages has arguments of its own, s1_ to s4_; the last has no windows, whatever `s4_local_patch_size`.
     Raises ValueError for images that patches and windows do not fill, or where a map is smaller than its `global_k`.
     """
 
-    num_classes: int
+    head_class: ClassVar = Dense
     s1_emb_dim: int = 64
     s1_patch_size: int = 4
     s1_local_patch_size: int = 7
@@ -117,16 +118,13 @@ class TwinsSVT(nn.Module):
     s4_depth: int = 4
     peg_kernel_size: int = 3
     dropout: float = 0.0
-    channels: int = 3
-    image_size: int | tuple[int, int] | None = None
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         at_least(self, **{f"s{i}_{name}": int(name != "depth") for i in range(1, 5) for name in STAGE})
         expect(self, "peg_kernel_size", max(0, self.peg_kernel_size) % 2 == 1, "an odd number, as maps keep their grid")
-        if self.image_size is not None:
-            check_sides("image_size", self.image_size, self._fits)
-        super().__post_init__()
+
+    def check_size(self, size, name="image_size"):
+        check_sides(name, size, self._fits)
 
     def _fits(self, side: int) -> bool:
         for i, (_, patch, window, stride, _) in enumerate(self._stages()):
@@ -139,10 +137,7 @@ class TwinsSVT(nn.Module):
         """Of each stage the arguments that `STAGE` names."""
         return [[getattr(self, f"s{i}_{name}") for name in STAGE] for i in range(1, 5)]
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        check_sides("images", images.shape[1:3], self._fits)
+    def maps(self, images: Images, *, train: bool) -> Maps:
         x = images
         for i, (dim, patch, window, stride, depth) in enumerate(self._stages()):
             attention = (window if i < 3 else None, stride, self.dropout)
@@ -150,7 +145,7 @@ class TwinsSVT(nn.Module):
             x = Transformer(1, *attention, name=f"first_{i}")(x, train=train)
             x = x + DepthwiseConv(self.peg_kernel_size, name=f"peg_{i}")(x)
             x = Transformer(depth, *attention, name=f"rest_{i}")(x, train=train)
-        return Dense(self.num_classes, name="head")(x.mean(axis=(1, 2))) if self.num_classes else x
+        return x
 
 
 def _stages(**arguments):
