@@ -66,14 +66,13 @@ def unread(path):
     return tuple(f"{path}/{leaf}" for leaf in ("norm/scale", "fc1/kernel", "fc1/bias", "fc2/kernel", "fc2/bias"))
 
 
-NO_REGISTERS = ("register_tokens", "register_slots_0", "register_slots_1")
 LAST_MASKS = unread("layer_1_attn_0/mlp_mask") + unread("layer_1_attn_1/mlp_mask")
 LAST_TOKENS = tuple(f"layer_0_attn_0/to_out_tokens/{leaf}" for leaf in ("kernel", "bias")) + unread("layer_0_mlp_0")
-UNREAD = NO_REGISTERS[:2] + unread("layer_0_attn_0/mlp_mask") + LAST_TOKENS
-LOSS_ROW = dict(maps=8, unused=NO_REGISTERS, repairs=(fixed_directions,))
+UNREAD = unread("layer_0_attn_0/mlp_mask") + LAST_TOKENS
+LOSS_ROW = dict(maps=8, repairs=(fixed_directions,))
 
 CASES = [
-    Case(*WWT, INPUT, 37454, PLAIN, maps=8, unused=NO_REGISTERS + LAST_MASKS),
+    Case(*WWT, INPUT, 37454, PLAIN, maps=8, unused=LAST_MASKS),
     Case(*WWT, INPUT, 11723, SLOTS, "one-level", maps=2, unused=UNREAD),
     Case(*WWT, INPUT, 37454, PLAIN | LOSS, "loss", **LOSS_ROW),
     # What makes masks moves all scores of a softmax nearly alike: upstream's own gradients in float32 are 7e-4 off.

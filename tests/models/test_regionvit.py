@@ -17,7 +17,7 @@ from vit_jax import create_model
         (dict(image_size=(224, 300)), r"image_size=\(224, 300\): expected sides such as 224 or 448"),
         (dict(image_size=0), "image_size=0: expected a positive integer or a pair"),
         (dict(image_size=224, local_patch_size=8), "image_size=224: expected sides such as none: no size fits"),
-        (dict(dim=(8, 8)), r"dim=\(8, 8\): expected a number, or one for each of four stages"),
+        (dict(dim=(8, 8)), r"dim=\(8, 8\): expected one number, or 4, one for each stage"),
         (dict(window_size=0), "window_size=0: expected at least 1"),
     ],
 )

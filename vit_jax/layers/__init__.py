@@ -1,5 +1,6 @@
 """What three or more models compute identically, one small file per idea. Models import the modules from here."""
 
+from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.attend import attend
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.batch_norm import BatchNorm
@@ -19,12 +20,15 @@ from vit_jax.layers.patch_projection import PatchProjection
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.pointwise import PointwiseConv
 from vit_jax.layers.positions import relative_positions, sincos_2d
+from vit_jax.layers.rotary import rotate
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 from vit_jax.layers.transformer import Transformer
 from vit_jax.layers.unfold import unfold, unfold_grid
+from vit_jax.layers.window_attention import WindowAttention
 
 __all__ = [
+    "ArrayPatchEmbed",
     "Attention",
     "BatchNorm",
     "Blocks",
@@ -44,14 +48,17 @@ __all__ = [
     "PlainViT",
     "PointwiseConv",
     "Transformer",
+    "WindowAttention",
     "add_positions",
     "append",
+    "array_grid",
     "attend",
     "gelu",
     "l2_normalize",
     "pool_tokens",
     "prepend",
     "relative_positions",
+    "rotate",
     "sincos_2d",
     "softmax",
     "standardize",

@@ -31,8 +31,10 @@ class Blocks(nn.Module):
 
 
 class NormedBlocks(Blocks):
-    """`Blocks` and a last norm."""
+    """`Blocks` and a last norm, which `norm(name=...)` makes."""
+
+    norm: Callable[..., nn.Module] = LayerNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"], *context, train: bool = False) -> Float[Array, "*batch d"]:
-        return LayerNorm(name="norm")(super().__call__(x, *context, train=train))
+        return self.norm(name="norm")(super().__call__(x, *context, train=train))

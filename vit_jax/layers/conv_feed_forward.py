@@ -13,9 +13,11 @@ class ConvFeedForward(nn.Module):
 
     hidden_dim: int
     dropout: float = 0.0
+    last_dropout: float | None = None
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Maps:
         hidden = gelu(PointwiseConv(self.hidden_dim, name="fc1")(ChannelNorm(name="norm")(x)))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+        rate = self.dropout if self.last_dropout is None else self.last_dropout
+        return nn.Dropout(rate)(PointwiseConv(x.shape[-1], name="fc2")(hidden), deterministic=not train)

@@ -11,14 +11,22 @@ from vit_jax.layers.norm import LayerNorm
 
 
 class FeedForward(nn.Module):
-    """Feed-forward block through `hidden_dim`, without the residual. `norm(name=...)` makes the norm in front."""
+    """Feed-forward block through `hidden_dim`, without the residual. `norm(name=...)` makes the norm in front.
+
+    `last_dropout` is the rate behind the second map, if that is not `dropout` as well; `features` is the width of the
+    output, if that is not the input's.
+    """
 
     hidden_dim: int
     dropout: float = 0.0
     norm: Callable[..., nn.Module] = LayerNorm
+    last_dropout: float | None = None
+    features: int | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch d"], *, train: bool = False) -> Float[Array, "*batch d"]:
+    def __call__(self, x: Float[Array, "*batch d"], *, train: bool = False) -> Float[Array, "*batch e"]:
         hidden = gelu(Dense(self.hidden_dim, name="fc1")(self.norm(name="norm")(x)))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+        out = Dense(self.features or x.shape[-1], name="fc2")(hidden)
+        rate = self.dropout if self.last_dropout is None else self.last_dropout
+        return nn.Dropout(rate)(out, deterministic=not train)

@@ -17,7 +17,40 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 
 
-class PlainViT(nn.Module):
+class TokenViT(nn.Module):
+    """The way of an image through patches, positions and a transformer to logits, of which a model makes the modules.
+
+    Those are `to_patch_embedding`, `embedding_dropout`, `transformer` and `mlp_head`; its parameters `cls_token` and
+    `pos_embedding`; its arguments `channels`, `num_classes` and `pool`.
+    """
+
+    def patches(self, images: Images, *, train: bool) -> Tokens:
+        """Tokens of the patches, without positions."""
+        return self.to_patch_embedding(images)
+
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+        """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
+        check_images(images, self.channels)
+        x = prepend(self.cls_token, self.patches(images, train=train))
+        x = add_positions(x, self.pos_embedding)
+        if extra_tokens is not None:
+            x = append(x, extra_tokens)
+        return self.embedding_dropout(x, deterministic=not train)
+
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, in the order of `embed`."""
+        return self.transformer(self.embed(images, extra_tokens, train=train), train=train)
+
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        return self.mlp_head(pool_tokens(tokens, self.pool))
+
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
+
+
+class PlainViT(TokenViT):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
     What a variant changes it overrides: the transformer first of all, or what that is made of.
@@ -75,24 +108,3 @@ class PlainViT(nn.Module):
         self.transformer = self.make_transformer()
         if self.num_classes:
             self.mlp_head = self.make_head()
-
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
-        check_images(images, self.channels)
-        x = prepend(self.cls_token, self.to_patch_embedding(images))
-        x = add_positions(x, self.pos_embedding)
-        if extra_tokens is not None:
-            x = append(x, extra_tokens)
-        return self.embedding_dropout(x, deterministic=not train)
-
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, in the order of `embed`."""
-        return self.transformer(self.embed(images, extra_tokens, train=train), train=train)
-
-    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
-        return self.mlp_head(pool_tokens(tokens, self.pool))
-
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        tokens = self.encode(images, train=train)
-        return self.head(tokens) if self.num_classes else tokens

@@ -8,12 +8,12 @@ from flax import linen as nn
 from vit_jax.layers.check import at_least, check_sides
 
 
-def per_stage(model: nn.Module, name: str, stages: int) -> tuple[int | None, ...]:
+def per_stage(model: nn.Module, name: str, stages: int, least: int = 1) -> tuple[int | None, ...]:
     """The argument `name` of `model` as one value for each stage; a single value stands for all.
 
-    Raises ValueError for another number of values, and for one below 1.
+    Raises ValueError for another number of values, and for one below `least`.
     """
-    at_least(model, **{name: 1})
+    at_least(model, **{name: least})
     value = getattr(model, name)
     values = tuple(value) if isinstance(value, Sequence) else (value,) * stages
     if len(values) != stages:

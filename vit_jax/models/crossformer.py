@@ -17,8 +17,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, Dense, LayerNorm, MapViT, PointwiseConv, attend, gelu, relative_positions
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, LayerNorm, PointwiseConv, attend, relative_positions
 from vit_jax.layers.check import at_least, check_sides, expect
+from vit_jax.layers.map_vit import MapViT
 from vit_jax.layers.rules import feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
 
@@ -79,17 +80,6 @@ class Attention(nn.Module):
         return PointwiseConv(dim, name="to_out")(rearrange(out, f"b r c (p q) e -> {pixels} e", **window))
 
 
-class FeedForward(nn.Module):
-    """Pre-norm feed-forward block of a feature map, with no dropout at its end."""
-
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Maps, *, train: bool = False) -> Maps:
-        hidden = gelu(PointwiseConv(4 * x.shape[-1], name="fc1")(ChannelNorm(name="norm")(x)))
-        return PointwiseConv(x.shape[-1], name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))
-
-
 class CrossFormer(MapViT, kw_only=True):
     """There are four stages: arguments are one value for all, or a tuple of four. `depth` counts pairs of blocks, heads
     have 32 features, and `global_window_size` counts the pixels that attend to each other, not their distance.
@@ -141,7 +131,10 @@ class CrossFormer(MapViT, kw_only=True):
                 for reach, window in (("short", short), ("long", long)):
                     sizes = (reach, window, self.paper_position_bias, self.attn_dropout)
                     x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
-                    x = x + FeedForward(self.ff_dropout, name=f"{reach}_ff_{i}_{j}")(x, train=train)
+                    feed_forward = ConvFeedForward(
+                        4 * dim, self.ff_dropout, last_dropout=0.0, name=f"{reach}_ff_{i}_{j}"
+                    )
+                    x = x + feed_forward(x, train=train)
         return x
 
 

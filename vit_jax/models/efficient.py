@@ -9,15 +9,14 @@ Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 import math
 
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from vit_jax.layers import NormHead, PatchEmbed, Transformer, add_positions, append, pool_tokens, prepend
-from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers import NormHead, PatchEmbed, Transformer
+from vit_jax.layers.check import check_arguments, expect, pair, patch_grid
+from vit_jax.layers.plain_vit import TokenViT
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES
-from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 
 
-class EfficientViT(nn.Module):
+class EfficientViT(TokenViT):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
     `transformer` maps tokens (b, n, dim) to the same shape, and is called with `train=` besides: for example
@@ -43,22 +42,9 @@ class EfficientViT(nn.Module):
         self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
         self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
         self.pos_embedding = self.param("pos_embedding", init, (1, patches + 1, self.dim))
+        self.embedding_dropout = nn.Dropout(0.0)
         if self.num_classes:
             self.mlp_head = NormHead(self.num_classes)
-
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer: the class token, the patches, the extra tokens."""
-        check_images(images, self.channels)
-        x = add_positions(prepend(self.cls_token, self.to_patch_embedding(images)), self.pos_embedding)
-        return self.transformer(x if extra_tokens is None else append(x, extra_tokens), train=train)
-
-    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
-        return self.mlp_head(pool_tokens(tokens, self.pool))
-
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        tokens = self.encode(images, train=train)
-        return self.head(tokens) if self.num_classes else tokens
 
 
 _TRANSFORMER = Transformer(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)

@@ -16,33 +16,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, attend, relative_positions
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, WindowAttention
 from vit_jax.layers.check import expect, patch_grid
 from vit_jax.layers.presets import TINY
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import Tokens
-
-
-class WindowAttention(nn.Module):
-    """Attention within square windows of a grid of tokens, with a learned bias for each offset."""
-
-    heads: int
-    window: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Tokens, grid: tuple[int, int], *, train: bool = False) -> Tokens:
-        dim, window, (rows, columns) = x.shape[-1], self.window, grid
-        windows = "(b x y) (i j)"
-        sizes = dict(x=rows // window, y=columns // window, i=window, j=window)
-        x = rearrange(LayerNorm(name="norm")(x), f"b (x i y j) d -> {windows} d", **sizes)
-        qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(x)
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        table = nn.Embed((2 * window - 1) ** 2, self.heads, name="rel_pos_bias")
-        bias = rearrange(table(relative_positions(window)), "i j h -> 1 h i j")
-        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
-        out = nn.Dropout(self.dropout)(Dense(dim, use_bias=False, name="to_out")(out), deterministic=not train)
-        return rearrange(out, f"{windows} d -> b (x i y j) d", **sizes)
+from vit_jax.layers.shapes import Images, Tokens
 
 
 class LinearAttention(nn.Module):
@@ -96,7 +74,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         count = range(len(self.attn_layers))
-        self.window_attn = [WindowAttention(self.dim // self.dim_head, self.window, self.dropout) for _ in count]
+        self.window_attn = [WindowAttention(self.dim_head, self.window, self.dropout) for _ in count]
         self.linear_attn = [LinearAttention(self.heads, self.dim_head, self.dropout) for _ in count]
         self.full_attn = [Attention(self.heads, self.dim_head, self.dropout) for _ in count]
         self.ff = [FeedForward(self.mlp_dim, self.dropout) for _ in count]
@@ -105,8 +83,11 @@ class Transformer(nn.Module):
     def _attend(self, name: str, i: int, x: Array, grid: tuple[int, int], train: bool) -> Array:
         if name == "FA":
             return self.full_attn[i](x, train=train)
-        attn = self.window_attn[i] if name == "WA" else self.linear_attn[i]
-        return attn(x, grid, train=train)
+        if name == "LA":
+            return self.linear_attn[i](x, grid, train=train)
+        sizes = dict(x=grid[0] // self.window, y=grid[1] // self.window, i=self.window)
+        windows = rearrange(x, "b (x i y j) d -> b x y (i j) d", j=self.window, **sizes)
+        return rearrange(self.window_attn[i](windows, train=train), "b x y (i j) d -> b (x i y j) d", **sizes)
 
     def _draw(self, names: tuple[str, ...], i: int, x: Array) -> Array:
         """What one of `names` gives, each as likely as the others."""
@@ -163,6 +144,10 @@ class JetViT(PlainViT):
 
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
+
+    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer: the patches. Extra ones would have no place in the grid."""
+        return super().encode(images, train=train)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
         pos_embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (patches, self.dim))

@@ -13,47 +13,27 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, NormHead, PlainViT, append, attend, prepend
+from vit_jax.layers import Blocks, ContextAttention, NormHead, PlainViT, prepend
 from vit_jax.layers.check import at_least, check_arguments, expect, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import Images, Output, Tokens
 
 
-class Attention(nn.Module):
-    """Attention of x over itself; or over [x, memories], which the first token alone reads and no norm changes."""
-
-    heads: int
-    dim_head: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Tokens, memories: Float[Array, "m d"] | None = None, *, train: bool = False) -> Tokens:
-        x = LayerNorm(name="norm")(x)
-        source, mask = x, None
-        if memories is not None:
-            source = append(x, memories)
-            mask = jnp.asarray(memory_mask(x.shape[1] - 1, len(memories)))[None, None]
-        q = Dense(self.heads * self.dim_head, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * self.heads * self.dim_head, use_bias=False, name="to_kv")(source)
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        out = attend(self, q, k, v, mask=mask, dropout=self.dropout, train=train)
-        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
-
-
 class Transformer(Blocks):
-    """`Blocks` whose attentions have memories of their own, if there are any."""
+    """`Blocks` whose attentions read memories of their own, if there are any: the first token alone does."""
 
     @nn.compact
     def __call__(self, x: Tokens, memories: Float[Array, "l m d"] | None = None, *, train: bool = False) -> Tokens:
+        contexts, mask = [None] * self.depth, None
+        if memories is not None:
+            contexts = jnp.broadcast_to(memories[:, None], (self.depth, len(x), *memories.shape[1:]))
+            mask = jnp.asarray(memory_mask(x.shape[1] - 1, memories.shape[1]))[None, None]
         for i in range(self.depth):
-            own = None if memories is None else memories[i]
-            x = x + self.attention(name=f"attn_{i}")(x, own, train=train)
+            x = x + self.attention(name=f"attn_{i}")(x, contexts[i], mask, train=train)
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
         return x
 
@@ -62,7 +42,7 @@ class LearnableMemoryViT(PlainViT):
     """The plain ViT as a trunk for `Adapter`. Logits come from the class token, whatever `pool` says, as upstream's."""
 
     def make_transformer(self) -> nn.Module:
-        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        attention = functools.partial(ContextAttention, self.heads, self.dim_head, self.dropout)
         return Transformer(self.depth, attention, self.make_feed_forward())
 
     def encode_with_memories(

@@ -12,12 +12,12 @@ import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, add_positions, attend, gelu, l2_normalize, prepend
+from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.check import at_least, check_arguments, expect
 from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Tokens
@@ -64,29 +64,6 @@ class ExitGate(nn.Module):
         return Dense(1, name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))[:, 0]
 
 
-def patch_grid(name: str, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:
-    """Number of patches along each axis of `shape`, the argument `name`. Raises ValueError unless they fill it."""
-    if min(*shape, *patch_size) < 1 or any(np.mod(shape, patch_size)):
-        raise ValueError(f"{name}={shape}: expected multiples of patch_size={patch_size}, side by side")
-    return tuple(np.floor_divide(shape, patch_size).tolist())
-
-
-class PatchEmbed(nn.Module):
-    """Patches of an array with any number of axes, projected and normalised: (b, *shape, c) to (b, n, dim)."""
-
-    patch_size: tuple[int, ...]
-    dim: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b *shape c"]) -> Tokens:
-        grid = patch_grid("image_size", x.shape[1:-1], self.patch_size)
-        sides = [side for pair in zip(grid, self.patch_size, strict=True) for side in pair]
-        x = x.reshape(len(x), *sides, x.shape[-1])
-        x = x.transpose(0, *range(1, x.ndim - 1, 2), *range(2, x.ndim - 1, 2), x.ndim - 1)
-        x = x.reshape(len(x), math.prod(grid), -1)
-        return LayerNorm(name="norm")(Dense(self.dim, name="proj")(x))
-
-
 class LoopedViT(nn.Module):
     """Classifier: image (b, H, W, c), or an array of `input_shape`, (b, *shape, c), to logits (b, k).
 
@@ -119,7 +96,7 @@ class LoopedViT(nn.Module):
     def __post_init__(self):
         check_arguments(self)
         at_least(self, pre_loop_depth=0, num_looped_blocks=0, post_loop_depth=0, loop_depth=1)
-        patch_grid("input_shape", *self._shape_and_patch())
+        array_grid("input_shape", *self._shape_and_patch())
         weighting, names = self.deep_supervision_weighting, ("final", "exponential", "final_mean")
         fits = weighting in names if isinstance(weighting, str) else len(weighting) == self.loop_depth
         expect(self, "deep_supervision_weighting", fits, f"one of {names}, or loop_depth={self.loop_depth} numbers")
@@ -136,10 +113,10 @@ class LoopedViT(nn.Module):
 
     def setup(self):
         shape, patch = self._shape_and_patch()
-        init, tokens = nn.initializers.normal(0.02), 1 + math.prod(patch_grid("input_shape", shape, patch))
+        init, tokens = nn.initializers.normal(0.02), 1 + math.prod(array_grid("input_shape", shape, patch))
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
-        self.to_patch_embedding = PatchEmbed(patch, self.dim)
+        self.to_patch_embedding = ArrayPatchEmbed(patch, self.dim)
         self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
         self.pos_embedding = self.param("pos_embedding", init, (1, tokens, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)

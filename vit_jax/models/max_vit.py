@@ -13,15 +13,12 @@ import functools
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, MapViT, PointwiseConv, attend
+from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, MapViT, PointwiseConv, WindowAttention, gelu
 from vit_jax.layers.check import at_least, expect
-from vit_jax.layers.gelu import gelu
-from vit_jax.layers.positions import relative_positions
 from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
 from vit_jax.layers.stages import check_depth, check_windows
@@ -50,29 +47,6 @@ class MBConv(nn.Module):
             return y
         # One draw for all of a sample's branch: stochastic depth.
         return x + nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3), name="dropsample")(y, deterministic=not train)
-
-
-class Attention(nn.Module):
-    """Self-attention within windows, with a learned bias for each offset."""
-
-    dim_head: int
-    window_size: int
-    dropout: float
-
-    def positions(self) -> np.ndarray:
-        """The number of the bias for each query and key."""
-        return relative_positions(self.window_size)
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b x y n d"], *, train: bool = False) -> Float[Array, "b x y n d"]:
-        dim, heads = x.shape[-1], x.shape[-1] // self.dim_head
-        qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b x y n (qkv h d) -> qkv b x y h n d", qkv=3, h=heads)
-        positions = self.positions()
-        biases = nn.Embed(positions.max() + 1, heads, embedding_init=nn.initializers.normal(0.02), name="rel_pos_bias")
-        bias = rearrange(biases(positions), "i j h -> 1 1 1 h i j")
-        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
-        return nn.Dropout(self.dropout)(Dense(dim, use_bias=False, name="to_out")(out), deterministic=not train)
 
 
 # Windows are neighbouring pixels; those of the grid lie as far apart as they can.
@@ -127,7 +101,7 @@ class MaxViT(MapViT, kw_only=True):
 
     def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
         """A block of the network, which a variant overrides."""
-        attention = functools.partial(Attention, self.dim_head, self.window_size, self.dropout)
+        attention = functools.partial(WindowAttention, self.dim_head, self.window_size, self.dropout)
         return Block(self.window_size, mbconv, attention, feed_forward, name=name)
 
     def maps(self, images: Images, *, train: bool) -> Maps:

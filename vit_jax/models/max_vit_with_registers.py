@@ -17,16 +17,17 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers import WindowAttention
 from vit_jax.layers.check import at_least
 from vit_jax.layers.rules import Rules
 from vit_jax.layers.shapes import Maps
 from vit_jax.models import max_vit
-from vit_jax.models.max_vit import GRID, PRESETS, WINDOWS, Attention, Block, MaxViT
+from vit_jax.models.max_vit import GRID, PRESETS, WINDOWS, Block, MaxViT
 
 __all__ = ["PRESETS", "MaxViTWithRegisters", "torch_rules"]
 
 
-class RegisterAttention(Attention):
+class RegisterAttention(WindowAttention):
     """Self-attention within windows that begin with registers; these have no offsets, and one bias for all pairs."""
 
     num_register_tokens: int

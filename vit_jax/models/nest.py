@@ -8,17 +8,19 @@ norms before and after the projection of patches; no biases of q, k and v.
 Axes: b batch (times blocks), h rows, w columns, d dim, k classes.
 """
 
+import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Blocks, ChannelNorm, ConvFeedForward, Dense, PointwiseConv, add_positions, attend
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers import Blocks, ChannelNorm, ConvFeedForward, Dense, MapViT, PointwiseConv, add_positions, attend
+from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.rules import TRANSFORMER_RULES
-from vit_jax.layers.shapes import Images, Maps, Output
+from vit_jax.layers.shapes import Images, Maps
 from vit_jax.layers.stages import per_stage
 
 
@@ -50,33 +52,30 @@ class Transformer(Blocks):
         return super().__call__(x, train=train)
 
 
-class NesT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
-
-    A side of the image has `2 ** (num_hierarchies - 1)` blocks at first and one in the end; width and `heads` double
+class NesT(MapViT, kw_only=True):
+    """A side of the image has `2 ** (num_hierarchies - 1)` blocks at first and one in the end; width and `heads` double
     whenever blocks merge. `block_repeats` is the number of layers of every level, or one number for each.
     Raises ValueError when patches do not divide the image, or blocks the patches.
     """
 
-    image_size: int | tuple[int, int]
+    head_class: ClassVar = Dense
+    image_size: int | tuple[int, int] = dataclasses.field()  # which has no default here
     patch_size: int | tuple[int, int]
-    num_classes: int
     dim: int
     heads: int
     num_hierarchies: int
     block_repeats: int | tuple[int, ...]
     mlp_mult: int = 4
-    channels: int = 3
     dim_head: int = 64
     dropout: float = 0.0
 
-    def __post_init__(self):
-        check_arguments(self)
+    def check(self):
         at_least(self, num_hierarchies=1, mlp_mult=1)
         per_stage(self, "block_repeats", self.num_hierarchies)
         expect(self, "heads", self.heads <= self.dim, f"at most dim={self.dim}")
-        self._block_size(self.image_size)
-        super().__post_init__()
+
+    def check_size(self, size, name="image_size"):
+        self._block_size(size)
 
     def _block_size(self, image_size) -> int:
         """Number of patches in a block, the same at every level."""
@@ -85,10 +84,7 @@ class NesT(nn.Module):
         patch_grid(image_size, block, "patch_size * 2 ** (num_hierarchies - 1)")
         return math.prod(grid) // blocks**2
 
-    @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        self._block_size(images.shape[1:3])
+    def maps(self, images: Images, *, train: bool) -> Maps:
         ph, pw = pair("patch_size", self.patch_size)
         x = rearrange(images, "b (h ph) (w pw) c -> b h w (ph pw c)", ph=ph, pw=pw)
         x = PointwiseConv(self.dim, name="patch_proj")(ChannelNorm(name="patch_norm_in")(x))
@@ -105,9 +101,7 @@ class NesT(nn.Module):
             x = rearrange(x, "b (i h) (j w) d -> (b i j) h w d", i=blocks, j=blocks)
             x = Transformer(*layers, name=f"transformer_{i}")(x, train=train)
             x = rearrange(x, "(b i j) h w d -> b (i h) (j w) d", i=blocks, j=blocks)
-        if not self.num_classes:
-            return x
-        return Dense(self.num_classes, name="mlp_head")(ChannelNorm(name="head_norm")(x).mean(axis=(1, 2)))
+        return ChannelNorm(name="head_norm")(x) if self.num_classes else x
 
 
 _PAPER = dict(image_size=224, patch_size=4, num_hierarchies=3)
@@ -125,5 +119,5 @@ TORCH_RULES = (
     (r"transformer_(\d+)", r"layers.\1.0"),
     *TRANSFORMER_RULES,
     ("head_norm", "mlp_head.0"),
-    ("mlp_head", "mlp_head.2"),
+    ("head", "mlp_head.2"),
 )

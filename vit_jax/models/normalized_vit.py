@@ -79,15 +79,10 @@ class Transformer(Blocks):
 
     lerp_init: float
 
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+    def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
         scale = x.shape[-1] ** 0.5
-        init = nn.initializers.constant(self.lerp_init / scale)
-        for i in range(self.depth):
-            for name, make in (("attn", self.attention), ("ff", self.feed_forward)):
-                rate = self.param(f"{name}_lerp_{i}", init, x.shape[-1:])[None, None] * scale
-                x = l2_normalize(x + rate * (l2_normalize(make(name=f"{name}_{i}")(x, train=train)) - x))
-        return x
+        rate = self.param(f"{part}_lerp_{i}", nn.initializers.constant(self.lerp_init / scale), x.shape[-1:]) * scale
+        return l2_normalize(x + rate[None, None] * (l2_normalize(out) - x))
 
 
 class NormalizedViT(SimpleViT):

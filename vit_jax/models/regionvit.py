@@ -13,10 +13,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, LayerNorm, MapViT, PointwiseConv, attend, gelu
-from vit_jax.layers.check import at_least, check_sides, expect
+from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, PointwiseConv, attend, gelu
+from vit_jax.layers.check import at_least, check_sides
+from vit_jax.layers.map_vit import MapViT
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps, Tokens
+from vit_jax.layers.stages import per_stage
 
 HEADS, DIM_HEAD = 4, 32
 
@@ -32,17 +34,6 @@ class Attention(nn.Module):
         q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=HEADS)
         out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
-
-
-class FeedForward(nn.Module):
-    """Pre-norm feed-forward block with no dropout at its end."""
-
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        hidden = gelu(Dense(4 * x.shape[-1], name="fc1")(LayerNorm(name="norm")(x)))
-        return Dense(x.shape[-1], name="fc2")(nn.Dropout(self.dropout)(hidden, deterministic=not train))
 
 
 class RegionalToLocal(nn.Module):
@@ -74,7 +65,8 @@ class RegionalToLocal(nn.Module):
             regions = regions + attn(regions, train=train)
             x = jnp.concatenate([rearrange(regions, "b n d -> (b n) 1 d"), local], axis=1)
             x = x + attn(x, bias, train=train)
-            x = x + FeedForward(self.ff_dropout, name=f"ff_{i}")(x, train=train)
+            feed_forward = FeedForward(4 * x.shape[-1], self.ff_dropout, last_dropout=0.0, name=f"ff_{i}")
+            x = x + feed_forward(x, train=train)
             regions, local = rearrange(x[:, 0], "(b n) d -> b n d", b=batch), x[:, 1:]
         local = rearrange(local, "(b r s) (p q) d -> b (r p) (s q) d", r=rows, s=columns, **window)
         return local, rearrange(regions, "b (r s) d -> b r s d", r=rows)
@@ -100,15 +92,14 @@ class RegionViT(MapViT, kw_only=True):
 
     def check(self):
         at_least(self, window_size=1, local_patch_size=1)
-        for name in ("dim", "depth"):
-            expect(self, name, len(self._four(name)) == 4, "a number, or one for each of four stages")
+        self._stages()
+
+    def _stages(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Widths and depths of the four stages."""
+        return per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0)
 
     def check_size(self, size, name="image_size"):
         check_sides(name, size, self._fits)
-
-    def _four(self, name: str) -> tuple[int, ...]:
-        value = getattr(self, name)
-        return (value,) * 4 if isinstance(value, int) else tuple(value)
 
     def _fits(self, side: int) -> bool:
         regions, rest = divmod(side, self.local_patch_size * self.window_size)
@@ -120,11 +111,11 @@ class RegionViT(MapViT, kw_only=True):
         return True
 
     def maps(self, images: Images, *, train: bool) -> Maps:
-        dims, side = self._four("dim"), self.local_patch_size * self.window_size
+        (dims, depths), side = self._stages(), self.local_patch_size * self.window_size
         regions = rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
         regions = PointwiseConv(dims[0], name="region_encoder")(regions)
-        local = self._local_encoder(images)
-        for i, (dim, depth) in enumerate(zip(dims, self._four("depth"), strict=True)):
+        local = self._local_encoder(images, dims[0])
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             if i > 0:
                 halve = nn.Conv(dim, (3, 3), 2, padding=1, name=f"down_{i}")
                 local, regions = halve(local), halve(regions)
@@ -134,8 +125,7 @@ class RegionViT(MapViT, kw_only=True):
             local, regions = stage(local, regions, train=train)
         return regions
 
-    def _local_encoder(self, x: Images) -> Maps:
-        dim = self._four("dim")[0]
+    def _local_encoder(self, x: Images, dim: int) -> Maps:
         if not self.tokenize_local_3_conv:
             return nn.Conv(dim, (8, 8), 4, padding=3, name="local_encoder")(x)
         for i in range(2):

@@ -19,6 +19,7 @@ from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm, PatchPr
 from vit_jax.layers.check import check_images, pair, patch_grid
 from vit_jax.layers.plain_vit import NormHead, PlainViT
 from vit_jax.layers.presets import TINY
+from vit_jax.layers.rotary import rotate
 from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.layers.tokens import prepend
@@ -34,15 +35,6 @@ def rotations(rows: int, columns: int, turns: np.ndarray) -> np.ndarray:
     grid = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, columns), indexing="ij")
     angles = np.concatenate([axis.reshape(-1, 1) * turns * np.pi for axis in grid], axis=1).repeat(2, axis=1)
     return np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)
-
-
-def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 p r"]) -> Float[Array, "b h n f"]:
-    """Turns the first r features of every token but the first, in pairs, by the angles given."""
-    sin, cos = sin_cos[:, None, None]
-    turned, rest = x[:, :, 1:, : sin.shape[-1]], x[:, :, 1:, sin.shape[-1] :]
-    quarter = jnp.stack([-turned[..., 1::2], turned[..., ::2]], axis=-1).reshape(turned.shape)
-    patches = jnp.concatenate([turned * cos + quarter * sin, rest], axis=-1)
-    return jnp.concatenate([x[:, :, :1], patches], axis=2)
 
 
 class ConvQuery(nn.Module):

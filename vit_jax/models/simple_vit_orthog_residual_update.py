@@ -42,7 +42,7 @@ class OrthogonalUpdate(nn.Module):
 class Transformer(NormedBlocks):
     """`NormedBlocks` with orthogonal updates for residuals."""
 
-    learned: bool
+    learned: bool = False
 
     def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
         return OrthogonalUpdate(self.learned, name=f"{part}_update_{i}")(x, out)
@@ -64,7 +64,7 @@ class SimpleViTOrthogonalUpdate(simple_vit.SimpleViT):
 
     def make_transformer(self) -> nn.Module:
         learned = self.orthog_residual_update_kwargs.get("learned", False)
-        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), learned)
+        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), learned=learned)
 
 
 PRESETS = simple_vit.PRESETS

@@ -17,10 +17,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, Transformer, attend, unfold, unfold_grid
-from vit_jax.layers.check import at_least, check_images, expect, pair
+from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.rules import TRANSFORMER_RULES
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
-from vit_jax.layers.tokens import add_positions, append, prepend
+from vit_jax.layers.shapes import Images, Tokens
 
 
 class TokenTransformer(nn.Module):
@@ -105,13 +104,8 @@ class T2TViT(PlainViT):
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
-        check_images(images, self.channels)
-        x = prepend(self.cls_token, self.to_patch_embedding(images, train=train))
-        x = add_positions(x, self.pos_embedding)
-        x = x if extra_tokens is None else append(x, extra_tokens)
-        return self.embedding_dropout(x, deterministic=not train)
+    def patches(self, images: Images, *, train: bool) -> Tokens:
+        return self.to_patch_embedding(images, train=train)
 
 
 def _paper(dim, depth, mlp_ratio):

@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Blocks, Dense, FeedForward, PatchProjection, PlainViT, attend, l2_normalize
+from vit_jax.layers import Dense, FeedForward, NormedBlocks, PatchProjection, PlainViT, attend, l2_normalize, rotate
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_PROJECTION_RULES, TRANSFORMER_RULES
@@ -64,24 +64,12 @@ class Attention(nn.Module):
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 
-def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 p f"]) -> Float[Array, "b h n f"]:
-    """Turns pairs of features by the angles given, of every token but the first."""
-    sin, cos = sin_cos[:, None, None]
-    first, x = x[:, :, :1], x[:, :, 1:]
-    turned = jnp.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
-    return jnp.concatenate([first, x * cos + turned * sin], axis=2)
+class Transformer(NormedBlocks):
+    """`NormedBlocks` whose every branch has a LayerScale."""
 
-
-class Transformer(Blocks):
-    """`Blocks` whose every branch has a LayerScale, and a last norm."""
-
-    @nn.compact
-    def __call__(self, x: Tokens, sin_cos: Float[Array, "2 p f"], *, train: bool = False) -> Tokens:
-        layer_scale = lambda name: self.param(name, nn.initializers.constant(1e-4), x.shape[-1:])[None, None]
-        for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x, sin_cos, train=train) * layer_scale(f"ls1_{i}")
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train) * layer_scale(f"ls2_{i}")
-        return RMSNorm(name="norm")(x)
+    def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
+        name = {"attn": f"ls1_{i}", "ff": f"ls2_{i}"}[part]
+        return x + out * self.param(name, nn.initializers.constant(1e-4), x.shape[-1:])[None, None]
 
 
 class ViT5(PlainViT):
@@ -100,7 +88,8 @@ class ViT5(PlainViT):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
-        return Transformer(self.depth, attention, functools.partial(FeedForward, self.mlp_dim, self.dropout, RMSNorm))
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout, RMSNorm)
+        return Transformer(self.depth, attention, feed_forward, RMSNorm)
 
     def make_patch_embedding(self) -> nn.Module:
         return PatchProjection(pair("patch_size", self.patch_size), self.dim)

@@ -18,12 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, PointwiseConv, add_positions, gelu, prepend, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect, patch_grid
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, PointwiseConv, add_positions, prepend, softmax
+from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers.rules import PATCH_EMBED_RULES
 from vit_jax.layers.shapes import Images
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
 
@@ -81,20 +83,6 @@ class AutoencodingHead(nn.Module):
         return maps[0] if len(maps) == 1 else tuple(maps)
 
 
-class FeedForward(nn.Module):
-    """The feed-forward block, with an output of any width."""
-
-    hidden_dim: int
-    out_dim: int
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b m c"], *, train: bool = False) -> Float[Array, "b m d"]:
-        x = gelu(Dense(self.hidden_dim, name="fc1")(Norm(name="norm")(x)))
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dropout(self.dropout)(Dense(self.out_dim, name="fc2")(x), deterministic=not train)
-
-
 class MutualAttention(nn.Module):
     """Tokens and slots read each other by the same scores, to which the mask is added, and give the next mask.
 
@@ -138,7 +126,7 @@ class MutualAttention(nn.Module):
             scores = PointwiseConv(heads, name="mask_project")(rearrange(scores, "b g h t s -> b t s (g h)"))
             scores = rearrange(scores, "b t s h -> b 1 h t s")
         where = rearrange(scores, "b f h t s -> b t (f h s)")
-        mlp_mask = FeedForward(self.mlp_dim, where.shape[-1], self.dropout, name="mlp_mask")
+        mlp_mask = FeedForward(self.mlp_dim, self.dropout, Norm, features=where.shape[-1], name="mlp_mask")
         next_mask = mlp_mask(jnp.concatenate([where, tokens + tokens_out], axis=-1), train=train)
         return tokens_out, slots_out, rearrange(next_mask, "b t (f h s) -> b f h t s", f=mask.shape[1], h=heads)
 
@@ -208,7 +196,7 @@ class WWT(nn.Module):
             outs = MutualAttention(*sizes, *flags, name=name)(normed[i], normed[j], mask, train=train)
             x[i], x[j] = x[i] + outs[0], x[j] + outs[1]
             next_masks.append(outs[2])
-        mlp = lambda i: FeedForward(mlp_dim, self.dim, self.dropout, name=f"layer_{layer}_mlp_{i}")
+        mlp = lambda i: FeedForward(mlp_dim, self.dropout, Norm, name=f"layer_{layer}_mlp_{i}")
         return [level + mlp(i)(level, train=train) for i, level in enumerate(x)], next_masks
 
     @nn.compact
@@ -216,19 +204,18 @@ class WWT(nn.Module):
         check_images(images, self.channels)
         registers = (self.num_register_tokens, *self.per_level("num_register_slots"))
         learned = lambda name, count: self.param(name, nn.initializers.normal(0.02), (count, self.dim))
-        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
-        patches = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", h=rows, w=columns)
-        patches = Dense(self.dim, name="patch_proj")(Norm(name="patch_norm_in")(patches))
+        embed = PatchEmbed(pair("patch_size", self.patch_size), self.dim, Norm, name="to_patch_embedding")
         positions = learned("pos_embedding", math.prod(patch_grid(self.image_size, self.patch_size)))
-        patches = add_positions(Norm(name="patch_norm_out")(patches), positions)
-        x = [prepend(learned("register_tokens", registers[0]), patches)]
-        for i, count in enumerate(self.per_level("num_slots")):
-            slots = prepend(learned(f"slots_{i}", count), patches[:, :0])
-            x.append(prepend(learned(f"register_slots_{i}", registers[1 + i]), slots))
+        x = [add_positions(embed(images), positions)]
+        x += [prepend(learned(f"slots_{i}", n), x[0][:, :0]) for i, n in enumerate(self.per_level("num_slots"))]
+        for i, count in enumerate(registers):
+            if count:
+                name = f"register_slots_{i - 1}" if i else "register_tokens"
+                x[i] = prepend(learned(name, count), x[i])
 
         pairs, groups = self.pairs(), 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
         shape = lambda i, j: (len(images), groups, self.heads, x[i].shape[1], x[j].shape[1])
-        masks = [jnp.zeros(shape(i, j), patches.dtype) for i, j in pairs]
+        masks = [jnp.zeros(shape(i, j), x[0].dtype) for i, j in pairs]
         for layer in range(self.depth):
             x, masks = self.block(layer, x, masks, train=train)
 
@@ -261,9 +248,7 @@ PRESETS = {
 }
 
 TORCH_RULES = (
-    ("patch_norm_in", "to_patch_embedding.1"),
-    ("patch_proj", "to_patch_embedding.2"),
-    ("patch_norm_out", "to_patch_embedding.3"),
+    *PATCH_EMBED_RULES,
     (r"((?:register_)?slots)_(\d+)", r"\1.\2"),
     (r"layer_(\d+)_(norm|attn|mlp)_(\d+)", r"layers.\1.\2s.\3"),
     (r"(to_out_\w+|\w+_gate)", r"\1.0"),
@@ -275,3 +260,12 @@ TORCH_RULES = (
     (r"task_heads_(\d+)", r"task_heads.\1"),
     ("task_heads", "task_heads.0"),
 )
+
+
+def torch_constants(model: WWT | AutoencodingHead) -> dict[str, np.ndarray]:
+    """Upstream stores empty registers where there are none."""
+    if isinstance(model, AutoencodingHead):
+        return {}
+    names = ["register_tokens", *(f"register_slots.{i}" for i in range(len(model.per_level("num_slots"))))]
+    counts = (model.num_register_tokens, *model.per_level("num_register_slots"))
+    return {name: np.zeros((0, model.dim), np.float32) for name, n in zip(names, counts, strict=True) if not n}
