@@ -54,7 +54,7 @@ def list_teachers() -> list[str]:
 def create_teacher(name: str, /, **kwargs: Any) -> "nn.Module":
     """Build torchvision's network `name`, for 1000 classes unless `num_classes` says otherwise.
 
-    Raises ValueError for an unknown name or argument (with the nearest names), and for a value that the network refuses.
+    Raises ValueError for an unknown name or argument (with the nearest names), and for a value that it refuses.
     """
     if name not in TEACHERS:
         raise ValueError(unknown("teacher", name, list_teachers()))
