@@ -89,14 +89,18 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """Learning from a frozen teacher through a distillation token (DeiT); for vit, t2t and efficient."""
+    """Learning from a frozen teacher through a distillation token (DeiT), for models that take one: the plain ones."""
 
     teacher: str | None = None
-    """A workdir of this trainer, or a model name together with `weights`; default: no distillation."""
+    """A workdir of this trainer, or the name of a model or torchvision network together with `weights`; `--teacher` for
+    short; default: no distillation."""
     weights: str | None = None
-    """The teacher's torch weights (.pth, .pt or .safetensors), where `teacher` is a model name."""
+    """The teacher's torch weights (.pth, .pt or .safetensors), or the name of those that torchvision has published
+    (IMAGENET1K_V1), where `teacher` is a name; `--teacher-weights` for short."""
     args: tuple[str, ...] = ()
-    """The teacher's arguments as KEY=VALUE, where `teacher` is a model name."""
+    """The teacher's arguments as KEY=VALUE, where `teacher` is a name."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels that the teacher sees, of the student's crop; default: as the student."""
     hard: bool = False
     """Learn the teacher's most probable class instead of its distribution."""
     temperature: float = 1.0

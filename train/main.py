@@ -54,11 +54,13 @@ def parse(argv: list[str]) -> Config:
     )
 
 
+SHORT = {"--data": "--data.name", "--teacher": "--distill.teacher", "--teacher-weights": "--distill.weights"}
+
+
 def spell_out(argv: list[str]) -> list[str]:
-    """`--data X` is short for `--data.name X`."""
-    return [
-        "--data.name" + arg[len("--data") :] if arg == "--data" or arg.startswith("--data=") else arg for arg in argv
-    ]
+    """`--data X` is short for `--data.name X`, and so on."""
+    names = (arg.partition("=")[0] for arg in argv)
+    return [SHORT.get(name, name) + arg[len(name) :] for name, arg in zip(names, argv, strict=True)]
 
 
 def default_workdir(config: Config) -> str:

@@ -5,7 +5,9 @@
 `to_torch` of `vit_jax.convert` take and make torchvision's own state dicts.
 """
 
+import dataclasses
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.registry import check_keywords, unknown
@@ -56,10 +58,19 @@ def create_teacher(name: str, /, **kwargs: Any) -> "nn.Module":
 
     Raises ValueError for an unknown name or argument (with the nearest names), and for a value that it refuses.
     """
+    module, teacher_class = _find(name)
+    check_keywords(name, teacher_class, kwargs := {**module.PRESETS[name], **kwargs})
+    return teacher_class(**kwargs)
+
+
+def teacher_arguments(name: str) -> list[str]:
+    """Names of the arguments that the teacher `name` takes. Raises ValueError for an unknown name."""
+    return [field.name for field in dataclasses.fields(_find(name)[1])]
+
+
+def _find(name: str) -> tuple[ModuleType, type]:
     if name not in TEACHERS:
         raise ValueError(unknown("teacher", name, list_teachers()))
     file, _, class_name = TEACHERS[name].partition(":")
     module = importlib.import_module(f"vit_jax.teachers.{file}")
-    teacher_class = getattr(module, class_name)
-    check_keywords(name, teacher_class, kwargs := {**module.PRESETS[name], **kwargs})
-    return teacher_class(**kwargs)
+    return module, getattr(module, class_name)
