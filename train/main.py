@@ -54,7 +54,12 @@ def parse(argv: list[str]) -> Config:
     )
 
 
-SHORT = {"--data": "--data.name", "--teacher": "--distill.teacher", "--teacher-weights": "--distill.weights"}
+SHORT = {
+    "--data": "--data.name",
+    "--teacher": "--distill.teacher",
+    "--teacher-weights": "--distill.weights",
+    "--cache-teacher": "--distill.cache",
+}
 
 
 def spell_out(argv: list[str]) -> list[str]:
