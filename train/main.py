@@ -76,7 +76,8 @@ def default_workdir(config: Config) -> str:
 
 def start_tpu() -> None:
     """Join the other hosts, where there are any, and require TPUs. Raises UserError without them."""
-    with contextlib.suppress(ValueError):  # JAX finds no cluster to join: a single host
+    # A ValueError: JAX finds no cluster to join. A RuntimeError: it is in use already, as in a notebook.
+    with contextlib.suppress(ValueError, RuntimeError):
         jax.distributed.initialize()
     devices = jax.devices()
     if jax.default_backend() != "tpu":
