@@ -22,6 +22,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="run all members of a family, not one alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--exhaustive"):
+        chosen = [item for item in items if "exhaustive" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if "exhaustive" in item.keywords])
+        items[:] = chosen
+
+
 @pytest.fixture
 def unchecked_types():
     """Annotations unenforced, as outside the tests: what wrong types meet there."""

@@ -1,5 +1,6 @@
 """Losses against torch and against upstream's DistillWrapper, in value and gradient."""
 
+import dataclasses
 import functools
 import importlib
 
@@ -10,12 +11,19 @@ import pytest
 from flax import linen as nn
 
 import vit_jax
-from tests.cases import CASES
+from tests.cases import CASES, CLASSIFIERS, FIRST
 from tests.cases.case import BLOCKS, IMAGE, build, build_upstream
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
 from vit_jax.objectives.classify import Classify, correct, sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
-from vit_jax.objectives.distill import Distill, Distilled, hard_distillation, soft_distillation
+from vit_jax.objectives.distill import (
+    Distill,
+    Distilled,
+    Teacher,
+    hard_distillation,
+    is_distillable,
+    soft_distillation,
+)
 
 ROWS = {str(case): case for case in CASES}
 RNG = np.random.default_rng(0)
@@ -247,6 +255,50 @@ def test_accuracy_is_that_of_the_prediction():
         evaluated = objective.evaluate(params, extras, BATCH)
         np.testing.assert_allclose(evaluated["loss"], softmax_cross_entropy(logits, HARD), rtol=1e-5)
         np.testing.assert_array_equal(evaluated["accuracy"], correct(logits, HARD))
+        for name in ("class", "distill", "mean"):
+            logits = distillation(head=name)[0].predict(params, extras, IMAGES)
+            np.testing.assert_array_equal(evaluated[f"accuracy_{name}"], correct(logits, HARD))
+
+
+def test_a_batch_may_bring_the_teachers_logits():
+    objective, params, extras = distillation()
+    expected, _ = objective.loss(params, extras, BATCH, {}, train=False)
+    batch = BATCH | {"teacher": objective.teacher.apply(extras["teacher"], IMAGES)}
+    loss, _ = dataclasses.replace(objective, teacher=None).loss(params, {}, batch, {}, train=False)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+class Pixels(nn.Module):
+    """A network whose logits are what it sees."""
+
+    @nn.compact
+    def __call__(self, images):
+        return images.reshape(len(images), -1)
+
+
+def test_a_teacher_gets_images_as_it_learned_to_see_them():
+    pixels = jax.random.uniform(jax.random.key(0), (2, 4, 6, 3))
+    channels = lambda values: jnp.array(values).reshape(1, 1, 1, 3)
+    own, students = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    images = (pixels - channels(students[0])) / channels(students[1])
+    expected = (pixels - channels(own[0])) / channels(own[1])
+    seen = Teacher(Pixels(), *own, *students).apply({}, images)
+    np.testing.assert_allclose(seen, expected.reshape(2, -1), atol=1e-5)
+    assert Teacher(Pixels(), *own, *students, image_size=(8, 8)).apply({}, images).shape == (2, 8 * 8 * 3)
+    flat = Teacher(Pixels(), *own, *students, image_size=(8, 8)).apply({}, jnp.ones_like(images))
+    np.testing.assert_allclose(
+        flat.reshape(2, 64, 3), jnp.broadcast_to(flat.reshape(2, 64, 3)[:1, :1], (2, 64, 3)), atol=1e-5
+    )
+
+
+def test_every_plain_model_takes_a_distillation_token():
+    students = [name for name in CLASSIFIERS if is_distillable(build(FIRST[name]))]
+    assert {"vit", "t2t", "efficient", "deepvit", "simple_vit", "vit_with_decorr", "jumbo_vit"} <= set(students)
+    assert not {"cait", "local_vit", "max_vit", "ats_vit"} & set(students)
+    for name in students:
+        images = jnp.zeros(FIRST[name].input_shape)
+        logits, _ = jax.eval_shape(Distilled(build(FIRST[name])).init_with_output, jax.random.key(0), images)
+        assert [out.shape for out in logits] == [(len(images), FIRST[name].kwargs["num_classes"])] * 2, name
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import train.convert
 import train.main
 import train.predict
 from vit_jax import create_model
@@ -61,6 +62,9 @@ def test_command_lines_run(folder, capsys):
         elif "--help" in argv:
             with pytest.raises(SystemExit, match="0"):
                 train.main.main(argv)
+        elif module == "train.convert":
+            assert train.convert.main(argv) == 0
+            assert "numbers written to" in capsys.readouterr().out
         elif module == "train.predict":
             assert train.predict.main(argv) == 0
             assert capsys.readouterr().out.count("%") == 5
@@ -68,7 +72,7 @@ def test_command_lines_run(folder, capsys):
             assert train.main.main([*argv, "--steps=2"]) == 0
             assert "done: loss" in capsys.readouterr().out
         ran += 1
-    assert ran == 8
+    assert ran == 10
 
 
 def test_make_targets_exist():

@@ -1,5 +1,7 @@
 """One step: its update, precision, randomness, accumulation, moving average and what it leaves alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +22,12 @@ BATCH = {
 }
 
 
-def prepare(key, images, labels):
-    return images / 255 - 0.5, jax.nn.one_hot(labels, 5)
+def prepare(key, batch):
+    return batch["image"] / 255 - 0.5, jax.nn.one_hot(batch["label"], 5)
 
 
-def noisy(key, images, labels):
-    images, targets = prepare(key, images, labels)
+def noisy(key, batch):
+    images, targets = prepare(key, batch)
     return images + jax.random.normal(key, images.shape), targets
 
 
@@ -52,7 +54,7 @@ def distilling():
 def test_step_is_the_gradient_of_the_mean_loss_through_the_optimizer():
     model = create_model("vit", **SIZES)
     state, step = set_up(Classify(model), optax.sgd(0.1))
-    images, targets = prepare(None, BATCH["image"], BATCH["label"])
+    images, targets = prepare(None, BATCH)
 
     def loss_of(params):
         return -(targets * jax.nn.log_softmax(model.apply({"params": params}, images))).sum() / 16
@@ -143,7 +145,7 @@ def test_slices_drop_out_differently():
     twice = {name: jnp.repeat(x[:8], 2, axis=0) for name, x in BATCH.items()}  # both slices are x[:8]
     _, metrics = step(state, twice, {})
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[1]
-    images, targets = prepare(None, BATCH["image"][:8], BATCH["label"][:8])
+    images, targets = prepare(None, jax.tree.map(lambda x: x[:8], BATCH))
     losses = [
         dropping().loss(state.params, {}, {"image": images, "target": targets}, {"dropout": k}, True)[0]
         for k in jax.random.split(key, 2)
@@ -231,10 +233,10 @@ def test_evaluation_sums_what_the_mask_counts():
     objective = Classify(model, label_smoothing=0.3)  # evaluation has neither dropout nor smoothing
     params, _ = objective.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     mask = jnp.asarray([1.0] * 11 + [0.0] * 5)
-    step = jax.jit(make_eval_step(objective, lambda images, labels: prepare(None, images, labels)))
+    step = jax.jit(make_eval_step(objective, functools.partial(prepare, None)))
     sums = step(params, {}, {**BATCH, "mask": mask})
 
-    images, _ = prepare(None, BATCH["image"][:11], BATCH["label"][:11])
+    images, _ = prepare(None, jax.tree.map(lambda x: x[:11], BATCH))
     logits = np.asarray(model.apply({"params": params}, images), np.float64)
     labels = np.asarray(BATCH["label"][:11])
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -246,7 +248,7 @@ def test_evaluation_sums_what_the_mask_counts():
 def test_evaluation_in_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
     objective = Classify(create_model("vit", **SIZES))
     params, _ = objective.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    step = make_eval_step(objective, lambda images, labels: prepare(None, images, labels), dtype="bfloat16")
+    step = make_eval_step(objective, functools.partial(prepare, None), dtype="bfloat16")
     batch = {**BATCH, "mask": jnp.ones(16)}
     jaxpr = jax.make_jaxpr(step)(params, {}, batch)
     operands = {v.aval.dtype for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general" for v in e.invars}

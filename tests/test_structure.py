@@ -40,6 +40,7 @@ CHANGED_FROM = {
 MAY_IMPORT = {
     "layers": {"layers"},
     "models": {"layers", "models"},
+    "teachers": {"layers", "registry", "teachers"},
     "objectives": {"layers", "objectives"},
     "convert": {"torch_file"},
     "torch_file": set(),

@@ -55,6 +55,7 @@ def dict_of(**items: bytes) -> bytes:
 
 
 VALUES = np.arange(6, dtype=np.float32)
+RAW = VALUES.tobytes()
 
 
 def save(path, body: bytes, storages=None, *, entries=None, compression=zipfile.ZIP_STORED):
@@ -67,6 +68,27 @@ def save(path, body: bytes, storages=None, *, entries=None, compression=zipfile.
             if content is not None:
                 archive.writestr(f"model/{entry}", content)
     return path
+
+
+LEGACY_NUMBER = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+
+
+def save_legacy(path, body: bytes, *, keys=("0",), count=6, data=RAW, little_endian=True):
+    """Writes a pickle and its storage as torch did before 1.6."""
+    head = dict(protocol_version=1001, little_endian=little_endian, type_sizes=dict(short=2, int=4, long=4))
+    pickles = (pickle.dumps(1001, 2), pickle.dumps(head, 2), pickled(body), pickle.dumps(list(keys), 2))
+    path.write_bytes(b"".join([LEGACY_NUMBER, *pickles, struct.pack("<q", count), data]))
+    return path
+
+
+def legacy_storage(view: bytes = dump(None), **kwargs) -> bytes:
+    """A persistent id as of old, which ends with a view of the storage or None."""
+    return storage("0", **kwargs).removesuffix(TUPLE + PERSISTENT_ID) + view + TUPLE + PERSISTENT_ID
+
+
+def legacy_tensor(*args, **kwargs) -> bytes:
+    layout = dump(0) + dump((2, 3)) + dump((3, 1)) + dump(False) + call("collections.OrderedDict")
+    return call("torch._utils._rebuild_tensor_v2", legacy_storage(*args, **kwargs) + layout)
 
 
 def refusal(path) -> str:
@@ -218,11 +240,17 @@ def test_refuses_what_torch_saves_but_numpy_cannot_hold(tmp_path):
         assert expected in refusal(path)
 
 
+def test_reads_what_torch_saves_in_its_old_format(tmp_path):
+    torch = pytest.importorskip("torch")
+    path, x = tmp_path / "model.pth", torch.arange(12.0).reshape(3, 4)
+    content = dict(x=x, turned=x.t(), row=x[1], half=torch.ones(2).half(), none=torch.ones(0), n=torch.tensor(3))
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert_same(load_torch_file(path), torch.load(path), torch)
+
+
 def test_refuses_the_other_formats_of_torch(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pth"
-    torch.save({"x": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-    assert "before torch 1.6" in refusal(path)
     torch.save([torch.ones(2)], path)
     assert "holds a list, expected a dict" in refusal(path)
     torch.save(torch.ones(2), path)
@@ -371,7 +399,7 @@ def test_entries_cannot_claim_more_than_the_file_holds(tmp_path):
         (b"<!DOCTYPE html><html>", "neither"),
         (b"version https://git-lfs.github.com/spec/v1", "neither"),
         (pickle.dumps({"x": 1}, 2), "neither"),
-        (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2), "before torch 1.6"),
+        (LEGACY_NUMBER + pickle.dumps(1001, 2), "damaged or incomplete"),
         (b"PK\x03\x04", "damaged or incomplete (BadZipFile"),
     ],
 )
@@ -379,6 +407,39 @@ def test_other_files_are_refused_by_their_content(tmp_path, content, expected):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
     assert expected in refusal(path)
+
+
+def test_reads_the_format_of_before_torch_1_6(tmp_path):
+    path = save_legacy(tmp_path / "model.pth", dict_of(w=legacy_tensor(), again=legacy_tensor()))
+    content = load_torch_file(path)
+    np.testing.assert_array_equal(content["w"], VALUES.reshape(2, 3))
+    assert not content["w"].flags.writeable
+    assert np.shares_memory(content["w"], content["again"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        (dict(data=VALUES.tobytes()[:-1]), "ends within a storage"),
+        (dict(count=5), "another size than its pickle says"),
+        (dict(keys=("0", "1")), "storages that are not those of the tensors"),
+        (dict(keys=()), "storages that are not those of the tensors"),
+        (dict(little_endian=False), "was not saved on a little-endian machine"),
+        (dict(body=dict_of(w=legacy_tensor(numel=2**40))), "claims to hold more"),
+        (dict(body=dict_of(w=legacy_tensor(dump(("1", 0, 6))))), "a persistent id that is not a storage"),
+        (dict(body=dict_of(w=call("os.system", dump("true")))), "refers to os.system"),
+    ],
+)
+def test_refuses_what_is_wrong_in_the_format_of_before_torch_1_6(tmp_path, kwargs, expected):
+    body = kwargs.pop("body", dict_of(w=legacy_tensor()))
+    assert expected in refusal(save_legacy(tmp_path / "model.pth", body, **kwargs))
+
+
+def test_a_legacy_file_cut_anywhere_is_refused(tmp_path):
+    content = save_legacy(tmp_path / "model.pth", dict_of(w=legacy_tensor())).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
+        refusal(tmp_path / "cut.pth")
 
 
 def test_the_saved_object_must_be_a_dict(tmp_path):

@@ -29,6 +29,7 @@ from train.build import build_objective, load_run, read_run_file
 from train.config import Data
 from train.data import load_dataset
 from train.predict import main as predict
+from vit_jax.objectives.distill import Teacher
 
 SMALL = ("--model=vit", "--model-args", "dim=32", "depth=2", "heads=2", "mlp_dim=64")
 
@@ -499,6 +500,44 @@ def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
     check_student(tmp_path, alpha=0.5)
 
 
+def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, tmp_path, monkeypatch):
+    """A student of twice the side, normalised otherwise, is taught by the logits that the teacher gives alone."""
+    seen = {}
+    apply = Teacher.apply
+    monkeypatch.setattr(Teacher, "apply", lambda self, *args: apply(seen.setdefault("teacher", self), *args))
+    size = ("--data.image-size", "16", "16", "--data.mean", "0.5", "--data.std", "0.25")
+    options = (
+        f"--teacher={teacher}",
+        "--distill.image-size",
+        "8",
+        "8",
+        "--batch-size=32",
+        "--log-steps=1",
+        "--steps=3",
+    )
+    assert run(tmp_path, *options, *size) == 0
+    check_student(tmp_path, alpha=0.5)
+    info = load_run(teacher).info
+    assert (seen["teacher"].mean, seen["teacher"].std) == (info.mean, info.std)
+    assert (seen["teacher"].student_mean, seen["teacher"].image_size) == ((0.5,), (8, 8))
+
+
+@pytest.mark.parametrize("options", [("--augment.flip", "--distill.views=2"), ("--augment.crop-padding=0",)])
+def test_cached_logits_are_the_teachers(teacher, options, tmp_path):
+    """Views of the same images and the same teacher give the same run, be its logits kept or computed in the step."""
+    views = () if "--distill.views=2" in options else ("--distill.views=1",)
+    options = (f"--teacher={teacher}", "--batch-size=600", "--log-steps=1", "--steps=5", *options)
+    assert run(tmp_path / "kept", *options, "--cache-teacher") == 0
+    assert run(tmp_path / "computed", *options, *views) == 0
+    kept, computed = (stored(tmp_path / name, 5)[0] for name in ("kept", "computed"))
+    for path, value in kept.items():
+        np.testing.assert_allclose(value, computed[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    table = np.load(tmp_path / "kept" / "teacher_logits.npy")
+    assert len(table) == (1 if views else 2) * 1437
+    assert np.unique(table, axis=0).shape[0] > 0.9 * len(table)
+    assert not list((tmp_path / "kept").glob("*.part"))
+
+
 def test_efficient_learns_from_a_workdir(teacher, tmp_path):
     options = (f"--distill.teacher={teacher}", "--batch-size=32", "--log-steps=1", "--steps=3")
     assert run(tmp_path, *options, base=("--model=efficient",)) == 0
@@ -541,8 +580,10 @@ def test_init_starts_at_the_weights(teacher, weights, tmp_path, monkeypatch):
     ("options", "named"),
     [
         (("--distill.teacher={teacher}", "--data.image-size", "16", "8"), r"\(8, 8, 1\).*\(16, 8, 1\)"),
-        (("--distill.teacher={teacher}", "--data.mean", "0.5"), "--data.mean 0.3"),
-        (("--distill.teacher={teacher}", "--data=folder:{folder}", "--data.image-size", "8", "8"), "10 classes.* 2 of"),
+        (
+            ("--distill.teacher={teacher}", "--data=folder:{folder}", "--data.image-size", "8", "8"),
+            "10 cl.* of 2 classes",
+        ),
         (("--distill.teacher={folder}",), "expected a workdir with checkpoints"),
         (("--distill.teacher=vit/tiny", "--distill.weights={weights}"), "--distill"),
         (("--distill.teacher=vti/tiny", "--distill.weights={weights}"), "did you mean vit"),
@@ -553,6 +594,9 @@ def test_init_starts_at_the_weights(teacher, weights, tmp_path, monkeypatch):
         (("patch_size=2", "--model=cait", "--distill.teacher={teacher}"), "student=CaiT: expected .* vit, "),
         (("dim=8", "--init={weights}"), "--init.*does not fit"),
         (("--init=/nowhere.pth",), "--init.*/nowhere.pth"),
+        (("--teacher={teacher}", "--cache-teacher", "--augment.flip"), "number of --distill.views"),
+        (("--teacher={teacher}", "--distill.views=2", "--augment.mixup=0.2"), "--augment.mixup"),
+        (("--cache-teacher",), "without --distill.teacher"),
     ],
 )
 def test_teachers_and_weights_that_do_not_fit(options, named, teacher, weights, tmp_path, capsys):

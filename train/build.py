@@ -3,7 +3,7 @@
 import ast
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,15 @@ from jaxtyping import PyTree
 from train.checkpoint import FOLDER, open_checkpoints, restore
 from train.config import Config, UserError, config_from_dict
 from train.optim import make_optimizer, make_schedule
+from train.pretrained import weights_file
 from train.step import TrainState, init_state
 from vit_jax import create_model
 from vit_jax.convert import from_torch
 from vit_jax.objectives.classify import Classify
-from vit_jax.objectives.distill import Distill
+from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.objectives.protocol import Objective
+from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
+from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
 
 
 class DataInfo(NamedTuple):
@@ -47,7 +50,7 @@ class Run(NamedTuple):
 
 def model_name(name: str) -> str:
     """`name` with the preset that it stands for."""
-    return name if "/" in name else f"{name}/tiny"
+    return name if "/" in name or name in TEACHERS else f"{name}/tiny"
 
 
 def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict:
@@ -64,6 +67,11 @@ def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict:
     return arguments
 
 
+def make_network(name: str, **arguments: Any) -> nn.Module:
+    """A model by its name, or one of torchvision's networks by theirs. Raises ValueError where its registry objects."""
+    return (create_teacher if name in TEACHERS else create_model)(model_name(name), **arguments)
+
+
 def build_model(name: str, pairs: tuple[str, ...], info: DataInfo, *, option: str = "--model") -> nn.Module:
     """The model `name` for images and classes like those of `info`. Raises UserError where the registry objects."""
     height, width, channels = info.image_shape
@@ -75,15 +83,17 @@ def build_model(name: str, pairs: tuple[str, ...], info: DataInfo, *, option: st
     arguments = parse_arguments(f"{option}-args", pairs)
     if clash := from_data.keys() & arguments.keys():
         raise UserError(f"{option}-args {min(clash)}: comes from the data; see --data.image-size")
+    if name in TEACHERS and "image_size" not in teacher_arguments(name):
+        del from_data["image_size"]  # takes images of any size
     try:
-        model = create_model(model_name(name), **arguments, **from_data)
+        model = make_network(name, **arguments, **from_data)
         jax.eval_shape(model.init, jax.random.key(0), info.images)
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{option} {model_name(name)}: {error}") from error
     return model
 
 
-def build_objective(config: Config, info: DataInfo, teacher: nn.Module | None = None) -> Objective:
+def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = None) -> Objective:
     """What `config` trains: a classifier, or with `config.distill` a student and its distillation token."""
     model = build_model(config.model, config.model_args, info)
     loss = dict(cross_entropy=config.loss, label_smoothing=config.label_smoothing)
@@ -106,34 +116,37 @@ def build_objective(config: Config, info: DataInfo, teacher: nn.Module | None = 
         raise UserError(str(error)) from error
 
 
-def load_teacher(config: Config, info: DataInfo) -> tuple[nn.Module | None, PyTree]:
+def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree]:
     """The teacher of `config.distill` and its frozen variables; (None, {}) where there is none."""
     distill = config.distill
     if distill.teacher is None:
         return None, {}
-    if (Path(distill.teacher) / FOLDER).is_dir():
+    height, width, channels = info.image_shape
+    size = distill.image_size or (height, width)
+    if is_workdir(distill.teacher):
         run = load_run(Path(distill.teacher))
-        if len(run.info.class_names) != len(info.class_names) or run.info.image_shape != info.image_shape:
+        if len(run.info.class_names) != len(info.class_names) or run.info.image_shape != (*size, channels):
             raise UserError(
                 f"--distill.teacher {distill.teacher} knows {len(run.info.class_names)} classes of images "
-                f"{run.info.image_shape}: the data has {len(info.class_names)} of {info.image_shape}"
+                f"{run.info.image_shape}: it would see {(*size, channels)} of {len(info.class_names)} classes; "
+                "--distill.image-size resizes them for it"
             )
-        if (run.info.mean, run.info.std) != (info.mean, info.std):
-            mean, std = (" ".join(map(str, values)) for values in (run.info.mean, run.info.std))
-            raise UserError(
-                f"--distill.teacher {distill.teacher} learned from images that were normalised otherwise: "
-                f"pass --data.mean {mean} --data.std {std}"
-            )
-        params = run.params["student"] if isinstance(run.objective, Distill) else run.params
-        model = build_model(run.config.model, run.config.model_args, run.info, option="--distill.teacher")
-        return model, {"teacher": {"params": params, **run.extras}}
-    if distill.weights is None:
+        network, variables = model_variables(run)
+        mean, std = run.info.mean, run.info.std
+    elif distill.weights is None:
         raise UserError(
             f"--distill.teacher {distill.teacher}: expected a workdir with checkpoints, "
             "or a model name together with --distill.weights"
         )
-    model = build_model(distill.teacher, distill.args, info, option="--distill.teacher")
-    return model, {"teacher": load_weights(model, distill.weights, info, "--distill.weights")}
+    else:
+        seen = info._replace(image_shape=(*size, channels))
+        network = build_model(distill.teacher, distill.args, seen, option="--distill.teacher")
+        path = weights_file(distill.teacher, distill.weights)
+        variables = load_weights(network, path, seen, "--distill.weights")
+        mean, std = info.mean, info.std
+        if distill.teacher in WEIGHTS:
+            *_, mean, std = preprocessing_of(distill.teacher, Path(path).name)
+    return Teacher(network, mean, std, info.mean, info.std, size), {"teacher": variables}
 
 
 def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> PyTree:
@@ -166,6 +179,20 @@ def load_run(workdir: Path) -> Run:
     state, _ = restore(manager, step, abstract_state(config, objective, info))
     manager.close()
     return Run(config, info, objective, state.eval_params, state.extras)
+
+
+def is_workdir(path: str) -> bool:
+    """Whether `path` holds a run with checkpoints."""
+    return (Path(path) / FOLDER).is_dir()
+
+
+def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
+    """The model of a run and its variables; of a distilled run, the student without its token."""
+    objective = run.objective
+    if not isinstance(objective, Distill):
+        return objective.model, {"params": run.params, **run.extras}
+    extras = {name: tree["student"] for name, tree in run.extras.items()}
+    return objective.student, {"params": run.params["student"], **extras}
 
 
 def abstract_state(config: Config, objective: Objective, info: DataInfo) -> TrainState:

@@ -89,14 +89,23 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """Learning from a frozen teacher through a distillation token (DeiT); for vit, t2t and efficient."""
+    """Learning from a frozen teacher through a distillation token (DeiT), for models that take one: the plain ones."""
 
     teacher: str | None = None
-    """A workdir of this trainer, or a model name together with `weights`; default: no distillation."""
+    """A workdir of this trainer, or the name of a model or torchvision network together with `weights`; `--teacher` for
+    short; default: no distillation."""
     weights: str | None = None
-    """The teacher's torch weights (.pth, .pt or .safetensors), where `teacher` is a model name."""
+    """The teacher's torch weights (.pth, .pt or .safetensors), or the name of those that torchvision has published
+    (IMAGENET1K_V1), where `teacher` is a name; `--teacher-weights` for short."""
     args: tuple[str, ...] = ()
-    """The teacher's arguments as KEY=VALUE, where `teacher` is a model name."""
+    """The teacher's arguments as KEY=VALUE, where `teacher` is a name."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels that the teacher sees, of the student's crop; default: as the student."""
+    views: int = 0
+    """Fixed views of each image (crop and augmentation), which epochs take turns with; 0: new ones in every epoch."""
+    cache: bool = False
+    """Compute the teacher's logits once for each view of each image, and read them from the workdir afterwards; needs
+    `views`, or no augmentation at all; `--cache-teacher` for short."""
     hard: bool = False
     """Learn the teacher's most probable class instead of its distribution."""
     temperature: float = 1.0
@@ -168,6 +177,7 @@ def check(config: Config) -> None:
         ("keep", config.keep, config.keep >= 1, "1 or more"),
         ("optim.accumulate", config.optim.accumulate, config.optim.accumulate >= 1, "1 or more"),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "at least 0 and below 1"),
+        ("distill.views", config.distill.views, config.distill.views >= 0, "0 or more"),
         ("distill.temperature", config.distill.temperature, 0 < config.distill.temperature < math.inf, "positive"),
         ("distill.alpha", config.distill.alpha, 0 <= config.distill.alpha <= 1, "0 to 1"),
     ):

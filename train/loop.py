@@ -23,6 +23,7 @@ from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, d
 from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding, to_devices
 from train.step import TrainState, init_state, make_eval_step, make_train_step
+from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.workdir import claim_workdir
 
 
@@ -33,6 +34,7 @@ def fit(config: Config) -> dict[str, float]:
     """
     check(config)
     check_augment(config.augment)
+    config = with_views(config)
     mesh = make_mesh(config.model_parallel)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
@@ -73,7 +75,7 @@ def fit(config: Config) -> dict[str, float]:
     weights = load_weights(objective.model, config.init, info, "--init") if config.init else None
     workdir = claim_workdir(config, info)
     checkpoints = checkpoint.open_checkpoints(workdir, config.keep)
-    batches = train_batches(dataset, config.data, config.batch_size, config.seed)
+    batches = train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views)
     start = checkpoints.latest_step() or 0
     if start:
         state, position = checkpoint.restore(checkpoints, start, abstract)
@@ -82,6 +84,11 @@ def fit(config: Config) -> dict[str, float]:
         state = jax.jit(new_state, out_shardings=shardings)(*init_inputs(config, info))
         state = pretrained(state, weights["params"], shardings) if weights else state
     frozen = jax.device_put(frozen, replicated(mesh))
+    teacher_logits = None
+    if config.distill.cache:
+        prepare = prepare_training(config, info)
+        teacher_logits = cached_logits(workdir, config, dataset, teacher, frozen["teacher"], prepare, mesh)
+        frozen = {}
 
     with (
         Progress(start, total) as progress,
@@ -97,7 +104,8 @@ def fit(config: Config) -> dict[str, float]:
         result = None
         try:
             for step in range(start + 1, total + 1):
-                state, values = train_step(state, to_devices(next(batches), mesh), frozen)
+                batch = with_teacher(next(batches), teacher_logits)
+                state, values = train_step(state, to_devices(batch, mesh), frozen)
                 log.add(step, values)
                 if step % eval_every == 0 or step == total:
                     log.flush()
@@ -128,20 +136,32 @@ def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:
 
 
 def prepare_training(config: Config, info: DataInfo) -> Callable:
-    """What turns (key, uint8 images, labels) into augmented images and targets, on the device."""
+    """What turns (key, batch) into augmented images and targets, on the device.
 
-    def prepare(key, images, labels):
+    Fixed views are augmented one by one, by keys that follow from the seed and the sample.
+    """
+
+    def prepare(key, batch):
+        return augmented(key, batch["image"], batch["label"])
+
+    def augmented(key, images, labels):
         classes = len(info.class_names)
         return augment(key, images, labels, config.augment, num_classes=classes, mean=info.mean, std=info.std)
 
-    return prepare
+    def prepare_views(_, batch):
+        keys = jax.vmap(lambda sample: jax.random.fold_in(jax.random.key(config.seed), sample))(batch["sample"])
+        one_by_one = jax.vmap(lambda key, image, label: augmented(key, image[None], label[None]))
+        images, targets = one_by_one(keys, batch["image"], batch["label"])
+        return images[:, 0], targets[:, 0]
+
+    return prepare_views if config.distill.views else prepare
 
 
 def prepare_evaluation(info: DataInfo) -> Callable:
-    """What turns (uint8 images, labels) into normalised images and targets, on the device."""
+    """What turns a batch into normalised images and targets, on the device."""
 
-    def prepare(images, labels):
-        return normalize(images, info.mean, info.std), jax.nn.one_hot(labels, len(info.class_names))
+    def prepare(batch):
+        return normalize(batch["image"], info.mean, info.std), jax.nn.one_hot(batch["label"], len(info.class_names))
 
     return prepare
 
@@ -165,6 +185,10 @@ def pretrained(state: TrainState, params: PyTree, shardings: TrainState) -> Trai
 def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, type and place of a training batch."""
     shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
+    if config.distill.views:
+        shapes["sample"] = ((config.batch_size,), np.int32)
+    if config.distill.cache:
+        shapes["teacher"] = ((config.batch_size, len(info.class_names)), np.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
         for name, (shape, dtype) in shapes.items()

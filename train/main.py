@@ -54,11 +54,18 @@ def parse(argv: list[str]) -> Config:
     )
 
 
+SHORT = {
+    "--data": "--data.name",
+    "--teacher": "--distill.teacher",
+    "--teacher-weights": "--distill.weights",
+    "--cache-teacher": "--distill.cache",
+}
+
+
 def spell_out(argv: list[str]) -> list[str]:
-    """`--data X` is short for `--data.name X`."""
-    return [
-        "--data.name" + arg[len("--data") :] if arg == "--data" or arg.startswith("--data=") else arg for arg in argv
-    ]
+    """`--data X` is short for `--data.name X`, and so on."""
+    names = (arg.partition("=")[0] for arg in argv)
+    return [SHORT.get(name, name) + arg[len(name) :] for name, arg in zip(names, argv, strict=True)]
 
 
 def default_workdir(config: Config) -> str:
@@ -69,7 +76,8 @@ def default_workdir(config: Config) -> str:
 
 def start_tpu() -> None:
     """Join the other hosts, where there are any, and require TPUs. Raises UserError without them."""
-    with contextlib.suppress(ValueError):  # JAX finds no cluster to join: a single host
+    # A ValueError: JAX finds no cluster to join. A RuntimeError: it is in use already, as in a notebook.
+    with contextlib.suppress(ValueError, RuntimeError):
         jax.distributed.initialize()
     devices = jax.devices()
     if jax.default_backend() != "tpu":

@@ -45,7 +45,7 @@ def init_state(
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    prepare: Callable[[Array, Array, Array], tuple[Array, Array]],
+    prepare: Callable[[Array, Mapping[str, Array]], tuple[Array, Array]],
     *,
     seed: int,
     dtype: str = "float32",
@@ -54,15 +54,16 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
     """The function (state, batch, frozen) -> (state, metrics).
 
-    `batch` holds uint8 `image` (b, H, W, c) and `label` (b,), which `prepare(key, images, labels)` turns into images
-    and targets (b, k). `frozen` holds variables that the objective reads and nothing changes (a teacher's).
+    `batch` holds uint8 `image` (b, H, W, c) and `label` (b,), which `prepare(key, batch)` turns into images and targets
+    (b, k), and may hold a teacher's logits, `teacher` (b, k). `frozen` holds variables that the objective reads and
+    nothing changes (a teacher's).
     Randomness follows from `seed` and the step's number alone. Matrices are multiplied in `dtype`; the parameters
     themselves, gradients and losses are float32. With `accumulate` above 1 the batch is worked off in so many slices,
     one after the other, before the one update.
     """
 
     def loss_of(params, extras, frozen, batch, key):
-        batch = {"image": batch["image"].astype(dtype), "target": batch["target"]}
+        batch = {**batch, "image": batch["image"].astype(dtype)}
         loss, (metrics, extras) = objective.loss(
             cast(params, dtype), {**extras, **cast(frozen, dtype)}, batch, {"dropout": key}, True
         )
@@ -73,8 +74,9 @@ def make_train_step(
     def train_step(state, batch, frozen):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         prepare_key, dropout_key = jax.random.split(key)
-        images, targets = prepare(prepare_key, batch["image"], batch["label"])
-        batch = {"image": images, "target": targets}
+        images, targets = prepare(prepare_key, batch)
+        given = {"teacher": batch["teacher"]} if "teacher" in batch else {}
+        batch = {"image": images, "target": targets, **given}
 
         def one_slice(extras, inputs):
             (_, (metrics, extras)), grads = gradients_of(state.params, extras, frozen, *inputs)
@@ -103,14 +105,14 @@ def make_train_step(
 
 def make_eval_step(
     objective: Objective,
-    prepare: Callable[[Array, Array], tuple[Array, Array]],
+    prepare: Callable[[Mapping[str, Array]], tuple[Array, Array]],
     *,
     dtype: str = "float32",
 ) -> Callable[[PyTree, PyTree, Mapping[str, Array]], dict[str, Array]]:
     """The function (params, extras, batch) -> sums over the examples that `batch["mask"]` counts, and "count"."""
 
     def eval_step(params, extras, batch):
-        images, targets = prepare(batch["image"], batch["label"])
+        images, targets = prepare(batch)
         examples = {"image": images.astype(dtype), "target": targets}
         metrics = objective.evaluate(cast(params, dtype), extras, examples)
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in metrics.items()}

@@ -13,8 +13,9 @@ one direction the table serves both ways, because every Flax leaf asks for exact
 Only kernels are laid out differently, and all in one way, be they of Dense, Conv (grouped or not, of any rank) or
 ConvTranspose(transpose_kernel=True): torch's first two axes come last in Flax, and swapped.
 
-Two more names are read from a model's file, where upstream has such tensors:
+Three more names are read from a model's file, where upstream has such tensors, or had other keys:
 
+    TORCH_FORMER_KEYS = ((r"(.*)\.norm\.1\.(\w+)", r"\1.norm1.\2"), ...)   # (pattern of an older file's key, torch key)
     TORCH_ALIASES = ((r"encoder\.(\w+)", r"decoder.\1"), ...)   # (torch key pattern, second key) of tied tensors
     def torch_constants(model) -> dict[str, np.ndarray]: ...    # buffers that the model computes for itself
 
@@ -67,7 +68,7 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
             f"{source} holds a dict under {' and '.join(map(repr, nested))}: where weights are nested, pass those "
             f"alone: from_torch(model, load_torch_file(path)[{nested[0]!r}], ...)"
         )
-    state = {key: _to_numpy(source, key, value) for key, value in state_dict.items()}
+    state = {_current_key(model, key): _to_numpy(source, key, value) for key, value in state_dict.items()}
     targets = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs))
     keys = {path: _torch_key(model, path) for path in targets}
 
@@ -136,6 +137,13 @@ def _renamed(model: nn.Module, name: str) -> str:
     for pattern, key in _rules(model):
         name = re.sub(rf"(?:^|(?<=/)){pattern}(?=/|$)", key, name)
     return name
+
+
+def _current_key(model: nn.Module, key: str) -> str:
+    """Torch's key of today for one of a file that may be older."""
+    for pattern, current in getattr(_file(model), "TORCH_FORMER_KEYS", ()):
+        key = re.sub(f"^{pattern}$", current, key)
+    return key
 
 
 def _counters(keys: Mapping[tuple[str, ...], str]) -> set[str]:

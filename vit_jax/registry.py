@@ -93,15 +93,15 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
     if slash:
         presets = _presets(model_class)
         if preset not in presets:
-            raise ValueError(_unknown(f"preset of model {name!r}", preset, list(presets)))
+            raise ValueError(unknown(f"preset of model {name!r}", preset, list(presets)))
         kwargs = {**presets[preset], **kwargs}
-    _check_arguments(name, model_class, kwargs)
+    check_keywords(name, model_class, kwargs)
     return model_class(**kwargs)
 
 
 def _model_class(name: str) -> type:
     if name not in MODELS:
-        raise ValueError(_unknown("model", name, list_models()))
+        raise ValueError(unknown("model", name, list_models()))
     file, _, class_name = MODELS[name].partition(":")
     return getattr(importlib.import_module(file), class_name)
 
@@ -113,11 +113,12 @@ def _presets(model_class: type) -> dict[str, dict]:
     return {name: kwargs for name, kwargs in presets.items() if kwargs.keys() <= arguments}
 
 
-def _check_arguments(name: str, model_class: type, kwargs: dict[str, Any]) -> None:
+def check_keywords(name: str, model_class: type, kwargs: dict[str, Any]) -> None:
+    """Raises ValueError unless `model_class` takes these `kwargs`, has what it needs, and simple types are right."""
     fields = [f for f in dataclasses.fields(model_class) if f.init and f.name not in ("parent", "name")]
     for key in kwargs:
         if key not in [f.name for f in fields]:
-            raise ValueError(_unknown(f"argument of model {name!r}", key, [f.name for f in fields]))
+            raise ValueError(unknown(f"argument of model {name!r}", key, [f.name for f in fields]))
     for f in fields:
         accepted = {int: int, float: int | float, str: str}.get(f.type)  # richer types are the model's to check
         if f.name in kwargs and accepted and not isinstance(kwargs[f.name], accepted):
@@ -131,7 +132,8 @@ def _check_arguments(name: str, model_class: type, kwargs: dict[str, Any]) -> No
         raise ValueError(f"model {name!r} needs {', '.join(missing)}: pass values or a preset ({name}/PRESET)")
 
 
-def _unknown(what: str, given: str, known: list[str]) -> str:
+def unknown(what: str, given: str, known: list[str]) -> str:
+    """The message for a name that is not `known`, with the nearest that are."""
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known) or '(none)'}"
     return f"unknown {what}: {given!r}; {hint}"

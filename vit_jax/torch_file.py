@@ -1,10 +1,11 @@
-"""Weights files of PyTorch read without torch: .pth and .pt (zip files of torch 1.6 or newer), .safetensors.
+"""Weights files of PyTorch read without torch: .pth and .pt, as zip files or of before torch 1.6, and .safetensors.
 
 Threat model: the file comes from a stranger, and reading it must not run code, reach memory outside its
 tensors, change anything that outlives the call, or allocate more than a fixed multiple of the file's size.
 So the pickle in a .pth is read by a small interpreter of its own, to which a global is a name and no object.
 
-Source: the format as torch.save writes it: data.pkl in pickle protocol 2, and one zip entry per storage.
+Source: the formats as torch.save writes them: data.pkl in pickle protocol 2, and one zip entry per storage; before
+torch 1.6, pickles one behind the other (three of them a head), then the bytes of each storage behind their number.
 """
 
 import io
@@ -92,12 +93,9 @@ def _read(file):
     if head[8:9] == b"{" or Path(file.name).suffix == ".safetensors":  # 8 bytes of length, then JSON
         return _read_safetensors(file)
     if head == _BEFORE_TORCH_1_6:
-        raise _Refused(
-            "is in the format from before torch 1.6; re-save it in a newer one: "
-            "torch.save(torch.load(path, weights_only=True), new_path)"
-        )
+        return _read_legacy(file)
     raise _Refused(
-        "is neither a zip file from torch.save nor a safetensors file; was it cut short, or was a web page "
+        "is neither a file from torch.save nor a safetensors file; was it cut short, or was a web page "
         "or a Git LFS pointer saved in its place?"
     )
 
@@ -153,12 +151,54 @@ def _read_zip(file):
     return _unpickle(read("data.pkl"), load_storage)
 
 
+def _read_legacy(file):
+    """Storages follow the pickle that refers to them, so tensors get memory that is filled afterwards."""
+    room = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    no_storage = lambda persistent_id: _refuse("a storage in the head")
+    _, _, head = (_unpickle(file, no_storage) for _ in range(3))
+    if type(head) is not dict or head.get("little_endian") is not (sys.byteorder == "little"):
+        raise _Refused(f"was not saved on a {sys.byteorder}-endian machine; re-save it on one")
+
+    storages, itemsizes = {}, {}
+
+    def load_storage(persistent_id) -> np.ndarray:
+        match persistent_id:
+            case ("storage", str(kind), str(key), _, int(count), None) if kind in _STORAGES and count >= 0:
+                dtype = _STORAGES[kind]
+                if key not in storages:
+                    if sum(map(len, storages.values())) + count * dtype.itemsize > room:
+                        raise _Refused(f"has {room} bytes but claims to hold more; {_AGAIN}")
+                    storages[key], itemsizes[key] = bytearray(count * dtype.itemsize), dtype.itemsize
+                return np.frombuffer(memoryview(storages[key]).toreadonly(), dtype)
+        raise _malformed("a persistent id that is not a storage")
+
+    content = _unpickle(file, load_storage)
+    keys = _unpickle(file, no_storage)
+    if type(keys) is not list or len(keys) != len(storages) or set(keys) != storages.keys():
+        raise _malformed("a list of storages that are not those of the tensors")
+    for key in keys:
+        count = file.read(8)  # of elements, as the pickle has told
+        if int.from_bytes(count, sys.byteorder) * itemsizes[key] != len(storages[key]):
+            raise _malformed("a storage of another size than its pickle says")
+        if file.readinto(storages[key]) != len(storages[key]):
+            raise _Refused(f"ends within a storage; {_AGAIN}")
+    return content
+
+
+def _refuse(problem: str):
+    raise _malformed(problem)
+
+
 def _malformed(problem: str) -> _Refused:
     return _Refused(f"has a malformed pickle ({problem}); {_AGAIN}")
 
 
-def _unpickle(pickled: bytes, load_storage):
-    """The value of a pickle as torch.save writes it; opcodes can only build new containers and fill them."""
+def _unpickle(pickled, load_storage):
+    """The value of a pickle (bytes, or a file at its start) as torch.save writes it.
+
+    Opcodes can only build new containers and fill them.
+    """
     stack, outer_stacks, memo = [], [], {}
     for opcode, arg, _ in pickletools.genops(pickled):
         match opcode.name:

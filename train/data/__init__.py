@@ -1,6 +1,6 @@
 """Images and labels for the trainer: any source in, batches of uint8 images out."""
 
 from train.data.dataset import Dataset, load_dataset
-from train.data.pipeline import eval_batches, image_to_input, train_batches
+from train.data.pipeline import eval_batches, image_to_input, train_batches, view_batches
 
-__all__ = ["Dataset", "eval_batches", "image_to_input", "load_dataset", "train_batches"]
+__all__ = ["Dataset", "eval_batches", "image_to_input", "load_dataset", "train_batches", "view_batches"]

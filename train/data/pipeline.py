@@ -22,23 +22,45 @@ from train.data.transforms import center_crop, decode, random_crop
 Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int) -> grain.DatasetIterator:
+def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0) -> grain.DatasetIterator:
     """Endless batches, reshuffled every epoch: {"image": uint8 (b, h, w, c), "label": int32 (b,)}.
 
-    b is this process's share of `batch_size`. `get_state()` is JSON-able and `set_state()` resumes exactly.
+    b is this process's share of `batch_size`. With `views`, epochs take turns with so many views of every image, whose
+    crops are always the same, and batches have a "sample" besides, int32 (b,): view * number of examples + example.
+    `get_state()` is JSON-able and `set_state()` resumes exactly.
     Close the iterator when done with it, as `config.workers` are processes.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}: expected 0 or more")
+    examples = len(dataset.train)
+
+    def shuffled(position: int, row: int) -> int:
+        epoch = position // examples
+        return int(_permutation(examples, seed, epoch)[row]) + examples * (epoch % max(1, views))
+
+    samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(shuffled)
+    return iter(_train_batches(dataset, config, samples, _share(batch_size), seed, views))
+
+
+def view_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int) -> Iterator[dict]:
+    """Every view of every training example once, in the order of "sample", as `train_batches` makes them.
+
+    On one process. The last batch holds what is left.
+    """
+    samples = grain.MapDataset.range(views * len(dataset.train)).seed(seed)
+    with contextlib.closing(iter(_train_batches(dataset, config, samples, batch_size, seed, views))) as batches:
+        yield from batches
+
+
+def _train_batches(
+    dataset: Dataset, config: Data, samples: grain.MapDataset, share: int, seed: int, views: int
+) -> grain.IterDataset:
     source, size = dataset.train, dataset.image_shape[:2]
-    examples = len(source)
-    shuffled = lambda position, row: int(_permutation(examples, seed, position // examples)[row])
-    indices = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(shuffled)
-    share = _share(batch_size)
     if _is_ready(source, size, config.min_crop):
-        return iter(_gathered(source, indices, share))
+        return _gathered(source, samples, share, with_sample=views > 0)
     crop = lambda image, rng: random_crop(image, size, config.min_crop, rng)
-    return iter(_decoded(source, indices, crop, share, config.workers))
+    view_seed = seed if views else None
+    return _decoded(source, samples, crop, share, config.workers, view_seed)
 
 
 def eval_batches(dataset: Dataset, config: Data, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -88,11 +110,18 @@ def _own(dataset: grain.MapDataset) -> grain.MapDataset:
     return dataset[jax.process_index() :: jax.process_count()]
 
 
-def _gathered(source: ArraySource, indices: grain.MapDataset, share: int) -> grain.IterDataset:
+def _gathered(
+    source: ArraySource, samples: grain.MapDataset, share: int, *, with_sample: bool = False
+) -> grain.IterDataset:
     """Batches straight out of memory, by one fancy index each: Python's cost per example would be felt."""
-    gather = lambda rows: {"image": source.images[rows], "label": source.labels[rows]}
+
+    def gather(samples):
+        rows = np.asarray(samples) % len(source)
+        sample = {"sample": np.asarray(samples, np.int32)} if with_sample else {}
+        return {"image": source.images[rows], "label": source.labels[rows], **sample}
+
     inline = grain.ReadOptions(num_threads=0)
-    return _own(indices).batch(share, batch_fn=gather).to_iter_dataset(inline)
+    return _own(samples).batch(share, batch_fn=gather).to_iter_dataset(inline)
 
 
 def _decoded(
@@ -101,10 +130,13 @@ def _decoded(
     crop: Crop,
     share: int,
     workers: int,
+    view_seed: int | None = None,
 ) -> grain.IterDataset:
-    """Batches of examples that threads, or else worker processes, decode ahead of need."""
-    # Crops belong to positions in the global order: first map, then divide.
-    examples = _own(indices.random_map(functools.partial(_example, source, crop)))
+    """Batches of examples that threads, or else worker processes, decode ahead of need.
+
+    Crops belong to positions in the global order; with a `view_seed`, to the sample.
+    """
+    examples = _own(indices.random_map(functools.partial(_example, source, crop, view_seed)))  # first map, then divide
     ahead = 2 * share
     if isinstance(source, ArraySource):  # nothing to decode: threads would only fight for the interpreter
         threads, workers = 0, 0
@@ -119,9 +151,15 @@ def _decoded(
     return examples.batch(share)
 
 
-def _example(source: Source, crop: Crop, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    image, label = source[index]
-    return {"image": crop(image, rng), "label": np.asarray(label, np.int32)}
+def _example(
+    source: Source, crop: Crop, view_seed: int | None, sample: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    image, label = source[sample % len(source)]
+    example = {"label": np.asarray(label, np.int32)}
+    if view_seed is not None:
+        rng = np.random.default_rng((view_seed, sample))
+        example["sample"] = np.asarray(sample, np.int32)
+    return {"image": crop(image, rng), **example}
 
 
 def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:

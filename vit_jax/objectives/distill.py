@@ -2,12 +2,13 @@
 
 Source: Touvron et al. 2020 (DeiT), arXiv:2012.12877; soft loss: Hinton et al. 2015, arXiv:1503.02531.
 Upstream: `DistillWrapper` in vit_pytorch/distill.py.
-Differs from upstream: T2TViT and EfficientViT work as students (upstream's crash); the token starts at a deviation of
-0.02 (upstream: 1).
+Differs from upstream: most plain models work as students (upstream: ViT; its T2TViT and EfficientViT crash); the token
+starts at a deviation of 0.02 (upstream: 1).
 Axes: b batch, n tokens, d dim, k classes.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 
 import jax
@@ -18,14 +19,21 @@ from jaxtyping import Array, Float
 from vit_jax.layers.check import one_of
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.head import NormHead
-from vit_jax.objectives.classify import CROSS_ENTROPY, check_loss, correct, smooth_labels
+from vit_jax.objectives.classify import CROSS_ENTROPY, check_loss, correct, logits_and_auxiliary, smooth_labels
 from vit_jax.objectives.protocol import Tree
+
+
+def is_distillable(model: nn.Module | type) -> bool:
+    """Whether a model, or a class of models, takes a distillation token: `encode` has `extra_tokens`, and `head`."""
+    encode = getattr(model, "encode", None)
+    return hasattr(model, "head") and encode is not None and "extra_tokens" in inspect.signature(encode).parameters
 
 
 class Distilled(nn.Module):
     """A student with its distillation token and head: image (b, H, W, c) to logits (b, k) of both heads.
 
-    `student` is any model with `dim`, `num_classes`, `encode` and `head`: ViT, DistillableViT, T2TViT, EfficientViT.
+    `student` is any model with `dim`, `num_classes`, `head` and an `encode` that takes extra tokens and gives them
+    last: ViT, T2TViT, EfficientViT, and most that derive from the plain ViT or from SimpleViT (`is_distillable`).
     Its plain variables are `variables["params"]["student"]`. `mlp_layernorm` puts a norm into the distillation head.
     Raises ValueError for another student, or one without classes.
     """
@@ -34,10 +42,10 @@ class Distilled(nn.Module):
     mlp_layernorm: bool = False
 
     def __post_init__(self):
-        if not (hasattr(self.student, "encode") and hasattr(self.student, "head")):
+        if not is_distillable(self.student):
             raise ValueError(
-                f"student={type(self.student).__name__}: expected a model with `encode` and `head`: "
-                "vit, distill:DistillableViT, t2t or efficient"
+                f"student={type(self.student).__name__}: expected a model whose `encode` takes extra tokens, such as "
+                "vit, t2t, efficient, deepvit or simple_vit"
             )
         if not self.student.num_classes:
             raise ValueError("student.num_classes=0: expected a classifier")
@@ -78,17 +86,45 @@ def hard_distillation(student: Float[Array, "b k"], teacher: Float[Array, "b k"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen `network` that sees the student's images as it learned to see images.
+
+    They come as pixels in 0..1 less the channels' `student_mean` over `student_std`; the network gets them with `mean`
+    and `std` instead, and resized to `image_size` (height, width) if that is given.
+    """
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    student_mean: tuple[float, ...]
+    student_std: tuple[float, ...]
+    image_size: tuple[int, int] | None = None
+
+    def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
+        """The network's logits, by the rules of evaluation."""
+        if (self.mean, self.std) != (self.student_mean, self.student_std):
+            per_channel = lambda values: jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
+            pixels = images * per_channel(self.student_std) + per_channel(self.student_mean)
+            images = (pixels - per_channel(self.mean)) / per_channel(self.std)
+        if self.image_size is not None and self.image_size != images.shape[1:3]:
+            shape = (len(images), *self.image_size, images.shape[-1])
+            images = jax.image.resize(images, shape, "bicubic").astype(images.dtype)
+        logits, _ = logits_and_auxiliary(self.network.apply(variables, images))
+        return logits
+
+
+@dataclasses.dataclass(frozen=True)
 class Distill:
     """(1 - alpha) times the class head's cross-entropy, plus alpha times the distillation head's loss.
 
-    `teacher` maps images to logits (b, k), and its variables come with every `loss` as `extras["teacher"]`; what only
-    predicts needs none.
+    `teacher.apply(extras["teacher"], images)` gives a teacher's logits (b, k): a Flax module, or a `Teacher`. A batch
+    that has them, as "teacher", needs none, and neither does what only predicts.
     `head` says what prediction uses: "class", "distill", or "mean" of both heads' logits, as DeiT's code does.
     Raises ValueError for values that make no sense.
     """
 
     student: nn.Module
-    teacher: nn.Module | None
+    teacher: nn.Module | Teacher | None
     temperature: float = 1.0
     alpha: float = 0.5
     hard: bool = False
@@ -124,7 +160,10 @@ class Distill:
             rngs=rngs,
             mutable=list(own) if train else [],
         )
-        teacher_logits = jax.lax.stop_gradient(self.teacher.apply(extras["teacher"], batch["image"]))
+        if "teacher" in batch:
+            teacher_logits = batch["teacher"]
+        else:
+            teacher_logits = jax.lax.stop_gradient(self.teacher.apply(extras["teacher"], batch["image"]))
         targets = smooth_labels(batch["target"], self.label_smoothing)
         label_loss = CROSS_ENTROPY[self.cross_entropy](class_logits, targets).mean()
         if self.hard:
@@ -136,19 +175,26 @@ class Distill:
             "loss": loss,
             "label_loss": label_loss,
             "teacher_loss": teacher_loss,
-            "accuracy": correct(self._combine(class_logits, distill_logits), targets).mean(),
+            "accuracy": correct(_with_mean(class_logits, distill_logits)[self.head], targets).mean(),
         }
         return loss, (metrics, own)
 
     def predict(self, params: Tree, extras: Tree, images: Array) -> Float[Array, "b k"]:
-        own = {name: value for name, value in extras.items() if name != "teacher"}
-        return self._combine(*self.model.apply({"params": params, **own}, images))
+        return self._heads(params, extras, images)[self.head]
 
     def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
-        logits = self.predict(params, extras, batch["image"])
-        loss = CROSS_ENTROPY[self.cross_entropy](logits, batch["target"])
-        return {"loss": loss, "accuracy": correct(logits, batch["target"])}
+        heads = self._heads(params, extras, batch["image"])
+        metrics = {
+            "loss": CROSS_ENTROPY[self.cross_entropy](heads[self.head], batch["target"]),
+            "accuracy": correct(heads[self.head], batch["target"]),
+        }
+        return metrics | {f"accuracy_{name}": correct(logits, batch["target"]) for name, logits in heads.items()}
 
-    def _combine(self, class_logits: Array, distill_logits: Array) -> Array:
-        heads = {"class": class_logits, "distill": distill_logits}
-        return heads[self.head] if self.head in heads else (class_logits + distill_logits) / 2
+    def _heads(self, params: Tree, extras: Tree, images: Array) -> dict[str, Array]:
+        own = {name: value for name, value in extras.items() if name != "teacher"}
+        return _with_mean(*self.model.apply({"params": params, **own}, images))
+
+
+def _with_mean(class_logits: Array, distill_logits: Array) -> dict[str, Array]:
+    """Logits by what may predict."""
+    return {"class": class_logits, "distill": distill_logits, "mean": (class_logits + distill_logits) / 2}

@@ -1,0 +1,99 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # Distil a torchvision network into a vision transformer
+#
+# DeiT's idea (arXiv:2012.12877): the transformer gets one more token, whose output learns from a convolutional teacher,
+# while the class token learns from the labels.
+
+# %%
+# %pip install --quiet "vit-jax[train]"
+
+# %% [markdown]
+# The teacher is torchvision's ResNet-50 with torchvision's own weights, read without torch. Where there is no network
+# it keeps its random weights, which is enough to see how things fit together.
+
+# %%
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import UserError
+from train.pretrained import published_file
+from vit_jax import create_model
+from vit_jax.convert import from_torch
+from vit_jax.objectives.distill import Distill, Teacher
+from vit_jax.teachers import create_teacher
+from vit_jax.teachers.weights import published_weights
+
+size, classes, batch = (224, 1000, 8) if jax.default_backend() != "cpu" else (64, 1000, 2)
+images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+labels = jax.nn.one_hot(jnp.arange(batch), classes)
+
+resnet = create_teacher("resnet50")
+try:
+    teacher_variables = from_torch(resnet, published_file("resnet50", "IMAGENET1K_V2"), images)
+except UserError as error:
+    print(error)
+    teacher_variables = jax.jit(resnet.init)(jax.random.key(1), images)
+
+# %% [markdown]
+# Images are normalised for the student; `Teacher` gives them to the network as the network learned to see them.
+
+# %%
+mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+seen = published_weights("resnet50", "IMAGENET1K_V2").preprocessing
+teacher = Teacher(resnet, seen.mean, seen.std, student_mean=mean, student_std=std)
+
+student = create_model(
+    "vit", image_size=size, patch_size=16, num_classes=classes, dim=192, depth=4, heads=3, mlp_dim=768
+)
+objective = Distill(student, teacher, temperature=3.0, alpha=0.5)
+params, _ = objective.init(jax.random.key(2), images)
+
+# %% [markdown]
+# The loss and its gradient. The teacher's variables are an argument, never a parameter: no gradient, no optimizer state
+# and no checkpoint has them.
+
+# %%
+optimizer = optax.adamw(1e-3)
+opt_state = optimizer.init(params)
+
+
+@jax.jit
+def step(params, opt_state, teacher_variables, images, labels):
+    def loss_of(params):
+        batch = {"image": images, "target": labels}
+        return objective.loss(params, {"teacher": teacher_variables}, batch, rngs={}, train=True)
+
+    (_, (metrics, _)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, metrics
+
+
+losses = []
+for _ in range(10):
+    params, opt_state, metrics = step(params, opt_state, teacher_variables, images, labels)
+    losses.append(float(metrics["loss"]))
+print(losses[0], "to", losses[-1])
+assert losses[-1] < losses[0]
+
+# %% [markdown]
+# Prediction is the mean of both heads, as DeiT's, without the teacher. `params["student"]` are a plain ViT's.
+
+# %%
+logits = objective.predict(params, {}, images)
+class_head = student.apply({"params": params["student"]}, images)
+print(logits.shape, class_head.shape)
+
+# %% [markdown]
+# From the command line, with a dataset, it is
+#
+#     python -m train.main --model=vit --data=folder:PATH --teacher=resnet50 --teacher-weights=IMAGENET1K_V2
+#
+# where the dataset has the teacher's classes. `--teacher=WORKDIR` takes a run of your own instead.

@@ -1,0 +1,67 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # Train a vision transformer from the command line
+#
+# On Colab choose a TPU under *Runtime, Change runtime type*. Everything here also runs on a GPU, and on a CPU with
+# fewer steps.
+
+# %%
+# %pip install --quiet "vit-jax[train]"
+
+# %% [markdown]
+# The trainer is a command, `python -m train.main`. Here it is called as a function, with the same options: T2T-ViT on
+# scikit-learn's handwritten digits, which need no download. On a TPU `--tpu` requires TPUs, uses all their cores, and
+# computes in bfloat16.
+
+# %%
+import jax
+
+from train.main import main
+
+on_tpu = jax.default_backend() == "tpu"
+steps = 1_300 if jax.default_backend() != "cpu" else 40
+options = ["--model=t2t", f"--steps={steps}", "--workdir=runs/t2t-digits", *(["--tpu"] if on_tpu else [])]
+status = main(options)
+assert status == 0
+
+# %% [markdown]
+# The same options again would continue the run, and have nothing left to do. The workdir holds the configuration, the
+# metrics, checkpoints, and a picture of the curves:
+
+# %%
+import json
+from pathlib import Path
+
+records = [json.loads(line) for line in Path("runs/t2t-digits/metrics.jsonl").read_text().splitlines()]
+print(records[-1])
+
+# %%
+import matplotlib.image
+import matplotlib.pyplot as plt
+
+plt.figure(figsize=(10, 4))
+plt.imshow(matplotlib.image.imread("runs/t2t-digits/curves.png"))
+plt.axis("off")
+plt.show()
+
+# %% [markdown]
+# Predictions, from Python: the run's model, its parameters, and the normalisation that it was trained with.
+
+# %%
+import numpy as np
+from sklearn.datasets import load_digits
+
+from train.augment import normalize
+from train.build import load_run
+
+run = load_run(Path("runs/t2t-digits"))
+pixels = np.round(load_digits().images[:16] * 255 / 16).astype(np.uint8)[..., None]
+logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
+print("predicted", np.asarray(logits.argmax(axis=-1)))
+print("labels   ", load_digits().target[:16])

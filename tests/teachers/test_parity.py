@@ -1,0 +1,72 @@
+"""Every teacher against torchvision's network, with the same weights and the same images."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax.convert import from_torch, to_torch
+from vit_jax.teachers import FAMILIES, create_teacher, list_teachers
+
+torch = pytest.importorskip("torch")
+from tests.upstream import channels_first  # noqa: E402, which makes torchvision importable
+
+torchvision = pytest.importorskip("torchvision")
+
+ALWAYS = {names.split()[0] for names in FAMILIES.values()} | {"resnet50", "resnext50_32x4d"}
+EVERY = [
+    name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive)
+    for name in torchvision.models.list_models(module=torchvision.models)
+]
+
+
+@torch.no_grad()
+def settled(module, images):
+    """`module` as after some training: running statistics of its own activations, and nothing at its default."""
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    module.train()(images)
+    generator = torch.Generator().manual_seed(0)
+    noise = lambda tensor: 0.1 * torch.randn(tensor.shape, generator=generator)
+    for norm in norms:
+        norm.running_mean.add_(noise(norm.running_mean) * norm.running_var.sqrt())
+        norm.running_var.add_(1e-3).mul_(torch.exp(noise(norm.running_var)))
+    for parameter in module.parameters():
+        if parameter.ndim < 2:
+            parameter.add_(noise(parameter))
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_logits_equal_torchvisions(name):
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(weights=None)
+    ours = create_teacher(name)
+    apply = jax.jit(ours.apply)
+    rng = np.random.default_rng(0)
+    sizes = ((224, 224), (160, 192))
+    theirs = settled(theirs, channels_first(rng.standard_normal((4, *sizes[0], 3), np.float32)))
+    variables = None
+    for size in sizes:
+        images = rng.standard_normal((2, *size, 3), np.float32)
+        if variables is None:
+            state_dict = {key: value.numpy() for key, value in theirs.state_dict().items()}
+            variables = from_torch(ours, state_dict, images)
+            assert_same(to_torch(ours, variables), state_dict)
+        with torch.no_grad():
+            expected = theirs(channels_first(images)).numpy()
+        logits = apply(variables, images)
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()  # images tell in them
+
+
+def assert_same(ours: dict, theirs: dict):
+    counters = {key for key in theirs if key.endswith("num_batches_tracked")}
+    assert ours.keys() == theirs.keys() - (counters - ours.keys())
+    for key, value in ours.items():
+        if key not in counters:
+            np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+
+
+def test_every_classifier_of_torchvision_is_here():
+    assert list_teachers() == torchvision.models.list_models(module=torchvision.models)

@@ -1,0 +1,80 @@
+"""`python -m train.convert`: torch's weights to Orbax and back, for models, teachers and runs."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.runs import train as run
+from train.build import load_run
+from train.convert import main as convert
+from vit_jax import create_model
+from vit_jax.convert import from_torch, to_torch
+from vit_jax.teachers import create_teacher
+
+VIT = ("--model=vit/tiny", "--model-args", "depth=1", "dim=16", "num_classes=3", "image_size=8")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A ViT's weights under torch's names."""
+    model = create_model("vit/tiny", depth=1, dim=16, num_classes=3, image_size=8)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(to_torch(model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))), path)
+    return path
+
+
+def test_there_and_back_again(weights, tmp_path, capsys):
+    assert convert([str(weights), "--out", str(tmp_path / "flax"), *VIT]) == 0
+    assert f"numbers written to {tmp_path / 'flax'}" in capsys.readouterr().out
+    assert convert([str(tmp_path / "flax"), "--out", str(tmp_path / "back.safetensors"), *VIT]) == 0
+    first, second = load_file(weights), load_file(tmp_path / "back.safetensors")
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key])
+
+
+def test_a_teacher(tmp_path):
+    teacher = create_teacher("resnet18", num_classes=2)
+    variables = teacher.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    save_file(to_torch(teacher, variables), tmp_path / "resnet.safetensors")
+    network = ("--model=resnet18", "--model-args", "num_classes=2")
+    assert convert([str(tmp_path / "resnet.safetensors"), "--out", str(tmp_path / "flax"), *network]) == 0
+    assert convert([str(tmp_path / "flax"), "--out", str(tmp_path / "back.safetensors"), *network]) == 0
+    again = from_torch(teacher, tmp_path / "back.safetensors", jnp.zeros((1, 32, 32, 3)))
+    jax.tree.map(np.testing.assert_array_equal, variables, again)
+
+
+def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
+    assert run(tmp_path / "teacher", "--steps=1") == 0
+    assert run(tmp_path / "student", "--steps=1", f"--teacher={tmp_path / 'teacher'}") == 0
+    for name in ("teacher", "student"):
+        assert convert([str(tmp_path / name), "--out", str(tmp_path / f"{name}.safetensors")]) == 0
+    loaded = load_run(tmp_path / "student")
+    expected = to_torch(loaded.objective.student, {"params": jax.device_get(loaded.params["student"])})
+    for key, value in load_file(tmp_path / "student.safetensors").items():
+        np.testing.assert_array_equal(value, expected[key])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["{weights}", "--out", "{weights}"], "exists: name a new one"),
+        (["{weights}", "--out", "new"], "--model is missing"),
+        (["{weights}", "--out", "new", "--model=vti"], "did you mean vit"),
+        (["{weights}", "--out", "new", "--model=vit/tiny", "--model-args", "num_classes=5"], "does not fit ViT"),
+        (
+            ["IMAGENET1K_V3", "--out", "new", "--model=resnet50"],
+            "IMAGENET1K_V3 does not exist: .* or one of IMAGENET1K_V1",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, named, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert convert([argument.format(weights=weights) for argument in arguments]) == 2
+    message = capsys.readouterr().err
+    assert re.search(named, message), message
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,36 @@
+"""The notebooks run from their first cell to their last, on a CPU with the small settings that they choose there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_run(path, tmp_path):
+    cells = jupytext.read(path).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert code[0].startswith("%pip install")  # which is a command of Jupyter's, and done here
+    (tmp_path / "notebook.py").write_text("\n\n".join(code[1:]))
+    cache = {"VIT_JAX_CACHE": str(tmp_path / "cache"), "MPLBACKEND": "agg", "PYTHONPATH": str(path.parents[1])}
+    offline = {"http_proxy": "http://localhost:9", "https_proxy": "http://localhost:9"}
+    ran = subprocess.run(
+        [sys.executable, "notebook.py"],
+        cwd=tmp_path,
+        env=os.environ | cache | offline | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_there_are_four():
+    assert [path.stem for path in NOTEBOOKS] == ["distil_teacher", "flax_loop", "own_images", "quick_start"]

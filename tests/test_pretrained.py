@@ -1,0 +1,91 @@
+"""Published weights, from a server that is a folder of this machine."""
+
+import hashlib
+
+import pytest
+
+from train import pretrained
+from train.config import UserError
+from vit_jax.teachers import TEACHERS
+from vit_jax.teachers.weights import HALF, IMAGENET, WEIGHTS, Weights, preprocessing_of, published_weights
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder that is asked instead of torchvision's server, with one file for resnet18."""
+    content = b"weights" * 1000
+    file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / file).write_bytes(content)
+    monkeypatch.setattr(pretrained, "URL", folder.as_uri() + "/")
+    published = Weights(file, preprocessing_of("resnet18"))
+    monkeypatch.setitem(WEIGHTS, "resnet18", {"IMAGENET1K_V1": published})
+    return folder / file
+
+
+def test_weights_are_fetched_once_and_kept(server, tmp_path):
+    path = pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path / "cache" / "deep")
+    assert path.read_bytes() == server.read_bytes()
+    server.unlink()
+    assert pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path / "cache" / "deep") == path
+
+
+def test_without_a_network_it_says_which_file_to_put_where(server, tmp_path):
+    name = server.name
+    server.unlink()
+    with pytest.raises(UserError, match=f"{name} cannot be fetched .*: fetch it elsewhere, and put it at .*{name}"):
+        pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_another_file_under_that_name_is_refused(server, tmp_path):
+    server.write_bytes(b"something else")
+    with pytest.raises(UserError, match="did not give the published file"):
+        pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["server"]
+    (tmp_path / server.name).write_bytes(b"half of it")
+    with pytest.raises(UserError, match="delete it"):
+        pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path)
+
+
+def test_a_source_is_a_file_or_the_name_of_weights(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "CACHE", tmp_path / "cache")
+    assert pretrained.weights_file("resnet18", str(server)) == str(server)
+    with pytest.raises(UserError, match=r"/nowhere.pth does not exist: .* or one of IMAGENET1K_V1"):
+        pretrained.weights_file("resnet18", "/nowhere.pth")
+    with pytest.raises(UserError, match=r"/nowhere.pth does not exist: expected a .pth, .pt or .safetensors file$"):
+        pretrained.weights_file("vit/tiny", "/nowhere.pth")
+
+
+def test_every_teacher_has_published_weights():
+    assert WEIGHTS.keys() == TEACHERS.keys()
+    with pytest.raises(ValueError, match="'IMAGENET1K_V9' of resnet50: expected one of IMAGENET1K_V1, IMAGENET1K_V2"):
+        published_weights("resnet50", "IMAGENET1K_V9")
+    with pytest.raises(ValueError, match="did you mean resnet50"):
+        published_weights("resnet5", "IMAGENET1K_V1")
+
+
+def test_preprocessing_follows_the_weights():
+    assert preprocessing_of("resnet50") == (224, 256, "bilinear", *IMAGENET)
+    assert preprocessing_of("resnet50", "resnet50-11ad3fa6.pth").resize == 232
+    assert preprocessing_of("googlenet")[3:] == HALF
+
+
+def test_the_table_is_torchvisions():
+    pytest.importorskip("torch")
+    import tests.upstream  # noqa: F401, which makes torchvision importable
+
+    torchvision = pytest.importorskip("torchvision")
+    for teacher in TEACHERS:
+        theirs = {w.name: w for w in torchvision.models.get_model_weights(teacher)}
+        theirs.pop("IMAGENET1K_FEATURES", None)  # has no classifier
+        assert WEIGHTS[teacher].keys() == theirs.keys()
+        for name, ours in WEIGHTS[teacher].items():
+            assert theirs[name].url == pretrained.URL + ours.file
+            seen, shown = ours.preprocessing, theirs[name].transforms()
+            assert [seen.crop] == shown.crop_size
+            assert [seen.resize] == shown.resize_size
+            assert seen.interpolation == shown.interpolation.value
+            if teacher not in ("googlenet", "inception_v3"):
+                assert (seen.mean, seen.std) == (tuple(shown.mean), tuple(shown.std))

@@ -1,0 +1,101 @@
+"""Convert weights between torch and Orbax: `python -m train.convert SOURCE --model NAME --out PATH`.
+
+SOURCE is a torch file (.pth, .pt, .safetensors), published weights of torchvision (IMAGENET1K_V1), a folder that this
+command wrote, or a workdir of the trainer. PATH ends in .safetensors for torch's names and layouts; any other becomes a
+folder of Flax variables, written by Orbax.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from train.build import is_workdir, load_run, make_network, model_variables, parse_arguments
+from train.config import UserError
+from train.pretrained import weights_file
+from vit_jax.convert import from_torch, to_torch
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional],
+    out: Path,
+    model: str | None = None,
+    model_args: tuple[str, ...] = (),
+    input_shape: tuple[int, ...] | None = None,
+) -> None:
+    """Read weights in one form and write them in the other.
+
+    Args:
+        source: Torch file, name of published weights, folder of Flax variables, or workdir of the trainer.
+        out: File that ends in .safetensors, or folder; it must not exist yet.
+        model: Name of a model (NAME or NAME/PRESET) or of a torchvision network; a workdir knows its own.
+        model_args: Arguments over the preset's, as KEY=VALUE.
+        input_shape: Shape of one input without the batch; default: an image of the model's size and channels.
+    """
+    if out.exists():
+        raise UserError(f"--out {out} exists: name a new one")
+    if is_workdir(source):
+        network, variables = model_variables(load_run(Path(source)))
+    elif model is None:
+        raise UserError(f"--model is missing, and {source} does not say which model its weights are of")
+    else:
+        try:
+            network = make_network(model, **parse_arguments("--model-args", model_args))
+            variables = read(source, model, network, jnp.zeros((1, *(input_shape or image_shape(network)))))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+    write(out, network, variables)
+    print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {out}")
+
+
+def image_shape(network: nn.Module) -> tuple[int, int, int]:
+    """Height, width and channels that `network` was made for."""
+    size = getattr(network, "image_size", None) or 224
+    return (*((size, size) if isinstance(size, int) else size), getattr(network, "channels", 3))
+
+
+def read(source: str, model: str, network: nn.Module, inputs: jax.Array) -> PyTree:
+    """Variables of `network` from what `source` names. Raises ValueError for weights that do not fit."""
+    if not Path(source).is_dir():
+        return from_torch(network, weights_file(model, source), inputs)
+    abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(Path(source).absolute(), abstract)
+
+
+def write(out: Path, network: nn.Module, variables: PyTree) -> None:
+    """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix != ".safetensors":
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(out.absolute(), variables)
+        return
+    from safetensors.numpy import save_file
+
+    part = out.with_suffix(".part")
+    try:
+        save_file({key: np.ascontiguousarray(value) for key, value in to_torch(network, variables).items()}, part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
+    try:
+        tyro.cli(convert, args=argv, prog="python -m train.convert", description=__doc__)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

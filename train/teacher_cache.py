@@ -1,0 +1,88 @@
+"""A teacher's logits for every view of every training image, computed once and kept in the workdir."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich.progress
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from train.config import Augment, Config, UserError
+from train.data import Dataset, view_batches
+from train.sharding import replicated, to_devices
+from train.step import cast
+from vit_jax.objectives.distill import Teacher
+
+FILE = "teacher_logits.npy"
+
+
+def with_views(config: Config) -> Config:
+    """`config` with a single view where the teacher's logits are kept and nothing varies.
+
+    Raises UserError where they cannot be kept, and for views of images that are mixed.
+    """
+    distill, augment = config.distill, config.augment
+    if distill.views and (augment.mixup or augment.cutmix):
+        raise UserError("--distill.views cannot hold images mixed with others: set --augment.mixup and .cutmix to 0")
+    if not distill.cache:
+        return config
+    if distill.teacher is None:
+        raise UserError("--distill.cache is set without --distill.teacher")
+    if jax.process_count() > 1:
+        raise UserError(f"--distill.cache works on one host, not on {jax.process_count()}")
+    if distill.views:
+        return config
+    if augment != Augment() or config.data.min_crop < 1:
+        raise UserError(
+            "--distill.cache needs images that come again as they were: give a number of --distill.views, "
+            "or switch off the augmentation (--augment.* and --data.min-crop)"
+        )
+    return dataclasses.replace(config, distill=dataclasses.replace(distill, views=1))
+
+
+def cached_logits(
+    workdir: Path,
+    config: Config,
+    dataset: Dataset,
+    teacher: Teacher,
+    variables: PyTree,
+    prepare: Callable,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Logits (views * examples, k), float32, in the order of "sample", from `workdir` if they are there.
+
+    `prepare(key, batch)` makes the images of a batch.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        samples, classes = config.distill.views * len(dataset.train), len(dataset.class_names)
+        part = path.with_suffix(".part")
+        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(samples, classes))
+
+        def logits_of(variables, batch):
+            images, _ = prepare(None, batch)
+            return teacher.apply(cast(variables, config.dtype), images.astype(config.dtype)).astype(np.float32)
+
+        logits_of = jax.jit(logits_of, out_shardings=replicated(mesh))
+        batches = view_batches(dataset, config.data, config.eval_batch_size, config.seed, config.distill.views)
+        steps = -(-samples // config.eval_batch_size)
+        for batch in rich.progress.track(batches, total=steps, description=f"teacher, into {path}"):
+            count = len(batch["sample"])
+            batch = {name: _padded(rows, config.eval_batch_size) for name, rows in batch.items()}
+            table[batch["sample"][:count]] = np.asarray(logits_of(variables, to_devices(batch, mesh)))[:count]
+        table.flush()
+        part.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def with_teacher(batch: Mapping[str, np.ndarray], logits: np.ndarray | None) -> Mapping[str, np.ndarray]:
+    """`batch` with the teacher's logits for its samples, if they are kept."""
+    return batch if logits is None else {**batch, "teacher": logits[batch["sample"]]}
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """`rows`, and the first of them again up to `size`, so that all batches have one shape."""
+    return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])
