@@ -22,6 +22,7 @@ from vit_jax.layers.pointwise import PointwiseConv
 from vit_jax.layers.positions import relative_positions, sincos_2d
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.softmax import softmax
+from vit_jax.layers.squeeze_excitation import SqueezeExcitation
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 from vit_jax.layers.transformer import Transformer
 from vit_jax.layers.unfold import unfold, unfold_grid
@@ -47,6 +48,7 @@ __all__ = [
     "PatchProjection",
     "PlainViT",
     "PointwiseConv",
+    "SqueezeExcitation",
     "Transformer",
     "WindowAttention",
     "add_positions",
