@@ -19,6 +19,7 @@ Three more names are read from a model's file, where upstream has such tensors, 
     TORCH_ALIASES = ((r"encoder\.(\w+)", r"decoder.\1"), ...)   # (torch key pattern, second key) of tied tensors
     def torch_constants(model) -> dict[str, np.ndarray]: ...    # buffers that the model computes for itself
 
+Each of these names is looked for in the file of the model's class, then in those of its bases.
 A submodule that the user passed in (`transformer=`, or one of a tuple) is named by the tables of its own file.
 """
 
@@ -141,7 +142,7 @@ def _renamed(model: nn.Module, name: str) -> str:
 
 def _current_key(model: nn.Module, key: str) -> str:
     """Torch's key of today for one of a file that may be older."""
-    for pattern, current in getattr(_file(model), "TORCH_FORMER_KEYS", ()):
+    for pattern, current in _named(model, "TORCH_FORMER_KEYS"):
         key = re.sub(f"^{pattern}$", current, key)
     return key
 
@@ -159,11 +160,11 @@ def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndar
     """Torch keys that no leaf asks for: the key that each is a copy of, or its value."""
     derived = {
         re.sub(pattern, alias, key): key
-        for pattern, alias in getattr(_file(model), "TORCH_ALIASES", ())
+        for pattern, alias in _named(model, "TORCH_ALIASES")
         for key in keys
         if re.fullmatch(pattern, key)
     }
-    if constants := getattr(_file(model), "torch_constants", None):
+    if constants := _named(model, "torch_constants", None):
         derived |= constants(model)
     for path, inner in _submodules(model).items():
         name = _renamed(model, path)
@@ -183,14 +184,18 @@ def _submodules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _rules(model: nn.Module) -> tuple[tuple[str, str], ...]:
-    file = _file(model)
+    file = next((file for file in _files(model) if {"TORCH_RULES", "torch_rules"} & vars(file).keys()), None)
     return file.torch_rules(model) if hasattr(file, "torch_rules") else getattr(file, "TORCH_RULES", ())
 
 
-def _file(model: nn.Module) -> ModuleType:
-    """The file in which the class of `model`, or its nearest base that has rules, stands."""
-    files = [sys.modules[base.__module__] for base in type(model).__mro__]
-    return next((f for f in files if hasattr(f, "TORCH_RULES") or hasattr(f, "torch_rules")), files[0])
+def _named(model: nn.Module, name: str, default: Any = ()) -> Any:
+    """What the nearest file that has `name` says, of the class of `model` or of a base."""
+    return next((vars(file)[name] for file in _files(model) if name in vars(file)), default)
+
+
+def _files(model: nn.Module) -> list[ModuleType]:
+    """The files in which the class of `model` and its bases stand."""
+    return [sys.modules[base.__module__] for base in type(model).__mro__]
 
 
 def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from vit_jax.layers.batch_norm import BatchNorm
 from vit_jax.layers.blocks import Blocks, NormedBlocks
 from vit_jax.layers.context_attention import ContextAttention
 from vit_jax.layers.conv_feed_forward import ConvFeedForward
+from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.depthwise import DepthwiseConv
 from vit_jax.layers.feed_forward import FeedForward
@@ -36,6 +37,7 @@ __all__ = [
     "ChannelNorm",
     "ContextAttention",
     "ConvFeedForward",
+    "ConvNorm",
     "Dense",
     "DepthwiseConv",
     "FeedForward",

@@ -22,10 +22,11 @@ class FeedForward(nn.Module):
     norm: Callable[..., nn.Module] = LayerNorm
     last_dropout: float | None = None
     features: int | None = None
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"], *, train: bool = False) -> Float[Array, "*batch e"]:
-        hidden = gelu(Dense(self.hidden_dim, name="fc1")(self.norm(name="norm")(x)))
+        hidden = self.activation(Dense(self.hidden_dim, name="fc1")(self.norm(name="norm")(x)))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         out = Dense(self.features or x.shape[-1], name="fc2")(hidden)
         rate = self.dropout if self.last_dropout is None else self.last_dropout

@@ -131,10 +131,8 @@ class CrossFormer(MapViT, kw_only=True):
                 for reach, window in (("short", short), ("long", long)):
                     sizes = (reach, window, self.paper_position_bias, self.attn_dropout)
                     x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
-                    feed_forward = ConvFeedForward(
-                        4 * dim, self.ff_dropout, last_dropout=0.0, name=f"{reach}_ff_{i}_{j}"
-                    )
-                    x = x + feed_forward(x, train=train)
+                    rates = dict(dropout=self.ff_dropout, last_dropout=0.0)
+                    x = x + ConvFeedForward(4 * dim, **rates, name=f"{reach}_ff_{i}_{j}")(x, train=train)
         return x
 
 

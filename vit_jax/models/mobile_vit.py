@@ -18,28 +18,14 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, BatchNorm, Blocks, Dense, DepthwiseConv, LayerNorm, PointwiseConv
+from vit_jax import layers
+from vit_jax.layers import Attention, Blocks, Dense, FeedForward
 from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair
 from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Output, Tokens
+from vit_jax.layers.shapes import Images, Maps, Output
 from vit_jax.layers.stages import check_windows
 
-
-class ConvNorm(nn.Module):
-    """Convolution, batch norm and SiLU: (b, h, w, c) to (b, h / stride, w / stride, dim)."""
-
-    dim: int
-    kernel: int
-    stride: int = 1
-
-    @nn.compact
-    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
-        if self.kernel == 1:
-            x = PointwiseConv(self.dim, use_bias=False, name="conv")(x)
-        else:
-            window, strides = (self.kernel, self.kernel), (self.stride, self.stride)
-            x = nn.Conv(self.dim, window, strides, padding=self.kernel // 2, use_bias=False, name="conv")(x)
-        return jax.nn.silu(BatchNorm(name="norm")(x, train=train))
+ConvNorm = functools.partial(layers.ConvNorm, activation=jax.nn.silu)
 
 
 class InvertedResidual(nn.Module):
@@ -54,21 +40,9 @@ class InvertedResidual(nn.Module):
         y = x
         if self.expansion != 1:
             y = ConvNorm(int(x.shape[-1] * self.expansion), kernel=1, name="expand")(y, train=train)
-        y = DepthwiseConv(kernel=3, stride=self.stride, use_bias=False, name="depthwise")(y)
-        y = jax.nn.silu(BatchNorm(name="depthwise_norm")(y, train=train))
-        y = BatchNorm(name="project_norm")(PointwiseConv(self.dim, use_bias=False, name="project")(y), train=train)
+        y = ConvNorm(y.shape[-1], 3, self.stride, groups=y.shape[-1], name="depthwise")(y, train=train)
+        y = ConvNorm(self.dim, kernel=1, activation=None, name="project")(y, train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.dim else y
-
-
-class FeedForward(nn.Module):
-    """The usual block, with SiLU for GELU."""
-
-    hidden_dim: int
-
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        y = Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x))
-        return Dense(x.shape[-1], name="fc2")(jax.nn.silu(y))
 
 
 class MobileViTBlock(Blocks):
@@ -136,9 +110,10 @@ class MobileViT(nn.Module):
             x = InvertedResidual(width, stride, self.expansion, name=f"stem_{i}")(x, train=train)
         for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
             x = InvertedResidual(widths[4 + 2 * i], 2, self.expansion, name=f"reduce_{i}")(x, train=train)
-            parts = (functools.partial(Attention, 4, 8), functools.partial(FeedForward, (2 if i == 0 else 4) * dim))
-            block = MobileViTBlock(depth, *parts, dim, self.kernel_size, patch_size, name=f"mobile_{i}")
-            x = block(x, train=train)
+            attention = functools.partial(Attention, heads=4, dim_head=8)
+            feed_forward = functools.partial(FeedForward, (2 if i == 0 else 4) * dim, activation=jax.nn.silu)
+            sizes = (dim, self.kernel_size, patch_size)
+            x = MobileViTBlock(depth, attention, feed_forward, *sizes, name=f"mobile_{i}")(x, train=train)
         if not self.num_classes:
             return x
         x = ConvNorm(widths[-1], kernel=1, name="last_conv")(x, train=train).mean(axis=(1, 2))
@@ -157,10 +132,10 @@ PRESETS = {
 def torch_rules(model: MobileViT) -> Rules:
     """Upstream's inverted residual is one Sequential, shorter by three where nothing is widened."""
     first = 0 if model.expansion == 1 else 3
-    places = dict(depthwise=first, depthwise_norm=first + 1, project=first + 3, project_norm=first + 4)
     return (
         *sequential_rules("expand", "conv", conv=0, norm=1),
-        *((part, f"conv.{place}") for part, place in places.items()),
+        *sequential_rules("depthwise", "conv", conv=first, norm=first + 1),
+        *sequential_rules("project", "conv", conv=first + 3, norm=first + 4),
         *sequential_rules("last_conv", "to_logits.0", conv=0, norm=1),
         ("to_logits", "to_logits.2"),
         ("conv", "0"),

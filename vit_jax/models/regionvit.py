@@ -94,9 +94,9 @@ class RegionViT(MapViT, kw_only=True):
         at_least(self, window_size=1, local_patch_size=1)
         self._stages()
 
-    def _stages(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Widths and depths of the four stages."""
-        return per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0)
+    def _stages(self) -> list[tuple[int, int]]:
+        """Width and depth of each of the four stages."""
+        return list(zip(per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0), strict=True))
 
     def check_size(self, size, name="image_size"):
         check_sides(name, size, self._fits)
@@ -111,12 +111,13 @@ class RegionViT(MapViT, kw_only=True):
         return True
 
     def maps(self, images: Images, *, train: bool) -> Maps:
-        (dims, depths), side = self._stages(), self.local_patch_size * self.window_size
-        regions = rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
-        regions = PointwiseConv(dims[0], name="region_encoder")(regions)
-        local = self._local_encoder(images, dims[0])
-        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            if i > 0:
+        side = self.local_patch_size * self.window_size
+        local, regions = images, rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
+        for i, (dim, depth) in enumerate(self._stages()):
+            if i == 0:
+                local = self._local_encoder(images, dim)
+                regions = PointwiseConv(dim, name="region_encoder")(regions)
+            else:
                 halve = nn.Conv(dim, (3, 3), 2, padding=1, name=f"down_{i}")
                 local, regions = halve(local), halve(regions)
                 if self.use_peg:

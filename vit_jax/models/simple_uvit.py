@@ -59,5 +59,3 @@ TORCH_RULES = (
     (r"attn_(\d+)", r"layers.\1.1"),
     *feed_forward_rules(r"ff_(\d+)", r"layers.\1.2", fc2=3),
 )
-
-torch_constants = registers.torch_constants

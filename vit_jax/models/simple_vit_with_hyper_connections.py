@@ -89,5 +89,3 @@ TORCH_RULES = (
     (r"ff_connection_(\d+)", r"layers.\1.2"),
     *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3.net", fc2=3),
 )
-
-torch_constants = registers.torch_constants

@@ -35,8 +35,6 @@ class SimpleViTWithRegisterTokens(simple_vit.SimpleViT):
 
 PRESETS = {"tiny": TINY, "b16": vit_sizes(768), "l14": vit_sizes(1024, depth=24, patch_size=14)}
 
-TORCH_RULES = simple_vit.TORCH_RULES
-
 
 def torch_constants(model: SimpleViTWithRegisterTokens) -> dict[str, np.ndarray]:
     """Upstream stores an empty parameter where there are no registers."""

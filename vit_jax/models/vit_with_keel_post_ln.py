@@ -16,7 +16,6 @@ from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_EMBED_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models.vit import ViT
-from vit_jax.models.vit import torch_constants as torch_constants  # read by vit_jax.convert
 
 Norm = functools.partial(LayerNorm, use_bias=False)
 
