@@ -20,7 +20,7 @@ from vit_jax.layers.patch_embed import PatchEmbed
 from vit_jax.layers.patch_projection import PatchProjection
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.pointwise import PointwiseConv
-from vit_jax.layers.positions import relative_positions, sincos_2d
+from vit_jax.layers.positions import relative_positions, sincos_1d, sincos_2d
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.squeeze_excitation import SqueezeExcitation
@@ -63,6 +63,7 @@ __all__ = [
     "prepend",
     "relative_positions",
     "rotate",
+    "sincos_1d",
     "sincos_2d",
     "softmax",
     "standardize",

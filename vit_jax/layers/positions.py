@@ -16,6 +16,13 @@ def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
+def sincos_1d(count: int, dim: int) -> np.ndarray:
+    """Positions in a sequence, sine and cosine by turns (arXiv:1706.03762): float32 (count, dim)."""
+    feature = np.arange(dim)
+    angles = np.arange(count)[:, None] / 10000 ** (2 * (feature // 2) / dim)
+    return np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+
+
 def relative_positions(window: int) -> np.ndarray:
     """For each pair of pixels of a square window the number of their offset: (n, n), below (2 window - 1)**2."""
     row, column = np.mgrid[:window, :window].reshape(2, -1)

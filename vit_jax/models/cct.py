@@ -15,7 +15,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, add_positions, attend, gelu, prepend, softmax
+from vit_jax.layers import Dense, LayerNorm, add_positions, attend, gelu, prepend, sincos_1d, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect, one_of, pair
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -150,14 +150,7 @@ class CCT(nn.Module):
         shape = (1, rows * columns + (not self.seq_pool), self.embedding_dim)
         if self.positional_embedding == "learnable":
             return self.param("positional_emb", nn.initializers.truncated_normal(0.2), shape)
-        return jax.lax.stop_gradient(self.param("positional_emb", lambda key: jnp.asarray(sines(*shape[1:]))[None]))
-
-
-def sines(count: int, dim: int) -> np.ndarray:
-    """Positions in a sequence, sine and cosine by turns (arXiv:1706.03762): float32 (count, dim)."""
-    feature = np.arange(dim)
-    angles = np.arange(count)[:, None] / 10000 ** (2 * (feature // 2) / dim)
-    return np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+        return jax.lax.stop_gradient(self.param("positional_emb", lambda key: jnp.asarray(sincos_1d(*shape[1:]))[None]))
 
 
 def _function(layers):

@@ -57,3 +57,5 @@ class NaViTNestedTensor(NaViT):
 
 
 TORCH_RULES = MODULE_RULES
+
+torch_constants = None  # NaViT's: zeros in place of biases, which there are here where upstream has any

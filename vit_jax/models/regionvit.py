@@ -92,11 +92,7 @@ class RegionViT(MapViT, kw_only=True):
 
     def check(self):
         at_least(self, window_size=1, local_patch_size=1)
-        self._stages()
-
-    def _stages(self) -> list[tuple[int, int]]:
-        """Width and depth of each of the four stages."""
-        return list(zip(per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0), strict=True))
+        per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0)
 
     def check_size(self, size, name="image_size"):
         check_sides(name, size, self._fits)
@@ -113,7 +109,8 @@ class RegionViT(MapViT, kw_only=True):
     def maps(self, images: Images, *, train: bool) -> Maps:
         side = self.local_patch_size * self.window_size
         local, regions = images, rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
-        for i, (dim, depth) in enumerate(self._stages()):
+        stages = zip(per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0), strict=True)
+        for i, (dim, depth) in enumerate(stages):
             if i == 0:
                 local = self._local_encoder(images, dim)
                 regions = PointwiseConv(dim, name="region_encoder")(regions)
