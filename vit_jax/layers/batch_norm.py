@@ -7,15 +7,17 @@ from jaxtyping import Array, Float
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last: statistics of the batch when `train`, else the running ones.
 
-    Running statistics are `batch_stats`, float32, and move by a tenth (torch's momentum of 0.1).
+    Running statistics are `batch_stats`, float32, and move by `momentum` of the way, which is torch's meaning of it.
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
 
     epsilon: float = 1e-5
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    momentum: float = 0.1
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"], *, train: bool = False) -> Float[Array, "*batch d"]:
-        norm = nn.BatchNorm(not train, momentum=0.9, epsilon=self.epsilon, scale_init=self.scale_init, name="norm")
+        keep = 1 - self.momentum
+        norm = nn.BatchNorm(not train, momentum=keep, epsilon=self.epsilon, scale_init=self.scale_init, name="norm")
         nn.share_scope(self, norm)
         return norm(x)

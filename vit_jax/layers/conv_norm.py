@@ -41,9 +41,10 @@ class ConvNorm(nn.Module):
     groups: int = 1
     activation: Callable[[Array], Array] | None = jax.nn.relu
     epsilon: float = 1e-5
+    momentum: float = 0.1
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         x = make_conv(self.features, self.kernel, stride=self.stride, groups=self.groups, name="conv")(x)
-        x = BatchNorm(self.epsilon, name="norm")(x, train=train)
+        x = BatchNorm(self.epsilon, momentum=self.momentum, name="norm")(x, train=train)
         return x if self.activation is None else self.activation(x)
