@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from vit_jax.convert import from_torch, to_torch
+from vit_jax.convert import _torch_key, from_torch, to_torch
+from vit_jax.layers import BatchNorm, LayerNorm
 from vit_jax.teachers import FAMILIES, create_teacher, list_teachers
 
 torch = pytest.importorskip("torch")
@@ -25,26 +27,65 @@ def settled(module, images):
     norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    module.train()(images)
+    if norms:
+        module.train()(images)
     generator = torch.Generator().manual_seed(0)
     noise = lambda tensor: 0.1 * torch.randn(tensor.shape, generator=generator)
     for norm in norms:
         norm.running_mean.add_(noise(norm.running_mean) * norm.running_var.sqrt())
         norm.running_var.add_(1e-3).mul_(torch.exp(noise(norm.running_var)))
     for parameter in module.parameters():
-        if parameter.ndim < 2:
+        if parameter.ndim < 2 or parameter.amin() == parameter.amax():
             parameter.add_(noise(parameter))
     return module.eval()
 
 
+def our_norms(model, images):
+    """Epsilon and momentum of every norm, which logits hardly show, by its name in torch."""
+    found = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(module := context.module, BatchNorm | LayerNorm):
+            key = _torch_key(model, ("params", *module.path, "scale"))
+            found[key.removesuffix(".weight")] = (module.epsilon, getattr(module, "momentum", None))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+    return found
+
+
+def their_norms(module):
+    return {
+        name: (norm.eps, getattr(norm, "momentum", None))
+        for name, norm in module.named_modules()
+        if isinstance(norm, torch.nn.BatchNorm2d | torch.nn.LayerNorm)
+    }
+
+
+def networks(name):
+    """Arguments of each network to compare, and sizes of its images: those that take one alone are built twice."""
+    if name.startswith("vit_"):
+        patch_size = int(name.rpartition("_")[2])
+        return [(dict(image_size=size), [(size, size)]) for size in (224, 5 * patch_size)]
+    if name.startswith("maxvit_"):
+        return [(dict(input_size=(size, size)), [(size, size)]) for size in (224, 222)]
+    return [({}, [(224, 224), (160, 192)])]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_logits_equal_torchvisions(name):
+    for arguments, sizes in networks(name):
+        assert_logits_equal(name, arguments, sizes)
+
+
+def assert_logits_equal(name, arguments, sizes):
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)(weights=None)
-    ours = create_teacher(name)
+    theirs = getattr(torchvision.models, name)(weights=None, **arguments)
+    ours = create_teacher(name, **arguments)
     apply = jax.jit(ours.apply)
     rng = np.random.default_rng(0)
-    sizes = ((224, 224), (160, 192))
+    assert our_norms(ours, np.zeros((1, *sizes[0], 3), np.float32)) == their_norms(theirs)
     theirs = settled(theirs, channels_first(rng.standard_normal((4, *sizes[0], 3), np.float32)))
     variables = None
     for size in sizes:
