@@ -28,10 +28,11 @@ def check_depth(model: nn.Module) -> None:
     at_least(model, depth=1)
 
 
-def check_windows(size: int | Sequence[int], windows: Sequence[int], stride: int = 4) -> None:
+def check_windows(size: int | Sequence[int], windows: Sequence[int], stride: int = 4, name: str = "image_size") -> None:
     """Raises ValueError, naming sides that do, unless windows of these sides, one for each stage, tile its map.
 
-    The map of stage i has one pixel for every `stride * 2**i` of the image, the last of which may be cut off.
+    The map of stage i has one pixel for every `stride * 2**i` of the image, the last of which may be cut off. `name` is
+    that of the argument `size` came as.
     """
     tiles = lambda side: all(math.ceil(side / (stride * 2**i)) % window == 0 for i, window in enumerate(windows))
-    check_sides("image_size", size, tiles)
+    check_sides(name, size, tiles)
