@@ -1,6 +1,8 @@
 """The walls of the house: who imports whom, and what a model's file says of itself."""
 
 import ast
+import importlib.util
+import statistics
 import sys
 from pathlib import Path
 
@@ -95,6 +97,18 @@ def test_a_model_says_where_it_comes_from(path):
     assert f"Upstream: vit_pytorch/{path.stem}.py" in header
     assert "Differs from upstream: " in header
     assert "\nAxes: " in header
+
+
+def test_model_files_are_short():
+    lines = {path.name: len(path.read_text().splitlines()) for path in MODEL_FILES}
+    assert max(lines.values()) <= 300, max(lines, key=lines.get)
+    assert statistics.median(lines.values()) <= 120
+    upstream = importlib.util.find_spec("vit_pytorch")
+    if upstream is None:
+        pytest.skip("vit-pytorch is not installed, whose lines are the measure")
+    folder = Path(upstream.submodule_search_locations[0])
+    theirs = sum(len((folder / path.name).read_text().splitlines()) for path in MODEL_FILES)
+    assert sum(lines.values()) < theirs / 2
 
 
 def test_nothing_imports_the_trainer_or_upstream():
