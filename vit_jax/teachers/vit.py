@@ -100,3 +100,9 @@ TORCH_RULES = (
     ("(ln|pos_embedding)", r"encoder.\1"),
     ("head", "heads.head"),
 )
+
+# torchvision's published files are older than its present feed-forward.
+TORCH_FORMER_KEYS = (
+    (r"(.*\.mlp)\.linear_1\.(\w+)", r"\1.0.\2"),
+    (r"(.*\.mlp)\.linear_2\.(\w+)", r"\1.3.\2"),
+)

@@ -1,0 +1,90 @@
+"""ShuffleNet V2: every block leaves half of the channels as they are, and channels of both halves then take turns.
+
+Source: Ma et al. 2018, arXiv:1807.11164. torchvision: models/shufflenetv2.py.
+Axes: b batch, h rows, w columns, d features, k classes.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers import ConvNorm, Dense
+from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.shapes import Images, Maps, Output
+
+
+class Block(nn.Module):
+    """Two branches, interleaved: the first one is half of the input, or at a `stride` a convolution of all of it."""
+
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
+        width = self.features // 2
+        if self.stride > 1:
+            kept = self._depthwise(x.shape[-1], "branch1_depthwise")(x, train=train)
+            kept = ConvNorm(width, 1, name="branch1_out")(kept, train=train)
+        else:
+            kept, x = jnp.split(x, 2, axis=-1)
+        x = ConvNorm(width, 1, name="branch2_in")(x, train=train)
+        x = self._depthwise(width, "branch2_depthwise")(x, train=train)
+        x = ConvNorm(width, 1, name="branch2_out")(x, train=train)
+        return rearrange([kept, x], "branch b h w d -> b h w (d branch)")
+
+    def _depthwise(self, features: int, name: str) -> ConvNorm:
+        return ConvNorm(features, 3, self.stride, features, activation=None, name=name)
+
+
+class ShuffleNetV2(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
+
+    `stages_repeats` is the number of blocks in each stage; `stages_out_channels` are the widths of the stem, of each
+    stage, and of the features. Raises ValueError when there are not as many, or when the width of a stage is odd.
+    """
+
+    stages_out_channels: tuple[int, ...]
+    stages_repeats: tuple[int, ...] = (4, 8, 4)
+    num_classes: int = 1000
+    channels: int = 3
+
+    def __post_init__(self):
+        check_arguments(self)
+        at_least(self, stages_out_channels=1, stages_repeats=1)
+        count = len(self.stages_repeats) + 2
+        expect(self, "stages_out_channels", len(self.stages_out_channels) == count, f"{count} numbers")
+        even = not any(width % 2 for width in self.stages_out_channels[1:-1])
+        expect(self, "stages_out_channels", even, "even numbers between the first and the last")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
+        check_images(images, self.channels)
+        stem, *widths, features = self.stages_out_channels
+        x = ConvNorm(stem, 3, stride=2, name="conv1")(images, train=train)
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for i, (width, repeats) in enumerate(zip(widths, self.stages_repeats, strict=True), 2):
+            for j in range(repeats):
+                x = Block(width, 1 if j else 2, name=f"stage{i}_{j}")(x, train=train)
+        x = ConvNorm(features, 1, name="conv5")(x, train=train).mean(axis=(1, 2))
+        return Dense(self.num_classes, name="fc")(x) if self.num_classes else x
+
+
+PRESETS = {
+    "shufflenet_v2_x0_5": dict(stages_out_channels=(24, 48, 96, 192, 1024)),
+    "shufflenet_v2_x1_0": dict(stages_out_channels=(24, 116, 232, 464, 1024)),
+    "shufflenet_v2_x1_5": dict(stages_out_channels=(24, 176, 352, 704, 1024)),
+    "shufflenet_v2_x2_0": dict(stages_out_channels=(24, 244, 488, 976, 2048)),
+}
+
+TORCH_RULES = (
+    (r"stage(\d)_(\d+)", r"stage\1.\2"),
+    *sequential_rules("branch1_depthwise", "branch1", conv=0, norm=1),
+    *sequential_rules("branch1_out", "branch1", conv=2, norm=3),
+    *sequential_rules("branch2_in", "branch2", conv=0, norm=1),
+    *sequential_rules("branch2_depthwise", "branch2", conv=3, norm=4),
+    *sequential_rules("branch2_out", "branch2", conv=5, norm=6),
+    *sequential_rules(r"conv(\d)", r"conv\1", conv=0, norm=1),
+)
