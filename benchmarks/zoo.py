@@ -28,7 +28,7 @@ def main() -> None:
     """Measure what is missing and write it down."""
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
     for name in rich.progress.track([name for name in classifiers("step_time") if name not in result["models"]]):
-        options = Options(model=name, model_args=MODEL_ARGS.get(name, ()), batch_size=64, repeats=7, seconds=0.25)
+        options = Options(model=name, model_args=MODEL_ARGS.get(name, ()), batch_size=64, repeats=5, seconds=0.2)
         measured = measure(options)
         ratios = {what: measured[what]["ratio"] for what in ("forward", "train")}
         result["models"][name] = ratios | {"logits_differ": measured["logits_differ"]}

@@ -332,7 +332,7 @@ def test_images_that_patches_do_not_fill_are_named(name):
         ("pit", dict(depth=2), "depth=2: expected a tuple"),
         ("pit", dict(depth=()), r"depth=\(\): expected"),
         ("pit", dict(depth=(1, -1)), r"depth=\(1, -1\): expected"),
-        ("pit", dict(heads=(1, 2, 3)), r"heads=\(1, 2, 3\): expected one number, or 2 as depth=\(1, 2\) has"),
+        ("pit", dict(heads=(1, 2, 3)), r"heads=\(1, 2, 3\): expected one number, or 2, one for each stage"),
         ("pit", dict(mlp_dim=(8,)), r"mlp_dim=\(8,\): expected one number, or 2"),
         ("pit", dict(image_size=8, patch_size=1), "patch_size=1: expected at least 2"),
         ("t2t", dict(image_size=2, t2t_layers=((7, 4),)), r"image of \(2, 2\) pixels: expected at least \(7, 7\)"),

@@ -322,7 +322,7 @@ def test_bad_values_are_named(kwargs, message):
 
 
 def test_bad_students_are_named():
-    with pytest.raises(ValueError, match="student=CaiT: expected a model with `encode` and `head`"):
+    with pytest.raises(ValueError, match="student=CaiT: expected a model whose `encode` takes extra tokens"):
         Distilled(build(ROWS["cait"]))
     with pytest.raises(ValueError, match=r"student.num_classes=0: expected a classifier"):
         Distilled(build(ROWS["vit"], num_classes=0))

@@ -95,7 +95,7 @@ def test_parameter_count_is_upstreams(case):
     assert sum(p.numel() for p in build_upstream(case).parameters()) == case.parameters
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", [0])
 @pytest.mark.parametrize("name", list_models())
 def test_other_configurations_are_equal_too(name, seed):

@@ -33,12 +33,8 @@ def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, vi
     if seed < 0:
         raise UserError(f"seed is {seed}: expected 0 or more")
     examples = len(dataset.train)
-
-    def shuffled(position: int, row: int) -> int:
-        epoch = position // examples
-        return int(_permutation(examples, seed, epoch)[row]) + examples * (epoch % max(1, views))
-
-    samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(shuffled)
+    sample = functools.partial(_sample, examples, seed, max(1, views))
+    samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(sample)
     return iter(_train_batches(dataset, config, samples, _share(batch_size), seed, views))
 
 
@@ -86,6 +82,12 @@ def eval_batches(dataset: Dataset, config: Data, batch_size: int) -> Iterator[di
 def image_to_input(path: str | os.PathLike, image_shape: tuple[int, int, int], config: Data) -> np.ndarray:
     """One image file as evaluation sees it: uint8 of `image_shape` (height, width, channels)."""
     return center_crop(decode(path, image_shape[2], str(path)), image_shape[:2], config.eval_crop)
+
+
+def _sample(examples: int, seed: int, views: int, position: int, row: int) -> int:
+    """Which view of which example stands at a position of the endless order."""
+    epoch = position // examples
+    return int(_permutation(examples, seed, epoch)[row]) + examples * (epoch % views)
 
 
 @functools.lru_cache(maxsize=2)  # batches, and threads that run ahead, straddle two epochs

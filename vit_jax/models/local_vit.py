@@ -69,8 +69,8 @@ class LocalViT(PlainViT):
 
     def encode(self, images: Images, *, train: bool = False) -> Tokens:
         """Tokens after the transformer; extra ones would have no place in the grid."""
-        rows, _ = patch_grid(images.shape[1:3], self.patch_size)
-        return self.transformer(self.embed(images, train=train), rows, train=train)
+        x = self.embed(images, train=train)
+        return self.transformer(x, patch_grid(images.shape[1:3], self.patch_size)[0], train=train)
 
 
 PRESETS = {"tiny": TINY, "t": vit_sizes(192, heads=4, dim_head=48), "s": vit_sizes(384)}
