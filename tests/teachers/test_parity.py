@@ -23,20 +23,25 @@ EVERY = [
 
 @torch.no_grad()
 def settled(module, images):
-    """`module` as after some training: running statistics of its own activations, and nothing at its default."""
-    norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    if norms:
-        module.train()(images)
+    """`module` as after some training: nothing at its default, and running statistics of its own activations.
+
+    Those are exact: in deep networks small errors of them would add up, and hide the difference between images.
+    """
     generator = torch.Generator().manual_seed(0)
-    noise = lambda tensor: 0.1 * torch.randn(tensor.shape, generator=generator)
-    for norm in norms:
-        norm.running_mean.add_(noise(norm.running_mean) * norm.running_var.sqrt())
-        norm.running_var.add_(1e-3).mul_(torch.exp(noise(norm.running_var)))
+    has = lambda *types: [m for m in module.modules() if isinstance(m, types)]
+    batch_norms = has(torch.nn.BatchNorm2d)
     for parameter in module.parameters():
         if parameter.ndim < 2 or parameter.amin() == parameter.amax():
-            parameter.add_(noise(parameter))
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        elif not batch_norms and not has(torch.nn.LayerNorm):  # so that the difference does not fade
+            torch.nn.init.kaiming_normal_(parameter)
+    if batch_norms:
+        for norm in batch_norms:
+            norm.momentum = 1.0
+        module.train()
+        for dropout in has(torch.nn.Dropout, torchvision.ops.StochasticDepth):
+            dropout.eval()
+        module(images)
     return module.eval()
 
 
