@@ -237,7 +237,7 @@ class TorchSide:
 def torch_twin(ours):
     """Upstream's module with the arguments of `ours`, as far as it takes them, modules among them too.
 
-    Where upstream's crashes, it is repaired as in the tests.
+    Where upstream's crashes, it is repaired as in the first row of its tests, which may make it take further arguments.
     """
     from tests.cases import FIRST
     from tests.cases.case import build_upstream
@@ -249,7 +249,7 @@ def torch_twin(ours):
     file, _, class_name = case.upstream.partition(":")
     accepted = inspect.signature(getattr(importlib.import_module(f"vit_pytorch.{file}"), class_name)).parameters
     fields = {field.name for field in dataclasses.fields(ours)} - {"parent", "name"}
-    arguments = {key: getattr(ours, key) for key in fields & accepted.keys()}
+    arguments = {key: getattr(ours, key) for key in fields & (accepted.keys() | case.kwargs.keys())}
     arguments = {
         key: torch_twin(value) if dataclasses.is_dataclass(value) else value for key, value in arguments.items()
     }
