@@ -105,7 +105,8 @@ Written by `python docs/make_models.py`; do not edit. Every model computes what 
 computes, values and gradients; what it does otherwise stands in [deviations.md](deviations.md).
 
 The last two columns are the speed of ours over upstream's in eager PyTorch, forward and train step, of the `tiny`
-preset at batch 64 ({machine}): above 1, ours is the faster. They say little about large models, for which
+preset at batch 64 ({machine}): above 1, ours is the faster; they are empty where upstream
+does not run that preset, or is no classifier. They say little about large models, for which
 [benchmarks](../benchmarks/README.md) has ViT-Ti/16.
 
 | model | idea | paper | forward | train |
