@@ -15,6 +15,8 @@ from tests.upstream import channels_first  # noqa: E402, which makes torchvision
 torchvision = pytest.importorskip("torchvision")
 
 ALWAYS = {names.split()[0] for names in FAMILIES.values()} | {"resnet50", "resnext50_32x4d"}
+# Rounding grows through so many layers of random weights: torch's own logits in float32 are 3e-4 off those in float64.
+TOLERANCE = {"resnet152": 1e-3}
 EVERY = [
     name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive)
     for name in torchvision.models.list_models(module=torchvision.models)
@@ -105,7 +107,7 @@ def assert_logits_equal(name, arguments, sizes):
         with torch.no_grad():
             expected = theirs(channels_first(images)).numpy()
         logits = apply(variables, images)
-        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.abs(logits - expected).max() <= TOLERANCE.get(name, 1e-4) * np.abs(expected).max()
         assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()  # images tell in them
 
 
