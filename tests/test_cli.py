@@ -121,6 +121,12 @@ MISTAKES = [
 ]
 
 
+def test_the_teachers_image_size_is_checked(tmp_path, capsys):
+    options = ["--distill.image-size", "0", "8", f"--workdir={tmp_path / 'run'}"]
+    assert main(options) == 2
+    assert "--distill.image-size is (0, 8); it must be a height and a width of 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("option", "expected"), MISTAKES, ids=[option for option, _ in MISTAKES])
 def test_mistakes_are_one_line_and_leave_nothing(option, expected, tmp_path, capsys):
     message = error(capsys, tmp_path / "run", option)

@@ -64,6 +64,7 @@ def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
     [
         (["{weights}", "--out", "{weights}"], "exists: name a new one"),
         (["{weights}", "--out", "new"], "--model is missing"),
+        (["{weights}", "--out", "{weights}/in/a/file.safetensors", *VIT], "cannot be written"),
         (["{weights}", "--out", "new", "--model=vti"], "did you mean vit"),
         (["{weights}", "--out", "new", "--model=vit/tiny", "--model-args", "num_classes=5"], "does not fit ViT"),
         (

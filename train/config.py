@@ -177,6 +177,12 @@ def check(config: Config) -> None:
         ("keep", config.keep, config.keep >= 1, "1 or more"),
         ("optim.accumulate", config.optim.accumulate, config.optim.accumulate >= 1, "1 or more"),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "at least 0 and below 1"),
+        (
+            "distill.image-size",
+            config.distill.image_size,
+            min(config.distill.image_size or (1,)) >= 1,
+            "a height and a width of 1 or more",
+        ),
         ("distill.views", config.distill.views, config.distill.views >= 0, "0 or more"),
         ("distill.temperature", config.distill.temperature, 0 < config.distill.temperature < math.inf, "positive"),
         ("distill.alpha", config.distill.alpha, 0 <= config.distill.alpha <= 1, "0 to 1"),

@@ -51,7 +51,10 @@ def convert(
             variables = read(source, model, network, jnp.zeros((1, *(input_shape or image_shape(network)))))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(str(error)) from error
-    write(out, network, variables)
+    try:
+        write(out, network, variables)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {out}")
 
 
@@ -79,7 +82,7 @@ def write(out: Path, network: nn.Module, variables: PyTree) -> None:
         return
     from safetensors.numpy import save_file
 
-    part = out.with_suffix(".part")
+    part = out.with_name(f"{out.name}.part")
     try:
         save_file({key: np.ascontiguousarray(value) for key, value in to_torch(network, variables).items()}, part)
         part.replace(out)

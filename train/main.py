@@ -76,9 +76,12 @@ def default_workdir(config: Config) -> str:
 
 def start_tpu() -> None:
     """Join the other hosts, where there are any, and require TPUs. Raises UserError without them."""
-    # A ValueError: JAX finds no cluster to join. A RuntimeError: it is in use already, as in a notebook.
-    with contextlib.suppress(ValueError, RuntimeError):
-        jax.distributed.initialize()
+    try:
+        with contextlib.suppress(ValueError):  # JAX finds no cluster to join: a single host
+            jax.distributed.initialize()
+    except RuntimeError as error:
+        if "must be called before" not in str(error):  # JAX is not merely in use already, as it is in a notebook
+            raise UserError(f"--tpu could not join the other hosts: {error}") from error
     devices = jax.devices()
     if jax.default_backend() != "tpu":
         raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, devices))}")
