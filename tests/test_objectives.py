@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 import vit_jax
-from tests.cases import CASES, CLASSIFIERS, FIRST
+from tests.cases import CASES, FIRST, IMAGE_CLASSIFIERS
 from tests.cases.case import BLOCKS, IMAGE, build, build_upstream
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
@@ -292,7 +292,7 @@ def test_a_teacher_gets_images_as_it_learned_to_see_them():
 
 
 def test_every_plain_model_takes_a_distillation_token():
-    students = [name for name in CLASSIFIERS if is_distillable(build(FIRST[name]))]
+    students = [name for name in IMAGE_CLASSIFIERS if is_distillable(build(FIRST[name]))]
     assert {"vit", "t2t", "efficient", "deepvit", "simple_vit", "vit_with_decorr", "jumbo_vit"} <= set(students)
     assert not {"cait", "local_vit", "max_vit", "ats_vit"} & set(students)
     for name in students:

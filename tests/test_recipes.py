@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from tests.cases import CLASSIFIERS
+from tests.cases import IMAGE_CLASSIFIERS
 from train import augment
 from train.build import DataInfo, build_model
 from train.config import Augment, Config, Data, Distill, Optim, UserError, check
@@ -39,7 +39,7 @@ def test_every_recipe_makes_sense(name):
     make_schedule(config.optim, 100, 10.0)
 
 
-@pytest.mark.parametrize("model", CLASSIFIERS)
+@pytest.mark.parametrize("model", IMAGE_CLASSIFIERS)
 def test_digits_has_arguments_that_fit_every_model(model):
     config = base_config(None, model, None)
     assert config.recipe == "digits"

@@ -4,6 +4,7 @@ CASES: rows; the first of a name is its plainest form.
 PUBLISHED: "name/preset" to (parameters with 1000 classes, relative tolerance), for every preset but "tiny".
 draw(rng): rows with other arguments, drawn at random, one for each name.
 EXEMPT, if there is one: tests of tests/test_models.py that cannot hold for the model, each with its reason.
+example(model), for what takes no images: the shape of one input of a model built from a preset.
 """
 
 import importlib
@@ -20,12 +21,25 @@ FILES = {
 CASES = [case for file in FILES.values() for case in file.CASES]
 FIRST = {case.name: case for case in reversed(CASES)}
 PUBLISHED = {preset: size for file in FILES.values() for preset, size in file.PUBLISHED.items()}
-CLASSIFIERS = [name for name, case in FIRST.items() if "num_classes" in case.kwargs]
+CLASSIFIERS = [name for name, case in FIRST.items() if "num_classes" in case.kwargs]  # of whatever they take
+IMAGE_CLASSIFIERS = [name for name in CLASSIFIERS if FIRST[name].takes_images]
 
 
-def classifiers(test: str) -> list[str]:
-    """Names of the classifiers that `test` holds for."""
-    return [name for name in CLASSIFIERS if test not in getattr(FILES[name.partition(":")[0]], "EXEMPT", {})]
+def file_of(name: str):
+    """The file of the model `name`'s rows."""
+    return FILES[name.partition(":")[0]]
+
+
+def holds_for(test: str, names: list[str] = IMAGE_CLASSIFIERS) -> list[str]:
+    """Those of `names` that `test` holds for."""
+    return [name for name in names if test not in getattr(file_of(name), "EXEMPT", {})]
+
+
+def example_shape(model) -> tuple[int, ...]:
+    """The shape of one input of `model`, which was built from a preset."""
+    file = FILES[type(model).__module__.rpartition(".")[2]]
+    square_image = lambda model: (1, model.image_size, model.image_size, 3)
+    return getattr(file, "example", square_image)(model)
 
 
 def drawn_cases(seed: int) -> dict[str, Case]:

@@ -50,6 +50,11 @@ class Case:
         return isinstance(self.input_shape[0], tuple)
 
     @property
+    def takes_images(self) -> bool:
+        """Whether the input is a batch or a list of images."""
+        return all(len(shape) == 3 for shape in self.image_shapes)
+
+    @property
     def image_shapes(self) -> list[tuple[int, ...]]:
         """The shape of every image of the input, without the batch."""
         return list(self.input_shape) if self.takes_list else [self.input_shape[1:]]
