@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "layers": {"layers"},
     "models": {"layers", "models"},
     "teachers": {"layers", "registry", "teachers"},
-    "objectives": {"layers", "objectives"},
+    "objectives": {"layers", "objectives", "registry"},
     "convert": {"torch_file"},
     "torch_file": set(),
     "registry": set(),

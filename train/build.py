@@ -17,9 +17,11 @@ from train.pretrained import weights_file
 from train.step import TrainState, init_state
 from vit_jax import create_model
 from vit_jax.convert import from_torch
+from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, objective_arguments
 from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.objectives.protocol import Objective
+from vit_jax.registry import model_arguments, unknown
 from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
 from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
 
@@ -72,19 +74,30 @@ def make_network(name: str, **arguments: Any) -> nn.Module:
     return (create_teacher if name in TEACHERS else create_model)(model_name(name), **arguments)
 
 
-def build_model(name: str, pairs: tuple[str, ...], info: DataInfo, *, option: str = "--model") -> nn.Module:
-    """The model `name` for images and classes like those of `info`. Raises UserError where the registry objects."""
+def build_model(
+    name: str, pairs: tuple[str, ...], info: DataInfo, *, option: str = "--model", classes: bool = True
+) -> nn.Module:
+    """The model `name` for images and classes like those of `info`; without `classes`, for features.
+
+    Raises UserError where the registry objects.
+    """
     height, width, channels = info.image_shape
     from_data = dict(
         image_size=height if height == width else (height, width),
+        input_shape=(height, width),
         channels=channels,
-        num_classes=len(info.class_names),
+        num_classes=len(info.class_names) if classes else 0,
     )
     arguments = parse_arguments(f"{option}-args", pairs)
+    try:
+        accepted = teacher_arguments(name) if name in TEACHERS else model_arguments(name.partition("/")[0])
+    except ValueError as error:
+        raise UserError(f"{option} {name}: {error}") from error
+    if "image_size" in accepted:
+        del from_data["input_shape"]
+    from_data = {key: value for key, value in from_data.items() if key in accepted}
     if clash := from_data.keys() & arguments.keys():
         raise UserError(f"{option}-args {min(clash)}: comes from the data; see --data.image-size")
-    if name in TEACHERS and "image_size" not in teacher_arguments(name):
-        del from_data["image_size"]  # takes images of any size
     try:
         model = make_network(name, **arguments, **from_data)
         jax.eval_shape(model.init, jax.random.key(0), info.images)
@@ -93,27 +106,47 @@ def build_model(name: str, pairs: tuple[str, ...], info: DataInfo, *, option: st
     return model
 
 
-def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = None) -> Objective:
-    """What `config` trains: a classifier, or with `config.distill` a student and its distillation token."""
-    model = build_model(config.model, config.model_args, info)
-    loss = dict(cross_entropy=config.loss, label_smoothing=config.label_smoothing)
-    distill = config.distill
+def objective_name(config: Config) -> str:
+    """What `config` minimises. Raises UserError for a teacher without a student, and the other way round."""
+    distilled = config.distill.teacher is not None
+    name = config.objective or ("distill" if distilled else "classify")
+    if name not in OBJECTIVES:
+        raise UserError(f"--objective: {unknown('objective', name, list_objectives())}")
+    if (name == "distill") != distilled:
+        raise UserError(f"--objective {name} goes {'with' if name == 'distill' else 'without'} a --teacher")
+    return name
+
+
+def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = None, steps: int = 1) -> Objective:
+    """What `config` trains: a classifier, a student and its distillation token, or an encoder that learns from images.
+
+    `steps` is the length of the run, for objectives that change in the course of it.
+    """
+    name, distill = objective_name(config), config.distill
+    model = build_model(config.model, config.model_args, info, classes=name in ("classify", "distill"))
+    given = parse_arguments("--objective-args", config.objective_args)
+    from_run = dict(
+        cross_entropy=config.loss,
+        label_smoothing=config.label_smoothing,
+        auxiliary_weight=config.auxiliary_weight,
+        teacher=teacher,
+        temperature=distill.temperature,
+        alpha=distill.alpha,
+        hard=distill.hard,
+        head=distill.predict,
+        mean=info.mean,
+        std=info.std,
+        steps=steps,
+    )
+    from_run = {key: value for key, value in from_run.items() if key in objective_arguments(name)}
+    if clash := from_run.keys() & given.keys():
+        raise UserError(f"--objective-args {min(clash)}: has an option of its own, or comes from the data")
     try:
-        if distill.teacher is None:
-            return Classify(model, auxiliary_weight=config.auxiliary_weight, **loss)
-        objective = Distill(
-            model,
-            teacher,
-            temperature=distill.temperature,
-            alpha=distill.alpha,
-            hard=distill.hard,
-            head=distill.predict,
-            **loss,
-        )
-        objective.model  # noqa: B018, whose construction refuses a student that cannot be distilled
+        objective = create_objective(name, model, **from_run, **given)
+        jax.eval_shape(objective.init, jax.random.key(0), info.images)
         return objective
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise UserError(f"--objective {name}: {error}") from error
 
 
 def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree]:
@@ -187,12 +220,12 @@ def is_workdir(path: str) -> bool:
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
-    """The model of a run and its variables; of a distilled run, the student without its token."""
-    objective = run.objective
-    if not isinstance(objective, Distill):
-        return objective.model, {"params": run.params, **run.extras}
-    extras = {name: tree["student"] for name, tree in run.extras.items()}
-    return objective.student, {"params": run.params["student"], **extras}
+    """The model of a run and its variables: of a distilled run the student without its token, of another objective's
+    the encoder."""
+    if isinstance(run.objective, Classify):
+        return run.objective.model, {"params": run.params, **run.extras}
+    trunk, variables = run.objective.trunk(run.params, run.extras)
+    return run.objective.student if isinstance(run.objective, Distill) else trunk, variables
 
 
 def abstract_state(config: Config, objective: Objective, info: DataInfo) -> TrainState:

@@ -3,6 +3,7 @@
 A checkpoint appears under its final name only once it is complete, so a run killed at any moment finds whole ones.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,25 @@ FOLDER = "checkpoints"
 
 
 def open_checkpoints(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the one of the best accuracy.
+    """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the best by `score`.
 
     Without `keep` it only reads.
     """
     policies = [
         checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1),
+        checkpoint_managers.BestN(get_metric_fn=score, n=1),
     ]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-        best_fn=lambda metrics: metrics["accuracy"],
+        best_fn=score,
         read_only=keep is None,
     )
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+def score(metrics: Mapping[str, float]) -> float:
+    """How good an evaluation is: its accuracy, or where nothing is told apart the loss, turned."""
+    return metrics.get("accuracy", -metrics["loss"])
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, data: Any, metrics: dict[str, float]) -> None:

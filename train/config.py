@@ -124,8 +124,15 @@ class Config:
     """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
     model_args: tuple[str, ...] = ()
     """Arguments over the preset's, as KEY=VALUE: `--model-args depth=6 dim=192`."""
+    objective: str | None = None
+    """NAME of `vit_jax.objectives.list_objectives()`; default: `classify`, or `distill` where there is a teacher."""
+    objective_args: tuple[str, ...] = ()
+    """Arguments of the objective, as KEY=VALUE: `--objective-args masking_ratio=0.6`."""
     init: str | None = None
     """Torch weights (.pth, .pt or .safetensors) to start from; default: random."""
+    init_from: str | None = None
+    """A workdir of this trainer whose trunk (the encoder that it pretrained, or a classifier without its head) the
+    model starts from; the rest is new."""
     recipe: str | None = None
     """Named settings that the other options override; default: `digits` for that data, else none."""
     epochs: float = 10.0
@@ -145,7 +152,8 @@ class Config:
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""
     workdir: str | None = None
-    """Where the run is written, and continued from if it is there; default: runs/MODEL-DATA."""
+    """Where the run is written, and continued from if it is there; default: runs/MODEL-DATA,
+    with the objective in between where it is given."""
     eval_epochs: float = 1.0
     """Epochs between evaluations, each followed by a checkpoint."""
     log_steps: int = 20

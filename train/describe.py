@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from train.build import model_name
+from train.build import model_name, objective_name
 from train.config import Config
 from train.data import Dataset
 from train.step import TrainState
@@ -27,6 +27,7 @@ def describe(
             f"{height}x{width}x{channels}, {len(dataset.class_names)} classes",
         ),
         *(("", note) for note in dataset.notes),
+        ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
         ("teacher", f"{config.distill.teacher}, {'hard' if config.distill.hard else 'soft'}"),
         (

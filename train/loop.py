@@ -24,6 +24,7 @@ from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding, to_devices
 from train.step import TrainState, init_state, make_eval_step, make_train_step
 from train.teacher_cache import cached_logits, with_teacher, with_views
+from train.trunk import grafted, load_trunk
 from train.workdir import claim_workdir
 
 
@@ -40,11 +41,11 @@ def fit(config: Config) -> dict[str, float]:
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data)
     info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std)
-    teacher, frozen = load_teacher(config, info)
-    objective = build_objective(config, info, teacher)
-
     steps_per_epoch = len(dataset.train) / config.batch_size
     total = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    teacher, frozen = load_teacher(config, info)
+    objective = build_objective(config, info, teacher, total)
+
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
     schedule = make_schedule(config.optim, total, steps_per_epoch)
     optimizer = make_optimizer(config.optim, schedule, jax.eval_shape(objective.init, *init_inputs(config, info))[0])
@@ -73,6 +74,7 @@ def fit(config: Config) -> dict[str, float]:
 
     # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
     weights = load_weights(objective.model, config.init, info, "--init") if config.init else None
+    trunk = load_trunk(config.init_from, objective, abstract.params) if config.init_from else None
     workdir = claim_workdir(config, info)
     checkpoints = checkpoint.open_checkpoints(workdir, config.keep)
     batches = train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views)
@@ -83,6 +85,7 @@ def fit(config: Config) -> dict[str, float]:
     else:
         state = jax.jit(new_state, out_shardings=shardings)(*init_inputs(config, info))
         state = pretrained(state, weights["params"], shardings) if weights else state
+        state = grafted(state, objective, trunk) if trunk else state
     frozen = jax.device_put(frozen, replicated(mesh))
     teacher_logits = None
     if config.distill.cache:
@@ -216,7 +219,8 @@ def evaluate(eval_step: Callable, state: TrainState, dataset: Dataset, config: C
 
 def show(result: dict[str, float]) -> str:
     """An evaluation in words."""
-    return f"loss {result['loss']:.4f}, accuracy {result['accuracy']:.2%}"
+    accuracy = f", accuracy {result['accuracy']:.2%}" if "accuracy" in result else ""
+    return f"loss {result['loss']:.4f}{accuracy}"
 
 
 def advice(workdir: Path, last_good: int | None) -> str:

@@ -39,10 +39,12 @@ def parse(argv: list[str]) -> Config:
     """The config that `argv` describes: a recipe's, under what is given."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
-    first.add_argument("--model", default=Config.model)
+    first.add_argument("--objective")
+    first.add_argument("--model")
     first.add_argument("--data.name", "--data", dest="data")
     chosen, _ = first.parse_known_args(argv)
-    base = base_config(chosen.recipe, chosen.model, chosen.data)
+    model = chosen.model or ENCODERS.get(chosen.objective, Config.model)
+    base = base_config(chosen.recipe, model, chosen.data)
     config = tyro.cli(Config, args=spell_out(argv), default=base, prog="python -m train.main", description=__doc__)
     # What the command line gives for a model argument stands over the recipe's; the rest of the recipe's stays.
     arguments = {pair.partition("=")[0]: pair for pair in (*base.model_args, *config.model_args)}
@@ -53,6 +55,9 @@ def parse(argv: list[str]) -> Config:
         workdir=config.workdir or default_workdir(config),
     )
 
+
+# What an objective trains where no --model is given, if that is not the default.
+ENCODERS: dict[str, str] = {}
 
 SHORT = {
     "--data": "--data.name",
@@ -69,8 +74,8 @@ def spell_out(argv: list[str]) -> list[str]:
 
 
 def default_workdir(config: Config) -> str:
-    """runs/MODEL-DATA, with nothing in it that a file name should not have."""
-    name = f"{config.model}-{config.data.name}"
+    """runs/MODEL-DATA or runs/MODEL-OBJECTIVE-DATA, with nothing in it that a file name should not have."""
+    name = "-".join(filter(None, (config.model, config.objective, config.data.name)))
     return os.path.join("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in name))
 
 

@@ -151,21 +151,21 @@ class Progress:
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show training metrics: beside the bar, or as a line."""
-        text = (
-            f"loss {values['loss']:.4f}  accuracy {values['accuracy']:.1%}  {values['images_per_second']:,.0f} images/s"
-        )
+        accuracy = f"  accuracy {values['accuracy']:.1%}" if "accuracy" in values else ""
+        text = f"loss {values['loss']:.4f}{accuracy}  {values['images_per_second']:,.0f} images/s"
         self._bar.update(self._task, values=text)
         if self._bar.disable:
             self.message(f"step {step}/{self._total}  {text}")
 
 
 def draw_curves(workdir: Path) -> Path:
-    """Draw loss and accuracy of both splits over steps into curves.png."""
+    """Draw loss, and accuracy where there is one, of both splits over steps into curves.png."""
     import matplotlib.figure  # slow to import, and only needed once the run is over
 
     records = read_records(workdir)
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    names = [name for name in ("loss", "accuracy") if any(name in record for record in records)] or ["loss"]
+    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split, style in (("train", dict(alpha=0.6)), ("eval", dict(marker="o", markersize=3))):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             if points:

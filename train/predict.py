@@ -12,6 +12,7 @@ from train.augment import normalize
 from train.build import load_run
 from train.config import UserError
 from train.data import image_to_input
+from vit_jax.objectives.protocol import Classifier
 
 
 def predict(
@@ -29,6 +30,8 @@ def predict(
     if not images:
         raise UserError("no image given: python -m train.predict --workdir W IMAGE...")
     run = load_run(workdir)
+    if not isinstance(run.objective, Classifier):
+        raise UserError(f"{workdir} holds an encoder that tells no classes apart: fine-tune it first, by --init-from")
     shape, names = run.info.image_shape, run.info.class_names
     pixels = np.stack([image_to_input(path, shape, run.config.data) for path in images])
 

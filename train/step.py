@@ -64,8 +64,9 @@ def make_train_step(
 
     def loss_of(params, extras, frozen, batch, key):
         batch = {**batch, "image": batch["image"].astype(dtype)}
+        rngs = {"dropout": key, "objective": jax.random.fold_in(key, 0)}
         loss, (metrics, extras) = objective.loss(
-            cast(params, dtype), {**extras, **cast(frozen, dtype)}, batch, {"dropout": key}, True
+            cast(params, dtype), {**extras, **cast(frozen, dtype)}, batch, rngs, True
         )
         return loss, (metrics, extras)
 
@@ -92,6 +93,7 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        extras = objective.updated(params, extras)
         ema = state.ema
         if ema is not None:
             # Early on the average follows closely, or a short run would evaluate its initialisation.
@@ -113,7 +115,7 @@ def make_eval_step(
 
     def eval_step(params, extras, batch):
         images, targets = prepare(batch)
-        examples = {"image": images.astype(dtype), "target": targets}
+        examples = {"image": images.astype(dtype), "target": targets, "mask": batch["mask"]}
         metrics = objective.evaluate(cast(params, dtype), extras, examples)
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in metrics.items()}
         return {**sums, "count": batch["mask"].sum()}

@@ -82,6 +82,11 @@ def list_presets(name: str) -> list[str]:
     return list(_presets(_model_class(name)))
 
 
+def model_arguments(name: str) -> list[str]:
+    """Names of the arguments that the model `name` takes. Raises ValueError for an unknown name."""
+    return [field.name for field in _arguments(_model_class(name))]
+
+
 def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
     """Build the model `name`, or "name/preset" with the preset's arguments under `kwargs`.
 
@@ -106,6 +111,11 @@ def _model_class(name: str) -> type:
     return getattr(importlib.import_module(file), class_name)
 
 
+def _arguments(model_class: type) -> list[dataclasses.Field]:
+    """The fields of a class that its users fill."""
+    return [field for field in dataclasses.fields(model_class) if field.init and field.name not in ("parent", "name")]
+
+
 def _presets(model_class: type) -> dict[str, dict]:
     """Those of the file that are made of the class's arguments, as further classes in a file have others."""
     presets = getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
@@ -113,12 +123,15 @@ def _presets(model_class: type) -> dict[str, dict]:
     return {name: kwargs for name, kwargs in presets.items() if kwargs.keys() <= arguments}
 
 
-def check_keywords(name: str, model_class: type, kwargs: dict[str, Any]) -> None:
-    """Raises ValueError unless `model_class` takes these `kwargs`, has what it needs, and simple types are right."""
-    fields = [f for f in dataclasses.fields(model_class) if f.init and f.name not in ("parent", "name")]
+def check_keywords(name: str, model_class: type, kwargs: dict[str, Any], kind: str = "model") -> None:
+    """Raises ValueError unless `model_class` takes these `kwargs`, has what it needs, and simple types are right.
+
+    `kind` says what the class called `name` is.
+    """
+    fields = _arguments(model_class)
     for key in kwargs:
         if key not in [f.name for f in fields]:
-            raise ValueError(unknown(f"argument of model {name!r}", key, [f.name for f in fields]))
+            raise ValueError(unknown(f"argument of {kind} {name!r}", key, [f.name for f in fields]))
     for f in fields:
         accepted = {int: int, float: int | float, str: str}.get(f.type)  # richer types are the model's to check
         if f.name in kwargs and accepted and not isinstance(kwargs[f.name], accepted):
@@ -129,7 +142,8 @@ def check_keywords(name: str, model_class: type, kwargs: dict[str, Any]) -> None
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in kwargs
     ]
     if missing:
-        raise ValueError(f"model {name!r} needs {', '.join(missing)}: pass values or a preset ({name}/PRESET)")
+        preset = f" or a preset ({name}/PRESET)" if kind == "model" else ""
+        raise ValueError(f"{kind} {name!r} needs {', '.join(missing)}: pass values{preset}")
 
 
 def unknown(what: str, given: str, known: list[str]) -> str:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
-from vit_jax.objectives.protocol import Tree
+from vit_jax.objectives.protocol import Classifier, Tree
 
 
 def softmax_cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
@@ -45,7 +45,7 @@ def logits_and_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify:
+class Classify(Classifier):
     """Cross-entropy of `model`'s logits. `cross_entropy`: "softmax" or "sigmoid"; `label_smoothing`: 0 to below 1.
 
     A model that returns a pair (`vit_with_decorr`) has an auxiliary loss, which `auxiliary_weight` times is added.
@@ -84,6 +84,14 @@ class Classify:
         logits = self.predict(params, extras, batch["image"])
         loss = CROSS_ENTROPY[self.cross_entropy](logits, batch["target"])
         return {"loss": loss, "accuracy": correct(logits, batch["target"])}
+
+    def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
+        return headless(self.model), {"params": params, **extras}
+
+
+def headless(model: nn.Module) -> nn.Module:
+    """`model` without its classes: it gives features, and leaves its head's parameters unread."""
+    return model.clone(num_classes=0) if getattr(model, "num_classes", 0) else model
 
 
 def check_loss(cross_entropy: str, label_smoothing: float) -> None:

@@ -10,6 +10,7 @@ Axes: b batch, n tokens, d dim, k classes.
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,15 @@ from jaxtyping import Array, Float
 from vit_jax.layers.check import one_of
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.head import NormHead
-from vit_jax.objectives.classify import CROSS_ENTROPY, check_loss, correct, logits_and_auxiliary, smooth_labels
-from vit_jax.objectives.protocol import Tree
+from vit_jax.objectives.classify import (
+    CROSS_ENTROPY,
+    check_loss,
+    correct,
+    headless,
+    logits_and_auxiliary,
+    smooth_labels,
+)
+from vit_jax.objectives.protocol import Classifier, Tree
 
 
 def is_distillable(model: nn.Module | type) -> bool:
@@ -114,7 +122,7 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill:
+class Distill(Classifier):
     """(1 - alpha) times the class head's cross-entropy, plus alpha times the distillation head's loss.
 
     `teacher.apply(extras["teacher"], images)` gives a teacher's logits (b, k): a Flax module, or a `Teacher`. A batch
@@ -122,6 +130,8 @@ class Distill:
     `head` says what prediction uses: "class", "distill", or "mean" of both heads' logits, as DeiT's code does.
     Raises ValueError for values that make no sense.
     """
+
+    trunk_path: ClassVar[tuple[str, ...]] = ("student",)
 
     student: nn.Module
     teacher: nn.Module | Teacher | None
@@ -189,6 +199,9 @@ class Distill:
             "accuracy": correct(heads[self.head], batch["target"]),
         }
         return metrics | {f"accuracy_{name}": correct(logits, batch["target"]) for name, logits in heads.items()}
+
+    def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
+        return headless(self.student), {name: tree["student"] for name, tree in {"params": params, **extras}.items()}
 
     def _heads(self, params: Tree, extras: Tree, images: Array) -> dict[str, Array]:
         own = {name: value for name, value in extras.items() if name != "teacher"}

@@ -1,0 +1,61 @@
+"""The part of a run that others go on with: an encoder that was pretrained, or a classifier without its head."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from train.build import Run, load_run
+from train.config import UserError
+from train.step import TrainState
+from vit_jax.objectives.protocol import Objective
+
+
+class Trunk(NamedTuple):
+    """A module that gives features, and the variables that it reads."""
+
+    module: nn.Module
+    variables: PyTree
+
+
+def trunk_of(run: Run) -> Trunk:
+    """The trunk of a run, without the parameters of what stood upon it."""
+    module, variables = run.objective.trunk(run.params, run.extras)
+    own = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), run.info.images))
+    return Trunk(module, unflatten_dict({path: leaf for path, leaf in flatten_dict(variables).items() if path in own}))
+
+
+def load_trunk(workdir: str, objective: Objective, params: PyTree) -> Trunk:
+    """The trunk of `workdir`'s run, which fits into `params`, those of `objective`, which may be abstract.
+
+    Raises UserError where it does not, and lists what differs.
+    """
+    trunk = trunk_of(load_run(Path(workdir)))
+    here = flatten_dict(params)
+    misfits = []
+    for path, leaf in flatten_dict(trunk.variables["params"]).items():
+        place = here.get(objective.trunk_path + path)
+        if place is None or place.shape != leaf.shape:
+            misfits.append(f"{'/'.join(path)} is {leaf.shape} there and {place.shape if place else 'missing'} here")
+    if misfits:
+        raise UserError(f"--init-from {workdir} does not fit this model: {'; '.join(misfits)}")
+    return trunk
+
+
+def grafted(state: TrainState, objective: Objective, trunk: Trunk) -> TrainState:
+    """The new `state` with `trunk` in place of its own, in every average of the parameters too."""
+
+    def graft(tree: PyTree, trained: PyTree) -> PyTree:
+        flat = flatten_dict(tree)
+        for path, leaf in flatten_dict(trained).items():
+            place = objective.trunk_path + path
+            flat[place] = jax.device_put(leaf, flat[place].sharding)
+        return unflatten_dict(flat)
+
+    trained = dict(trunk.variables) | {"ema": trunk.variables["params"]}
+    extras = {name: graft(tree, trained[name]) if name in trained else tree for name, tree in state.extras.items()}
+    average = None if state.ema is None else graft(state.ema, trained["params"])
+    return state.replace(params=graft(state.params, trained["params"]), extras=extras, ema=average)
