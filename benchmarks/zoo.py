@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.step_time import Options, measure
-from tests.cases import classifiers
+from tests.cases import holds_for
 
 RESULTS = ROOT / "benchmarks/results/zoo.json"
 MODEL_ARGS = {"pit": ("mlp_dim=96",)}  # upstream's takes a single number
@@ -27,7 +27,7 @@ MODEL_ARGS = {"pit": ("mlp_dim=96",)}  # upstream's takes a single number
 def main() -> None:
     """Measure what is missing and write it down."""
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
-    for name in rich.progress.track([name for name in classifiers("step_time") if name not in result["models"]]):
+    for name in rich.progress.track([name for name in holds_for("step_time") if name not in result["models"]]):
         options = Options(model=name, model_args=MODEL_ARGS.get(name, ()), batch_size=64, repeats=5, seconds=0.2)
         try:
             measured = measure(options)

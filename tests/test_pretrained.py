@@ -1,12 +1,21 @@
 """Published weights, from a server that is a folder of this machine."""
 
+import dataclasses
 import hashlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from train import pretrained
-from train.config import UserError
-from vit_jax.teachers import TEACHERS
+from train.build import DataInfo
+from train.config import Config, Distill, UserError
+from train.teacher import load_teacher
+from vit_jax import create_model
+from vit_jax.convert import to_torch
+from vit_jax.teachers import TEACHERS, create_teacher
 from vit_jax.teachers.weights import HALF, IMAGENET, WEIGHTS, Weights, preprocessing_of, published_weights
 
 
@@ -89,3 +98,29 @@ def test_the_table_is_torchvisions():
             assert seen.interpolation == shown.interpolation.value
             if teacher not in ("googlenet", "inception_v3"):
                 assert (seen.mean, seen.std) == (tuple(shown.mean), tuple(shown.std))
+
+
+def zeros(network):
+    """Variables of `network`, all of them zero."""
+    abstract = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
+
+
+def test_a_teacher_of_torchvisions_sees_images_as_its_weights_did(tmp_path):
+    network = create_teacher("mnasnet0_5", num_classes=2)
+    file = str(tmp_path / "weights.safetensors")
+    save_file(to_torch(network, zeros(network)), file)
+    info = DataInfo(("a", "b"), (32, 48, 3), (0.5,) * 3, (0.25,) * 3)
+    distill = Distill(teacher="mnasnet0_5", weights=file)
+    preprocessing = preprocessing_of("mnasnet0_5")
+
+    teacher, _ = load_teacher(Config(distill=distill), info)
+    assert (teacher.mean, teacher.std, teacher.interpolation) == (*IMAGENET, preprocessing.interpolation)
+    assert (teacher.student_mean, teacher.student_std, teacher.image_size) == (info.mean, info.std, (32, 48))
+    teacher, _ = load_teacher(Config(distill=dataclasses.replace(distill, image_size="own")), info)
+    assert teacher.image_size == (preprocessing.crop, preprocessing.crop) == (224, 224)
+
+    save_file(to_torch(model := create_model("vit/tiny", num_classes=2), zeros(model)), file)
+    ours = Distill(teacher="vit/tiny", weights=file, image_size="own")
+    with pytest.raises(UserError, match=r"--distill\.image-size own: vit/tiny has none that is known"):
+        load_teacher(Config(distill=ours), info)

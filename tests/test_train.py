@@ -500,7 +500,8 @@ def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
     check_student(tmp_path, alpha=0.5)
 
 
-def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, tmp_path, monkeypatch):
+@pytest.mark.parametrize("image_size", [("8", "8"), ("own",)])
+def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_size, tmp_path, monkeypatch):
     """A student of twice the side, normalised otherwise, is taught by the logits that the teacher gives alone."""
     seen = {}
     apply = Teacher.apply
@@ -509,8 +510,7 @@ def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, tmp_pa
     options = (
         f"--teacher={teacher}",
         "--distill.image-size",
-        "8",
-        "8",
+        *image_size,
         "--batch-size=32",
         "--log-steps=1",
         "--steps=3",

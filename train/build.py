@@ -1,4 +1,4 @@
-"""From a config to the things it names: model, objective, teacher."""
+"""From a config to the things it names: model, objective, run."""
 
 import ast
 import json
@@ -13,7 +13,6 @@ from jaxtyping import PyTree
 from train.checkpoint import FOLDER, open_checkpoints, restore
 from train.config import Config, UserError, config_from_dict
 from train.optim import make_optimizer, make_schedule
-from train.pretrained import weights_file
 from train.step import TrainState, init_state
 from vit_jax import create_model
 from vit_jax.convert import from_torch
@@ -23,7 +22,6 @@ from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.objectives.protocol import Objective
 from vit_jax.registry import model_arguments, unknown
 from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
-from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
 
 
 class DataInfo(NamedTuple):
@@ -147,39 +145,6 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
         return objective
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"--objective {name}: {error}") from error
-
-
-def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree]:
-    """The teacher of `config.distill` and its frozen variables; (None, {}) where there is none."""
-    distill = config.distill
-    if distill.teacher is None:
-        return None, {}
-    height, width, channels = info.image_shape
-    size = distill.image_size or (height, width)
-    if is_workdir(distill.teacher):
-        run = load_run(Path(distill.teacher))
-        if len(run.info.class_names) != len(info.class_names) or run.info.image_shape != (*size, channels):
-            raise UserError(
-                f"--distill.teacher {distill.teacher} knows {len(run.info.class_names)} classes of images "
-                f"{run.info.image_shape}: it would see {(*size, channels)} of {len(info.class_names)} classes; "
-                "--distill.image-size resizes them for it"
-            )
-        network, variables = model_variables(run)
-        mean, std = run.info.mean, run.info.std
-    elif distill.weights is None:
-        raise UserError(
-            f"--distill.teacher {distill.teacher}: expected a workdir with checkpoints, "
-            "or a model name together with --distill.weights"
-        )
-    else:
-        seen = info._replace(image_shape=(*size, channels))
-        network = build_model(distill.teacher, distill.args, seen, option="--distill.teacher")
-        path = weights_file(distill.teacher, distill.weights)
-        variables = load_weights(network, path, seen, "--distill.weights")
-        mean, std = info.mean, info.std
-        if distill.teacher in WEIGHTS:
-            *_, mean, std = preprocessing_of(distill.teacher, Path(path).name)
-    return Teacher(network, mean, std, info.mean, info.std, size), {"teacher": variables}
 
 
 def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> PyTree:

@@ -99,8 +99,9 @@ class Distill:
     (IMAGENET1K_V1), where `teacher` is a name; `--teacher-weights` for short."""
     args: tuple[str, ...] = ()
     """The teacher's arguments as KEY=VALUE, where `teacher` is a name."""
-    image_size: tuple[int, int] | None = None
-    """Height and width in pixels that the teacher sees, of the student's crop; default: as the student."""
+    image_size: Literal["own"] | tuple[int, int] | None = None
+    """Height and width in pixels that the teacher sees, of the student's crop, or `own` for those that it was trained
+    with; default: as the student."""
     views: int = 0
     """Fixed views of each image (crop and augmentation), which epochs take turns with; 0: new ones in every epoch."""
     cache: bool = False
@@ -188,8 +189,8 @@ def check(config: Config) -> None:
         (
             "distill.image-size",
             config.distill.image_size,
-            min(config.distill.image_size or (1,)) >= 1,
-            "a height and a width of 1 or more",
+            config.distill.image_size in (None, "own") or min(config.distill.image_size) >= 1,
+            "a height and a width of 1 or more, or own",
         ),
         ("distill.views", config.distill.views, config.distill.views >= 0, "0 or more"),
         ("distill.temperature", config.distill.temperature, 0 < config.distill.temperature < math.inf, "positive"),

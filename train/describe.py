@@ -20,7 +20,7 @@ def describe(
     height, width, channels = dataset.image_shape
     device = jax.devices()[0]
     rows = [
-        ("model", f"{model_name(config.model)} {' '.join(config.model_args)}, {parameters:,} parameters"),
+        ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),
         (
             "data",
             f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from train import checkpoint
 from train.augment import augment, normalize
 from train.augment import check as check_augment
-from train.build import DataInfo, build_objective, load_teacher, load_weights
+from train.build import DataInfo, build_objective, load_weights
 from train.config import Config, check
 from train.data import Dataset, eval_batches, load_dataset, train_batches
 from train.describe import describe
@@ -23,6 +23,7 @@ from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, d
 from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding, to_devices
 from train.step import TrainState, init_state, make_eval_step, make_train_step
+from train.teacher import load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.trunk import grafted, load_trunk
 from train.workdir import claim_workdir

@@ -98,7 +98,8 @@ class Teacher:
     """A frozen `network` that sees the student's images as it learned to see images.
 
     They come as pixels in 0..1 less the channels' `student_mean` over `student_std`; the network gets them with `mean`
-    and `std` instead, and resized to `image_size` (height, width) if that is given.
+    and `std` instead, and resized to `image_size` (height, width) if that is given, by `interpolation`, as
+    `jax.image.resize` calls it.
     """
 
     network: nn.Module
@@ -107,6 +108,7 @@ class Teacher:
     student_mean: tuple[float, ...]
     student_std: tuple[float, ...]
     image_size: tuple[int, int] | None = None
+    interpolation: str = "bicubic"
 
     def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
         """The network's logits, by the rules of evaluation."""
@@ -116,7 +118,7 @@ class Teacher:
             images = (pixels - per_channel(self.mean)) / per_channel(self.std)
         if self.image_size is not None and self.image_size != images.shape[1:3]:
             shape = (len(images), *self.image_size, images.shape[-1])
-            images = jax.image.resize(images, shape, "bicubic").astype(images.dtype)
+            images = jax.image.resize(images, shape, self.interpolation).astype(images.dtype)
         logits, _ = logits_and_auxiliary(self.network.apply(variables, images))
         return logits
 

@@ -1,0 +1,175 @@
+"""What a distillation token is worth: a ViT with and without a teacher, on the same images, for the same epochs.
+
+    python benchmarks/distillation.py --data PATH                   # 5,000 images of CIFAR-10, an hour on 2 cores
+    python benchmarks/distillation.py --data PATH --scale full      # all 50,000, on a GPU
+
+PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg. The teacher, a convolutional transformer, is trained first, by the
+same trainer on the same images; then students with three seeds, each with the teacher and without it. All runs are
+`python -m train.main`; their logs and a figure are put beside the result, in benchmarks/results/distillation-SCALE.*.
+The same command continues where it stopped.
+"""
+
+import dataclasses
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import rich.progress
+import tyro
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from train.metrics import read_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which images, and how much of everything."""
+
+    data: Path
+    """Folder with train/CLASS/* and test/CLASS/*."""
+    scale: Literal["small", "full"] = "small"
+    """`small` for two cores, `full` for a GPU."""
+    work: Path = ROOT / "runs/distillation"
+    """Where the runs are kept."""
+    seeds: int = 3
+    """Students of each kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Images of each class (None: all), and the options of the runs."""
+
+    train_images: int | None
+    test_images: int | None
+    both: tuple[str, ...]
+    teacher: tuple[str, ...]
+    student: tuple[str, ...]
+    distilled: tuple[str, ...] = ("--distill.temperature=3", "--distill.alpha=0.7")
+
+
+SCALES = {
+    "small": Scale(
+        train_images=500,
+        test_images=200,
+        both=("--batch-size=64", "--augment.crop-padding=4", "--augment.flip", "--optim.lr=1.5e-3", "--eval-epochs=5"),
+        teacher=("--model=cct/tiny", "--epochs=30"),
+        student=("--model=vit/tiny", "--epochs=15"),
+    ),
+    "full": Scale(
+        train_images=None,
+        test_images=None,
+        both=(
+            *("--batch-size=512", "--augment.crop-padding=4", "--augment.flip", "--augment.randaugment-layers=2"),
+            *("--augment.erasing=0.25", "--optim.lr=1e-3", "--optim.warmup-epochs=10", "--dtype=bfloat16"),
+            *("--label-smoothing=0.1", "--eval-epochs=10"),
+        ),
+        teacher=("--model=cct/7_3x1", "--epochs=200"),
+        student=(
+            *("--model=vit/tiny", "--epochs=150"),
+            *("--model-args", "dim=256", "depth=7", "heads=4", "dim_head=64", "mlp_dim=512"),
+        ),
+    ),
+}
+
+
+def main(options: Options) -> None:
+    """Run what is missing, then write the result down."""
+    scale = SCALES[options.scale]
+    folder = options.work / options.scale
+    images = reduced(options.data.expanduser().absolute(), folder / "images", scale)
+    common = (f"--data=folder:{images}", *scale.both)
+    teacher = folder / "teacher"
+    runs = {"teacher": (*common, *scale.teacher)}
+    for seed in range(options.seeds):
+        student = (f"--seed={seed}", *common, *scale.student)
+        runs[f"alone-{seed}"] = student
+        runs[f"distilled-{seed}"] = (f"--teacher={teacher}", *scale.distilled, *student)
+
+    curves, logs = {}, []
+    for name in rich.progress.track(list(runs), description="runs"):
+        print(f"{name}: {folder / name}.log", flush=True)
+        logs.append(run(name, folder, runs[name]))
+        curves[name] = [record for record in read_records(folder / name) if record["split"] == "eval"]
+    result = summary(options, runs, curves)
+    print(json.dumps(result["accuracy"], indent=2))
+    out = ROOT / f"benchmarks/results/distillation-{options.scale}"
+    out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    hide = lambda text: re.sub(re.escape(str(options.work)), "WORK", text.replace(str(options.data), "PATH"))
+    out.with_suffix(".log").write_text("\n".join(map(hide, logs)))
+    draw(curves, out.with_suffix(".png"))
+
+
+def reduced(data: Path, folder: Path, scale: Scale) -> Path:
+    """`data`, or a folder of links to the first images of each of its classes."""
+    if scale.train_images is None:
+        return data
+    for split, count in (("train", scale.train_images), ("test", scale.test_images)):
+        for source in sorted((data / split).iterdir()):
+            target = folder / split / source.name
+            target.mkdir(parents=True, exist_ok=True)
+            for image in sorted(source.iterdir())[:count]:
+                if not (target / image.name).exists():
+                    (target / image.name).symlink_to(image)
+    return folder
+
+
+def run(name: str, folder: Path, arguments: tuple[str, ...]) -> str:
+    """Train, or go on with what a call before has left, and return what was printed."""
+    command = [sys.executable, "-m", "train.main", f"--workdir={folder / name}", *arguments]
+    log = folder / f"{name}.log"
+    with log.open("a") as file:
+        if subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode:
+            sys.exit(f"{' '.join(command)} failed: see {log}")
+    return f"== {name}\n{log.read_text()}"
+
+
+def summary(options: Options, runs: dict, curves: dict) -> dict:
+    """What the last evaluations say."""
+    last = {name: records[-1] for name, records in curves.items()}
+    of_kind = lambda kind: [last[f"{kind}-{seed}"]["accuracy"] for seed in range(options.seeds)]
+    alone, distilled = of_kind("alone"), of_kind("distilled")
+    return {
+        "command": f"python benchmarks/distillation.py --data PATH --scale {options.scale}",
+        "accuracy": {
+            "teacher": last["teacher"]["accuracy"],
+            "alone": alone,
+            "distilled": distilled,
+            "gain of the mean": statistics.mean(distilled) - statistics.mean(alone),
+            "spread of the seeds": max(max(kind) - min(kind) for kind in (alone, distilled)),
+        },
+        "last evaluations": last,
+        "arguments": {
+            name: [argument for argument in arguments if not argument.startswith(("--data", "--teacher"))]
+            for name, arguments in runs.items()
+        },
+    }
+
+
+def draw(curves: dict, path: Path) -> None:
+    """Accuracy over steps."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    labelled = set()
+    for name, records in curves.items():
+        kind = name.partition("-")[0]
+        style = {"teacher": ("0.5", ":"), "alone": ("C0", "-"), "distilled": ("C1", "-")}[kind]
+        points = [(record["step"], record["accuracy"]) for record in records]
+        label = None if kind in labelled else kind
+        labelled.add(kind)
+        axes.plot(*zip(*points, strict=True), color=style[0], linestyle=style[1], marker="o", markersize=3, label=label)
+    axes.set(xlabel="step", ylabel="accuracy on the test images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
