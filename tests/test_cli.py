@@ -95,7 +95,7 @@ MISTAKES = [
     ("--recipe=nope", "--recipe nope: expected one of digits"),
     ("--batch-size=33", "--batch-size is 33; it must be a positive multiple of 8: 8 devices share a batch"),
     ("--eval-batch-size=33", "--eval-batch-size is 33; it must be a positive multiple of 8"),
-    ("--model-parallel=3", "--model-parallel is 3; it must divide the 8 devices"),
+    ("--mesh=tensor=3", "--mesh tensor=3: has 6 places for the 8 devices"),
     ("--epochs=0", "--epochs is 0.0; it must be positive"),
     ("--epochs=nan", "--epochs is nan"),
     ("--steps=0", "--steps is 0; it must be 1 or more"),

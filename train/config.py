@@ -163,8 +163,9 @@ class Config:
     """Latest checkpoints to keep, besides the best."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the parameters' working copy; master parameters are float32."""
-    model_parallel: int = 1
-    """Devices that share each large matrix; the rest of the mesh splits the batch."""
+    mesh: str | None = None
+    """Devices along each axis, as in `data=4,fsdp=2,tensor=1`: `data` and `fsdp` share a batch, `fsdp` and `tensor` the
+    state, `tensor` each feed-forward; default: all on `data`."""
     tpu: bool = False
     """Require TPUs, initialise multi-host, use every device and bfloat16."""
     data: Data = dataclasses.field(default_factory=Data)

@@ -32,8 +32,8 @@ def describe(
         ("teacher", f"{config.distill.teacher}, {'hard' if config.distill.hard else 'soft'}"),
         (
             "devices",
-            f"{mesh.size} x {device.device_kind} ({device.platform}): "
-            f"{mesh.shape['data']} share a batch, {mesh.shape['model']} each matrix",
+            f"{mesh.size} x {device.device_kind} ({device.platform}), mesh "
+            + ",".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 or axis == "data"),
         ),
         ("dtype", config.dtype),
         ("optimizer", f"{config.optim.name}, learning rate {config.optim.lr:g}, {config.optim.schedule}"),

@@ -8,21 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train import checkpoint
-from train.augment import augment, normalize
 from train.augment import check as check_augment
 from train.build import DataInfo, build_objective, load_weights
 from train.config import Config, check
 from train.data import Dataset, eval_batches, load_dataset, train_batches
 from train.describe import describe
 from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves, is_lead
-from train.optim import make_optimizer, make_schedule
-from train.sharding import batch_sharding, check_batch, make_mesh, replicated, state_sharding, to_devices
-from train.step import TrainState, init_state, make_eval_step, make_train_step
+from train.program import build_program, init_inputs, prepare_training
+from train.sharding import check_batch, make_mesh, replicated, to_devices
+from train.step import TrainState
 from train.teacher import load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.trunk import grafted, load_trunk
@@ -37,7 +35,7 @@ def fit(config: Config) -> dict[str, float]:
     check(config)
     check_augment(config.augment)
     config = with_views(config)
-    mesh = make_mesh(config.model_parallel)
+    mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data)
@@ -48,44 +46,21 @@ def fit(config: Config) -> dict[str, float]:
     objective = build_objective(config, info, teacher, total)
 
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
-    schedule = make_schedule(config.optim, total, steps_per_epoch)
-    optimizer = make_optimizer(config.optim, schedule, jax.eval_shape(objective.init, *init_inputs(config, info))[0])
-
-    def new_state(key, images):
-        return init_state(objective, optimizer, key, images, ema=config.optim.ema > 0)
-
-    abstract = with_sharding(jax.eval_shape(new_state, *init_inputs(config, info)), mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    train_step = jax.jit(
-        make_train_step(
-            objective,
-            optimizer,
-            prepare_training(config, info),
-            seed=config.seed,
-            dtype=config.dtype,
-            accumulate=config.optim.accumulate,
-            ema_decay=config.optim.ema,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
-    )
-    eval_step = jax.jit(
-        make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype), out_shardings=replicated(mesh)
-    )
+    program = build_program(config, info, mesh, objective, total, steps_per_epoch)
 
     # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
     weights = load_weights(objective.model, config.init, info, "--init") if config.init else None
-    trunk = load_trunk(config.init_from, objective, abstract.params) if config.init_from else None
+    trunk = load_trunk(config.init_from, objective, program.state.params) if config.init_from else None
     workdir = claim_workdir(config, info)
     checkpoints = checkpoint.open_checkpoints(workdir, config.keep)
     batches = train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views)
     start = checkpoints.latest_step() or 0
     if start:
-        state, position = checkpoint.restore(checkpoints, start, abstract)
+        state, position = checkpoint.restore(checkpoints, start, program.state)
         batches.set_state(position)
     else:
-        state = jax.jit(new_state, out_shardings=shardings)(*init_inputs(config, info))
-        state = pretrained(state, weights["params"], shardings) if weights else state
+        state = program.new_state(*init_inputs(config, info))
+        state = pretrained(state, weights["params"]) if weights else state
         state = grafted(state, objective, trunk) if trunk else state
     frozen = jax.device_put(frozen, replicated(mesh))
     teacher_logits = None
@@ -103,8 +78,8 @@ def fit(config: Config) -> dict[str, float]:
         for line in describe(config, dataset, state, mesh, total, eval_every, start):
             progress.message(line)
         if start < total:
-            train_step = compile_step(train_step, state, abstract_batch(config, info, mesh), frozen, progress)
-        log = TrainLog(metrics, progress, schedule, config.batch_size, config.log_steps)
+            train_step = compile_step(program.train_step, state, program.batch, frozen, progress)
+        log = TrainLog(metrics, progress, program.schedule, config.batch_size, config.log_steps)
         result = None
         try:
             for step in range(start + 1, total + 1):
@@ -113,7 +88,7 @@ def fit(config: Config) -> dict[str, float]:
                 log.add(step, values)
                 if step % eval_every == 0 or step == total:
                     log.flush()
-                    result = evaluate(eval_step, state, dataset, config, mesh)
+                    result = evaluate(program.eval_step, state, dataset, config, mesh)
                     check_finite(result["loss"], f"in the evaluation at step {step}")
                     metrics.write(step, "eval", result)
                     checkpoint.save(checkpoints, step, state, batches.get_state(), result)
@@ -123,7 +98,7 @@ def fit(config: Config) -> dict[str, float]:
             checkpoints.wait_until_finished()
             raise Diverged(f"{error}. {advice(workdir, checkpoints.latest_step())}") from None
         if result is None:  # the run had been finished before
-            result = evaluate(eval_step, state, dataset, config, mesh)
+            result = evaluate(program.eval_step, state, dataset, config, mesh)
         checkpoints.wait_until_finished()
         progress.message(
             f"done: {show(result)} on {len(dataset.eval):,} {config.data.eval_split or 'evaluation'} images "
@@ -134,69 +109,11 @@ def fit(config: Config) -> dict[str, float]:
     return result
 
 
-def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:
-    """The key and the images that initialise a state."""
-    return jax.random.key(config.seed), info.images
-
-
-def prepare_training(config: Config, info: DataInfo) -> Callable:
-    """What turns (key, batch) into augmented images and targets, on the device.
-
-    Fixed views are augmented one by one, by keys that follow from the seed and the sample.
-    """
-
-    def prepare(key, batch):
-        return augmented(key, batch["image"], batch["label"])
-
-    def augmented(key, images, labels):
-        classes = len(info.class_names)
-        return augment(key, images, labels, config.augment, num_classes=classes, mean=info.mean, std=info.std)
-
-    def prepare_views(_, batch):
-        keys = jax.vmap(lambda sample: jax.random.fold_in(jax.random.key(config.seed), sample))(batch["sample"])
-        one_by_one = jax.vmap(lambda key, image, label: augmented(key, image[None], label[None]))
-        images, targets = one_by_one(keys, batch["image"], batch["label"])
-        return images[:, 0], targets[:, 0]
-
-    return prepare_views if config.distill.views else prepare
-
-
-def prepare_evaluation(info: DataInfo) -> Callable:
-    """What turns a batch into normalised images and targets, on the device."""
-
-    def prepare(batch):
-        return normalize(batch["image"], info.mean, info.std), jax.nn.one_hot(batch["label"], len(info.class_names))
-
-    return prepare
-
-
-def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
-    """An abstract state whose every leaf says where it lives."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract,
-        state_sharding(abstract, mesh),
-    )
-
-
-def pretrained(state: TrainState, params: PyTree, shardings: TrainState) -> TrainState:
+def pretrained(state: TrainState, params: PyTree) -> TrainState:
     """The new `state` with `params` in place of its own."""
-    params = jax.device_put(params, shardings.params)
+    params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, state.params))
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return state.replace(params=params, ema=average)
-
-
-def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, type and place of a training batch."""
-    shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
-    if config.distill.views:
-        shapes["sample"] = ((config.batch_size,), np.int32)
-    if config.distill.cache:
-        shapes["teacher"] = ((config.batch_size, len(info.class_names)), np.float32)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        for name, (shape, dtype) in shapes.items()
-    }
 
 
 def compile_step(train_step: Callable, state: TrainState, batch: PyTree, frozen: PyTree, progress: Progress) -> Any:

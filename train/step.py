@@ -51,6 +51,7 @@ def make_train_step(
     dtype: str = "float32",
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
     """The function (state, batch, frozen) -> (state, metrics).
 
@@ -59,14 +60,14 @@ def make_train_step(
     nothing changes (a teacher's).
     Randomness follows from `seed` and the step's number alone. Matrices are multiplied in `dtype`; the parameters
     themselves, gradients and losses are float32. With `accumulate` above 1 the batch is worked off in so many slices,
-    one after the other, before the one update.
+    one after the other, before the one update. `gather` brings the parameters to where they are needed.
     """
 
     def loss_of(params, extras, frozen, batch, key):
         batch = {**batch, "image": batch["image"].astype(dtype)}
         rngs = {"dropout": key, "objective": jax.random.fold_in(key, 0)}
         loss, (metrics, extras) = objective.loss(
-            cast(params, dtype), {**extras, **cast(frozen, dtype)}, batch, rngs, True
+            gather(cast(params, dtype)), {**extras, **cast(frozen, dtype)}, batch, rngs, True
         )
         return loss, (metrics, extras)
 
@@ -110,13 +111,14 @@ def make_eval_step(
     prepare: Callable[[Mapping[str, Array]], tuple[Array, Array]],
     *,
     dtype: str = "float32",
+    gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[PyTree, PyTree, Mapping[str, Array]], dict[str, Array]]:
     """The function (params, extras, batch) -> sums over the examples that `batch["mask"]` counts, and "count"."""
 
     def eval_step(params, extras, batch):
         images, targets = prepare(batch)
         examples = {"image": images.astype(dtype), "target": targets, "mask": batch["mask"]}
-        metrics = objective.evaluate(cast(params, dtype), extras, examples)
+        metrics = objective.evaluate(gather(cast(params, dtype)), extras, examples)
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in metrics.items()}
         return {**sums, "count": batch["mask"].sum()}
 

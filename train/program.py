@@ -1,0 +1,133 @@
+"""What a run compiles: its state, its steps, and where everything lies, built from a config without any data.
+
+`train.loop` runs it; `train.plan` compiles it for machines that are not there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from train.augment import augment, normalize
+from train.build import DataInfo
+from train.config import Config
+from train.optim import make_optimizer, make_schedule
+from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
+from train.step import TrainState, init_state, make_eval_step, make_train_step
+from vit_jax.objectives.protocol import Objective
+
+
+class Program(NamedTuple):
+    """Jitted functions, and what they take as shapes with their places.
+
+    `new_state(key, images)` makes the state where it will rest, `train_step(state, batch, frozen)` and
+    `eval_step(params, extras, batch)` are those of `train.step`. `state` and `batch` are abstract.
+    """
+
+    new_state: Callable
+    train_step: Callable
+    eval_step: Callable
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    schedule: optax.Schedule
+
+
+def build_program(
+    config: Config, info: DataInfo, mesh: Mesh, objective: Objective, total: int, steps_per_epoch: float
+) -> Program:
+    """The program of a run of `total` steps on `mesh`."""
+    schedule = make_schedule(config.optim, total, steps_per_epoch)
+    inputs = init_inputs(config, info)
+    optimizer = make_optimizer(config.optim, schedule, jax.eval_shape(objective.init, *inputs)[0])
+
+    def new_state(key, images):
+        return init_state(objective, optimizer, key, images, ema=config.optim.ema > 0)
+
+    state = with_sharding(jax.eval_shape(new_state, *inputs), mesh)
+    resting = jax.tree.map(lambda x: x.sharding, state)
+    working = working_sharding(state.params, mesh)
+
+    def gather(params):
+        return jax.lax.with_sharding_constraint(params, working)
+
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        prepare_training(config, info),
+        seed=config.seed,
+        dtype=config.dtype,
+        accumulate=config.optim.accumulate,
+        ema_decay=config.optim.ema,
+        gather=gather,
+    )
+    eval_step = make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype, gather=gather)
+    return Program(
+        new_state=jax.jit(new_state, out_shardings=resting),
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(resting, replicated(mesh))),
+        eval_step=jax.jit(eval_step, out_shardings=replicated(mesh)),
+        state=state,
+        batch=abstract_batch(config, info, mesh),
+        schedule=schedule,
+    )
+
+
+def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:
+    """The key and the images that initialise a state."""
+    return jax.random.key(config.seed), info.images
+
+
+def prepare_training(config: Config, info: DataInfo) -> Callable:
+    """What turns (key, batch) into augmented images and targets, on the device.
+
+    Fixed views are augmented one by one, by keys that follow from the seed and the sample.
+    """
+
+    def prepare(key, batch):
+        return augmented(key, batch["image"], batch["label"])
+
+    def augmented(key, images, labels):
+        classes = len(info.class_names)
+        return augment(key, images, labels, config.augment, num_classes=classes, mean=info.mean, std=info.std)
+
+    def prepare_views(_, batch):
+        keys = jax.vmap(lambda sample: jax.random.fold_in(jax.random.key(config.seed), sample))(batch["sample"])
+        one_by_one = jax.vmap(lambda key, image, label: augmented(key, image[None], label[None]))
+        images, targets = one_by_one(keys, batch["image"], batch["label"])
+        return images[:, 0], targets[:, 0]
+
+    return prepare_views if config.distill.views else prepare
+
+
+def prepare_evaluation(info: DataInfo) -> Callable:
+    """What turns a batch into normalised images and targets, on the device."""
+
+    def prepare(batch):
+        return normalize(batch["image"], info.mean, info.std), jax.nn.one_hot(batch["label"], len(info.class_names))
+
+    return prepare
+
+
+def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
+    """An abstract state whose every leaf says where it lives."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        state_sharding(abstract, mesh),
+    )
+
+
+def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, type and place of a training batch."""
+    shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
+    if config.distill.views:
+        shapes["sample"] = ((config.batch_size,), np.int32)
+    if config.distill.cache:
+        shapes["teacher"] = ((config.batch_size, len(info.class_names)), np.float32)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
