@@ -79,12 +79,11 @@ def test_a_distillation_token_is_no_patch():
     ("name", "pairs", "grid", "layers"),
     [
         ("t2t", (*SIZES, "t2t_layers=((3, 2), (3, 2))"), (2, 3), 2),  # without the layers that make tokens
-        ("pit", ("patch_size=2", "dim=24", "depth=(1, 2)", "heads=3", "dim_head=8", "mlp_dim=32"), (4, 6), 2),
         pytest.param("vit_b_32", (), (1, 1), 12, marks=pytest.mark.slow),
     ],
 )
 def test_stages_are_drawn_by_their_last(name, pairs, grid, layers):
-    run = untrained(name, *pairs, shape={"t2t": (8, 12, 1), "pit": (8, 12, 3)}.get(name, (32, 32, 3)))
+    run = untrained(name, *pairs, shape=(8, 12, 1) if name == "t2t" else (32, 32, 3))
     shares, names, reader = attention_panels(run, pixels_of(run))
     assert shares.shape[2:] == grid
     assert names[-1] == f"{layers} layers, rolled out"
@@ -103,6 +102,11 @@ def test_the_last_stage_ends_where_shapes_change():
         ("cait", (*PATCHES, "cls_depth=1"), r"maps of shape \(1, 2, 3, 1, 13\): expected one array"),
         ("deepvit", PATCHES, "the rows of deepvit's maps do not sum to one"),
         ("simple_vit_with_register_tokens", PATCHES, "which of the 16 tokens of .* are patches cannot be told"),
+        (
+            "vit_with_patch_merger",
+            (*PATCHES, "patch_merge_layer=1", "patch_merge_num_tokens=6"),
+            "which of the 6 tokens",
+        ),
         ("vit", (*PATCHES, "depth=0"), "ViT makes no attention maps"),
     ],
 )

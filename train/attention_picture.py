@@ -49,7 +49,7 @@ def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], pa
         row[0].set_title(title, parse_math=False)
         for axes, name, shares in zip(row[1:], panels.names, maps, strict=True):
             axes.imshow(shares, cmap="inferno", alpha=0.7, vmin=0, **show)
-            axes.set_title(f"{name}\nbright: {shares.max():.1%}")
+            axes.set_title(f"{name}\nup to {shares.max():.1%}")
     try:
         figure.savefig(path, dpi=DPI, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
@@ -82,7 +82,7 @@ def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
         plain, params, behind = model.student, run.params["student"], 1
     front, tokens = int(any(name in params for name in TOKENS)), maps.shape[-1]
     grid = token_grid(plain, pixels.shape[1:3], tokens - front - behind)
-    if grid is None:
+    if grid is None or maps.shape[1] != len(pixels):
         raise UserError(f"--attention: which of the {tokens} tokens of {run.config.model} are patches cannot be told")
     drawn = np.concatenate([maps[-1], rolled[:, None]], axis=1)
     of_class = front and getattr(plain, "pool", "cls") == "cls"
@@ -99,15 +99,13 @@ def last_of_one_shape(maps: list[jax.Array]) -> jax.Array:
 
 
 def token_grid(model: nn.Module, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """Rows and columns of an image's `tokens`: those of its patches, or where stages merged them, of its shape.
+    """Rows and columns of an image's `tokens`: its patches, or where no `patch_size` says which, in its proportions.
 
-    None where these are more tokens or fewer, because there are registers among them.
+    None where they are no such grid: there are registers among them, or they were merged or sampled.
     """
-    patch_size = getattr(model, "patch_size", None)
-    if patch_size is not None:
-        rows, columns = patch_grid(size, patch_size)
-        if rows * columns <= tokens:
-            return (rows, columns) if rows * columns == tokens else None
+    if getattr(model, "patch_size", None) is not None:
+        rows, columns = patch_grid(size, model.patch_size)
+        return (rows, columns) if rows * columns == tokens else None
     rows = max(1, round((tokens * size[0] / size[1]) ** 0.5))
     columns = tokens // rows
     return (rows, columns) if rows * columns == tokens and rows * size[1] == columns * size[0] else None

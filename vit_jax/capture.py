@@ -23,9 +23,9 @@ def attention(
 ) -> Float[Array, "l b ..."] | OrderedDict[str, Float[Array, "b ..."]]:
     """The attention maps that `model.apply(variables, *inputs, **kwargs)` makes, in the order in which it makes them.
 
-    Where all have one shape, an array (l, b, h, i, j); models that attend in windows have the windows' axes before h.
-    Otherwise a dict from each layer's path ("transformer/attn_0"; "looped/attn_0/1" for the second of several maps of
-    one layer) to its map. It is an OrderedDict because jit sorts the keys of others, "attn_10" before "attn_2".
+    Where all have one shape, an array (l, b, h, i, j); models that attend in windows have the windows' axes before h,
+    or in b. Otherwise a dict from each layer's path ("transformer/attn_0"; "looped/attn_0/1" for the second of several
+    maps of one layer) to its map. It is an OrderedDict because jit sorts the keys of others, "attn_10" before "attn_2".
 
     A map is what weighs the values: rows over keys that sum to one, unless a model has it otherwise after its softmax,
     as its file says. Raises ValueError for a model without maps.
