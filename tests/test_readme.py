@@ -72,7 +72,7 @@ def test_command_lines_run(folder, capsys):
             assert train.main.main([*argv, "--steps=2"]) == 0
             assert "done: loss" in capsys.readouterr().out
         ran += 1
-    assert ran == 10
+    assert ran == 11
 
 
 def test_make_targets_exist():

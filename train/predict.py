@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import tyro
 
+from train.attention_picture import attention_panels, draw_attention
 from train.augment import normalize
 from train.build import load_run
 from train.config import UserError
@@ -19,6 +20,7 @@ def predict(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional],
     workdir: Path,
     top: int = 5,
+    attention: Path | None = None,
 ) -> None:
     """Print the most probable classes of each image, by the best checkpoint of a run.
 
@@ -26,6 +28,8 @@ def predict(
         images: Image files, of any format that Pillow reads.
         workdir: The run's folder.
         top: Classes to print for each image.
+        attention: Picture to draw, such as OUT.png: what the class token attends to in each image, per head of the last
+            layer and rolled out over layers.
     """
     if not images:
         raise UserError("no image given: python -m train.predict --workdir W IMAGE...")
@@ -40,7 +44,13 @@ def predict(
         logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
         return jax.nn.softmax(logits.astype(np.float32))
 
-    for path, row in zip(images, np.asarray(probabilities(pixels)), strict=True):
+    table = np.asarray(probabilities(pixels))
+    if attention is not None:
+        titles = [
+            f"{path.name}\n{row.max():.1%} {names[row.argmax()]}" for path, row in zip(images, table, strict=True)
+        ]
+        draw_attention(attention_panels(run, pixels), pixels, titles, attention)
+    for path, row in zip(images, table, strict=True):
         print(path)
         for index in np.argsort(-row)[:top]:
             print(f"  {row[index]:7.2%}  {names[index]}")

@@ -1,0 +1,181 @@
+"""What `train.predict --attention` draws: whose attention, over which patches, into which file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.runs import train as train_run
+from train.attention_picture import Panels, attention_panels, draw_attention, last_of_one_shape
+from train.build import DataInfo, Run, build_objective, load_run
+from train.config import Config, Distill, UserError
+from train.data import load_dataset
+from train.predict import main as predict
+from vit_jax.capture import attention, rollout
+
+INFO = DataInfo(("a", "b"), (8, 12, 3), (0.5,) * 3, (0.25,) * 3)
+SIZES = ("dim=24", "depth=2", "heads=3", "dim_head=8", "mlp_dim=32")
+PATCHES = (*SIZES, "patch_size=(4, 2)")  # two rows of six
+
+
+def untrained(model: str, *pairs: str, distill: bool = False, shape: tuple[int, ...] = (8, 12, 3)) -> Run:
+    """A run of `model` as it starts, but that its attention is no even one."""
+    config = Config(model=model, model_args=pairs, distill=Distill(teacher="t" if distill else None))
+    info = INFO._replace(image_shape=shape, mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
+    objective = build_objective(config, info)
+    params, extras = jax.jit(objective.init)(jax.random.key(0), info.images)
+    return Run(config, info, objective, jax.tree.map(lambda x: 3 * x, params), extras)
+
+
+def pixels_of(run: Run, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *run.info.image_shape), np.uint8)
+
+
+def maps_of(run: Run, pixels: np.ndarray):
+    """Maps of the whole model, from images that numpy has normalised."""
+    images = ((pixels / 255 - 0.5) / 0.25).astype(np.float32)
+    return attention(run.objective.model, {"params": run.params, **run.extras}, jnp.asarray(images))
+
+
+def test_the_class_token_is_what_is_drawn():
+    run = untrained("vit", *PATCHES)
+    pixels = pixels_of(run)
+    shares, names, reader = attention_panels(run, pixels)
+    maps = maps_of(run, pixels)
+    assert reader == "the class token"
+    assert names == ("last layer, head 1", "last layer, head 2", "last layer, head 3", "2 layers, rolled out")
+    assert shares.shape == (2, 4, 2, 6)
+    for row, column in np.ndindex(2, 6):
+        patch = 1 + 6 * row + column
+        np.testing.assert_allclose(shares[:, :3, row, column], maps[1, :, :, 0, patch], atol=1e-5)
+        np.testing.assert_allclose(shares[:, 3, row, column], rollout(maps)[:, 0, patch], atol=1e-5)
+    assert np.ptp(shares) > 0.05
+
+
+@pytest.mark.parametrize("pairs", [("vit", "pool='mean'"), ("simple_vit",)])
+def test_where_the_mean_is_pooled_the_mean_is_drawn(pairs):
+    run = untrained(pairs[0], *PATCHES, *pairs[1:])
+    pixels = pixels_of(run)
+    shares, _names, reader = attention_panels(run, pixels)
+    maps = np.asarray(maps_of(run, pixels))
+    front = maps.shape[-1] - 12
+    assert reader == "all tokens, in the mean"
+    expected = maps[1].mean(axis=2)[..., front:].reshape(2, 3, 2, 6)
+    np.testing.assert_allclose(shares[:, :3], expected, atol=1e-5)
+
+
+def test_a_distillation_token_is_no_patch():
+    run = untrained("vit", *PATCHES, distill=True)
+    pixels = pixels_of(run)
+    shares, _names, reader = attention_panels(run, pixels)
+    maps = maps_of(run, pixels)
+    assert maps.shape == (2, 2, 3, 14, 14)
+    assert reader == "the class token"
+    np.testing.assert_allclose(shares[:, :3].reshape(2, 3, 12), maps[1, :, :, 0, 1:13], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "grid", "layers"),
+    [
+        ("t2t", (*SIZES, "t2t_layers=((3, 2), (3, 2))"), (2, 3), 2),  # without the layers that make tokens
+        pytest.param("vit_b_32", (), (1, 1), 12, marks=pytest.mark.slow),
+    ],
+)
+def test_stages_are_drawn_by_their_last(name, pairs, grid, layers):
+    run = untrained(name, *pairs, shape=(8, 12, 1) if name == "t2t" else (32, 32, 3))
+    shares, names, reader = attention_panels(run, pixels_of(run))
+    assert shares.shape[2:] == grid
+    assert names[-1] == f"{layers} layers, rolled out"
+    assert reader == "the class token"
+
+
+def test_the_last_stage_ends_where_shapes_change():
+    maps = [jnp.ones(shape) for shape in ((2, 2), (1, 1), (2, 2), (2, 2))]
+    assert last_of_one_shape(maps).shape == (2, 2, 2)
+    assert last_of_one_shape(maps[3:]).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "message"),
+    [
+        ("cait", (*PATCHES, "cls_depth=1"), r"maps of shape \(1, 2, 3, 1, 13\): expected one array"),
+        ("deepvit", PATCHES, "the rows of deepvit's maps do not sum to one"),
+        ("simple_vit_with_register_tokens", PATCHES, "which of the 16 tokens of .* are patches cannot be told"),
+        (
+            "vit_with_patch_merger",
+            (*PATCHES, "patch_merge_layer=1", "patch_merge_num_tokens=6"),
+            "which of the 6 tokens",
+        ),
+        ("vit", (*PATCHES, "depth=0"), "ViT makes no attention maps"),
+    ],
+)
+def test_models_without_such_maps_are_named(name, pairs, message):
+    run = untrained(name, *pairs)
+    with pytest.raises(UserError, match=message):
+        attention_panels(run, pixels_of(run))
+
+
+def test_bright_patches_are_drawn_where_they_are(tmp_path):
+    """A planted map: only the panel and the corner that it stands for is bright."""
+    shares = np.full((1, 2, 2, 6), 0.01)
+    shares[0, 1, 0, 5] = 0.9
+    panels, black = Panels(shares, ("one", "two"), "nobody"), np.zeros((1, 8, 12, 3), np.uint8)
+    draw_attention(panels, black, ["$not math"], tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    rows, columns = np.nonzero((drawn[..., 0] > 150) & (drawn[..., 0] - drawn[..., 2] > 40))  # yellow
+    height, width = drawn.shape[:2]
+    assert width > 900
+    assert columns[columns < width / 3].size == 0
+    right = columns > 2 * width / 3
+    assert right.sum() > 1000
+    assert columns[right].min() > 2.7 * width / 3
+    assert rows[right].max() < 0.7 * height
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of two steps."""
+    path = tmp_path_factory.mktemp("run")
+    assert train_run(path, "--model=vit", "--steps=2", "--model-args", *SIZES, base=()) == 0
+    return path
+
+
+def test_the_command_draws_a_row_for_each_image(workdir, tmp_path, capsys):
+    paths = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for path, image in zip(paths, load_dataset(Config().data).eval.images, strict=False):
+        Image.fromarray(image[..., 0]).save(path)
+    heights = []
+    for chosen in (paths[:1], paths):
+        assert predict([*chosen, "--workdir", str(workdir), "--attention", str(tmp_path / "out.png")]) == 0
+        assert capsys.readouterr().out.count("%") == 5 * len(chosen)
+        with Image.open(tmp_path / "out.png") as image:
+            assert image.format == "PNG"
+            heights.append(image.height)
+    assert heights[1] > 1.5 * heights[0]
+
+
+def test_pictures_that_cannot_be_written_are_one_line(workdir, tmp_path, capsys):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "0.png")
+    for out in ("nowhere/out.png", "out.nonsense", "."):
+        path = str(tmp_path / out)
+        assert predict([str(tmp_path / "0.png"), "--workdir", str(workdir), "--attention", path]) == 2
+        said, err = capsys.readouterr()
+        assert said == ""
+        assert err.startswith(f"error: --attention {tmp_path / out} cannot be written: ")
+        assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+
+@pytest.mark.slow
+def test_attention_of_a_trained_model_lies_on_the_strokes(tmp_path):
+    """Rolled out, the class token of a T2T-ViT reads patches with more ink than an image's patches have in the mean."""
+    sizes = ("dim=32", "depth=2", "heads=2", "mlp_dim=64", "t2t_layers=((3, 1), (3, 1))")
+    assert train_run(tmp_path, "--model=t2t", "--steps=240", "--model-args", *sizes, base=()) == 0
+    images = load_dataset(Config().data).eval.images
+    shares = attention_panels(load_run(tmp_path), images).shares[:, -1]
+    ink = images[..., 0].astype(float).reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4))
+    read = (shares * ink).sum(axis=(1, 2)) / shares.sum(axis=(1, 2)) / ink.mean(axis=(1, 2))
+    assert read.mean() > 1.1
+    assert (read > 1).mean() > 0.75

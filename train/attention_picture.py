@@ -1,0 +1,111 @@
+"""A model's attention, drawn over the images that it looks at."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from train.augment import normalize
+from train.build import Run
+from train.config import UserError
+from vit_jax.capture import attention, rollout
+from vit_jax.layers.check import patch_grid
+from vit_jax.objectives.distill import Distill
+
+INCHES, DPI = 2.2, 150  # of a panel: a picture of 8x8 pixels must be seen as well as one of 224x224
+TOKENS = ("cls_token", "class_token")  # parameters of the token in front of the patches
+
+
+class Panels(NamedTuple):
+    """Attention that patches get, as shares: (b, maps, rows, columns); what the maps are called, and whose they are."""
+
+    shares: np.ndarray
+    names: tuple[str, ...]
+    reader: str
+
+
+def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], path: Path) -> None:
+    """Draw `panels` over the images (uint8) that they are of, into `path`: a row for each image, the image first.
+
+    Raises UserError for a file that cannot be written.
+    """
+    import matplotlib.figure  # slow to import
+
+    columns = len(panels.names) + 1
+    size = (INCHES * columns, (INCHES + 0.4) * len(pixels) + 0.4)
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    figure.suptitle(f"attention of {panels.reader}")
+    grid = figure.subplots(len(pixels), columns, squeeze=False)
+    for row, image, title, maps in zip(grid, pixels, titles, panels.shares, strict=True):
+        height, width, channels = image.shape
+        show = dict(extent=(0, width, height, 0), interpolation="nearest")
+        for axes in row:
+            axes.imshow(image if channels == 3 else image.mean(axis=-1), cmap="gray", vmin=0, vmax=255, **show)
+            axes.set_axis_off()
+        row[0].set_title(title, parse_math=False)
+        for axes, name, shares in zip(row[1:], panels.names, maps, strict=True):
+            axes.imshow(shares, cmap="inferno", alpha=0.7, vmin=0, **show)
+            axes.set_title(f"{name}\nup to {shares.max():.1%}")
+    try:
+        figure.savefig(path, dpi=DPI, format=path.suffix[1:] or "png")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--attention {path} cannot be written: {error}") from error
+
+
+def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
+    """What the class token attends to in images (uint8), or else all tokens in the mean: (b, maps, rows, columns).
+
+    Maps are those of the last layer's heads, and of all layers (of the last stage, if there are stages) rolled out.
+    Raises UserError where a model's maps say nothing of single patches.
+    """
+    model, variables = run.objective.model, {"params": run.params, **run.extras}
+
+    @jax.jit
+    def look(pixels):
+        maps = attention(model, variables, normalize(pixels, run.info.mean, run.info.std))
+        if isinstance(maps, Mapping):
+            maps = last_of_one_shape(list(maps.values()))
+        return maps, rollout(maps)
+
+    try:
+        maps, rolled = map(np.asarray, look(pixels))
+    except ValueError as error:
+        raise UserError(f"--attention: {error}") from error
+    if not np.allclose(maps.sum(axis=-1), 1, atol=1e-3):
+        raise UserError(f"--attention: the rows of {run.config.model}'s maps do not sum to one, so they are no shares")
+    plain, params, behind = model, run.params, 0
+    if isinstance(run.objective, Distill):  # whose token stands last
+        plain, params, behind = model.student, run.params["student"], 1
+    front, tokens = int(any(name in params for name in TOKENS)), maps.shape[-1]
+    grid = token_grid(plain, pixels.shape[1:3], tokens - front - behind)
+    if grid is None or maps.shape[1] != len(pixels):
+        raise UserError(f"--attention: which of the {tokens} tokens of {run.config.model} are patches cannot be told")
+    drawn = np.concatenate([maps[-1], rolled[:, None]], axis=1)
+    of_class = front and getattr(plain, "pool", "cls") == "cls"
+    read = drawn[:, :, 0] if of_class else drawn.mean(axis=2)
+    shares = read[..., front : tokens - behind].reshape(*read.shape[:2], *grid)
+    names = (*(f"last layer, head {i + 1}" for i in range(maps.shape[2])), f"{len(maps)} layers, rolled out")
+    return Panels(shares, names, "the class token" if of_class else "all tokens, in the mean")
+
+
+def last_of_one_shape(maps: list[jax.Array]) -> jax.Array:
+    """The last of `maps`, back to the first that has their shape: those of the last stage."""
+    first = next((i + 1 for i in reversed(range(len(maps))) if maps[i].shape != maps[-1].shape), 0)
+    return jnp.stack(maps[first:])
+
+
+def token_grid(model: nn.Module, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """Rows and columns of an image's `tokens`: its patches, or where no `patch_size` says which, in its proportions.
+
+    None where they are no such grid: there are registers among them, or they were merged or sampled.
+    """
+    if getattr(model, "patch_size", None) is not None:
+        rows, columns = patch_grid(size, model.patch_size)
+        return (rows, columns) if rows * columns == tokens else None
+    rows = max(1, round((tokens * size[0] / size[1]) ** 0.5))
+    columns = tokens // rows
+    return (rows, columns) if rows * columns == tokens and rows * size[1] == columns * size[0] else None
