@@ -31,13 +31,12 @@ class ImageInput(nn.Module):
 
 
 class SeriesInput(nn.Module, kw_only=True):
-    """Series (b, n, c) of `seq_len` steps, in patches of `patch_size`."""
+    """Series (b, n, c) of `seq_len` steps, in patches of `patch_size`, of a model with `channels`."""
 
     wording: ClassVar[tuple[str, str]] = ("series give", "seq_len says")
     image_size: ClassVar[None] = None
     seq_len: int
     patch_size: int
-    channels: int = 3
 
     def __post_init__(self):
         self.grid()
@@ -56,7 +55,7 @@ class SeriesInput(nn.Module, kw_only=True):
 
 
 class VideoInput(nn.Module, kw_only=True):
-    """Video (b, f, H, W, c) of so many frames, in patches of some frames and pixels."""
+    """Video (b, f, H, W, c) in patches of some frames and pixels, of a model with `channels`."""
 
     wording: ClassVar[tuple[str, str]] = ("video gives", "frames and image_size say")
     patch_size: ClassVar[None] = None
@@ -64,7 +63,6 @@ class VideoInput(nn.Module, kw_only=True):
     image_patch_size: int | tuple[int, int]
     frames: int
     frame_patch_size: int
-    channels: int = 3
 
     def __post_init__(self):
         self.grid()
