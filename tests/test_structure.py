@@ -16,13 +16,17 @@ ALLOWED_THERE = {"vit_jax/torch_file.py": {"ml_dtypes", "safetensors"}}
 # Models that are by definition a change of another.
 CHANGED_FROM = {
     "attn_residual_with_dca_simple_vit": "simple_vit",
+    "cct_3d": "cct",
     "distill": "vit",
     "jumbo_vit": "simple_vit",
     "max_vit_with_registers": "max_vit",
     "na_vit_nested_tensor": "na_vit",
     "normalized_vit": "simple_vit",
     "simple_flash_attn_vit": "simple_vit",
+    "simple_flash_attn_vit_3d": "simple_flash_attn_vit simple_vit simple_vit_3d",
     "simple_uvit": "simple_vit_with_register_tokens",
+    "simple_vit_1d": "simple_vit",
+    "simple_vit_3d": "simple_vit",
     "simple_vit_attn_residual": "simple_vit",
     "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",

@@ -1,44 +1,7 @@
 """Rows of `simple_flash_attn_vit`."""
 
 from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, draw_blocks, draw_image
-from tests.cases.repairs import tokens
-
-
-def without_warnings(make):
-    """Flash attention without a warning: upstream chooses the kernel by a function that torch will remove."""
-    import warnings
-
-    def repaired(**kwargs):
-        module = make(**kwargs)
-        forward = module.forward
-
-        def quiet(images):
-            with warnings.catch_warnings(action="ignore"):
-                return forward(images)
-
-        module.forward = quiet
-        return module
-
-    return repaired
-
-
-def plain_attention(make):
-    """Attention without flash: upstream's uses an einsum that it does not import, and of keys without heads."""
-    from vit_pytorch.simple_flash_attn_vit import Attend
-
-    def attend(q, k, v):
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1) @ v
-
-    def repaired(**kwargs):
-        module = make(**kwargs)
-        for part in module.modules():
-            if isinstance(part, Attend):
-                part.forward = attend
-        return module
-
-    return repaired
-
+from tests.cases.repairs import plain_attention, tokens, without_warnings
 
 FLASH = ("simple_flash_attn_vit", "simple_flash_attn_vit:SimpleViT")
 PLAIN = IMAGE | BLOCKS | dict(use_flash=False)

@@ -27,7 +27,7 @@ def test_presets_are_upstreams_functions(layers):
     assert sizes(jax.tree.leaves(params)) == sizes(twin.parameters())
     assert model.num_heads == twin.classifier.blocks[0].self_attn.heads
     conv = twin.tokenizer.conv_layers[0][0]
-    assert model._windows()[0] == (conv.kernel_size[0], conv.stride[0], conv.padding[0])
+    assert model.axes()[0][0] == (conv.kernel_size[0], conv.stride[0], conv.padding[0])
 
 
 def test_sines_start_as_upstreams():

@@ -18,6 +18,15 @@ def array_grid(name: str, shape: tuple[int, ...], patch_size: tuple[int, ...]) -
     return tuple(np.floor_divide(shape, patch_size).tolist())
 
 
+def array_patches(x: Float[Array, "b *shape c"], patch_size: tuple[int, ...]) -> Float[Array, "b n p"]:
+    """Patches in the order of their axes; so are the features of each, channels last. Raises as `array_grid`."""
+    grid = array_grid("image_size", x.shape[1:-1], patch_size)
+    sides = [side for pair in zip(grid, patch_size, strict=True) for side in pair]
+    x = x.reshape(len(x), *sides, x.shape[-1])
+    x = x.transpose(0, *range(1, x.ndim - 1, 2), *range(2, x.ndim - 1, 2), x.ndim - 1)
+    return x.reshape(len(x), math.prod(grid), -1)
+
+
 class ArrayPatchEmbed(nn.Module):
     """Array (b, *shape, c) to tokens (b, n, dim), projected and normalised. Raises as `array_grid`."""
 
@@ -26,9 +35,4 @@ class ArrayPatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *shape c"]) -> Tokens:
-        grid = array_grid("image_size", x.shape[1:-1], self.patch_size)
-        sides = [side for pair in zip(grid, self.patch_size, strict=True) for side in pair]
-        x = x.reshape(len(x), *sides, x.shape[-1])
-        x = x.transpose(0, *range(1, x.ndim - 1, 2), *range(2, x.ndim - 1, 2), x.ndim - 1)
-        x = x.reshape(len(x), math.prod(grid), -1)
-        return LayerNorm(name="norm")(Dense(self.dim, name="proj")(x))
+        return LayerNorm(name="norm")(Dense(self.dim, name="proj")(array_patches(x, self.patch_size)))

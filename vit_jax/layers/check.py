@@ -31,6 +31,15 @@ def patch_grid(
     return height // patch_height, width // patch_width
 
 
+def patch_count(name: str, size: int, patch_name: str, patch_size: int) -> int:
+    """Patches of `patch_size` along a single axis. Raises ValueError, by these names, unless they fill its `size`."""
+    if patch_size < 1:
+        raise ValueError(f"{patch_name}={patch_size!r}: expected at least 1")
+    if size < 1 or size % patch_size:
+        raise ValueError(f"{name}={size!r}: expected a positive multiple of {patch_name}={patch_size!r}")
+    return size // patch_size
+
+
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     if value not in choices:
@@ -72,7 +81,7 @@ def check_arguments(model: nn.Module) -> None:
             raise ValueError(f"{name}={arguments[name]!r}: expected 0 to 1")
     if "pool" in arguments:
         one_of("pool", model.pool, ("cls", "mean"))
-    if "patch_size" in arguments and arguments.get("input_shape") is None:
+    if {"image_size", "patch_size"} <= arguments.keys() and arguments.get("input_shape") is None:
         patch_grid(model.image_size, model.patch_size)
     elif arguments.get("image_size") is not None:
         pair("image_size", model.image_size)
@@ -89,7 +98,10 @@ def check_sides(name: str, size: int | Sequence[int], fits: Callable[[int], bool
 
 def check_images(images: Array, channels: int) -> None:
     """Raises ValueError unless `images` is (b, height, width, channels)."""
-    if images.ndim != 4 or images.shape[-1] != channels:
-        raise ValueError(
-            f"images of shape {images.shape}: expected (batch, height, width, channels) with channels={channels}"
-        )
+    check_array("images", images, "height, width", channels)
+
+
+def check_array(what: str, array: Array, axes: str, channels: int) -> None:
+    """Raises ValueError, calling it `what`, unless `array` is (b, *axes, channels); `axes` are names between commas."""
+    if array.ndim != axes.count(",") + 3 or array.shape[-1] != channels:
+        raise ValueError(f"{what} of shape {array.shape}: expected (batch, {axes}, channels) with channels={channels}")

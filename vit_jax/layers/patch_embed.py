@@ -1,31 +1,29 @@
-"""Patches of an image, normalised, projected, normalised again: the entrance of most upstream models."""
+"""Patches of an image, or of a series or video, normalised, projected, normalised again: the most usual entrance."""
 
 from collections.abc import Callable
 
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import patch_grid
+from vit_jax.layers.array_patches import array_patches
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.norm import LayerNorm
 
 
 class PatchEmbed(nn.Module):
-    """Image (b, H, W, c) to tokens (b, n, dim), row by row. `patch_size`: (height, width) in pixels.
+    """Image (b, H, W, c) to tokens (b, n, dim), row by row, or an array of other axes, in their order.
 
+    `patch_size` has the sides of a patch along each axis, such as (height, width) in pixels.
     `norm(name=...)` makes the norms before and behind the projection.
-    Raises ValueError when `patch_size` does not divide the image.
+    Raises ValueError when `patch_size` does not divide the input's.
     """
 
-    patch_size: tuple[int, int]
+    patch_size: tuple[int, ...]
     dim: int
     norm: Callable[..., nn.Module] = LayerNorm
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n {self.dim}"]:
-        patch_grid(images.shape[1:3], self.patch_size)
-        ph, pw = self.patch_size
-        x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
+    def __call__(self, x: Float[Array, "b *shape c"]) -> Float[Array, "b n {self.dim}"]:
+        x = array_patches(x, self.patch_size)
         x = Dense(self.dim, name="proj")(self.norm(name="norm_in")(x))
         return self.norm(name="norm_out")(x)

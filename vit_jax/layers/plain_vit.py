@@ -9,35 +9,36 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.blocks import Blocks
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
+from vit_jax.layers.check import check_arguments
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import NormHead
+from vit_jax.layers.inputs import ImageInput
 from vit_jax.layers.patch_embed import PatchEmbed
-from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Tokens
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 
 
-class TokenViT(nn.Module):
+class TokenViT(ImageInput):
     """The way of an image through patches, positions and a transformer to logits, of which a model makes the modules.
 
     Those are `to_patch_embedding`, `embedding_dropout`, `transformer` and `mlp_head`; its parameters `cls_token` and
     `pos_embedding`; its arguments `channels`, `num_classes` and `pool`.
     """
 
-    def patches(self, images: Images, *, train: bool) -> Tokens:
+    def patches(self, images: Inputs, *, train: bool) -> Tokens:
         """Tokens of the patches, without positions."""
         return self.to_patch_embedding(images)
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+    def embed(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
-        check_images(images, self.channels)
+        self.check_input(images)
         x = prepend(self.cls_token, self.patches(images, train=train))
-        x = add_positions(x, self.pos_embedding)
+        x = add_positions(x, self.pos_embedding, self.wording)
         if extra_tokens is not None:
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+    def encode(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens after the transformer, in the order of `embed`."""
         return self.transformer(self.embed(images, extra_tokens, train=train), train=train)
 
@@ -45,7 +46,7 @@ class TokenViT(nn.Module):
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.mlp_head(pool_tokens(tokens, self.pool))
 
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
+    def __call__(self, images: Inputs, *, train: bool = False) -> Output:
         tokens = self.encode(images, train=train)
         return self.head(tokens) if self.num_classes else tokens
 
@@ -89,7 +90,7 @@ class PlainViT(TokenViT):
 
     def make_patch_embedding(self) -> nn.Module:
         """The module that turns images into tokens."""
-        return PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+        return PatchEmbed(self.patch_sides(), self.dim)
 
     def make_head(self) -> nn.Module:
         """The module that turns pooled features into logits."""
@@ -103,7 +104,7 @@ class PlainViT(TokenViT):
 
     def setup(self):
         self.to_patch_embedding = self.make_patch_embedding()
-        self.cls_token, self.pos_embedding = self.make_tokens(math.prod(patch_grid(self.image_size, self.patch_size)))
+        self.cls_token, self.pos_embedding = self.make_tokens(math.prod(self.grid()))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
         self.transformer = self.make_transformer()
         if self.num_classes:

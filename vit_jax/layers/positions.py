@@ -3,6 +3,20 @@
 import numpy as np
 
 
+def sincos_grid(grid: tuple[int, ...], dim: int, temperature: float = 10000.0) -> np.ndarray:
+    """Sines and cosines of the last axis, then of the axis before it, and so on: float32 (patches of `grid`, dim).
+
+    Features that are not enough for one more sine of every axis are zero. Raises ValueError for fewer than two sines.
+    """
+    count = dim // (2 * len(grid))
+    if count < 2:
+        raise ValueError(f"dim={dim}: expected at least {4 * len(grid)}, for sine-cosine positions")
+    frequencies = temperature ** -(np.arange(count) / (count - 1))
+    places = np.indices(grid).reshape(len(grid), -1, 1)[::-1] * frequencies
+    waves = [wave(along) for along in places for wave in (np.sin, np.cos)]
+    return np.pad(np.concatenate(waves, axis=1), ((0, 0), (0, dim - 2 * len(grid) * count))).astype(np.float32)
+
+
 def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -> np.ndarray:
     """Sines and cosines of x, then of y, over a grid of patches: float32 (rows * columns, dim).
 
@@ -10,17 +24,15 @@ def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -
     """
     if dim % 4 or dim <= 4:
         raise ValueError(f"dim={dim}: expected a multiple of 4, and more than 4, for sine-cosine positions")
-    y, x = np.mgrid[:rows, :columns].reshape(2, -1, 1)
-    frequencies = temperature ** -(np.arange(dim // 4) / (dim // 4 - 1))
-    x, y = x * frequencies, y * frequencies
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+    return sincos_grid((rows, columns), dim, temperature)
 
 
 def sincos_1d(count: int, dim: int) -> np.ndarray:
     """Positions in a sequence, sine and cosine by turns (arXiv:1706.03762): float32 (count, dim)."""
-    feature = np.arange(dim)
-    angles = np.arange(count)[:, None] / 10000 ** (2 * (feature // 2) / dim)
-    return np.where(feature % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+    angles = np.arange(count)[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)
+    table = np.empty((count, dim), np.float32)
+    table[:, ::2], table[:, 1::2] = np.sin(angles), np.cos(angles[:, : dim // 2])
+    return table
 
 
 def relative_positions(window: int) -> np.ndarray:

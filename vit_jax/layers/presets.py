@@ -2,7 +2,10 @@
 
 from typing import Any
 
-TINY = dict(image_size=32, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)
+_TINY_BLOCKS = dict(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)
+TINY = dict(image_size=32, patch_size=4) | _TINY_BLOCKS
+TINY_SERIES = dict(seq_len=256, patch_size=8) | _TINY_BLOCKS
+TINY_VIDEO = dict(image_size=32, image_patch_size=8, frames=8, frame_patch_size=2) | _TINY_BLOCKS
 
 
 def vit_sizes(dim: int, depth: int = 12, patch_size: int = 16, **others: Any) -> dict[str, Any]:

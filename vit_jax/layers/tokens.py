@@ -14,10 +14,18 @@ def append(x: Float[Array, "b n d"], tokens: Float[Array, "*_ m d"]) -> Float[Ar
     return jnp.concatenate([x, _for_batch(tokens, x)], axis=1)
 
 
-def add_positions(x: Float[Array, "b n d"], positions: Float[Array, "*_ m d"]) -> Float[Array, "b n d"]:
-    """`x` plus the first n of `positions`, (m, d) or (1, m, d). Raises ValueError when there are fewer than n."""
+def add_positions(
+    x: Float[Array, "b n d"],
+    positions: Float[Array, "*_ m d"],
+    wording: tuple[str, str] = ("images give", "image_size says"),
+) -> Float[Array, "b n d"]:
+    """`x` plus the first n of `positions`, (m, d) or (1, m, d).
+
+    Raises ValueError when there are fewer than n, telling in `wording` what gives the tokens and what limits them.
+    """
     if x.shape[1] > positions.shape[-2]:
-        raise ValueError(f"images give {x.shape[1]} tokens: expected at most {positions.shape[-2]}, as image_size says")
+        gives, says = wording
+        raise ValueError(f"{gives} {x.shape[1]} tokens: expected at most {positions.shape[-2]}, as {says}")
     return x + positions.reshape(1, *positions.shape[-2:])[:, : x.shape[1]]
 
 

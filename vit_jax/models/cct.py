@@ -8,16 +8,20 @@ Differs from the paper: by default positions are sines (paper, and its presets: 
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from vit_jax.layers import Dense, LayerNorm, add_positions, attend, gelu, prepend, sincos_1d, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect, one_of, pair
-from vit_jax.layers.shapes import Images, Output, Tokens
+from vit_jax.layers.check import at_least, check_arguments, check_sides, expect, one_of, pair
+from vit_jax.layers.inputs import ImageInput
+from vit_jax.layers.shapes import Inputs, Output, Tokens
+
+Axis = tuple[tuple[int, int, int], tuple[int, int, int]]  # (kernel, stride, padding) of a convolution, and of a pool
 
 
 class Attention(nn.Module):
@@ -56,7 +60,7 @@ class Block(nn.Module):
         return x + drop_path(dropout(Dense(x.shape[-1], name="linear2")(y)))
 
 
-class CCT(nn.Module):
+class CCT(ImageInput):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d) behind the last norm.
 
     Each of `n_conv_layers` convolves and pools. `positional_embedding` is "sine", "learnable" or "none"; sines are
@@ -98,40 +102,47 @@ class CCT(nn.Module):
         expect(self, "num_heads", dim % self.num_heads == 0, f"a divisor of embedding_dim={dim}")
         expect(self, "mlp_ratio", int(dim * self.mlp_ratio) > 0, "at least 1 / embedding_dim")
         expect(self, "pooling_padding", self.pooling_padding <= most, "at most half of the pool's kernel")
-        check_sides("image_size", self.image_size, lambda side: self._tokens_along(side) > 0)
+        self.grid()
         super().__post_init__()
 
-    def _windows(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(kernel, stride, padding) of every convolution, and of every pool."""
+    def axes(self) -> tuple[Axis, ...]:
+        """What happens along each axis of the input."""
         half = self.kernel_size // 2
         stride = max(1, half - 1) if self.stride is None else self.stride
         padding = max(1, half) if self.padding is None else self.padding
         pool = (self.pooling_kernel_size, self.pooling_stride, self.pooling_padding)
-        return (self.kernel_size, stride, padding), pool
+        return 2 * (((self.kernel_size, stride, padding), pool),)
 
-    def _tokens_along(self, side: int) -> int:
-        """Tokens along a side of the image, which is in pixels; 0 or less when there are none."""
-        for kernel, stride, padding in self.n_conv_layers * self._windows():
+    def tokens_along(self, axis: Axis, side: int) -> int:
+        """Tokens along an axis of an input that is `side` long; 0 or less when there are none."""
+        for kernel, stride, padding in self.n_conv_layers * axis:
             side = (side + 2 * padding - kernel) // stride + 1 if side > 0 else 0
         return side
 
+    def grid(self, sides: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        """Tokens along each axis of an input of these sides, or else of the model's. Raises ValueError without any."""
+        size, axis = self.image_size if sides is None else sides, self.axes()[-1]
+        check_sides("image_size", size, lambda side: self.tokens_along(axis, side) > 0)
+        return tuple(self.tokens_along(axis, side) for side in pair("image_size", size))
+
     @nn.compact
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
-        check_sides("image_size", images.shape[1:3], lambda side: self._tokens_along(side) > 0)
-        (kernel, stride, padding), (pool, step, margin) = self._windows()
-        conv = dict(kernel_size=(kernel, kernel), strides=stride, padding=padding, use_bias=False)
+    def __call__(self, images: Inputs, *, train: bool = False) -> Output:
+        self.check_input(images)
+        self.grid(images.shape[1:-1])
+        convs, pools = zip(*self.axes(), strict=True)
+        kernel, stride, padding = zip(*convs, strict=True)
+        pool, step, margin = zip(*pools, strict=True)
+        both = lambda margins: [(margin, margin) for margin in margins]
+        conv = dict(kernel_size=kernel, strides=stride, padding=both(padding), use_bias=False)
         x = images
         for i in range(self.n_conv_layers):
             dim = self.embedding_dim if i == self.n_conv_layers - 1 else 64
             x = nn.Conv(dim, **conv, kernel_init=nn.initializers.he_normal(), name=f"conv_{i}")(x)
-            x = nn.max_pool(jax.nn.relu(x), (pool, pool), (step, step), ((margin, margin), (margin, margin)))
-        x = rearrange(x, "b h w d -> b (h w) d")
+            x = nn.max_pool(jax.nn.relu(x), pool, step, both(margin))
+        x = rearrange(x, "b ... d -> b (...) d")
         if not self.seq_pool:
             x = prepend(self.param("class_emb", nn.initializers.zeros, (1, 1, self.embedding_dim)), x)
-        if self.positional_embedding != "none":
-            x = add_positions(x, self._positions())
-        x = nn.Dropout(self.dropout_rate)(x, deterministic=not train)
+        x = nn.Dropout(self.dropout_rate)(self.add_positions(x), deterministic=not train)
 
         mlp_dim = int(self.embedding_dim * self.mlp_ratio)
         sizes = (self.num_heads, mlp_dim, self.dropout_rate, self.attention_dropout)
@@ -145,12 +156,21 @@ class CCT(nn.Module):
             pooled = jnp.einsum("bn,bnd->bd", softmax(Dense(1, name="attention_pool")(x)[:, :, 0]), x)
         return Dense(self.num_classes, name="fc")(pooled)
 
-    def _positions(self) -> Float[Array, "1 n d"]:
-        rows, columns = map(self._tokens_along, pair("image_size", self.image_size))
-        shape = (1, rows * columns + (not self.seq_pool), self.embedding_dim)
+    def count_tokens(self) -> int:
+        """Tokens of an input of the model's size."""
+        return math.prod(self.grid()) + (not self.seq_pool)
+
+    def add_positions(self, x: Tokens) -> Tokens:
+        """`x` with the positions that the model is to have."""
+        if self.positional_embedding == "none":
+            return x
+        shape = (1, self.count_tokens(), self.embedding_dim)
         if self.positional_embedding == "learnable":
-            return self.param("positional_emb", nn.initializers.truncated_normal(0.2), shape)
-        return jax.lax.stop_gradient(self.param("positional_emb", lambda key: jnp.asarray(sincos_1d(*shape[1:]))[None]))
+            positions = self.param("positional_emb", nn.initializers.truncated_normal(0.2), shape)
+        else:
+            sines = self.param("positional_emb", lambda key: jnp.asarray(sincos_1d(*shape[1:]))[None])
+            positions = jax.lax.stop_gradient(sines)
+        return add_positions(x, positions, self.wording)
 
 
 def _function(layers):

@@ -16,10 +16,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, PatchEmbed, append, attend, sincos_2d
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
+from vit_jax.layers.check import check_arguments
+from vit_jax.layers.inputs import ImageInput
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Tokens
 
 
 class Attention(nn.Module):
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         return Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v))
 
 
-class SimpleViT(nn.Module):
+class SimpleViT(ImageInput):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
     Positions are computed for the image at hand, so `image_size` only says what it is meant for.
@@ -70,7 +71,7 @@ class SimpleViT(nn.Module):
 
     def make_patch_embedding(self) -> nn.Module:
         """The module that turns images into tokens."""
-        return PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+        return PatchEmbed(self.patch_sides(), self.dim)
 
     def make_head(self) -> nn.Module:
         """The module that turns pooled features into logits."""
@@ -82,18 +83,18 @@ class SimpleViT(nn.Module):
         if self.num_classes:
             self.linear_head = self.make_head()
 
-    def positions(self, rows: int, columns: int) -> np.ndarray:
+    def positions(self, *grid: int) -> np.ndarray:
         """Those of a grid of patches, (n, d)."""
-        return sincos_2d(rows, columns, self.dim)
+        return sincos_2d(*grid, self.dim)
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
+    def embed(self, images: Inputs, extra_tokens: ExtraTokens | None = None) -> Tokens:
         """Tokens before the transformer: the patches with positions, and the extra tokens."""
-        check_images(images, self.channels)
+        self.check_input(images)
         x = self.to_patch_embedding(images)
-        x = x + jnp.asarray(self.positions(*patch_grid(images.shape[1:3], self.patch_size)), x.dtype)[None]
+        x = x + jnp.asarray(self.positions(*self.grid(images.shape[1:-1])), x.dtype)[None]
         return x if extra_tokens is None else append(x, extra_tokens)
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+    def encode(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens after the transformer: the patches, then the extra tokens."""
         return self.transformer(self.embed(images, extra_tokens), train=train)
 
@@ -101,7 +102,7 @@ class SimpleViT(nn.Module):
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.linear_head(tokens.mean(axis=1))
 
-    def __call__(self, images: Images, *, train: bool = False) -> Output:
+    def __call__(self, images: Inputs, *, train: bool = False) -> Output:
         tokens = self.encode(images, train=train)
         return self.head(tokens) if self.num_classes else tokens
 

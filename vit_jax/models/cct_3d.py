@@ -1,0 +1,78 @@
+"""CCT of a video: its convolutions and pools go along frames as well.
+
+Source: Hassani et al. 2021, arXiv:2104.05704, for images. Upstream: vit_pytorch/cct_3d.py.
+Differs from upstream: `seq_pool`, `dropout_rate` and `attention_dropout` work (upstream raises for any of them), and
+`seq_pool=False` gives a class token; `stride` and `padding` may be None, as in upstream's functions cct_2 to cct_16,
+which are presets here; `image_size` and `channels` are further names of `img_size` and `n_input_channels`; videos may
+be smaller than `num_frames` and `img_size`; `num_classes=0` gives tokens.
+Differs from the paper: by default positions are sines of the token's number, frame by frame (paper: learned).
+Axes: b batch, f frames, n tokens, c channels, d dim, k classes.
+"""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vit_jax.layers import add_positions, sincos_1d
+from vit_jax.layers.check import at_least, check_array, check_sides, expect
+from vit_jax.layers.shapes import Tokens
+from vit_jax.models import cct
+
+
+class CCT3D(cct.CCT):
+    """Classifier: video (b, f, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    As `CCT`; what is named `frame_` is the same along frames, where a padding that is None is half of its kernel.
+    Raises ValueError as `CCT`, also for a video whose frames give not one token.
+    """
+
+    wording: ClassVar[tuple[str, str]] = ("video gives", "num_frames and image_size say")
+    num_frames: int = 8
+    frame_stride: int = 1
+    frame_kernel_size: int = 3
+    frame_padding: int | None = None
+    frame_pooling_kernel_size: int = 1
+    frame_pooling_stride: int = 1
+    frame_pooling_padding: int | None = None
+
+    def __post_init__(self):
+        at_least(self, num_frames=1, frame_stride=1, frame_kernel_size=1, frame_padding=0)
+        at_least(self, frame_pooling_kernel_size=1, frame_pooling_stride=1, frame_pooling_padding=0)
+        fits = (self.frame_pooling_padding or 0) <= self.frame_pooling_kernel_size // 2
+        expect(self, "frame_pooling_padding", fits, "at most half of the pool's kernel")
+        super().__post_init__()
+
+    def axes(self) -> tuple[cct.Axis, ...]:
+        half = lambda padding, kernel: kernel // 2 if padding is None else padding
+        kernel, pool = self.frame_kernel_size, self.frame_pooling_kernel_size
+        conv = (kernel, self.frame_stride, half(self.frame_padding, kernel))
+        return ((conv, (pool, self.frame_pooling_stride, half(self.frame_pooling_padding, pool))), *super().axes())
+
+    def grid(self, sides: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        frames, size = (self.num_frames, None) if sides is None else (sides[0], sides[1:])
+        along = lambda frames: self.tokens_along(self.axes()[0], frames)
+        check_sides("num_frames", frames, lambda frames: along(frames) > 0)
+        return (along(frames), *super().grid(size))
+
+    def check_input(self, video: Array) -> None:
+        check_array("video", video, "frames, height, width", self.channels)
+
+    def add_positions(self, x: Tokens) -> Tokens:
+        if self.positional_embedding != "sine":
+            return super().add_positions(x)
+        sines = sincos_1d(self.count_tokens(), self.embedding_dim)
+        return add_positions(x, jnp.asarray(sines, x.dtype), self.wording)
+
+
+PRESETS = {name: preset for name, preset in cct.PRESETS.items() if name.startswith("cct_")}
+PRESETS |= {"tiny": PRESETS["cct_2"] | dict(img_size=32, num_frames=4, stride=2)}
+
+TORCH_RULES = cct.TORCH_RULES
+
+
+def torch_constants(model: CCT3D) -> dict[str, np.ndarray]:
+    """Upstream stores the sines, though no longer as a parameter."""
+    sines = model.positional_embedding == "sine"
+    return {"classifier.positional_emb": sincos_1d(model.count_tokens(), model.embedding_dim)[None]} if sines else {}
