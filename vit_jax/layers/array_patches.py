@@ -23,7 +23,7 @@ def per_axis(name: str, value: int | Sequence[int] | None, axes: int) -> tuple[i
 
 def array_grid(name: str, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:
     """Number of patches along each axis of `shape`, the argument `name`. Raises ValueError unless they fill it."""
-    if min(*shape, *patch_size) < 1 or any(np.mod(shape, patch_size)):
+    if len(shape) != len(patch_size) or min(*shape, *patch_size) < 1 or any(np.mod(shape, patch_size)):
         raise ValueError(f"{name}={shape}: expected multiples of patch_size={patch_size}, side by side")
     return tuple(np.floor_divide(shape, patch_size).tolist())
 

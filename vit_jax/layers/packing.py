@@ -2,7 +2,7 @@
 
 Source: Dehghani et al. 2023, arXiv:2307.06304.
 Axes: h, w pixels, c channels, b rows (sequences), n tokens of a row, s images of a row, p features of a patch, a axes
-of an image.
+of an image: 2, of a volume 3.
 """
 
 import math
@@ -22,7 +22,7 @@ class PackedImages(NamedTuple):
     """Rows of patches, several images in each, and what tells the images apart: a model's input of fixed shapes."""
 
     patches: jax.Array | np.ndarray  # (b, n, p), features in the order (c, *patch); zeros behind the last patch
-    positions: jax.Array | np.ndarray  # (b, n, a), row and column of the patch in its image
+    positions: jax.Array | np.ndarray  # (b, n, a), frame (of a volume), row and column of the patch in its image
     segment_ids: jax.Array | np.ndarray  # (b, n), which image of its row a patch is of; -1 behind the last patch
     kept: jax.Array | np.ndarray  # (b, s), how many patches of an image token dropout keeps; 0 where there is no image
 
@@ -51,11 +51,8 @@ def pack_images(
     seq_len = _within("seq_len", max(lengths), seq_len)
     max_images = _within("max_images", max(map(len, images)), max_images)
 
-    positions, segment_ids = (
-        np.zeros((rows, seq_len, len(patch_size)), np.int32),
-        np.full((rows, seq_len), -1, np.int32),
-    )
-    kept = np.zeros((rows, max_images), np.int32)
+    positions = np.zeros((rows, seq_len, len(patch_size)), np.int32)
+    segment_ids, kept = np.full((rows, seq_len), -1, np.int32), np.zeros((rows, max_images), np.int32)
     for i, row in enumerate(images):
         start = 0
         for j, image in enumerate(row):
