@@ -21,6 +21,7 @@ CHANGED_FROM = {
     "jumbo_vit": "simple_vit",
     "max_vit_with_registers": "max_vit",
     "na_vit_nested_tensor": "na_vit",
+    "na_vit_nested_tensor_3d": "na_vit_nested_tensor",
     "normalized_vit": "simple_vit",
     "simple_flash_attn_vit": "simple_vit",
     "simple_flash_attn_vit_3d": "simple_flash_attn_vit simple_vit simple_vit_3d",
@@ -38,6 +39,8 @@ CHANGED_FROM = {
     "simple_vit_with_sparse_gating": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
+    "vit_nd_pope": "vit_nd_rotary",
+    "vit_nd_rotary": "vit_nd",
     "vit_with_keel_post_ln": "vit",
     "xcit": "cait",
 }

@@ -1,19 +1,7 @@
 """Rows of `looped_vit`."""
 
 from tests.cases.case import IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, draw_image
-
-
-def channels_last(make):
-    """Sequences as tests give them, (b, n, c)."""
-
-    def repaired(**kwargs):
-        module = make(**kwargs)
-        forward = module.forward
-        module.forward = lambda x: forward(x.mT)
-        return module
-
-    return repaired
-
+from tests.cases.repairs import channels_last
 
 LOOPED = ("looped_vit", "looped_vit:LoopedViT")
 DEPTHS = dict(pre_loop_depth=1, num_looped_blocks=1, post_loop_depth=1, loop_depth=2)

@@ -1,5 +1,6 @@
 """Rows of `na_vit_nested_tensor`: their input is a list of images."""
 
+import importlib
 import warnings
 
 from tests.cases.case import Case, draw_blocks
@@ -8,26 +9,30 @@ from tests.cases.na_vit import EXEMPT, OBLONG, PLAIN, SIZES, draw_images, featur
 __all__ = ["EXEMPT"]
 
 
-def gradients(make):
-    """What stands before the nested tensor gets gradients: `nested_tensor` copies, `as_nested_tensor` does not."""
-    import torch
-    from vit_pytorch import na_vit_nested_tensor
+def gradients_in(file: str):
+    """A repair of `file`: what stands before the nested tensor gets gradients, which `nested_tensor` cuts off."""
 
-    def repaired(**kwargs):
-        module = make(**kwargs)
-        forward = module.forward
+    def repair(make):
+        import torch
 
-        def quiet(images):
-            with warnings.catch_warnings(action="ignore"):  # torch's, that nested tensors are a prototype
-                return forward(images)
+        def repaired(**kwargs):
+            module = make(**kwargs)
+            forward = module.forward
 
-        module.forward = quiet
-        return module
+            def quiet(images):
+                with warnings.catch_warnings(action="ignore"):  # torch's, that nested tensors are a prototype
+                    return forward(images)
 
-    na_vit_nested_tensor.nested_tensor = torch.nested.as_nested_tensor
-    return repaired
+            module.forward = quiet
+            return module
+
+        importlib.import_module(f"vit_pytorch.{file}").nested_tensor = torch.nested.as_nested_tensor
+        return repaired
+
+    return repair
 
 
+gradients = gradients_in("na_vit_nested_tensor")
 NESTED = ("na_vit_nested_tensor", "na_vit_nested_tensor:NaViT")
 NO_NORM = PLAIN | dict(depth=1, qk_rmsnorm=False, token_dropout_prob=0.5)
 

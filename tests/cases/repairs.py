@@ -97,6 +97,18 @@ def no_gradient_of(ending: str):
     return repair
 
 
+def channels_last(make):
+    """Sequences as tests give them, (b, n, c)."""
+
+    def repaired(**kwargs):
+        module = make(**kwargs)
+        forward = module.forward
+        module.forward = lambda x, **kwargs: forward(x.mT, **kwargs)
+        return module
+
+    return repaired
+
+
 def sized(make):
     """`image_size`, which says nothing of what is computed."""
     return lambda *, image_size, **kwargs: make(**kwargs)

@@ -1,6 +1,8 @@
 """Patches of an array with any number of axes: images, sequences, volumes, video."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from flax import linen as nn
@@ -11,20 +13,42 @@ from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.shapes import Tokens
 
 
+def per_axis(name: str, value: int | Sequence[int] | None, axes: int) -> tuple[int, ...]:
+    """The argument `name` as one integer for each axis: a single one stands for all. Raises ValueError otherwise."""
+    sides = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(sides) != axes or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"{name}={value!r}: expected an integer or {axes} of them")
+    return sides
+
+
 def array_grid(name: str, shape: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:
     """Number of patches along each axis of `shape`, the argument `name`. Raises ValueError unless they fill it."""
-    if min(*shape, *patch_size) < 1 or any(np.mod(shape, patch_size)):
+    if len(shape) != len(patch_size) or min(*shape, *patch_size) < 1 or any(np.mod(shape, patch_size)):
         raise ValueError(f"{name}={shape}: expected multiples of patch_size={patch_size}, side by side")
     return tuple(np.floor_divide(shape, patch_size).tolist())
 
 
+def grid_positions(grid: tuple[int, ...]) -> np.ndarray:
+    """The place of each patch of a grid along each of its axes, (n, axes), the last axis fastest."""
+    return np.indices(grid).reshape(len(grid), -1).T
+
+
+def split_patches(x: Any, patch_size: tuple[int, ...]) -> Any:
+    """Array (*batch, *shape, c) of numpy or jax as patches (*batch, n, *patch_size, c), which must fill it."""
+    axes, batch = len(patch_size), x.shape[: -1 - len(patch_size)]
+    grid = np.floor_divide(x.shape[len(batch) : -1], patch_size).tolist()
+    sides = [side for pair in zip(grid, patch_size, strict=True) for side in pair]
+    x = x.reshape(*batch, *sides, x.shape[-1])
+    across = [len(batch) + 2 * axis for axis in range(axes)]
+    x = x.transpose(*range(len(batch)), *across, *(axis + 1 for axis in across), x.ndim - 1)
+    return x.reshape(*batch, math.prod(grid), *patch_size, x.shape[-1])
+
+
 def array_patches(x: Float[Array, "b *shape c"], patch_size: tuple[int, ...]) -> Float[Array, "b n p"]:
     """Patches in the order of their axes; so are the features of each, channels last. Raises as `array_grid`."""
-    grid = array_grid("image_size", x.shape[1:-1], patch_size)
-    sides = [side for pair in zip(grid, patch_size, strict=True) for side in pair]
-    x = x.reshape(len(x), *sides, x.shape[-1])
-    x = x.transpose(0, *range(1, x.ndim - 1, 2), *range(2, x.ndim - 1, 2), x.ndim - 1)
-    return x.reshape(len(x), math.prod(grid), -1)
+    array_grid("image_size", x.shape[1:-1], patch_size)
+    patches = split_patches(x, patch_size)
+    return patches.reshape(*patches.shape[:2], -1)
 
 
 class ArrayPatchEmbed(nn.Module):

@@ -1,7 +1,8 @@
-"""Images of different sizes in sequences of one length (Patch n' Pack), laid out on the host.
+"""Images, or volumes, of different sizes in sequences of one length (Patch n' Pack), laid out on the host.
 
 Source: Dehghani et al. 2023, arXiv:2307.06304.
-Axes: h, w pixels, c channels, b rows (sequences), n tokens of a row, s images of a row, p features of a patch.
+Axes: h, w pixels, c channels, b rows (sequences), n tokens of a row, s images of a row, p features of a patch, a axes
+of an image: 2, of a volume 3.
 """
 
 import math
@@ -11,25 +12,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
-from vit_jax.layers.check import patch_grid
+from vit_jax.layers.array_patches import array_grid, grid_positions, split_patches
 
-Rate = float | Callable[[int, int], float] | None
+Rate, Sides = float | Callable[..., float] | None, tuple[int, ...]
 
 
 class PackedImages(NamedTuple):
     """Rows of patches, several images in each, and what tells the images apart: a model's input of fixed shapes."""
 
-    patches: jax.Array | np.ndarray  # (b, n, p), features in the order (c, ph, pw); zeros behind the last patch
-    positions: jax.Array | np.ndarray  # (b, n, 2), row and column of the patch in its image
+    patches: jax.Array | np.ndarray  # (b, n, p), features in the order (c, *patch); zeros behind the last patch
+    positions: jax.Array | np.ndarray  # (b, n, a), frame (of a volume), row and column of the patch in its image
     segment_ids: jax.Array | np.ndarray  # (b, n), which image of its row a patch is of; -1 behind the last patch
     kept: jax.Array | np.ndarray  # (b, s), how many patches of an image token dropout keeps; 0 where there is no image
 
 
 def pack_images(
     images: Sequence,
-    patch_size: tuple[int, int],
+    patch_size: Sides,
     *,
     token_dropout_prob: Rate = None,
     rows: int | None = None,
@@ -51,13 +51,13 @@ def pack_images(
     seq_len = _within("seq_len", max(lengths), seq_len)
     max_images = _within("max_images", max(map(len, images)), max_images)
 
-    positions, segment_ids = np.zeros((rows, seq_len, 2), np.int32), np.full((rows, seq_len), -1, np.int32)
-    kept = np.zeros((rows, max_images), np.int32)
+    positions = np.zeros((rows, seq_len, len(patch_size)), np.int32)
+    segment_ids, kept = np.full((rows, seq_len), -1, np.int32), np.zeros((rows, max_images), np.int32)
     for i, row in enumerate(images):
         start = 0
         for j, image in enumerate(row):
             stop = start + count_patches(image, patch_size)
-            positions[i, start:stop] = grid_positions(image, patch_size)
+            positions[i, start:stop] = grid_positions(grid_of(image, patch_size))
             segment_ids[i, start:stop] = j
             kept[i, j] = count_kept(image, patch_size, token_dropout_prob)
             start = stop
@@ -68,10 +68,10 @@ def pack_images(
     return PackedImages(xp.pad(patches, ((0, rows - len(patches)), (0, 0), (0, 0))), positions, segment_ids, kept)
 
 
-def pack_batch(images, patch_size: tuple[int, int], token_dropout_prob: Rate = None) -> PackedImages:
+def pack_batch(images, patch_size: Sides, token_dropout_prob: Rate = None) -> PackedImages:
     """A batch (b, h, w, c) with a row for each image."""
     batch, count = len(images), count_patches(images[0], patch_size)
-    positions = np.tile(grid_positions(images[0], patch_size), (batch, 1, 1))
+    positions = np.tile(grid_positions(grid_of(images[0], patch_size)), (batch, 1, 1))
     kept = np.full((batch, 1), count_kept(images[0], patch_size, token_dropout_prob), np.int32)
     return PackedImages(to_patches(images, patch_size), positions, np.zeros((batch, count), np.int32), kept)
 
@@ -109,25 +109,27 @@ def drop_tokens(key: jax.Array, packed: PackedImages, length: int) -> PackedImag
     return PackedImages(patches, positions, ids, packed.kept)
 
 
-def to_patches(images, patch_size: tuple[int, int]):
+def to_patches(images, patch_size: Sides):
     """Images (..., h, w, c) as patches (..., n, p), row by row."""
-    ph, pw = patch_size
-    return rearrange(images, "... (h ph) (w pw) c -> ... (h w) (c ph pw)", ph=ph, pw=pw)
+    patches = split_patches(images, patch_size)
+    *batch, count = patches.shape[: -1 - len(patch_size)]
+    patches = patches.reshape(*batch, count, math.prod(patch_size), patches.shape[-1])
+    return patches.swapaxes(-1, -2).reshape(*batch, count, -1)
 
 
-def grid_positions(image, patch_size: tuple[int, int]) -> np.ndarray:
-    """Row and column of each patch of an image, (n, 2)."""
-    return np.indices(patch_grid(image.shape[:2], patch_size)).reshape(2, -1).T
+def grid_of(image, patch_size: Sides) -> Sides:
+    """Patches of an image along each axis. Raises ValueError unless they fill it."""
+    return array_grid("image_size", image.shape[:-1], patch_size)
 
 
-def count_patches(image, patch_size: tuple[int, int]) -> int:
+def count_patches(image, patch_size: Sides) -> int:
     """Patches of an image."""
-    return math.prod(patch_grid(image.shape[:2], patch_size))
+    return math.prod(grid_of(image, patch_size))
 
 
-def count_kept(image, patch_size: tuple[int, int], rate: Rate) -> int:
+def count_kept(image, patch_size: Sides, rate: Rate) -> int:
     """Patches that token dropout leaves of an image; a callable gives the rate for its height and width."""
-    rate = rate(*image.shape[:2]) if callable(rate) else rate or 0.0
+    rate = rate(*image.shape[:-1]) if callable(rate) else rate or 0.0
     return max(1, int(count_patches(image, patch_size) * (1 - rate)))
 
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, add_positions, attend, gelu, l2_normalize, prepend
-from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
+from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, per_axis
 from vit_jax.layers.check import at_least, check_arguments, expect
 from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Tokens
@@ -102,14 +102,10 @@ class LoopedViT(nn.Module):
         expect(self, "deep_supervision_weighting", fits, f"one of {names}, or loop_depth={self.loop_depth} numbers")
         super().__post_init__()
 
-    def _shape_and_patch(self) -> list[tuple[int, ...]]:
+    def _shape_and_patch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         shape = self.image_size if self.input_shape is None else self.input_shape
-        axes, sides = len(shape) if isinstance(shape, Sequence) else self.ndim, []
-        for name, value in (("input_shape", shape), ("patch_size", self.patch_size)):
-            sides.append(tuple(value) if isinstance(value, Sequence) else (value,) * axes)
-            if len(sides[-1]) != axes or not all(isinstance(side, int) for side in sides[-1]):
-                raise ValueError(f"{name}={value!r}: expected an integer or {axes} of them")
-        return sides
+        axes = len(shape) if isinstance(shape, Sequence) else self.ndim
+        return per_axis("input_shape", shape, axes), per_axis("patch_size", self.patch_size, axes)
 
     def setup(self):
         shape, patch = self._shape_and_patch()

@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.layers import Dense, FeedForward, LayerNorm, attend, l2_normalize, packing
 from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import feed_forward_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import Tokens
 
-Mask, Context = Bool[Array, "b n m"], Float[Array, "b m d"]
-AnyImages = Images | Sequence | packing.PackedImages
+Mask, Context, Ids = Bool[Array, "b n m"], Float[Array, "b m d"], Int[Array, "b n"]
+AnyImages = Float[Array, "b *shape c"] | Sequence | packing.PackedImages
 Norm = functools.partial(LayerNorm, use_bias=False)
 
 
@@ -111,6 +111,19 @@ class NaViT(nn.Module):
         """The module that turns patches into tokens."""
         return EmbedPatches(self.dim, Norm, name="to_patch_embedding")
 
+    def patch_sides(self) -> tuple[int, ...]:
+        """Sides of a patch, one for each axis of an image."""
+        return pair("patch_size", self.patch_size)
+
+    def position_counts(self) -> dict[str, int]:
+        """For each axis the name of its positions and how many there are."""
+        rows, columns = patch_grid(self.image_size, self.patch_size)
+        return {"pos_embed_height": rows, "pos_embed_width": columns}
+
+    def add_tokens(self, x: Tokens, ids: Ids, slots: int) -> tuple[Context, Int[Array, "b m"]]:
+        """Tokens of a row's patches, those that each of its `slots` images has besides, and which image each is of."""
+        return x, ids
+
     def pool_images(self, queries: Tokens, mask: Mask, x: Context, *, train: bool) -> Tokens:
         """The query of each image attends to its tokens."""
         return queries + self.make_attention(0.0, "attn_pool")(queries, mask, x, train=train)
@@ -121,8 +134,12 @@ class NaViT(nn.Module):
         """Packs a list of images, or a list of lists, on the host: see `vit_jax.layers.packing.pack_images`."""
         for image in (image for row in images for image in (row if isinstance(row, Sequence) else [row])):
             self._check_image(image)
-        patch, sizes = pair("patch_size", self.patch_size), dict(rows=rows, seq_len=seq_len, max_images=max_images)
-        return packing.pack_images(images, patch, token_dropout_prob=self.token_dropout_prob, **sizes)
+        sizes = dict(rows=rows, seq_len=seq_len, max_images=max_images)
+        return packing.pack_images(images, self.patch_sides(), token_dropout_prob=self.token_dropout_prob, **sizes)
+
+    def _check_batch(self, images: Array) -> None:
+        check_images(images, self.channels)
+        self._check_image(images[0])
 
     def _check_image(self, image) -> None:
         if image.ndim != 3 or image.shape[-1] != self.channels:
@@ -135,15 +152,14 @@ class NaViT(nn.Module):
         self, images: AnyImages, *, group_images: bool = False, group_max_seq_len: int = 2048, train: bool = False
     ) -> Float[Array, "*out"]:
         """`group_images` distributes a list over sequences of at most `group_max_seq_len` tokens."""
-        patch, rate = pair("patch_size", self.patch_size), self.token_dropout_prob if train else None
+        patch, rate = self.patch_sides(), self.token_dropout_prob if train else None
         if group_images:
             lengths = [packing.count_kept(image, patch, rate) for image in images]
             images = packing.group_images(images, lengths, group_max_seq_len)
         if isinstance(images, Sequence):
             on_host = images if isinstance(images, packing.PackedImages) else self.pack(images)
         else:
-            check_images(images, self.channels)
-            self._check_image(images[0])
+            self._check_batch(images)
             on_host = packing.pack_batch(images, patch, self.token_dropout_prob)
         packed = jax.tree.map(jnp.asarray, on_host)
         (_, count), (_, slots) = packed.segment_ids.shape, packed.kept.shape
@@ -151,15 +167,12 @@ class NaViT(nn.Module):
             length = count if callable(rate) else min(count, int(count * (1 - rate)) + slots)  # an image keeps one
             packed = packing.drop_tokens(self.make_rng("dropout"), packed, length)
 
-        rows, columns = patch_grid(self.image_size, self.patch_size)
-        init = nn.initializers.normal(0.02)
-        row_positions = self.param("pos_embed_height", init, (rows, self.dim))
-        column_positions = self.param("pos_embed_width", init, (columns, self.dim))
-        x = self.make_patch_embedding()(packed.patches)
-        x = x + row_positions[packed.positions[..., 0]] + column_positions[packed.positions[..., 1]]
+        init, x = nn.initializers.normal(0.02), self.make_patch_embedding()(packed.patches)
+        for axis, (name, positions) in enumerate(self.position_counts().items()):
+            x = x + self.param(name, init, (positions, self.dim))[packed.positions[..., axis]]
+        x, ids = self.add_tokens(x, packed.segment_ids, slots)
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
 
-        ids = packed.segment_ids
         same_image = ids[:, :, None] == ids[:, None, :]
         for i in range(self.depth):
             x = x + self.make_attention(self.dropout, f"attn_{i}")(x, same_image, train=train)
@@ -194,5 +207,5 @@ def torch_constants(model: NaViT) -> dict[str, np.ndarray]:
     blocks = [f"transformer.layers.{i}.{norm}" for i in range(model.depth) for norm in ("0.norm", "1.0")]
     head = ["mlp_head.0"] if model.num_classes else []
     widths = dict.fromkeys(["to_patch_embedding.2", "transformer.norm", "attn_pool.norm", *blocks, *head], model.dim)
-    widths["to_patch_embedding.0"] = math.prod(pair("patch_size", model.patch_size)) * model.channels
+    widths["to_patch_embedding.0"] = math.prod(model.patch_sides()) * model.channels
     return {f"{norm}.beta": np.zeros(width, np.float32) for norm, width in widths.items()}

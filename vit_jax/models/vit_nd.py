@@ -1,0 +1,139 @@
+"""ViTND: the plain ViT over an array with any number of axes, causal along some of them where asked.
+
+Source: Dosovitskiy et al. 2020, arXiv:2010.11929, for two axes. Upstream: vit_pytorch/vit_nd.py.
+Differs from upstream: any number of axes (upstream: at most 7); `num_classes=0` gives tokens; the patches of
+`return_nd_patches` are channels-last; tokens and positions start at a deviation of 0.02 (upstream: 1).
+Differs from the paper: a norm behind the patch projection, no bias in query, key and value.
+Axes: b batch, n tokens, d dim, h heads, f features of a head, i query, j key, k classes, grid: those of the patches.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, add_positions, attend, prepend
+from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, grid_positions, per_axis
+from vit_jax.layers.causal import causal_axes, causal_mask
+from vit_jax.layers.check import at_least, check_arguments
+from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.shapes import Output, Tokens
+
+Arrays, Grid = Float[Array, "b *shape c"], tuple[int, ...]
+
+
+class Attention(nn.Module):
+    """Self-attention where `mask` allows it; dropout acts on what it gives, not on its map."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    def queries_keys_values(self, x: Tokens) -> Sequence[Float[Array, "b h n f"]]:
+        """What attends; further arguments are positions, where a variant has them."""
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(x)
+        return tuple(rearrange(qkv, "b n (qkv h f) -> qkv b h n f", qkv=3, h=self.heads))
+
+    @nn.compact
+    def __call__(self, x: Tokens, mask: Bool[Array, "1 1 i j"] | None, *positions, train: bool = False) -> Tokens:
+        q, k, v = self.queries_keys_values(LayerNorm(name="norm")(x), *positions)
+        out = attend(self, q, k, v, scale=self.dim_head**-0.5, mask=mask)
+        if self.heads == 1 and self.dim_head == x.shape[-1]:
+            return out
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
+
+
+class ViTND(nn.Module):
+    """Classifier: array (b, *input_shape, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    `input_shape` and `patch_size` have a number for each of `ndim` axes; a single one stands for all. Along the axes of
+    `causal_dims`, one or several, no patch reads what is ahead of it; the class token reads, and is read, freely.
+    Raises ValueError when `patch_size` does not divide `input_shape`, or an input has another shape than that.
+    """
+
+    ndim: int
+    input_shape: int | Sequence[int]
+    patch_size: int | Sequence[int]
+    num_classes: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    pool: str = "cls"
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+    causal_dims: int | Sequence[int] | None = None
+
+    def __post_init__(self):
+        at_least(self, ndim=1)
+        array_grid("input_shape", *self.shape_and_patch())
+        causal_axes(self.causal_dims, self.ndim)
+        check_arguments(self)
+        super().__post_init__()
+
+    def shape_and_patch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """`input_shape` and `patch_size`, a number for each axis."""
+        return per_axis("input_shape", self.input_shape, self.ndim), per_axis("patch_size", self.patch_size, self.ndim)
+
+    def make_attention(self) -> Callable[..., nn.Module]:
+        """What makes the attention of a block, given its name."""
+        return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+
+    def embed_patches(self, x: Arrays) -> tuple[Tokens, Grid]:
+        """Tokens of the patches, without positions, and their grid."""
+        shape, patch = self.shape_and_patch()
+        if x.ndim != self.ndim + 2 or x.shape[-1] != self.channels:
+            sides = ", ".join(map(str, shape))
+            raise ValueError(f"input of shape {x.shape}: expected (batch, {sides}, channels={self.channels})")
+        grid = array_grid("input_shape", x.shape[1:-1], patch)
+        return ArrayPatchEmbed(patch, self.dim, name="to_patch_embedding")(x), grid
+
+    def transform(self, x: Tokens, grid: Grid, *positions, train: bool) -> Tokens:
+        """Tokens after the transformer; those before the patches of `grid` are under no mask."""
+        mask = None
+        if (axes := causal_axes(self.causal_dims, self.ndim)) is not None:
+            free = x.shape[1] - math.prod(grid)
+            mask = np.pad(causal_mask(grid_positions(grid), axes), ((free, 0), (free, 0)), constant_values=True)
+            mask = jnp.asarray(mask[None, None])
+        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
+        blocks = NormedBlocks(self.depth, self.make_attention(), feed_forward, name="transformer")
+        return blocks(x, mask, *positions, train=train)
+
+    @nn.compact
+    def __call__(
+        self, x: Arrays, *, return_nd_patches: bool = False, train: bool = False
+    ) -> Output | tuple[Float[Array, "b d"], Float[Array, "b *grid d"]]:
+        """With `return_nd_patches` the class token and, as a grid, the patches."""
+        shape, patch = self.shape_and_patch()
+        init, count = nn.initializers.normal(0.02), math.prod(array_grid("input_shape", shape, patch))
+        given = x.shape
+        x, grid = self.embed_patches(x)
+        if given[1:-1] != shape:
+            raise ValueError(f"input of shape {given}: expected input_shape={shape} between batch and channels")
+        x = prepend(self.param("cls_token", init, (1, 1, self.dim)), x)
+        x = add_positions(x, self.param("pos_embedding", init, (1, count + 1, self.dim)))
+        x = self.transform(x, grid, train=train)
+        pooled = x[:, 1:].mean(axis=1) if self.pool == "mean" else x[:, 0]
+        logits = Dense(self.num_classes, name="mlp_head")(pooled) if self.num_classes else x
+        return (x[:, 0], x[:, 1:].reshape(len(x), *grid, self.dim)) if return_nd_patches else logits
+
+
+_BLOCKS = dict(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)
+_UPSTREAM = dict(dim=512, depth=6, heads=8, mlp_dim=2048)
+PRESETS = {
+    "tiny": dict(ndim=3, input_shape=(4, 16, 16), patch_size=(2, 4, 4), **_BLOCKS),
+    "upstream": dict(ndim=4, input_shape=(8, 16, 32, 64), patch_size=(2, 4, 4, 8), causal_dims=(0,), **_UPSTREAM),
+}
+
+TORCH_RULES = (
+    *sequential_rules("to_patch_embedding", "to_patch_embedding", proj=1, norm=2),
+    *TRANSFORMER_RULES,
+)
