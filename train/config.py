@@ -163,6 +163,10 @@ class Config:
     """Latest checkpoints to keep, besides the best."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the parameters' working copy; master parameters are float32."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes again to save memory: nothing, a block but for its linear maps, or all of it."""
+    scan_blocks: bool = False
+    """Compile equal blocks as one loop: in the time of one block, with the same parameters and checkpoints."""
     mesh: str | None = None
     """Devices along each axis, as in `data=4,fsdp=2,tensor=1`: `data` and `fsdp` share a batch, `fsdp` and `tensor` the
     state, `tensor` each feed-forward; default: all on `data`."""

@@ -14,10 +14,11 @@ from jaxtyping import PyTree
 
 from train.augment import augment, normalize
 from train.build import DataInfo
-from train.config import Config
+from train.config import Config, UserError
 from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
 from train.step import TrainState, init_state, make_eval_step, make_train_step
+from vit_jax.layers.execution import execution
 from vit_jax.objectives.protocol import Objective
 
 
@@ -67,12 +68,25 @@ def build_program(
     eval_step = make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype, gather=gather)
     return Program(
         new_state=jax.jit(new_state, out_shardings=resting),
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(resting, replicated(mesh))),
-        eval_step=jax.jit(eval_step, out_shardings=replicated(mesh)),
+        train_step=jax.jit(executed(train_step, config), donate_argnums=0, out_shardings=(resting, replicated(mesh))),
+        eval_step=jax.jit(executed(eval_step, config), out_shardings=replicated(mesh)),
         state=state,
         batch=abstract_batch(config, info, mesh),
         schedule=schedule,
     )
+
+
+def executed(step: Callable, config: Config) -> Callable:
+    """`step` with blocks carried out as `config` asks. Raises UserError when traced, if the model has none to ask."""
+
+    def traced(*arguments):
+        with execution(remat=config.remat, scan=config.scan_blocks) as asked:
+            results = step(*arguments)
+        if not asked.stacks and (config.scan_blocks or config.remat != "none"):
+            raise UserError(f"--remat and --scan-blocks: the blocks of {config.model} are its own, and know neither")
+        return results
+
+    return traced
 
 
 def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:

@@ -22,18 +22,6 @@ def tokens(make):
     return repaired
 
 
-def channels_last(make):
-    """Series (b, n, c), where upstream takes (b, c, n)."""
-
-    def repaired(**kwargs):
-        module = make(**kwargs)
-        forward = module.forward
-        module.forward = lambda series: forward(series.transpose(1, 2))
-        return module
-
-    return repaired
-
-
 def without_warnings(make):
     """Flash attention without a warning: upstream chooses the kernel by a function that torch will remove."""
     import warnings

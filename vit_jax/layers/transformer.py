@@ -3,9 +3,12 @@
 Source: Vaswani et al. 2017, arXiv:1706.03762. Upstream: `Transformer` in vit_pytorch/vit.py.
 """
 
+import functools
+
 from flax import linen as nn
 
 from vit_jax.layers.attention import Attention
+from vit_jax.layers.blocks import run_blocks
 from vit_jax.layers.check import check_arguments
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm
@@ -34,10 +37,9 @@ class Transformer(nn.Module):
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         if x.shape[-1] != self.dim:
             raise ValueError(f"tokens of shape {x.shape}: expected (batch, tokens, dim) with dim={self.dim}")
-        for i in range(self.depth):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return LayerNorm(name="norm")(x)
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
+        return LayerNorm(name="norm")(run_blocks(self, self.depth, attention, feed_forward, x, train=train))
 
 
 TORCH_RULES = TRANSFORMER_RULES

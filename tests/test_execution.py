@@ -1,0 +1,97 @@
+"""Blocks computed again, and blocks as a loop: the same numbers and the same parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cases import FIRST
+from tests.cases.case import build
+from tests.test_models import equations, inputs_of, variables_of
+from vit_jax.layers.execution import execution
+
+
+def gradient(model, variables, x, **asked):
+    """Of a weighted sum of all outputs, by parameters and input; and how many stacks of blocks heard what was asked."""
+
+    def loss(params, x):
+        outputs = jax.tree.leaves(model.apply({**variables, "params": params}, x))
+        return sum(jnp.vdot(jnp.cos(jnp.arange(out.size)), out.reshape(-1)) for out in outputs)
+
+    with execution(**asked) as heard:
+        result = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables["params"], x)
+    return result, heard.stacks
+
+
+def assert_close(ours, theirs):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * np.abs(b).max() + 1e-8), ours, theirs
+    )
+
+
+NAMES = ("vit", "simple_vit", "pit", "vit_5", "cross_vit", "deepvit", "vit_3d", "looped_vit")
+
+
+@pytest.mark.parametrize("asked", [dict(remat="dots"), dict(remat="full"), dict(scan=True)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_values_and_gradients_stay(name, asked):
+    model, (x, _) = build(FIRST[name]), inputs_of(FIRST[name])
+    variables = variables_of(model, x, {})
+    (plain, _), (other, stacks) = gradient(model, variables, x), gradient(model, variables, x, **asked)
+    assert stacks
+    assert_close(other, plain)
+
+
+def count(jaxpr, primitive: str) -> int:
+    return sum(equation.primitive.name == primitive for equation in equations(jaxpr))
+
+
+def traced(depth: int, **asked):
+    model = build(FIRST["vit"], depth=depth)
+    (x, _) = inputs_of(FIRST["vit"])
+    variables = variables_of(model, x, {})
+    with execution(**asked):
+        return jax.make_jaxpr(jax.grad(lambda v: model.apply(v, x).sum()))(variables).jaxpr
+
+
+def test_a_loop_is_as_long_for_twelve_blocks_as_for_two():
+    assert count(traced(12, scan=True), "dot_general") == count(traced(2, scan=True), "dot_general")
+    assert count(traced(12), "dot_general") > 5 * count(traced(2), "dot_general") / 2
+
+
+def test_what_is_computed_again():
+    """With "full" a block's products come once more in the backward pass; with "dots" those of attention alone."""
+    products = {remat: count(traced(2, remat=remat), "dot_general") for remat in ("none", "dots", "full")}
+    assert products["none"] < products["dots"] < products["full"]
+    assert products["dots"] - products["none"] <= 2 * 2  # scores and their sum over values, of two blocks
+
+
+def test_parameters_do_not_know_of_it():
+    model, (x, _) = build(FIRST["vit"]), inputs_of(FIRST["vit"])
+    plain = model.init(jax.random.key(0), x)
+    with execution(scan=True, remat="full"):
+        assert_same_tree(model.init(jax.random.key(0), x), plain)
+        maps = model.apply(plain, x, mutable=["intermediates"])[1]  # what is collected has the names that it always has
+    assert {"attn_0", "attn_1"} <= set(maps["intermediates"]["transformer"])
+
+
+def assert_same_tree(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_dropout_differs_from_block_to_block_and_by_key():
+    case = FIRST["vit"]
+    model, (x, _) = build(case, dropout=0.5), inputs_of(case)
+    variables = variables_of(model, x, {})
+    with execution(scan=True):
+        train = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+        keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+        first, again, other = map(train, keys)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_an_unknown_way_is_named():
+    with pytest.raises(ValueError, match="remat='all': expected one of 'none', 'dots', 'full'"), execution(remat="all"):
+        pass
