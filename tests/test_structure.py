@@ -35,6 +35,7 @@ CHANGED_FROM = {
     "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
     "vit_with_keel_post_ln": "vit",
+    "vivit_with_moss": "vivit",
     "xcit": "cait",
 }
 

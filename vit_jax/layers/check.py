@@ -93,3 +93,10 @@ def check_images(images: Array, channels: int) -> None:
         raise ValueError(
             f"images of shape {images.shape}: expected (batch, height, width, channels) with channels={channels}"
         )
+
+
+def check_video(video: Array, channels: int | None = None) -> None:
+    """Raises ValueError unless `video` is (b, frames, height, width, channels), with any channels for None."""
+    if video.ndim != 5 or channels not in (None, video.shape[-1]):
+        expected = "(batch, frames, height, width, channels)" + (f" with channels={channels}" if channels else "")
+        raise ValueError(f"video of shape {video.shape}: expected {expected}")

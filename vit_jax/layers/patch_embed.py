@@ -1,4 +1,4 @@
-"""Patches of an image, normalised, projected, normalised again: the entrance of most upstream models."""
+"""Patches of an image or video, normalised, projected, normalised again: the entrance of most upstream models."""
 
 from collections.abc import Callable
 
@@ -29,3 +29,22 @@ class PatchEmbed(nn.Module):
         x = rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
         x = Dense(self.dim, name="proj")(self.norm(name="norm_in")(x))
         return self.norm(name="norm_out")(x)
+
+
+class VideoPatchEmbed(nn.Module):
+    """Video (b, F, H, W, c) to tokens (b, f, n, dim), frame of patches by frame. `patch_size`: (frames, height, width).
+
+    Raises ValueError when `patch_size` does not divide the video.
+    """
+
+    patch_size: tuple[int, int, int]
+    dim: int
+
+    @nn.compact
+    def __call__(self, video: Float[Array, "b F H W c"]) -> Float[Array, "b f n {self.dim}"]:
+        pf, ph, pw = self.patch_size
+        if video.shape[1] < 1 or video.shape[1] % pf:
+            raise ValueError(f"video of {video.shape[1]} frames: expected a multiple of frame_patch_size={pf}")
+        patch_grid(video.shape[2:4], (ph, pw), "image_patch_size")
+        x = rearrange(video, "b (f pf) (h ph) (w pw) c -> b f (h w) (pf ph pw c)", pf=pf, ph=ph, pw=pw)
+        return LayerNorm(name="norm_out")(Dense(self.dim, name="proj")(LayerNorm(name="norm_in")(x)))

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float
 
 Images = Float[Array, "b H W c"]
+Videos = Float[Array, "b F H W c"]
 Tokens = Float[Array, "b n d"]
 Maps = Float[Array, "b h w d"]
 ExtraTokens = Float[Array, "e d"]  # of a user, such as distillation's, the same for every image
