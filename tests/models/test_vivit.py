@@ -17,7 +17,7 @@ VARIANTS = pytest.mark.parametrize("kwargs", [{}, SELF], ids=["encoder", "self-a
 def built(**kwargs):
     """A model with changed arguments, and random variables for it."""
     model = build(CASE, **kwargs)
-    return model, model.init(jax.random.key(1), VIDEO)
+    return model, jax.jit(model.init)(jax.random.key(1), VIDEO)
 
 
 @VARIANTS
@@ -25,15 +25,15 @@ def test_masked_frames_are_not_read(kwargs):
     """Of three frames of patches the second lacks one frame, which leaves out all of it."""
     model, variables = built(**kwargs)
     mask = jnp.asarray([[True, True, False, True, True, True], [True] * 6])
-    apply = lambda video: model.apply(variables, video, mask=mask)
+    apply = jax.jit(lambda video: model.apply(variables, video, mask=mask))
     slopes = jnp.abs(jax.grad(lambda video: apply(video).sum())(VIDEO)).sum((2, 3, 4))
     np.testing.assert_array_equal(slopes > 0, [[1, 1, 0, 0, 1, 1], [1] * 6])
-    np.testing.assert_allclose(apply(VIDEO)[1], model.apply(variables, VIDEO)[1], atol=1e-6)
+    np.testing.assert_allclose(apply(VIDEO)[1], jax.jit(model.apply)(variables, VIDEO)[1], atol=1e-6)
 
 
 def test_a_mask_that_leaves_no_frame_gives_numbers():
     model, variables = built(**SELF)
-    assert jnp.isfinite(model.apply(variables, VIDEO, mask=jnp.zeros((2, 6), bool))).all()
+    assert jnp.isfinite(jax.jit(model.apply)(variables, VIDEO, mask=jnp.zeros((2, 6), bool))).all()
 
 
 @VARIANTS
@@ -52,7 +52,7 @@ def test_attention_maps_are_not_kept(kwargs):
 def test_a_shorter_video_gets_the_first_positions():
     """What no later frame is read by is the same without them: here the tokens of a model without temporal layers."""
     model, variables = built(num_classes=0, temporal_depth=0, pool="mean")
-    whole, part = (model.apply(variables, video) for video in (VIDEO, VIDEO[:, :4]))
+    whole, part = (jax.jit(model.apply)(variables, video) for video in (VIDEO, VIDEO[:, :4]))
     np.testing.assert_allclose(part, whole[:, :2], atol=1e-6)
 
 
