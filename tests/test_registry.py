@@ -52,7 +52,7 @@ def test_a_preset_gives_way_to_arguments():
     [
         ("vitt", {}, r"unknown model: 'vitt'; did you mean vit"),
         ("xyz123", {}, r"unknown model: 'xyz123'; expected one of .*cait, .*vit:Transformer"),
-        ("", {}, r"unknown model: ''; expected one of ats_vit|expected one of cait"),
+        ("", {}, r"unknown model: ''; expected one of accept_video_wrapper, ats_vit"),
         ("cait/s42", {}, r"unknown preset of model 'cait': 's42'; did you mean .*s24"),
         ("vit/", {}, r"unknown preset of model 'vit': ''; expected one of tiny, ti16"),
         ("vit:Transformer/tiny", {}, r"unknown preset of model 'vit:Transformer': 'tiny'; expected one of \(none\)"),

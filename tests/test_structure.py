@@ -42,6 +42,7 @@ CHANGED_FROM = {
     "vit_nd_pope": "vit_nd_rotary",
     "vit_nd_rotary": "vit_nd",
     "vit_with_keel_post_ln": "vit",
+    "vivit_with_moss": "vivit",
     "xcit": "cait",
 }
 

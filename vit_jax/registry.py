@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # A name is that of the upstream file, or "file:Class" for a file's further classes; it stands for "module:Class".
 MODELS = {
+    "accept_video_wrapper": "vit_jax.models.accept_video_wrapper:AcceptVideoWrapper",
     "ats_vit": "vit_jax.models.ats_vit:ATSViT",
     "attn_residual_with_dca_simple_vit": "vit_jax.models.attn_residual_with_dca_simple_vit:DCASimpleViT",
     "cait": "vit_jax.models.cait:CaiT",
@@ -76,6 +77,9 @@ MODELS = {
     "vit_with_keel_post_ln": "vit_jax.models.vit_with_keel_post_ln:ViTWithKeelPostLN",
     "vit_with_patch_dropout": "vit_jax.models.vit_with_patch_dropout:ViTWithPatchDropout",
     "vit_with_patch_merger": "vit_jax.models.vit_with_patch_merger:ViTWithPatchMerger",
+    "vivit": "vit_jax.models.vivit:ViViT",
+    "vivit_with_moss": "vit_jax.models.vivit_with_moss:ViViTWithMOSS",
+    "vivit_with_moss:MOSS": "vit_jax.layers.moss:MOSS",
     "wwt": "vit_jax.models.wwt:WWT",
     "wwt:AutoencodingHead": "vit_jax.models.wwt:AutoencodingHead",
     "xcit": "vit_jax.models.xcit:XCiT",

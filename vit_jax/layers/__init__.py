@@ -14,9 +14,10 @@ from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.head import NormHead
 from vit_jax.layers.map_vit import MapViT
+from vit_jax.layers.moss import MOSS
 from vit_jax.layers.norm import ChannelNorm, LayerNorm, l2_normalize, standardize
 from vit_jax.layers.patch_dropout import PatchDropout
-from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.layers.patch_embed import PatchEmbed, VideoPatchEmbed
 from vit_jax.layers.patch_projection import PatchProjection
 from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.pointwise import PointwiseConv
@@ -30,6 +31,7 @@ from vit_jax.layers.unfold import unfold, unfold_grid
 from vit_jax.layers.window_attention import WindowAttention
 
 __all__ = [
+    "MOSS",
     "ArrayPatchEmbed",
     "Attention",
     "BatchNorm",
@@ -52,6 +54,7 @@ __all__ = [
     "PointwiseConv",
     "SqueezeExcitation",
     "Transformer",
+    "VideoPatchEmbed",
     "WindowAttention",
     "add_positions",
     "append",

@@ -101,7 +101,16 @@ def check_images(images: Array, channels: int) -> None:
     check_array("images", images, "height, width", channels)
 
 
-def check_array(what: str, array: Array, axes: str, channels: int) -> None:
-    """Raises ValueError, calling it `what`, unless `array` is (b, *axes, channels); `axes` are names between commas."""
-    if array.ndim != axes.count(",") + 3 or array.shape[-1] != channels:
-        raise ValueError(f"{what} of shape {array.shape}: expected (batch, {axes}, channels) with channels={channels}")
+def check_video(video: Array, channels: int | None = None) -> None:
+    """Raises ValueError unless `video` is (b, frames, height, width, channels), with any channels for None."""
+    check_array("video", video, "frames, height, width", channels)
+
+
+def check_array(what: str, array: Array, axes: str, channels: int | None) -> None:
+    """Raises ValueError, calling it `what`, unless `array` is (b, *axes, channels), with any channels for None.
+
+    `axes` are names between commas.
+    """
+    if array.ndim != axes.count(",") + 3 or channels not in (None, array.shape[-1]):
+        expected = f"(batch, {axes}, channels)" + ("" if channels is None else f" with channels={channels}")
+        raise ValueError(f"{what} of shape {array.shape}: expected {expected}")

@@ -9,7 +9,7 @@ from typing import ClassVar
 from flax import linen as nn
 from jax import Array
 
-from vit_jax.layers.check import check_array, check_images, pair, patch_count, patch_grid
+from vit_jax.layers.check import check_array, check_images, check_video, pair, patch_count, patch_grid
 
 
 class ImageInput(nn.Module):
@@ -69,7 +69,7 @@ class VideoInput(nn.Module, kw_only=True):
         super().__post_init__()
 
     def check_input(self, video: Array) -> None:
-        check_array("video", video, "frames, height, width", self.channels)
+        check_video(video, self.channels)
         self.grid(video.shape[1:4])
 
     def patch_sides(self) -> tuple[int, ...]:

@@ -32,12 +32,15 @@ class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of (b, h, w, d); `g` and `b` have upstream's shape, (1, d, 1, 1)."""
 
     epsilon: float = 1e-5
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         shape = (1, x.shape[-1], 1, 1)
-        g, b = self.param("g", nn.initializers.ones, shape), self.param("b", nn.initializers.zeros, shape)
-        y = standardize(x, self.epsilon) * g.reshape(1, 1, 1, -1) + b.reshape(1, 1, 1, -1)
+        g = self.param("g", nn.initializers.ones, shape)
+        y = standardize(x, self.epsilon) * g.reshape(1, 1, 1, -1)
+        if self.use_bias:
+            y = y + self.param("b", nn.initializers.zeros, shape).reshape(1, 1, 1, -1)
         return y.astype(jnp.result_type(x, g))
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.array_patches import array_patches
+from vit_jax.layers.check import patch_count, patch_grid
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.norm import LayerNorm
 
@@ -27,3 +29,16 @@ class PatchEmbed(nn.Module):
         x = array_patches(x, self.patch_size)
         x = Dense(self.dim, name="proj")(self.norm(name="norm_in")(x))
         return self.norm(name="norm_out")(x)
+
+
+class VideoPatchEmbed(PatchEmbed):
+    """Video (b, F, H, W, c) to tokens (b, f, n, dim), frame of patches by frame. `patch_size`: (frames, height, width).
+
+    Raises ValueError when `patch_size` does not divide the video.
+    """
+
+    @nn.compact
+    def __call__(self, video: Float[Array, "b F H W c"]) -> Float[Array, "b f n {self.dim}"]:
+        frames = patch_count("frames", video.shape[1], "frame_patch_size", self.patch_size[0])
+        patch_grid(video.shape[2:4], self.patch_size[1:], "image_patch_size")
+        return rearrange(super().__call__(video), "b (f n) d -> b f n d", f=frames)

@@ -4,6 +4,7 @@ from jaxtyping import Array, Float
 
 Images = Float[Array, "b H W c"]
 Inputs = Float[Array, "b *axes c"]  # of any kind: images, series, video
+Videos = Float[Array, "b F H W c"]
 Tokens = Float[Array, "b n d"]
 Maps = Float[Array, "b h w d"]
 ExtraTokens = Float[Array, "e d"]  # of a user, such as distillation's, the same for every image

@@ -1,0 +1,102 @@
+"""What ViViT's masks leave out, what its attention keeps, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cases import FIRST
+from tests.cases.case import build
+from tests.cases.vivit import SELF
+
+CASE = FIRST["vivit"]
+VIDEO = jax.random.normal(jax.random.key(0), CASE.input_shape)
+VARIANTS = pytest.mark.parametrize("kwargs", [{}, SELF], ids=["encoder", "self-attention"])
+
+
+def built(**kwargs):
+    """A model with changed arguments, and random variables for it."""
+    model = build(CASE, **kwargs)
+    return model, jax.jit(model.init)(jax.random.key(1), VIDEO)
+
+
+@VARIANTS
+def test_masked_frames_are_not_read(kwargs):
+    """Of three frames of patches the second lacks one frame, which leaves out all of it."""
+    model, variables = built(**kwargs)
+    mask = jnp.asarray([[True, True, False, True, True, True], [True] * 6])
+    apply = jax.jit(lambda video: model.apply(variables, video, mask=mask))
+    slopes = jnp.abs(jax.grad(lambda video: apply(video).sum())(VIDEO)).sum((2, 3, 4))
+    np.testing.assert_array_equal(slopes > 0, [[1, 1, 0, 0, 1, 1], [1] * 6])
+    np.testing.assert_allclose(apply(VIDEO)[1], jax.jit(model.apply)(variables, VIDEO)[1], atol=1e-6)
+
+
+def test_a_mask_that_leaves_no_frame_gives_numbers():
+    model, variables = built(**SELF)
+    assert jnp.isfinite(jax.jit(model.apply)(variables, VIDEO, mask=jnp.zeros((2, 6), bool))).all()
+
+
+@VARIANTS
+def test_attention_maps_are_not_kept(kwargs):
+    def run(use_flash_attn):
+        model, variables = built(use_flash_attn=use_flash_attn, **kwargs)
+        loss = lambda variables: model.apply(variables, VIDEO).sum()
+        kept = jax.tree.leaves(jax.eval_shape(lambda variables: jax.vjp(loss, variables)[1], variables))
+        return sum(leaf.shape == (6, 3, 5, 5) for leaf in kept), jax.jit(jax.grad(loss))(variables)
+
+    (with_flash, gradient), (without, expected) = run(True), run(False)
+    assert with_flash == 0 < without
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected)
+
+
+def test_a_shorter_video_gets_the_first_positions():
+    """What no later frame is read by is the same without them: here the tokens of a model without temporal layers."""
+    model, variables = built(num_classes=0, temporal_depth=0, pool="mean")
+    whole, part = (jax.jit(model.apply)(variables, video) for video in (VIDEO, VIDEO[:, :4]))
+    np.testing.assert_allclose(part, whole[:, :2], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(image_size=10), "image_size=10: expected multiples of image_patch_size=4"),
+        (dict(image_patch_size=(4, 3)), r"image_size=8: expected multiples of image_patch_size=\(4, 3\)"),
+        (dict(image_patch_size=0), "image_patch_size=0: expected a positive integer"),
+        (dict(frames=5), "frames=5: expected a multiple of frame_patch_size=2"),
+        (dict(frames=0), "frames=0: expected at least 1"),
+        (dict(frame_patch_size=0), "frame_patch_size=0: expected at least 1"),
+        (dict(spatial_depth=-1), "spatial_depth=-1: expected at least 0"),
+        (dict(temporal_depth=-1), "temporal_depth=-1: expected at least 0"),
+        (dict(variant="joint"), "variant='joint': expected one of 'factorized_encoder', 'factorized_self_attention'"),
+        (SELF | dict(temporal_depth=3), "temporal_depth=3: expected spatial_depth=2, as each block has both"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(CASE, **kwargs)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 8, 8, 3), r"video of shape \(2, 8, 8, 3\): expected \(batch, frames, height, width, channels\)"),
+        ((2, 3, 6, 8, 8), r"video of shape \(2, 3, 6, 8, 8\): expected .* with channels=3"),
+        ((2, 5, 8, 8, 3), "frames=5: expected a positive multiple of frame_patch_size=2"),
+        ((2, 0, 8, 8, 3), "frames=0: expected a positive multiple of frame_patch_size=2"),
+        ((2, 6, 8, 6, 3), r"image_size=\(8, 6\): expected multiples of image_patch_size=\(4, 4\)"),
+        ((2, 8, 8, 8, 3), "video gives 4 frames of 4 patches: expected at most 3 of 4, as frames and image_size say"),
+        ((2, 6, 8, 12, 3), "video gives 3 frames of 6 patches: expected at most 3 of 4"),
+    ],
+)
+def test_bad_videos_are_named(shape, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(build(CASE).init, jax.random.key(0), jnp.ones(shape))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@VARIANTS
+def test_bad_masks_are_named(kwargs):
+    model, variables = built(**kwargs)
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 3\): expected \(batch, frames\) = \(2, 6\)"):
+        model.apply(variables, VIDEO, mask=jnp.ones((2, 3), bool))

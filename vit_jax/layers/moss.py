@@ -1,0 +1,113 @@
+"""Multi-order self-similarity: what moves in a video, seen in how its features resemble those around them.
+
+Source: Kim, Kwon et al. 2026, arXiv:2604.20760. Upstream: `MOSS` in vit_pytorch/vivit_with_moss.py.
+Axes: b batch, t time, h height, w width, d dim, s neighbours.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import at_least, check_arguments, expect
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.norm import ChannelNorm, l2_normalize
+
+Features = Float[Array, "b t h w d"]
+Similarity = Float[Array, "b t h w s"]
+
+
+class SimilarityEncoder(nn.Module):
+    """Features (b, t, h, w, dim) of similarities, whose neighbours are of `local_time` frames, one after the other."""
+
+    dim: int
+    local_time: int
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, similarity: Similarity) -> Features:
+        x = rearrange(similarity, "b t h w (l s) -> (b t l) h w s", l=self.local_time)
+        x = Dense(self.hidden_dim, name="spatial_to_hidden")(x)
+        for i in (1, 2):
+            x = nn.Conv(self.hidden_dim, (3, 3), padding=1, name=f"conv_{i}")(x)
+            x = gelu(ChannelNorm(use_bias=False, name=f"norm_{i}")(x))
+        x = rearrange(x, "(b t l) h w d -> b t h w (l d)", b=len(similarity), l=self.local_time)
+        return Dense(self.dim, name="time_to_out")(x)
+
+
+class MOSS(nn.Module):
+    """Features (b, t, h, w, dim) to the same shape, the sum of several orders.
+
+    Each order is made of how the vectors of the one before resemble those in a block around them. If `causal`, no frame
+    reads a later one, and a video may come in pieces: `return_cache` gives, beside the output, for each order the
+    `local_time - 1` frames that the next piece takes as `cache`. `train` changes nothing.
+    Raises ValueError for a block whose sides are not odd, and for a cache of other shapes or if not `causal`.
+    """
+
+    dim: int
+    local_time: int = 3
+    local_height: int = 3
+    local_width: int = 3
+    hidden_dim: int = 64
+    orders: int = 2
+    causal: bool = False
+
+    def __post_init__(self):
+        check_arguments(self)
+        check_moss(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Features, *, cache: tuple | None = None, return_cache: bool = False, train: bool = False
+    ) -> Features | tuple[Features, tuple]:
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"features of shape {x.shape}: expected (b, t, h, w, dim) with dim={self.dim}")
+        before, after = (self.local_time - 1, 0) if self.causal else (self.local_time // 2,) * 2
+        frames = lambda count: jnp.zeros((len(x), count, *x.shape[2:]), x.dtype)
+        past = (frames(before),) * self.orders if cache is None else cache
+        if cache is not None:
+            expect(self, "causal", self.causal, "True, as a cache is given")
+        if [part.shape for part in past] != [frames(before).shape] * self.orders:
+            expected = f"{self.orders} of {frames(before).shape}"
+            raise ValueError(f"cache of shapes {[part.shape for part in past]}: expected {expected}")
+
+        out, kept = Dense(self.dim, name="to_out")(x), []
+        for i in range(self.orders):
+            x = l2_normalize(x)
+            around = jnp.concatenate([past[i], x, frames(after)], axis=1)
+            kept.append(around[:, x.shape[1] :] if self.causal else None)
+            x = self_similarity(x, around, (self.local_time, self.local_height, self.local_width))
+            x = SimilarityEncoder(self.dim, self.local_time, self.hidden_dim, name=f"encoders_{i}")(x)
+            out = out + Dense(self.dim, name=f"to_order_out_{i}")(x)
+        return (out, tuple(kept)) if return_cache else out
+
+
+def self_similarity(x: Features, around: Float[Array, "b u h w d"], sides: tuple[int, int, int]) -> Similarity:
+    """Products of each vector with its neighbours, in a block of `sides` (time, height, width), row by row.
+
+    Frame i of `x` is compared with those from i to i + time - 1 of `around`; beyond the edges of frames all is zero.
+    """
+    (t, h, w), (time, height, width) = x.shape[1:4], sides
+    padded = jnp.pad(around, ((0, 0), (0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
+    shifted = (padded[:, i : i + t, j : j + h, k : k + w] for i, j, k in np.ndindex(time, height, width))
+    return jnp.stack([(x * other).sum(axis=-1) for other in shifted], axis=-1)
+
+
+def check_moss(model: nn.Module, prefix: str = "") -> None:
+    """Raises ValueError for arguments of MOSS, which `model` has with this `prefix`, that make no sense."""
+    at_least(model, **{f"{prefix}hidden_dim": 1, f"{prefix}orders": 0})
+    for name in (f"{prefix}local_time", f"{prefix}local_height", f"{prefix}local_width"):
+        side = getattr(model, name)
+        expect(model, name, side > 0 and side % 2 == 1, "an odd number")
+
+
+TORCH_RULES = (
+    (r"encoders_(\d+)/conv_1", r"encoders.\1.conv.0"),
+    (r"encoders_(\d+)/conv_2", r"encoders.\1.conv.3"),
+    (r"encoders_(\d+)/norm_1/g", r"encoders.\1.conv.1.gamma"),
+    (r"encoders_(\d+)/norm_2/g", r"encoders.\1.conv.4.gamma"),
+    (r"(encoders|to_order_out)_(\d+)", r"\1.\2"),
+)

@@ -1,0 +1,129 @@
+"""A model of images run over the frames of a video; what it gives may be projected, placed in time, joined by MOSS.
+
+Upstream: vit_pytorch/accept_video_wrapper.py (no paper; MOSS: Kim, Kwon et al. 2026, arXiv:2604.20760).
+Differs from upstream: in place of an `Extractor`, `forward_function="encode"` gives the tokens of a model that has the
+method, and `num_classes=0` the features of any; outputs in dicts are numbered in the order of their sorted keys; an
+output that has no axis of frames in front stays as it is (upstream: one of a single number); embeddings with channels
+first are projected over channels (upstream: over the last axis); MOSS takes maps (b, t, h, w, d) as well;
+`eval_with_no_grad` holds for one call (upstream: the model stays in evaluation).
+Axes: b batch, t time, n tokens of a frame, h rows, w columns, d dim.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers import MOSS, Dense
+from vit_jax.layers.check import at_least, check_video, expect, pair, patch_grid
+from vit_jax.layers.shapes import Videos
+
+Embedding = Float[Array, "b t *n d"]
+
+
+class AcceptVideoWrapper(nn.Module):
+    """Video (b, t, H, W, c) to what `image_net` gives for images, with (b, t) in place of every b.
+
+    `image_net` is a module made by `create_model`, `forward_function` the name of its method, "forward" being its call.
+    Number `output_pos_add_pos_emb` of its outputs is the embedding, whose features are the last axis, or the first if
+    `embed_is_channel_first` (maps of models here have channels last). Those, `dim_emb` of them, are projected to
+    `proj_embed_to_dim`, get one of `time_seq_len` learned positions if `add_time_pos_emb`, and go through `moss`, made
+    by `create_model("vivit_with_moss:MOSS", ...)`, or a dict of its arguments. Tokens of patches are expected behind
+    any others; their `patch_size` is `image_net`'s if not given.
+    Raises ValueError for arguments and outputs that do not fit each other, and for more than `time_seq_len` frames.
+    """
+
+    image_net: nn.Module
+    forward_function: str = "forward"
+    add_time_pos_emb: bool = False
+    dim_emb: int | None = None
+    time_seq_len: int | None = None
+    embed_is_channel_first: bool = False
+    output_pos_add_pos_emb: int = 0
+    proj_embed_to_dim: int | None = None
+    patch_size: int | tuple[int, int] | None = None
+    moss: MOSS | Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        expect(self, "image_net", isinstance(self.image_net, nn.Module), "a module, as create_model makes them")
+        method = getattr(self.image_net, self.method, None)
+        fits = callable(method) and "train" in inspect.signature(method).parameters
+        expect(self, "forward_function", fits, f"a method of {type(self.image_net).__name__} that takes `train`")
+        at_least(self, dim_emb=1, time_seq_len=1, proj_embed_to_dim=1)
+        if self.patch_size is not None:
+            pair("patch_size", self.patch_size)
+        if self.add_time_pos_emb or self.proj_embed_to_dim:
+            expect(self, "dim_emb", self.dim_emb is not None, "the number of features to project or place in time")
+        if self.add_time_pos_emb:
+            expect(self, "time_seq_len", self.time_seq_len is not None, "a number, for add_time_pos_emb")
+        moss = self.moss
+        named = isinstance(moss, Mapping) and {"dim"} <= moss.keys() <= MOSS.__dataclass_fields__.keys()
+        expect(self, "moss", named or moss is None or isinstance(moss, MOSS), "a vivit_with_moss:MOSS or its arguments")
+        if named:
+            self.moss = MOSS(**moss, parent=None)
+        super().__post_init__()
+
+    @property
+    def method(self) -> str:
+        """`forward_function`, as Flax calls it."""
+        return "__call__" if self.forward_function == "forward" else self.forward_function
+
+    @nn.compact
+    def __call__(self, video: Videos, *, eval_with_no_grad=False, forward_kwargs=None, train: bool = False) -> Any:
+        """With `eval_with_no_grad`, `image_net` is in evaluation and gets no gradient, whatever `train` says.
+
+        `forward_kwargs` are further arguments of the method, in a dict.
+        """
+        check_video(video)
+        images = rearrange(video, "b t ... -> (b t) ...")
+        if self.is_initializing() and self.method != "__call__":
+            self.image_net(images)  # for parameters that a method may not read, which upstream has
+        forward = getattr(self.image_net, self.method)
+        outputs = forward(images, **(forward_kwargs or {}), train=train and not eval_with_no_grad)
+        if eval_with_no_grad:
+            outputs = jax.lax.stop_gradient(outputs)
+
+        leaves, tree = jax.tree.flatten(outputs, is_leaf=lambda leaf: leaf is None)  # None has a number, as in torch
+        framed = [isinstance(leaf, jax.Array) and leaf.shape[:1] == images.shape[:1] for leaf in leaves]
+        for i, leaf in enumerate(leaves):
+            leaves[i] = leaf.reshape(*video.shape[:2], *leaf.shape[1:]) if framed[i] else leaf
+        if self.add_time_pos_emb or self.proj_embed_to_dim or self.moss:
+            i = self.output_pos_add_pos_emb
+            fits = -len(leaves) <= i < len(leaves) and framed[i] and leaves[i].ndim > 2
+            expect(self, "output_pos_add_pos_emb", fits, f"that of an output with features, out of {len(leaves)}")
+            leaves[i] = self.change(leaves[i], video, train=train)
+        return jax.tree.unflatten(tree, leaves)
+
+    def change(self, x: Embedding, video: Array, *, train: bool) -> Float[Array, "b t *m e"]:
+        """The embedding, projected, placed in time, and joined."""
+        x = jnp.moveaxis(x, 2, -1) if self.embed_is_channel_first else x
+        if self.dim_emb not in (None, x.shape[-1]):
+            raise ValueError(f"dim_emb={self.dim_emb}: expected {x.shape[-1]}, the features of the embedding")
+        if self.proj_embed_to_dim:
+            x = Dense(self.proj_embed_to_dim, name="embed_proj")(x)
+        if self.add_time_pos_emb:
+            time = x.shape[1]
+            if time > self.time_seq_len:
+                raise ValueError(f"video of {time} frames: expected at most time_seq_len={self.time_seq_len}")
+            pos_emb = self.param("pos_emb", nn.initializers.normal(0.01), (self.time_seq_len, x.shape[-1]))
+            x = x + jnp.expand_dims(pos_emb[:time], (0, *range(2, x.ndim - 1)))
+        if self.moss:
+            x = self.moss(x, train=train) if x.ndim == 5 else self.join_tokens(x, video, train=train)
+        return jnp.moveaxis(x, -1, 2) if self.embed_is_channel_first else x
+
+    def join_tokens(self, x: Embedding, video: Array, *, train: bool) -> Embedding:
+        """`moss` of the last tokens, which are of patches."""
+        nets = (self, self.image_net, getattr(self.image_net, "vit", None))
+        patch_size = next((net.patch_size for net in nets if getattr(net, "patch_size", None)), None)
+        expect(self, "patch_size", patch_size is not None, "a number, for moss, as image_net has none")
+        rows, columns = patch_grid(video.shape[2:4], patch_size)
+        others = x.shape[2] - rows * columns if x.ndim == 4 else -1
+        if others < 0:
+            raise ValueError(f"embedding of shape {x.shape}: expected {rows * columns} or more tokens a frame for moss")
+        patches = self.moss(rearrange(x[:, :, others:], "b t (h w) d -> b t h w d", h=rows), train=train)
+        return jnp.concatenate([x[:, :, :others], rearrange(patches, "b t h w d -> b t (h w) d")], axis=2)
