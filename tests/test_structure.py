@@ -34,6 +34,8 @@ CHANGED_FROM = {
     "simple_vit_with_sparse_gating": "simple_vit simple_vit_with_register_tokens",
     "simple_vit_with_specialized_cls": "simple_vit",
     "simple_vit_with_value_residual": "simple_vit",
+    "vaat": "vat",
+    "vat_siglip": "vat",
     "vit_with_keel_post_ln": "vit",
     "xcit": "cait",
 }

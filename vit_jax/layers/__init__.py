@@ -1,5 +1,6 @@
 """What three or more models compute identically, one small file per idea. Models import the modules from here."""
 
+from vit_jax.layers.actions import ActionTransformer, Trajectory
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.attend import attend
 from vit_jax.layers.attention import Attention
@@ -30,6 +31,7 @@ from vit_jax.layers.unfold import unfold, unfold_grid
 from vit_jax.layers.window_attention import WindowAttention
 
 __all__ = [
+    "ActionTransformer",
     "ArrayPatchEmbed",
     "Attention",
     "BatchNorm",
@@ -51,6 +53,7 @@ __all__ = [
     "PlainViT",
     "PointwiseConv",
     "SqueezeExcitation",
+    "Trajectory",
     "Transformer",
     "WindowAttention",
     "add_positions",

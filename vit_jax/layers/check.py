@@ -72,7 +72,7 @@ def check_arguments(model: nn.Module) -> None:
             raise ValueError(f"{name}={arguments[name]!r}: expected 0 to 1")
     if "pool" in arguments:
         one_of("pool", model.pool, ("cls", "mean"))
-    if "patch_size" in arguments and arguments.get("input_shape") is None:
+    if {"image_size", "patch_size"} <= arguments.keys() and arguments.get("input_shape") is None:
         patch_grid(model.image_size, model.patch_size)
     elif arguments.get("image_size") is not None:
         pair("image_size", model.image_size)
