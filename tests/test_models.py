@@ -139,10 +139,11 @@ def test_attention_maps_can_be_collected(case):
 
 
 RATES = ("dropout", "emb_dropout", "attn_dropout", "ff_dropout", "layer_dropout", "dropout_rate", "attention_dropout")
-DROPOUTS = [(name, argument) for name in CLASSIFIERS for argument in RATES if hasattr(build(FIRST[name]), argument)]
+DROPPING = [*CLASSIFIERS, "vit:Transformer", "vat", "vaat", "vat_siglip"]
+DROPOUTS = [(name, argument) for name in DROPPING for argument in RATES if hasattr(build(FIRST[name]), argument)]
 
 
-@pytest.mark.parametrize(("name", "argument"), [*DROPOUTS, ("vit:Transformer", "dropout")])
+@pytest.mark.parametrize(("name", "argument"), DROPOUTS)
 def test_dropout_is_for_training(name, argument):
     case = FIRST[name]
     (x, kwargs), plain, model = inputs_of(case), build(case), build(case, **{argument: 0.5})
@@ -162,7 +163,7 @@ def test_dropout_is_for_training(name, argument):
         jax.eval_shape(lambda: model.apply(variables, x, train=True, mutable=["batch_stats"]))
 
 
-@pytest.mark.parametrize("name", [*holds_for("dropout_count", CLASSIFIERS), "vit:Transformer"])
+@pytest.mark.parametrize("name", holds_for("dropout_count", DROPPING))
 def test_dropout_acts_as_often_as_upstreams(name):
     torch = pytest.importorskip("torch")
     case = FIRST[name]
@@ -285,7 +286,7 @@ def test_bad_counts_are_named(name, argument):
             build(FIRST[name], **{argument: value})
 
 
-@pytest.mark.parametrize(("name", "argument"), [*DROPOUTS, ("vit:Transformer", "dropout")])
+@pytest.mark.parametrize(("name", "argument"), DROPOUTS)
 def test_bad_rates_are_named(name, argument):
     for value in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"{argument}={value}: expected"):

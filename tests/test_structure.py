@@ -41,6 +41,8 @@ CHANGED_FROM = {
     "simple_vit_with_value_residual": "simple_vit",
     "vit_nd_pope": "vit_nd_rotary",
     "vit_nd_rotary": "vit_nd",
+    "vaat": "vat",
+    "vat_siglip": "vat",
     "vit_with_keel_post_ln": "vit",
     "vivit_with_moss": "vivit",
     "xcit": "cait",

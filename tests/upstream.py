@@ -1,5 +1,9 @@
 """vit-pytorch, importable beside a CPU build of torch, with its parameters shaken."""
 
+import importlib.util
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -11,6 +15,28 @@ torch.set_num_threads(1)  # pytest-xdist already keeps every core busy
 for operator in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, operator):
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+class Spectrogram(torch.nn.Module):
+    """What vaat.py takes from torchaudio, by its formula: a power of the magnitudes of torch's own transform."""
+
+    def __init__(self, *, n_fft, power, win_length, hop_length, pad, center, pad_mode):
+        super().__init__()
+        length = win_length or n_fft
+        self.register_buffer("window", torch.hann_window(length))
+        self.padding, self.power = (pad, pad), power
+        self.options = dict(n_fft=n_fft, hop_length=hop_length or length // 2, win_length=length)
+        self.options |= dict(center=center, pad_mode=pad_mode, return_complex=True)
+
+    def forward(self, sound):
+        sound = torch.nn.functional.pad(sound, self.padding)
+        return torch.stft(sound, window=self.window, **self.options).abs().pow(self.power)
+
+
+if importlib.util.find_spec("torchaudio") is None:
+    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    sys.modules["torchaudio.transforms"] = types.ModuleType("torchaudio.transforms")
+    sys.modules["torchaudio.transforms"].Spectrogram = Spectrogram
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What three or more models compute identically, one small file per idea. Models import the modules from here."""
 
+from vit_jax.layers.actions import ActionTransformer, Trajectory
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.attend import attend
 from vit_jax.layers.attention import Attention
@@ -32,6 +33,7 @@ from vit_jax.layers.window_attention import WindowAttention
 
 __all__ = [
     "MOSS",
+    "ActionTransformer",
     "ArrayPatchEmbed",
     "Attention",
     "BatchNorm",
@@ -53,6 +55,7 @@ __all__ = [
     "PlainViT",
     "PointwiseConv",
     "SqueezeExcitation",
+    "Trajectory",
     "Transformer",
     "VideoPatchEmbed",
     "WindowAttention",

@@ -1,0 +1,275 @@
+"""Vision to action: action tokens that read in every layer what a layer of a vision transformer has made of images.
+
+Source: "VAT: Vision Action Transformer by Unlocking Full Representation of ViT", submitted anonymously in 2025,
+openreview.net/forum?id=TalHOvvLZu. Upstream: vit_pytorch/vat.py, vaat.py and vat_siglip.py, each of which has it anew.
+Axes: b batch, v views, f frames, n tokens of an image, m tokens of a context, w their width, t action and other
+tokens, d dim, l layers, k actions, a numbers of an action, e of the extra token.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from vit_jax.layers.blocks import NormedBlocks
+from vit_jax.layers.check import at_least, check_arguments, expect
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.feed_forward import FeedForward
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.shapes import Tokens
+
+Video = Float[Array, "b v f H W c"] | Float[Array, "b _ H W c"] | Float[Array, "b H W c"]
+Extra = Float[Array, "b e"] | Float[Array, "b _ e"]
+Contexts = Sequence[Float[Array, "b m w"]]
+Actions = Float[Array, "b k a"] | Float[Array, ""] | tuple[Float[Array, "b k a"], Float[Array, "l b t d"]]
+_learned = nn.initializers.normal(0.01)
+
+
+class Trajectory(NormedBlocks):
+    """`NormedBlocks` that give what every block reads, and last what comes out of the norm: depth + 1 arrays."""
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> list[Tokens]:
+        trajectory = []
+        for i in range(self.depth):
+            trajectory.append(x)
+            x = x + self.attention(name=f"attn_{i}")(x, train=train)
+            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+        return [*trajectory, self.norm(name="norm")(x)]
+
+
+def with_hiddens(trajectory: Sequence[Tokens]) -> tuple[Tokens, Float[Array, "l b n d"]]:
+    """The last tokens of a trajectory, and what the blocks read, stacked: upstream's `return_hiddens`."""
+    *hiddens, last = trajectory
+    return last, jnp.stack(hiddens)
+
+
+class FiLM(nn.Module):
+    """Tokens (b, n, d) scaled and shifted by a linear map of a condition (b, d); as they are without one.
+
+    Source: Perez et al. 2017, arXiv:1709.07871. It starts as the identity.
+    """
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, condition: Float[Array, "b d"] | None) -> Tokens:
+        dim = tokens.shape[-1]
+        identity = lambda key, shape, dtype=jnp.float32: jnp.repeat(jnp.array([1, 0], dtype), dim)
+        kernel = self.param("kernel", nn.initializers.zeros, (dim, 2 * dim))
+        bias = self.param("bias", identity, (2 * dim,))
+        if condition is None:
+            return tokens
+        gamma, beta = jnp.split(condition @ kernel + bias[None], 2, axis=-1)
+        return tokens * gamma[:, None] + beta[:, None]
+
+
+class ActionTransformer(nn.Module, kw_only=True):
+    """Action tokens, which read contexts layer by layer and then say `dim_action` numbers for each action of a chunk.
+
+    A model makes the contexts with `look`, gives them to `act`, and says in `make_attention` how its tokens attend.
+    `num_tasks`, `dim_extra_token` and `num_advantage_bins` let it be conditioned on a task by `FiLM`, and on a vector
+    and an advantage by a token each. `vit_layer_indices` has for each layer that of the vision transformer which it
+    reads: 0 what its first one reads, its depth what comes out.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    dim_head: int
+    dim_action: int
+    mlp_dim: int
+    num_tasks: int | None = None
+    dim_extra_token: int | None = None
+    num_register_tokens: int = 4
+    action_chunk_len: int = 7
+    time_seq_len: int = 1
+    dropout: float = 0.0
+    add_self_attn: bool = True
+    self_attn_heads: int = 4
+    self_attn_dim_head: int = 32
+    vit_layer_indices: Sequence[int] | None = None
+    num_advantage_bins: int = 0
+
+    def __post_init__(self):
+        check_arguments(self)
+        at_least(self, depth=1, dim_action=1, num_tasks=1, dim_extra_token=1, action_chunk_len=1, time_seq_len=1)
+        at_least(self, self_attn_heads=1, self_attn_dim_head=1, num_advantage_bins=0)
+        at_least(self, num_views=1, num_image_views=1, num_audio_views=1)
+        super().__post_init__()
+
+    def make_attention(self, heads: int, dim_head: int) -> Callable[..., nn.Module]:
+        """What makes an attention, given its name: of tokens over themselves, or over a context."""
+        raise NotImplementedError
+
+    def make_feed_forward(self) -> Callable[..., nn.Module]:
+        """What makes the feed-forward of a layer, given its name."""
+        return functools.partial(FeedForward, self.mlp_dim, self.dropout)
+
+    def layers_read(self, name: str, depth: int) -> tuple[int, ...]:
+        """The argument `name`, layers of a transformer of this `depth` to read; without it, the first ones in order.
+
+        Raises ValueError unless it has an existing one for each layer.
+        """
+        given = getattr(self, name)
+        layers = tuple(range(self.depth) if given is None else given)
+        exist = all(-depth - 1 <= layer <= depth for layer in layers)
+        expected = f"for each of depth={self.depth} layers one of {-depth - 1} to {depth}"
+        expect(self, name, len(layers) == self.depth and exist, expected)
+        return layers
+
+    def with_axes(self, video: Video) -> Float[Array, "b v f H W c"]:
+        """Images or videos with an axis of views and one of frames, even if there is but one.
+
+        Raises ValueError for another number of axes or of frames.
+        """
+        x = video
+        if x.ndim == 4 or (x.ndim == 5 and self.time_seq_len > 1):
+            x = x[:, None]
+        if x.ndim == 5:
+            x = x[:, :, None]
+        if x.ndim != 6 or x.shape[2] != self.time_seq_len:
+            raise ValueError(
+                f"video_or_image of shape {video.shape}: expected (batch, views, frames, height, width, channels) with "
+                f"time_seq_len={self.time_seq_len} frames, without frames if it is 1, or without views if there is one"
+            )
+        return x
+
+    def place(
+        self,
+        trajectory: Sequence[Float[Array, "bvf n w"]],
+        layers: Sequence[int],
+        shape: tuple[int, int, int],
+        views: str,
+        *,
+        freeze: bool,
+    ) -> Contexts:
+        """Of these `layers` of a trajectory, the tokens of every view and frame behind one another, and its place.
+
+        `shape` is (b, v, f); `views` names both the argument that says how many views to tell apart and, before "_emb",
+        the parameter. No gradient goes back if `freeze`. Raises ValueError for another number of views.
+        """
+        batch, count, frames = shape
+        dim, place = trajectory[0].shape[-1], 0.0
+        if frames > 1:
+            place = self.param("time_pos_emb", _learned, (frames, dim))[None, None, :, None]
+        if (expected := getattr(self, f"num_{views}s") or 1) > 1:
+            if count != expected:
+                raise ValueError(f"{count} views: expected num_{views}s={expected}")
+            place = place + self.param(f"{views}_emb", _learned, (count, dim))[None, :, None, None]
+        contexts = [trajectory[layer] for layer in layers]
+        contexts = jax.lax.stop_gradient(contexts) if freeze else contexts
+        return [(x.reshape(*shape, -1, dim) + place).reshape(batch, -1, dim) for x in contexts]
+
+    def look(self, vit: nn.Module, video: Video, views: str, *, freeze: bool, train: bool) -> Contexts:
+        """For each layer the context that `vit`, a model with a `trajectory`, makes of images or videos."""
+        video = self.with_axes(video)
+        trajectory = vit.trajectory(video.reshape(-1, *video.shape[3:]), train=train)
+        layers = self.layers_read("vit_layer_indices", len(trajectory) - 1)
+        return self.place(trajectory, layers, video.shape[:3], views, freeze=freeze)
+
+    def act(
+        self,
+        contexts: dict[str, Contexts],
+        *,
+        extra: Extra | None,
+        tasks: Int[Array, "b"] | None,
+        advantages: Int[Array, "b"] | int | None,
+        actions: Float[Array, "b k a"] | None,
+        return_hiddens: bool,
+        train: bool,
+    ) -> Actions:
+        """Actions (b, k, a) from contexts, of which each layer reads its own of each kind, in turn.
+
+        With `return_hiddens` also the tokens before the first layer and behind every one, (l + 1, b, t, d); with
+        `actions` the mean absolute error of those predicted, and nothing else. A task that is not among `num_tasks`
+        and an advantage beyond -1 to `num_advantage_bins` - 1 give NaN. Raises ValueError for inputs of other shapes,
+        and for those that the arguments leave no place for.
+        """
+        first = next(iter(contexts.values()))[0]
+        batch, dtype = len(first), first.dtype
+        learned = lambda name, count: self.param(name, _learned, (count, self.dim))
+        everywhere = lambda tokens: jnp.broadcast_to(tokens, (batch, *tokens.shape))
+        parts = [everywhere(learned("register_tokens", self.num_register_tokens))] if self.num_register_tokens else []
+
+        self._check_given("advantages", advantages, "num_advantage_bins", self.num_advantage_bins or None)
+        if self.num_advantage_bins:
+            table = learned("advantage_emb", self.num_advantage_bins + 1)
+            if isinstance(advantages, int):
+                if not -1 <= advantages < self.num_advantage_bins:
+                    raise ValueError(f"advantages={advantages}: expected -1 to {self.num_advantage_bins - 1}")
+                advantages = jnp.full(batch, advantages)
+            if advantages is not None:
+                _check_shape("advantages", advantages, (batch,))
+                number = jnp.where(advantages < -1, len(table), advantages + 1)
+                parts.append(jnp.take(table, number, axis=0)[:, None])
+
+        start = sum(part.shape[1] for part in parts)
+        parts.append(everywhere(learned("action_pos_emb", self.action_chunk_len)))
+
+        self._check_given("extra", extra, "dim_extra_token", self.dim_extra_token)
+        if self.dim_extra_token is not None:
+            extra = jnp.zeros((batch, 0, self.dim_extra_token), dtype) if extra is None else extra
+            _check_shape("extra", extra, (batch, *extra.shape[1:-1], self.dim_extra_token))
+            extra = extra[:, None] if extra.ndim == 2 else extra
+            parts.append(Dense(self.dim, name="to_extra_token")(extra))
+
+        self._check_given("tasks", tasks, "num_tasks", self.num_tasks)
+        condition = None
+        if self.num_tasks is not None:
+            table = learned("task_emb", self.num_tasks)
+            if tasks is not None:
+                _check_shape("tasks", tasks, (batch,))
+                condition = jnp.take(table, tasks, axis=0)
+
+        hiddens = [jnp.concatenate(parts, axis=1)]
+        for i in range(self.depth):
+            x = hiddens[-1]
+            if self.num_tasks is not None:
+                x = FiLM(name=f"film_{i}")(x, condition)
+            for name, context in contexts.items():
+                x = x + self.make_attention(self.heads, self.dim_head)(name=f"{name}_{i}")(x, context[i], train=train)
+            if self.add_self_attn:
+                attention = self.make_attention(self.self_attn_heads, self.self_attn_dim_head)
+                x = x + attention(name=f"self_attn_{i}")(x, train=train)
+            hiddens.append(x + self.make_feed_forward()(name=f"mlp_{i}")(x, train=train))
+
+        x = LayerNorm(name="final_norm")(hiddens[-1][:, start : start + self.action_chunk_len])
+        predicted = Dense(self.dim_action, use_bias=False, name="to_pred_action")(x)
+        if actions is not None:
+            _check_shape("actions", actions, predicted.shape)
+            return jnp.abs(predicted - actions).mean()
+        return (predicted, jnp.stack(hiddens)) if return_hiddens else predicted
+
+    def _check_given(self, name: str, value: Any, argument: str, size: int | None) -> None:
+        if value is not None and size is None:
+            raise ValueError(f"{name} given: expected none, as {argument}={getattr(self, argument)!r}")
+
+
+def _check_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ValueError(f"{name} of shape {value.shape}: expected {shape}")
+
+
+def take_module(model: nn.Module, name: str, kind: type[nn.Module], known_as: str) -> None:
+    """Makes a `kind` of the argument `name` of `model` where that is a dict of arguments.
+
+    Raises ValueError for arguments that `kind` refuses, and for what is neither a dict nor a `kind`; `known_as` is its
+    name in the registry.
+    """
+    value = getattr(model, name)
+    if isinstance(value, Mapping):
+        try:
+            object.__setattr__(model, name, kind(**value, parent=None))
+        except TypeError as error:
+            raise ValueError(f"{name}={dict(value)!r}: expected arguments of {known_as!r}; {error}") from None
+    expected = f"a model made by create_model({known_as!r}, ...), or a dict of its arguments"
+    expect(model, name, isinstance(getattr(model, name), kind), expected)
+
+
+def no_registers(model: nn.Module) -> dict[str, np.ndarray]:
+    """Upstream stores an array of no register tokens too."""
+    return {} if model.num_register_tokens else {"register_tokens": np.zeros((0, model.dim), np.float32)}

@@ -1,0 +1,226 @@
+"""VAT on SigLIP: action tokens that read layer by layer what a pretrained vision tower, or one of its size, saw.
+
+Source of the tower: Zhai et al. 2023, arXiv:2303.15343. Upstream: vit_pytorch/vat_siglip.py.
+Differs from upstream: another number of views than `num_views` raises (upstream: a single one is read once for each);
+SigLIP may have non-square images and patches and `channels`, and takes images smaller than `image_size`; its
+positions start at a deviation of 0.02 (upstream: 1); `siglip_weights` only renames what the caller has (upstream:
+`load_siglip` downloads it); the rest as for VAT.
+Differs from the paper: the tower alone, without the attention that pools it, and without text.
+Axes: b batch, v views, f frames, n tokens, m tokens of the context, d dim, h heads, l layers, k actions, a numbers of
+an action, e extra.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from vit_jax.layers import (
+    ActionTransformer,
+    Dense,
+    FeedForward,
+    LayerNorm,
+    PatchProjection,
+    Trajectory,
+    add_positions,
+    attend,
+)
+from vit_jax.layers.actions import Actions, Extra, Video, no_registers, with_hiddens
+from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.models import vat
+
+
+def gelu_tanh(x: Array) -> Array:
+    """GELU by its tanh form, computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Attention of x over itself, or over a context with a norm of its own, whose heads x gates; with all biases."""
+
+    heads: int
+    dim_head: int
+    dropout: float = 0.0
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Tokens, context: Float[Array, "b m e"] | None = None, *, train: bool = False) -> Tokens:
+        inner_dim = self.heads * self.dim_head
+        x = LayerNorm(self.epsilon, name="norm")(x)
+        source = x if context is None else LayerNorm(self.epsilon, name="norm_context")(context)
+        q = rearrange(Dense(inner_dim, name="to_q")(x), "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(Dense(2 * inner_dim, name="to_kv")(source), "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        out = attend(self, q, k, v)
+        if context is not None:
+            out = vat.gate(out, Dense(self.heads, name="to_out_gates")(x))
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
+
+
+class SigLIP(nn.Module):
+    """SigLIP's vision tower: image (b, H, W, c) to tokens (b, n, d).
+
+    With `return_hiddens` also what each block reads, (l, b, n, d). An image may be smaller than `image_size`.
+    Raises ValueError when `patch_size` does not divide `image_size`, and for more heads than features.
+    """
+
+    image_size: int | Sequence[int] = 224
+    patch_size: int | Sequence[int] = 14
+    dim: int = 1152
+    depth: int = 27
+    heads: int = 16
+    mlp_dim: int = 4304
+    norm_eps: float = 1e-6
+    channels: int = 3
+
+    def __post_init__(self):
+        check_arguments(self)
+        expect(self, "heads", self.heads <= self.dim, f"at most dim={self.dim}")
+        super().__post_init__()
+
+    @nn.compact
+    def trajectory(self, images: Images, *, train: bool = False) -> list[Tokens]:
+        """What each block reads, and last the tokens."""
+        check_images(images, self.channels)
+        norm = functools.partial(LayerNorm, self.norm_eps)
+        attention = functools.partial(Attention, self.heads, self.dim // self.heads, 0.0, self.norm_eps)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, norm=norm, activation=gelu_tanh)
+        shape = (math.prod(patch_grid(self.image_size, self.patch_size)), self.dim)
+        positions = self.param("pos_embed", nn.initializers.normal(0.02), shape)
+        x = PatchProjection(pair("patch_size", self.patch_size), self.dim, name="to_patch_embed")(images)
+        x = add_positions(x, positions)
+        return Trajectory(self.depth, attention, feed_forward, norm, name="transformer")(x, train=train)
+
+    def __call__(
+        self, images: Images, *, return_hiddens: bool = False, train: bool = False
+    ) -> Tokens | tuple[Tokens, Float[Array, "l b n d"]]:
+        tokens = self.trajectory(images, train=train)
+        return with_hiddens(tokens) if return_hiddens else tokens[-1]
+
+
+class SigLIPVAT(ActionTransformer, kw_only=True):
+    """`VAT` whose vision transformer is a `SigLIP` of the sizes that begin with "siglip"; inputs and outputs are VAT's.
+
+    Without `vit_layer_indices` it reads the first layers of it.
+    """
+
+    dim: int = 512
+    depth: int = 27
+    heads: int = 8
+    dim_head: int = 64
+    dim_action: int = 32
+    mlp_dim: int = 2048
+    num_views: int | None = 1
+    action_chunk_len: int = 50
+    channels: int = 3
+    siglip_image_size: int | Sequence[int] = 224
+    siglip_patch_size: int | Sequence[int] = 14
+    siglip_dim: int = 1152
+    siglip_depth: int = 27
+    siglip_heads: int = 16
+    siglip_mlp_dim: int = 4304
+    siglip_norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            self.make_vit(parent=None)
+        except ValueError as error:
+            raise ValueError(f"siglip_{error}") from None
+        self.layers_read("vit_layer_indices", self.siglip_depth)
+
+    def make_vit(self, **module: Any) -> SigLIP:
+        """The vision tower."""
+        names = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "norm_eps")
+        return SigLIP(**{name: getattr(self, f"siglip_{name}") for name in names}, channels=self.channels, **module)
+
+    def make_attention(self, heads: int, dim_head: int) -> Callable[..., nn.Module]:
+        return functools.partial(Attention, heads, dim_head, self.dropout)
+
+    def make_feed_forward(self) -> Callable[..., nn.Module]:
+        norm = functools.partial(LayerNorm, 1e-6)
+        return functools.partial(FeedForward, self.mlp_dim, norm=norm, activation=gelu_tanh)
+
+    @nn.compact
+    def __call__(
+        self,
+        video_or_image: Video,
+        *,
+        extra: Extra | None = None,
+        tasks: Int[Array, "b"] | None = None,
+        advantages: Int[Array, "b"] | int | None = None,
+        actions: Float[Array, "b k a"] | None = None,
+        return_hiddens: bool = False,
+        freeze_vit: bool = False,
+        train: bool = False,
+    ) -> Actions:
+        vit = self.make_vit(name="vit")
+        contexts = {"cross_attn": self.look(vit, video_or_image, "view", freeze=freeze_vit, train=train)}
+        given = dict(extra=extra, tasks=tasks, advantages=advantages, actions=actions, return_hiddens=return_hiddens)
+        return self.act(contexts, **given, train=train)
+
+
+def siglip_weights(weights: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """The vision tower of a published SigLIP, or of a model around one, under the keys that `from_torch` takes.
+
+    `weights` has the keys of Hugging Face's SigLIP; what else there is in it, such as text, is left out. `prefix` goes
+    before every new key: "vit." for what `SigLIPVAT` keeps of it. Raises ValueError where there is no vision tower.
+    """
+    ending = "embeddings.patch_embedding.weight"
+    roots = sorted((key.removesuffix(ending) for key in weights if key.endswith(ending)), key=len)
+    if not roots:
+        raise ValueError(f"weights: expected a key that ends in {ending!r}, as SigLIP's vision tower has one")
+    tower = {key.removeprefix(roots[0]): np.asarray(weights[key]) for key in weights if key.startswith(roots[0])}
+    depth = sum(key.endswith("layer_norm1.weight") for key in tower)
+
+    renamed = {
+        "to_patch_embed.1.weight": rearrange(tower[ending], "d c h w -> d (h w c)"),
+        "to_patch_embed.1.bias": tower["embeddings.patch_embedding.bias"],
+        "pos_embed": tower["embeddings.position_embedding.weight"],
+    }
+    modules = {"norm": ("post_layernorm",)}
+    for i in range(depth):
+        names = {"0.norm": "layer_norm1", "0.to_q": "self_attn.q_proj", "0.to_out.0": "self_attn.out_proj"}
+        names |= {"1.0": "layer_norm2", "1.1": "mlp.fc1", "1.3": "mlp.fc2"}
+        modules |= {f"layers.{i}.{ours}": (f"encoder.layers.{i}.{theirs}",) for ours, theirs in names.items()}
+        modules[f"layers.{i}.0.to_kv"] = tuple(f"encoder.layers.{i}.self_attn.{name}_proj" for name in "kv")
+    for ours, theirs in modules.items():
+        for leaf in ("weight", "bias"):
+            renamed[f"{ours}.{leaf}"] = np.concatenate([tower[f"{name}.{leaf}"] for name in theirs])
+    return {f"{prefix}{key}": value for key, value in renamed.items()}
+
+
+_TOWER = dict(image_size=224, patch_size=14, dim=1152, depth=27, heads=16, mlp_dim=4304)
+PRESETS = {
+    "so400m14": _TOWER,
+    "upstream": dict(
+        depth=4, num_tasks=4, dim_extra_token=32, time_seq_len=2, num_views=2, vit_layer_indices=(0, 1, 26, 27)
+    ),
+}
+
+TORCH_RULES = (
+    ("to_patch_embed/proj", "to_patch_embed.1"),
+    (r"transformer/norm", "norm"),
+    ("to_out", "to_out.0"),
+    ("to_out_gates", "to_out_gates.0"),
+    (r"transformer/attn_(\d+)", r"layers.\1.0"),
+    *sequential_rules(r"transformer/ff_(\d+)", r"layers.\1.1", norm=0, fc1=1, fc2=3),
+    (r"film_(\d+)", r"layers.\1.0.to_gamma_beta.0"),
+    (r"self_attn_(\d+)", r"layers.\1.1"),
+    (r"cross_attn_(\d+)", r"layers.\1.2"),
+    *sequential_rules(r"mlp_(\d+)", r"layers.\1.3", norm=0, fc1=1, fc2=3),
+    ("advantage_emb", "advantage_emb.weight"),
+)
+
+
+def torch_constants(model: SigLIPVAT | SigLIP) -> dict[str, np.ndarray]:
+    """Upstream stores registers where there are none."""
+    return no_registers(model) if isinstance(model, SigLIPVAT) else {}
