@@ -2,7 +2,8 @@
 
 What they need of one is the house's way through a model: `patch_size` and `dim`; `encode(images)`, which gives tokens,
 those of the patches last and row by row; `embed(images)`, the same before the transformer; `to_patch_embedding`, the
-module that makes tokens of patches. A model says `patches_leak` whose tokens tell of other patches' pixels.
+module that makes tokens of patches. A model says `patches_leak` whose tokens tell of other patches' pixels, and
+`patches_lost` whose transformer gives other tokens than those of the patches.
 Axes: b batch, n patches, m masked or seen patches, l tokens before the patches, d dim, p values of a patch.
 """
 
@@ -37,6 +38,8 @@ def check_encoder(encoder: nn.Module, *, methods: tuple[str, ...], sealed: bool 
         expected.append(f"an encoder of patches side by side, with {', '.join(f'`{name}`' for name in missing)}")
     elif movable and "extra_tokens" not in inspect.signature(encoder.encode).parameters:
         expected.append("an encoder that takes any number of patches (whose `encode` takes `extra_tokens`)")
+    if getattr(encoder, "patches_lost", False):
+        expected.append("an encoder that gives a token for every patch")
     if sealed and getattr(encoder, "patches_leak", False):
         expected.append("an encoder whose tokens see one patch each: from others the masked ones can be copied")
     if getattr(encoder, "patch_dropout", 0):
