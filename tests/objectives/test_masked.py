@@ -154,8 +154,11 @@ def ready(name: str, encoder):
     return objective, images, jax.eval_shape(objective.init, jax.random.key(0), images)
 
 
-def one_block(model: str) -> dict:
-    return dict(depth=1) | (dict(attn_layers=("FA",)) if model == "jet_vit" else {})
+def blocks(model: str, depth: int) -> dict:
+    """Arguments that leave the model `depth` blocks."""
+    if model == "efficient":
+        return dict(transformer=create_model("vit:Transformer", **BLOCKS | dict(depth=depth)))
+    return dict(depth=depth) | (dict(attn_layers=("FA",) * depth) if model == "jet_vit" else {})
 
 
 def encoder_shape(encoder) -> tuple[int, int, int]:
@@ -179,7 +182,7 @@ def test_which_encoders_are_taken(name):
 
 @pytest.mark.parametrize("model", sorted(MOVABLE | IN_PLACE))
 def test_reconstructions_read_what_is_seen_alone(model):
-    encoder = encoder_of(model, **one_block(model))
+    encoder = encoder_of(model, **blocks(model, 2 if model == "vit_with_keel_post_ln" else 1))
     for name in ("mae", "simmim") if model in MOVABLE else ("simmim",):
         objective, images, _ = ready(name, encoder)
         params, extras = jax.jit(objective.init)(jax.random.key(0), images)
@@ -202,10 +205,10 @@ def test_reconstructions_read_what_is_seen_alone(model):
             assert np.abs(reconstruct(one & seen) - unchanged)[0].max() > 1e-4, name
 
 
-@pytest.mark.parametrize("model", sorted(MOVABLE | IN_PLACE | LEAKING))
+@pytest.mark.parametrize("model", sorted((MOVABLE | IN_PLACE | LEAKING) - {"vit_with_keel_post_ln"}))  # has 2 or more
 def test_tokens_are_the_patches_in_their_order(model):
     """Without blocks a token comes of its patch, or of that and its neighbours; the last are those of the patches."""
-    encoder = encoder_of(model, **dict(attn_layers=()) if model == "jet_vit" else {}, depth=0)
+    encoder = encoder_of(model, **blocks(model, 0))
     _, images, _ = ready("mpp", encoder)
     variables = jax.jit(encoder.init)(jax.random.key(0), images)
     encode = jax.jit(lambda images: encoder.apply(variables, images, method="encode"))
