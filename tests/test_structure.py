@@ -20,6 +20,7 @@ CHANGED_FROM = {
     "distill": "vit",
     "jumbo_vit": "simple_vit",
     "max_vit_with_registers": "max_vit",
+    "mp3": "simple_vit",
     "na_vit_nested_tensor": "na_vit",
     "na_vit_nested_tensor_3d": "na_vit_nested_tensor",
     "normalized_vit": "simple_vit",

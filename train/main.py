@@ -57,7 +57,7 @@ def parse(argv: list[str]) -> Config:
 
 
 # What an objective trains where no --model is given, if that is not the default.
-ENCODERS: dict[str, str] = {}
+ENCODERS = {"mae": "vit", "mp3": "mp3:ViT", "mpp": "vit", "simmim": "vit"}
 
 SHORT = {
     "--data": "--data.name",

@@ -33,6 +33,7 @@ MODELS = {
     "max_vit": "vit_jax.models.max_vit:MaxViT",
     "max_vit_with_registers": "vit_jax.models.max_vit_with_registers:MaxViTWithRegisters",
     "mobile_vit": "vit_jax.models.mobile_vit:MobileViT",
+    "mp3:ViT": "vit_jax.models.mp3:ViT",
     "na_vit": "vit_jax.models.na_vit:NaViT",
     "na_vit_nested_tensor": "vit_jax.models.na_vit_nested_tensor:NaViTNestedTensor",
     "na_vit_nested_tensor_3d": "vit_jax.models.na_vit_nested_tensor_3d:NaViTNestedTensor3D",

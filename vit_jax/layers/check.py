@@ -53,7 +53,7 @@ _RATES = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "ff_dropout
 _RATES += ("dropout_rate", "attention_dropout", "stochastic_depth_rate")
 
 
-def at_least(model: nn.Module, **minimums: int) -> None:
+def at_least(model: object, **minimums: int) -> None:
     """Raises ValueError when an argument of `model`, or any number of it, is below its minimum."""
     for name, minimum in minimums.items():
         value = vars(model).get(name)

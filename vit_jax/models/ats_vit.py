@@ -11,6 +11,7 @@ Axes: b batch, n tokens, m tokens kept, r draws, d dim, h heads, i query, j key,
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,7 @@ class ATSViT(PlainViT, kw_only=True):
     Raises ValueError unless `max_tokens_per_depth` has `depth` numbers, at least 1 and never rising.
     """
 
+    patches_lost: ClassVar[bool] = True  # tokens that come out are those sampled
     max_tokens_per_depth: tuple[int, ...]
     pool: str = dataclasses.field(default="cls", init=False)
 

@@ -7,6 +7,8 @@ Differs from the paper: the spectrum; a norm before and after each patch project
 Axes: b batch, n patches, e extra tokens, d dim.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -23,6 +25,7 @@ class SimpleViTWithFFT(simple_vit.SimpleViT, kw_only=True):
     Raises ValueError when `freq_patch_size` does not divide `image_size`.
     """
 
+    patches_leak: ClassVar[bool] = True  # the spectrum tells of all pixels
     freq_patch_size: int | tuple[int, int]
 
     def __post_init__(self):

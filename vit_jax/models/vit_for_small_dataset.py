@@ -11,6 +11,7 @@ Axes: b batch, n tokens, d dim, k classes.
 import functools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -73,6 +74,7 @@ class ViTForSmallDataset(PlainViT):
     With `diagonal_shifts` the copies of the image move as in the paper, by half a patch along both axes.
     """
 
+    patches_leak: ClassVar[bool] = True  # tokens tell of their neighbours' edges
     diagonal_shifts: bool = False
 
     def make_patch_embedding(self) -> nn.Module:

@@ -7,6 +7,7 @@ Axes: b batch, n tokens, m merged tokens, d dim, k classes.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -57,6 +58,7 @@ class ViTWithPatchMerger(PlainViT):
     Raises ValueError for a `patch_merge_layer` beyond `depth`, or no tokens to merge into.
     """
 
+    patches_lost: ClassVar[bool] = True  # tokens that come out are merged ones
     patch_merge_layer: int | None = None
     patch_merge_num_tokens: int = 8
     pool: str = dataclasses.field(default="mean", init=False)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 OBJECTIVES = {
     "classify": "vit_jax.objectives.classify:Classify",
     "distill": "vit_jax.objectives.distill:Distill",
+    "mae": "vit_jax.objectives.mae:MAE",
+    "mp3": "vit_jax.objectives.mp3:MP3",
+    "mpp": "vit_jax.objectives.mpp:MPP",
+    "simmim": "vit_jax.objectives.simmim:SimMIM",
 }
 
 

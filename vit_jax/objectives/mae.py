@@ -1,0 +1,125 @@
+"""MAE: an encoder sees a quarter of the patches, and a small decoder must tell the pixels of the rest.
+
+Source: He et al. 2021, arXiv:2111.06377. Upstream: `MAE` in vit_pytorch/mae.py.
+Differs from upstream: runs with a class token too, which upstream cannot place among its positions; that goes through
+encoder and decoder as well (`class_token=False`: it is left out, as upstream means to); targets are normalised
+(`norm_pixels=False`: they are not); the decoder is as wide as the encoder by default; mask token and positions start at
+a deviation of 0.02 (upstream: 1).
+Differs from the paper: the decoder is one layer deep by default, and its positions are learned, the class token's too.
+Axes: b batch, n patches, m masked patches, k seen patches, l tokens before the patches, d dim, p values of a patch.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from vit_jax.layers import Dense, Transformer
+from vit_jax.layers.check import at_least
+from vit_jax.layers.rules import TRANSFORMER_RULES
+from vit_jax.layers.shapes import Images
+from vit_jax.objectives.masked import (
+    PATCH_ALIASES,
+    check_encoder,
+    check_share,
+    draw_masked,
+    embed,
+    encode_tokens,
+    fill,
+    take,
+    to_patches,
+)
+from vit_jax.objectives.pretrain import Pretraining
+
+
+def normalize_patches(patches: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
+    """Each patch less its mean, over its deviation as the authors' code has it: over p - 1, 1e-6 within the root."""
+    variance = patches.var(axis=-1, ddof=1, keepdims=True)
+    return (patches - patches.mean(axis=-1, keepdims=True)) * lax.rsqrt(variance + 1e-6)
+
+
+class Autoencoder(nn.Module):
+    """An encoder and its decoder: images (b, H, W, c), patches by their numbers, to losses (b,)."""
+
+    encoder: nn.Module
+    decoder_dim: int | None = None
+    decoder_depth: int = 1
+    decoder_heads: int = 8
+    decoder_dim_head: int = 64
+    norm_pixels: bool = True
+    class_token: bool = True
+
+    @nn.compact
+    def reconstruct(
+        self, images: Images, masked: Int[Array, "b m"], seen: Int[Array, "b k"], *, train: bool = False
+    ) -> Float[Array, "b m p"]:
+        """The values of the masked patches, told from those that are seen."""
+        fill(self, images)
+        first, patches = embed(self.encoder, images)
+        (_, before, encoder_dim), count = first.shape, patches.shape[1]
+        if not self.class_token:
+            first = first[:, :0]
+        tokens = jnp.concatenate([first, take(patches, seen)], axis=1)
+        tokens = encode_tokens(self.encoder, images, tokens, train=train)
+
+        dim = self.decoder_dim or encoder_dim
+        if dim != encoder_dim:
+            tokens = Dense(dim, name="enc_to_dec")(tokens)
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (dim,))
+        tokens = jnp.concatenate([jnp.broadcast_to(mask_token, (*masked.shape, dim)), tokens], axis=1)
+        # Upstream's last row stands for its class token and is never read; here it is the token's position. What
+        # matters to attention are positions alone, so that tokens need not go back to their places.
+        positions = nn.Embed(count + before, dim, embedding_init=nn.initializers.normal(0.02), name="decoder_pos_emb")
+        of_first = jnp.broadcast_to(count + jnp.arange(first.shape[1]), first.shape[:2])
+        tokens = tokens + positions(jnp.concatenate([masked, of_first, seen], axis=1))
+        sizes = dim, self.decoder_depth, self.decoder_heads, self.decoder_dim_head, 4 * dim
+        tokens = Transformer(*sizes, name="decoder")(tokens, train=train)
+        return Dense(to_patches(images, self.encoder).shape[-1], name="to_pixels")(tokens[:, : masked.shape[1]])
+
+    def __call__(
+        self, images: Images, masked: Int[Array, "b m"], seen: Int[Array, "b k"], *, train: bool = False
+    ) -> Float[Array, "b"]:
+        targets = take(to_patches(images, self.encoder), masked).astype(jnp.float32)
+        if self.norm_pixels:
+            targets = normalize_patches(targets)
+        predicted = self.reconstruct(images, masked, seen, train=train)
+        return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=(1, 2))
+
+
+TORCH_RULES = TRANSFORMER_RULES
+TORCH_ALIASES = PATCH_ALIASES
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE(Pretraining):
+    """Mean squared error of the masked patches, of which there are `int(masking_ratio * n)`.
+
+    `encoder` is any model of patches that takes any number of them: most that derive from the plain ViT or SimpleViT.
+    With `norm_pixels` it is of normalised patches, as in the paper. The decoder is `decoder_dim` wide, by default as
+    the encoder. With `class_token`, what stands before the patches goes along, so that it can be fine-tuned.
+    Raises ValueError for an encoder that cannot be used, and for values that make no sense.
+    """
+
+    masking_ratio: float = 0.75
+    decoder_dim: int | None = None
+    decoder_depth: int = 1
+    decoder_heads: int = 8
+    decoder_dim_head: int = 64
+    norm_pixels: bool = True
+    class_token: bool = True
+
+    def __post_init__(self):
+        check_encoder(self.encoder, methods=("embed", "encode"), movable=True)
+        check_share("masking_ratio", self.masking_ratio)
+        at_least(self, decoder_dim=1, decoder_depth=0, decoder_heads=1, decoder_dim_head=1)
+
+    @property
+    def model(self) -> Autoencoder:
+        decoder = self.decoder_dim, self.decoder_depth, self.decoder_heads, self.decoder_dim_head
+        return Autoencoder(self.encoder, *decoder, self.norm_pixels, self.class_token)
+
+    def draw(self, key: Array, images: Array) -> dict[str, Array]:
+        masked, seen = draw_masked(key, self.encoder, images, self.masking_ratio)
+        return {"masked": masked, "seen": seen}

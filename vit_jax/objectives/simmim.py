@@ -1,0 +1,88 @@
+"""SimMIM: masked patches become a mask token, and one linear layer behind the encoder must tell their pixels.
+
+Source: Xie et al. 2021, arXiv:2111.09886. Upstream: `SimMIM` in vit_pytorch/simmim.py.
+Differs from upstream: it runs; upstream takes the first axis of positions for a batch's and crashes with its ViT and
+SimpleViT, whatever they pool. A class token goes through the encoder (`class_token=False`: it is left out, as upstream
+means to); the mask token starts at a deviation of 0.02 (upstream: 1).
+Differs from the paper: patches are masked one by one, half of them by default, and the loss is divided by their number
+once more.
+Axes: b batch, n patches, m masked patches, d dim, p values of a patch.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from vit_jax.layers import Dense
+from vit_jax.layers.shapes import Images
+from vit_jax.objectives.masked import (
+    PATCH_ALIASES,
+    check_encoder,
+    check_share,
+    draw_masked,
+    embed,
+    encode,
+    encode_tokens,
+    fill,
+    masked_tokens,
+    take,
+    to_patches,
+)
+from vit_jax.objectives.pretrain import Pretraining
+
+
+class MaskedImageModel(nn.Module):
+    """An encoder and a linear layer: images (b, H, W, c), masked patches by their numbers, to losses (b,)."""
+
+    encoder: nn.Module
+    class_token: bool = True
+
+    @nn.compact
+    def reconstruct(self, images: Images, masked: Int[Array, "b m"], *, train: bool = False) -> Float[Array, "b m p"]:
+        """The values of the masked patches, told from the others."""
+        fill(self, images)
+        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.encoder.dim,))
+        with masked_tokens(self.encoder, masked, mask_token):
+            if self.class_token:
+                tokens = encode(self.encoder, images, train=train)
+            else:
+                tokens = encode_tokens(self.encoder, images, embed(self.encoder, images)[1], train=train)
+        return Dense(to_patches(images, self.encoder).shape[-1], name="to_pixels")(take(tokens, masked))
+
+    def __call__(self, images: Images, masked: Int[Array, "b m"], *, train: bool = False) -> Float[Array, "b"]:
+        targets = take(to_patches(images, self.encoder), masked).astype(jnp.float32)
+        predicted = self.reconstruct(images, masked, train=train).astype(jnp.float32)
+        return jnp.abs(predicted - targets).mean(axis=(1, 2)) / masked.shape[1]
+
+
+TORCH_RULES = ()
+TORCH_ALIASES = PATCH_ALIASES
+
+
+@dataclasses.dataclass(frozen=True)
+class SimMIM(Pretraining):
+    """Mean absolute error of the m masked patches over m; m is `int(masking_ratio * n)`.
+
+    `encoder` is any model of patches whose tokens see one patch each before the transformer. With `class_token`, what
+    stands before the patches goes along, so that it can be fine-tuned; without, the encoder must also take any number
+    of patches, and treat all tokens alike.
+    Raises ValueError for an encoder that cannot be used, and for values that make no sense.
+    """
+
+    masking_ratio: float = 0.5
+    class_token: bool = True
+
+    def __post_init__(self):
+        methods = ("encode",) if self.class_token else ("embed", "encode")
+        check_encoder(self.encoder, methods=methods, movable=not self.class_token)
+        check_share("masking_ratio", self.masking_ratio)
+
+    @property
+    def model(self) -> MaskedImageModel:
+        return MaskedImageModel(self.encoder, self.class_token)
+
+    def draw(self, key: Array, images: Array) -> dict[str, Array]:
+        masked, _ = draw_masked(key, self.encoder, images, self.masking_ratio)
+        return {"masked": masked}
