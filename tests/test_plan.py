@@ -1,0 +1,108 @@
+"""Plans: what the compiler says of a step, before there is a machine for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from train import plan
+from train.build import DataInfo
+from train.config import Config, UserError
+from train.sharding import make_mesh
+from vit_jax import create_model
+
+INFO = DataInfo(tuple("0123456789"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+ARGUMENTS = ("dim=32", "depth=2", "heads=2", "dim_head=16", "mlp_dim=64")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return plan.plan(Config(model="vit", model_args=ARGUMENTS, batch_size=16), INFO, make_mesh("data=4,tensor=2"))
+
+
+def test_operations_are_those_of_the_products(found):
+    """Forward, and twice as many backward but for the gradient of the images; other operations are a few more."""
+    tokens, dim, inner, hidden = 65, 32, 32, 64
+    block = tokens * dim * 3 * inner + 2 * tokens**2 * inner + tokens * inner * dim + 2 * tokens * dim * hidden
+    products = 3 * (2 * block + dim * 10) + 2 * 64 * 48 * dim
+    assert 2 * products < found.flops_per_image < 1.25 * 2 * products
+
+
+def test_numbers_are_of_one_device(found):
+    parameters = found.parameters
+    assert 24_000 < parameters < 30_000
+    assert (
+        0.5 < found.state_bytes / (3 * 4 * parameters) < 0.6
+    )  # half of everything, but for what is too small to split
+    assert found.memory_bytes > found.state_bytes
+    assert found.collectives.keys() == {"all-gather", "all-reduce"}
+    number, size = found.collectives["all-reduce"]
+    assert number > 2
+    assert size > 4 * parameters / 2  # gradients, and what a split feed-forward adds up
+
+
+def test_exchanges_are_counted_with_their_sizes():
+    text = """
+      %a = f32[8,4]{1,0} all-gather(%p), dimensions={0}
+      %b.s = (bf16[8]{0}, bf16[16]{0}) all-gather-start(%q)
+      %b = bf16[16]{0} all-gather-done(%b.s)
+      ROOT %c = (f32[2,2]{1,0}, /*index=1*/f32[]) all-reduce(%x, %y), to_apply=%add
+      %d = f32[8]{0} fusion(%all-reduce.1)
+    """
+    assert plan.collectives(text) == {"all-gather": (2, 8 * 4 * 4 + 16 * 2), "all-reduce": (1, 4 * 5)}
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 100, 1000])
+def test_the_largest_is_found_to_within_an_eighth(most):
+    asked = []
+    found = plan.largest(lambda number: asked.append(number) or number <= most)
+    assert found <= most < found + max(1, found // 8)
+    assert len(asked) < 20
+
+
+def test_a_verdict_says_by_how_much(found):
+    config, mesh = Config(batch_size=16), make_mesh("data=4,tensor=2")
+    chip = plan.Chip(memory=found.memory_bytes - 2**20, bandwidth=1e9, flops=1e12)
+    lines = plan.report(found, config, mesh, chip)
+    assert any("too much by 1.00 MiB" in line for line in lines)
+    assert any("by bandwidth" in line for line in lines)
+    lines = plan.report(found, config, mesh, chip._replace(memory=found.memory_bytes, flops=1.0))
+    assert any(line.startswith("memory") and line.endswith(": fits") for line in lines)
+    assert any("by arithmetic" in line for line in lines)
+
+
+def run(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "train.plan", *arguments]
+    folder = Path(plan.__file__).parents[1]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+
+
+def test_a_plan_for_virtual_devices():
+    options = ("--topology=cpu:4", "--mesh=fsdp=4", "--batch-size=8", "--classes=7", "--scan-blocks", "--remat=full")
+    done = run("--model=vit", *options, "--model-args", *ARGUMENTS)
+    assert done.returncode == 0, done.stderr
+    assert "4 x cpu, mesh {'data': 1, 'fsdp': 4, 'tensor': 1}, float32" in done.stdout
+    assert "all-gather" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [("v9:2x2", "--topology v9:2x2: expected cpu:N, or v4, v5e"), ("cpu:none", "--topology cpu:none: expected cpu:N")],
+)
+def test_unknown_topologies_are_named(topology, message):
+    with pytest.raises(UserError, match=message):
+        plan.open_topology(topology)
+
+
+def test_mistakes_end_with_status_2(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "open_topology", lambda name: (jax.devices(), None))
+    assert plan.main(["--model=vitt"]) == 2
+    assert "unknown model: 'vitt'; did you mean vit" in capsys.readouterr().err
+    assert plan.main(["--model=vit", "--sweep"]) == 2
+    assert "--sweep needs a topology of chips" in capsys.readouterr().err
+    assert plan.main(["--model=vit", "--batch-size=12"]) == 2
+    assert "--batch-size is 12; it must be a positive multiple of 8" in capsys.readouterr().err

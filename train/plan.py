@@ -1,0 +1,294 @@
+"""What a run would need, compiled for machines that are not here: `python -m train.plan --model=vit/b16`.
+
+The real train step is compiled ahead of time for a TPU topology (with `pip install '.[train,tpu]'`) or for virtual CPU
+devices. Besides the options below, all of `python -m train.main` are taken.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import tyro
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from train.build import DataInfo, build_objective, make_network, model_name, parse_arguments
+from train.config import Config, UserError, check
+from train.main import parse
+from train.program import Program, build_program
+from train.sharding import check_batch, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the run would run on, and what its data would be like."""
+
+    topology: str = "v5e:2x4"
+    """Chips, as GENERATION:SHAPE (v4, v5e, v5p, v6e), or cpu:N for N virtual devices."""
+    classes: int = 1000
+    """Number of classes."""
+    sweep: bool = False
+    """Look for the largest batch that fits, by doubling and halving what each chip gets."""
+
+
+class Chip(NamedTuple):
+    """What its maker says of a chip: memory and bandwidth in bytes (a second), bfloat16 operations a second.
+
+    Source: the system architecture pages of Google's Cloud TPU documentation.
+    """
+
+    memory: float
+    bandwidth: float
+    flops: float
+
+
+CHIPS = {
+    "v4": Chip(32 * 2**30, 1228e9, 275e12),
+    "v5e": Chip(16 * 2**30, 819e9, 197e12),
+    "v5p": Chip(95 * 2**30, 2765e9, 459e12),
+    "v6e": Chip(32 * 2**30, 1640e9, 918e12),
+}
+
+
+class Plan(NamedTuple):
+    """What the compiler says of a step. All numbers are of one chip but `parameters` and `flops_per_image`."""
+
+    parameters: int
+    flops_per_image: float
+    state_bytes: int
+    memory_bytes: int
+    moved_bytes: float
+    collectives: dict[str, tuple[int, int]]  # kind: (number, bytes that come out)
+    seconds: float
+
+
+STEPS = 1000  # of the run; no number depends on it
+
+
+class TooLarge(Exception):
+    """The compiler found no room for a step."""
+
+
+def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
+    """Compile the train step of `config` for `mesh`. Raises UserError for what cannot be run, TooLarge for memory."""
+    check(config)
+    check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
+    objective = build_objective(config, info)
+    program = build_program(config, info, mesh, objective, STEPS, float(STEPS))
+    since = time.perf_counter()
+    try:
+        compiled = lowered(program).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLarge(
+                next(iter(re.findall(r"Used \S+ of \S+ hbm[^.]*\.\S+", str(error))), "too little")
+            ) from error
+        raise
+    seconds = time.perf_counter() - since
+    memory = compiled.memory_analysis()
+    local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
+    state = sum(jax.numpy.dtype(x.dtype).itemsize * _product(local(x)) for x in jax.tree.leaves(program.state))
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Plan(
+        parameters=sum(x.size for x in jax.tree.leaves(program.state.params)),
+        flops_per_image=flops_per_image(config, info),
+        state_bytes=state,
+        memory_bytes=held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        moved_bytes=compiled.cost_analysis().get("bytes accessed", 0.0),
+        collectives=collectives(compiled.as_text()),
+        seconds=seconds,
+    )
+
+
+def flops_per_image(config: Config, info: DataInfo) -> float:
+    """Operations of a train step, an image's share.
+
+    Counted without loops, whose operations count once however often they run, and without repetitions; before the
+    compiler, and so the same for any device.
+    """
+    config = dataclasses.replace(config, scan_blocks=False, remat="none", mesh=None)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    program = build_program(config, info, mesh, build_objective(config, info), STEPS, float(STEPS))
+    return lowered(program).cost_analysis()["flops"] / config.batch_size
+
+
+def lowered(program: Program) -> jax.stages.Lowered:
+    """The train step, traced but not compiled."""
+    return program.train_step.lower(program.state, program.batch, {})
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """How often a compiled program has chips exchange arrays, by kind, and the bytes of what each then holds.
+
+    What stands in a loop counts once.
+    """
+    found = {}
+    for kind in KINDS:
+        # An asynchronous one counts where it is done, when its result stands alone.
+        results = re.findall(rf" = (.*?) {kind}(?:-done)?\(", text)
+        sizes = [
+            BYTES.get(dtype, 4) * _product(tuple(map(int, filter(None, dims.split(",")))))
+            for result in results
+            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", result)
+        ]
+        if results:
+            found[kind] = (len(results), sum(sizes))
+    return found
+
+
+def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[str]:
+    """Lines of "name  value" for the user."""
+    images = config.batch_size / mesh.size
+    lines = [
+        ("parameters", f"{found.parameters:,}"),
+        (
+            "FLOPs",
+            f"{found.flops_per_image / 1e9:,.2f} G per image, forward and backward, without what --remat repeats",
+        ),
+        ("state", f"{_size(found.state_bytes)} per chip: parameters, their averages, the optimizer's"),
+        ("memory", f"{_size(found.memory_bytes)} per chip" + (_against(found.memory_bytes, chip) if chip else "")),
+        ("moved", f"{_size(found.moved_bytes)} per chip and step, to and from memory; what is in a loop counts once"),
+    ]
+    for kind, (number, size) in found.collectives.items():
+        lines.append((kind, f"{number}, {_size(size)}"))
+    if not found.collectives:
+        lines.append(("collectives", "none"))
+    if chip:
+        work, traffic = found.flops_per_image * images / chip.flops, found.moved_bytes / chip.bandwidth
+        bound = "arithmetic" if work > traffic else "bandwidth"
+        lines.append(
+            (
+                "step time",
+                f"at least {max(work, traffic) * 1e3:.2f} ms, by {bound}: {work * 1e3:.2f} ms of arithmetic, "
+                f"{traffic * 1e3:.2f} ms of traffic, exchanges not counted",
+            )
+        )
+    lines.append(("compiled", f"in {found.seconds:.1f} s"))
+    return [f"{name:<19} {value}" for name, value in lines]
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**28 else f"{count / 2**20:,.2f} MiB"
+
+
+def _against(count: float, chip: Chip) -> str:
+    verdict = "fits" if count <= chip.memory else f"too much by {_size(count - chip.memory)}"
+    return f" of {_size(chip.memory)}: {verdict}"
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, to within an eighth of it; 0 if one does not."""
+    number = 1
+    while fits(number):
+        number *= 2
+    low, high = number // 2, number
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
+    """The devices of a topology, and what is known of such a chip. Raises UserError for one that there is not."""
+    generation, _, shape = name.partition(":")
+    if generation == "cpu" and shape.isdecimal() and int(shape):
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(shape))
+        return jax.devices(), None
+    if generation not in CHIPS:
+        raise UserError(f"--topology {name}: expected cpu:N, or {', '.join(CHIPS)} with a shape, as in v5e:2x4")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud host what it runs on
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs on a TPU
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices), CHIPS[generation]
+    except Exception as error:  # libtpu is not installed, or knows no such shape; each version has its own words
+        raise UserError(f"--topology {name} cannot be compiled for: {str(error).splitlines()[0]}") from error
+
+
+def data_like(config: Config, classes: int) -> DataInfo:
+    """What is known of data that is not here: images as --data.image-size says, else as the preset."""
+    network = make_network(config.model, **parse_arguments("--model-args", config.model_args), num_classes=classes)
+    size = config.data.image_size or getattr(network, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    return DataInfo(tuple(map(str, range(classes))), (height, width, 3), (0.5,) * 3, (0.25,) * 3)
+
+
+def run(argv: list[str]) -> None:
+    """Print the plan that the command line `argv` asks for."""
+    options, others = tyro.cli(
+        Options, args=argv, prog="python -m train.plan", description=__doc__, return_unknown_args=True
+    )
+    devices, chip = open_topology(options.topology)
+    if "--data" not in " ".join(others):
+        others = ["--data=tfds:imagenet2012", *others]  # digits would bring their recipe
+    config = parse(others)
+    if chip and not any(argument.startswith("--dtype") for argument in others):
+        config = dataclasses.replace(config, dtype="bfloat16")
+    mesh = make_mesh(config.mesh, devices)
+    try:
+        info = data_like(config, options.classes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--model {model_name(config.model)}: {error}") from error
+    height, width, _ = info.image_shape
+    print(f"{'model':<19} {' '.join((model_name(config.model), *config.model_args))}, {height}x{width} pixels")
+    print(f"{'devices':<19} {mesh.size} x {devices[0].device_kind}, mesh {dict(mesh.shape)}, {config.dtype}")
+    if options.sweep:
+        sweep(config, info, mesh, chip)
+        return
+    print(f"{'batch':<19} {config.batch_size} images; compiling ...", flush=True)
+    try:
+        print("\n".join(report(plan(config, info, mesh), config, mesh, chip)))
+    except TooLarge as error:
+        print(f"{'memory':<19} does not fit: {error}")
+
+
+def sweep(config: Config, info: DataInfo, mesh: Mesh, chip: Chip | None) -> None:
+    """Print how much memory batches need, until the largest that fits is found."""
+    if chip is None:
+        raise UserError("--sweep needs a topology of chips whose memory is known, such as v5e:2x4")
+    least = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulate
+
+    def fits(share: int) -> bool:
+        batch = dataclasses.replace(config, batch_size=share * least)
+        try:
+            found = plan(batch, info, mesh)
+        except TooLarge as error:
+            print(f"{share * least:>8} images  does not fit: {error}", flush=True)
+            return False
+        verdict = found.memory_bytes <= chip.memory
+        print(f"{share * least:>8} images  {_size(found.memory_bytes)}, compiled in {found.seconds:.0f} s", flush=True)
+        return verdict
+
+    most = largest(fits) * least
+    print(f"{'largest batch':<19} {most} images, {most // mesh.size} per chip" if most else "not even the least fits")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
