@@ -18,6 +18,7 @@ CHANGED_FROM = {
     "attn_residual_with_dca_simple_vit": "simple_vit",
     "distill": "vit",
     "jumbo_vit": "simple_vit",
+    "levjepa": "levjepa_nd",
     "max_vit_with_registers": "max_vit",
     "na_vit_nested_tensor": "na_vit",
     "normalized_vit": "simple_vit",
