@@ -57,7 +57,13 @@ def parse(argv: list[str]) -> Config:
 
 
 # What an objective trains where no --model is given, if that is not the default.
-ENCODERS: dict[str, str] = {}
+ENCODERS: dict[str, str] = {
+    "dino": "vit",
+    "es_vit": "cvt",
+    "lejepa": "vit",
+    "levjepa": "levjepa:VideoTransformer",
+    "levjepa_nd": "levjepa_nd:NDTransformer",
+}
 
 SHORT = {
     "--data": "--data.name",
