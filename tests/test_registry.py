@@ -39,7 +39,7 @@ def test_rows_have_names_of_their_own():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_classifier_has_a_tiny_preset(name):
-    assert ("tiny" in list_presets(name)) == (name in CLASSIFIERS)
+    assert "tiny" in list_presets(name) or name not in CLASSIFIERS
 
 
 def test_a_preset_gives_way_to_arguments():

@@ -19,6 +19,7 @@ CHANGED_FROM = {
     "cct_3d": "cct",
     "distill": "vit",
     "jumbo_vit": "simple_vit",
+    "levjepa": "levjepa_nd",
     "max_vit_with_registers": "max_vit",
     "mp3": "simple_vit",
     "na_vit_nested_tensor": "na_vit",

@@ -57,7 +57,17 @@ def parse(argv: list[str]) -> Config:
 
 
 # What an objective trains where no --model is given, if that is not the default.
-ENCODERS = {"mae": "vit", "mp3": "mp3:ViT", "mpp": "vit", "simmim": "vit"}
+ENCODERS = {
+    "dino": "vit",
+    "es_vit": "cvt",
+    "lejepa": "vit",
+    "levjepa": "levjepa:VideoTransformer",
+    "levjepa_nd": "levjepa_nd:NDTransformer",
+    "mae": "vit",
+    "mp3": "mp3:ViT",
+    "mpp": "vit",
+    "simmim": "vit",
+}
 
 SHORT = {
     "--data": "--data.name",

@@ -27,6 +27,8 @@ MODELS = {
     "learnable_memory_vit": "vit_jax.models.learnable_memory_vit:LearnableMemoryViT",
     "learnable_memory_vit:Adapter": "vit_jax.models.learnable_memory_vit:Adapter",
     "levit": "vit_jax.models.levit:LeViT",
+    "levjepa:VideoTransformer": "vit_jax.models.levjepa:VideoTransformer",
+    "levjepa_nd:NDTransformer": "vit_jax.models.levjepa_nd:NDTransformer",
     "local_vit": "vit_jax.models.local_vit:LocalViT",
     "look_vit": "vit_jax.models.look_vit:LookViT",
     "looped_vit": "vit_jax.models.looped_vit:LoopedViT",

@@ -16,11 +16,26 @@ def random_directions(key: Array, dim: int, count: int = 1024) -> Float[Array, "
     return l2_normalize(jax.random.normal(key, (count, dim)))
 
 
-def sigreg_loss(x: Float[Array, "b n d"], directions: Float[Array, "m d"]) -> Float[Array, ""]:
-    """Distance of characteristic functions: of the features of all tokens along `directions`, and of N(0, 1)."""
-    knots = np.linspace(-5, 5, 17, dtype=np.float32)
-    normal = np.exp(-0.5 * knots**2)[None]
+def sigreg_loss(
+    x: Float[Array, "b n d"],
+    directions: Float[Array, "m d"],
+    domain: tuple[float, float] = (-5, 5),
+    knots: int = 17,
+    weights: Float[Array, "b"] | None = None,
+) -> Float[Array, ""]:
+    """Distance of characteristic functions: of the features of all tokens along `directions`, and of N(0, 1).
+
+    They are compared at `knots` points of `domain`. `weights`: what each of the batch counts for, by default the same.
+    """
+    points = np.linspace(*domain, knots, dtype=np.float32)
+    normal = np.exp(-0.5 * points**2)[None]
     along = jnp.einsum("bnd,md->bnm", x, directions.astype(x.dtype)).astype(jnp.float32)
-    angles = along.reshape(-1, len(directions), 1) * knots[None, None]
-    error = jnp.square(jnp.cos(angles).mean(axis=0) - normal) + jnp.square(jnp.sin(angles).mean(axis=0))
-    return jnp.trapezoid(error * normal, dx=10 / 16).mean().astype(x.dtype)
+    angles = along.reshape(-1, len(directions), 1) * points[None, None]
+    if weights is None:
+        mean = lambda values: values.mean(axis=0)
+    else:
+        share = jnp.repeat(weights / jnp.maximum(weights.sum(), 1) / x.shape[1], x.shape[1])[:, None, None]
+        mean = lambda values: (values * share).sum(axis=0)
+    error = jnp.square(mean(jnp.cos(angles)) - normal) + jnp.square(mean(jnp.sin(angles)))
+    step = (domain[1] - domain[0]) / (knots - 1)
+    return jnp.trapezoid(error * normal, dx=step).mean().astype(x.dtype)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "classify": "vit_jax.objectives.classify:Classify",
+    "dino": "vit_jax.objectives.dino:Dino",
     "distill": "vit_jax.objectives.distill:Distill",
+    "es_vit": "vit_jax.objectives.es_vit:EsViT",
+    "lejepa": "vit_jax.objectives.lejepa:LeJEPA",
+    "levjepa": "vit_jax.objectives.levjepa:LeVJEPA",
+    "levjepa_nd": "vit_jax.objectives.levjepa_nd:LeVJEPAND",
     "mae": "vit_jax.objectives.mae:MAE",
     "mp3": "vit_jax.objectives.mp3:MP3",
     "mpp": "vit_jax.objectives.mpp:MPP",

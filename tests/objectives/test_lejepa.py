@@ -1,0 +1,129 @@
+"""LeJEPA against upstream's, given the same views and directions, with SIGReg and with an average."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.cases.case import BLOCKS, IMAGE, Case, build, build_upstream
+from tests.runs import records, train
+from vit_jax import create_model
+from vit_jax.convert import from_torch, to_torch
+from vit_jax.layers.sigreg import random_directions, sigreg_loss
+from vit_jax.objectives import create_objective
+from vit_jax.objectives.lejepa import LeJEPA
+
+SIZES = dict(num_classes_K=20, projection_hidden_size=12, projection_layers=3)
+VIT = Case("vit", "vit:ViT", (2, 16, 16, 3), 0, IMAGE | BLOCKS)
+KWARGS = dict(num_slices=64, domain=(-4, 6), num_knots=9)
+
+
+def encoder(**kwargs):
+    return build(VIT, num_classes=0, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(target_loss_weight=0.7, sigreg_loss_weight=3.0, sigreg_loss_kwargs=KWARGS),
+        dict(use_ema=True, moving_average_decay=0.8),
+        dict(use_ema=True, use_sigreg=True, sigreg_loss_kwargs=KWARGS),
+    ],
+    ids=["sigreg", "ema", "both"],
+)
+def test_loss_gradient_and_average_are_upstreams(kwargs, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from tests.objectives.views import assert_same_gradients, crops, fix, wrapper_of
+    from tests.upstream import shake
+
+    upstream = importlib.import_module("vit_pytorch.lejepa")
+    nothing = dict(augment_fn=torch.nn.Identity(), augment_fn2=torch.nn.Identity())
+    learner = upstream.LeJEPA(
+        build_upstream(VIT), image_size=16, hidden_layer="to_latent", **SIZES, **kwargs, **nothing
+    )
+    shake(learner)
+    objective = LeJEPA(encoder(), **SIZES, **kwargs)
+    model, images = objective.model, jnp.zeros(VIT.input_shape)
+    params = from_torch(model, wrapper_of(learner, "encoder", "encoder"), images)["params"]
+    extras = {}
+    if objective.averages:
+        extras = {"ema": from_torch(model, wrapper_of(learner, "target_encoder", "encoder"), images)["params"]}
+    drawn = crops(3, 2, 2) | {"directions": random_directions(jax.random.key(0), 20, 64)}
+    fix(learner, drawn)
+    directions = torch.from_numpy(np.array(drawn["directions"]))
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: directions)
+    expected = learner(torch.zeros(3, 3, 16, 16))
+    expected.backward()
+
+    def value(params):
+        losses, moved = objective.compare(params, extras, drawn, {}, train=True)
+        return losses.mean(), moved
+
+    (loss, extras), gradients = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    assert_same_gradients(model, gradients, learner)
+    if objective.averages:
+        learner.update_moving_average()
+        average = to_torch(model, {"params": objective.updated(params, extras)["ema"]})
+        for key, theirs in wrapper_of(learner, "target_encoder", "encoder").items():
+            np.testing.assert_allclose(average[key], theirs, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("use_ema", [None, True, False])
+@pytest.mark.parametrize("use_sigreg", [None, True, False])
+@pytest.mark.parametrize("decay", [None, 0.9])
+def test_what_is_on_is_what_upstream_has_on(use_ema, use_sigreg, decay, monkeypatch):
+    pytest.importorskip("torch")
+    importlib.import_module("tests.upstream")
+    upstream = importlib.import_module("vit_pytorch.lejepa").LeJEPA
+    monkeypatch.setattr(upstream, "forward", lambda *_: None)
+    flags = dict(use_ema=use_ema, use_sigreg=use_sigreg, moving_average_decay=decay)
+    learner, objective = upstream(build_upstream(VIT), 16, **flags), LeJEPA(encoder(), **flags)
+    assert (objective.averages, objective.regularizes) == (learner.use_ema, learner.has_sigreg_loss)
+
+
+def test_sigreg_counts_what_is_asked_for():
+    x = jax.random.normal(jax.random.key(0), (5, 2, 7))
+    directions = random_directions(jax.random.key(1), 7, 16)
+    part = sigreg_loss(x[:3], directions)
+    np.testing.assert_allclose(sigreg_loss(x, directions, weights=jnp.array([1.0, 1, 1, 0, 0])), part, rtol=1e-5)
+    np.testing.assert_allclose(sigreg_loss(x[:3], directions, weights=jnp.ones(3)), part, rtol=1e-5)
+
+
+def test_evaluation_leaves_out_what_fills_the_batch_up():
+    objective = LeJEPA(encoder(), **SIZES)
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    params, extras = objective.init(jax.random.key(1), images)
+    mask = jnp.array([1.0, 1, 1, 0])
+    other = images.at[3].set(9.0)
+    losses = [objective.evaluate(params, extras, {"image": x, "mask": mask})["loss"][:3] for x in (images, other)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert losses[0].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(settings="paper"), "settings='paper': expected one of 'small', 'upstream'"),
+        (dict(sigreg_loss_kwargs=dict(knots=3)), "sigreg_loss_kwargs='knots': expected one of 'num_slices'"),
+        (dict(moving_average_decay=2.0), "moving_average_decay=2.0: expected 0 to 1"),
+    ],
+)
+def test_bad_values_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_objective("lejepa", encoder(), **kwargs)
+
+
+def test_a_run_from_the_command_line(tmp_path):
+    assert train(tmp_path, "--steps=4", "--objective=lejepa", "--objective-args", "num_classes_K=16") == 0
+    assert records(tmp_path, "eval")[-1]["loss"] > 0
+
+
+def test_the_loss_falls_on_digits():
+    from tests.objectives.views import losses_on_digits
+
+    model = create_model("vit/tiny", num_classes=0, image_size=8, patch_size=(1, 8), channels=1, depth=2)
+    losses = losses_on_digits(LeJEPA(model), (8, 8, 1))
+    assert np.mean(losses[-3:]) < 0.99 * np.mean(losses[:3])

@@ -1,0 +1,81 @@
+"""Upstream's learners with views that are given to them, and what the tests of such objectives share."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.test_learns import digits
+from vit_jax.convert import to_torch
+
+torch = pytest.importorskip("torch")
+from tests.upstream import channels_first  # noqa: E402
+
+RNG = np.random.default_rng(0)
+
+
+def crops(batch: int, *views: int, shape=(16, 16, 3)) -> dict[str, np.ndarray]:
+    """Global and local views of as many images, drawn as noise."""
+    names = ("global", "local")
+    return {name: RNG.standard_normal((batch, count, *shape), np.float32) for name, count in zip(names, views)}  # noqa: B905
+
+
+class Fixed(torch.nn.Module):
+    """Gives the views (b, v, h, w, c) in turn, whatever it is given."""
+
+    def __init__(self, views: np.ndarray):
+        super().__init__()
+        self.views = [channels_first(np.ascontiguousarray(views[:, i])) for i in range(views.shape[1])]
+        self.calls = 0
+
+    def forward(self, _):
+        self.calls += 1
+        return self.views[(self.calls - 1) % len(self.views)]
+
+
+def fix(learner, drawn: dict) -> None:
+    """Lets upstream's `learner` see the views `drawn`, and no others."""
+    learner.local_crop, learner.global_crop = Fixed(drawn["local"]), Fixed(drawn["global"])
+
+
+def wrapper_of(learner, name: str, called: str) -> dict:
+    """The state dict of the learner's wrapper `name`, without the net's head, under the keys of the one `called`."""
+    state = {key.removeprefix(f"{name}."): v for key, v in learner.state_dict().items() if key.startswith(f"{name}.")}
+    state = {key: value for key, value in state.items() if not key.startswith(("net.mlp_head", "net.to_logits"))}
+    # The empty class token of a mean is stored twice as well, which no rule says.
+    net = {key: value for key, value in state.items() if key.startswith("net.") and value.numel()}
+    return {f"{called}.{key}": value for key, value in state.items()} | net
+
+
+def assert_same_gradients(model, gradients, learner, tolerance=1e-5, variables=()) -> None:
+    """The gradients of `model`'s parameters are those of upstream's `learner`, to the same relative error each."""
+    ours = to_torch(model, {"params": gradients, **dict(variables)})
+    theirs = {key: p.grad.numpy() for key, p in learner.named_parameters() if p.grad is not None and p.numel()}
+    assert theirs
+    largest = max(np.abs(gradient).max() for gradient in theirs.values())
+    for key, gradient in theirs.items():
+        error = np.abs(ours[key] - gradient).max() / max(np.abs(gradient).max(), 1e-3 * largest)
+        assert error <= tolerance, f"{key}: {error:.2g}"
+
+
+def losses_on_digits(objective, shape, steps: int = 24, rate: float = 3e-3) -> list[float]:
+    """The training losses of some steps on a few digits."""
+    batch = digits(32, *shape)
+    params, extras = jax.jit(objective.init)(jax.random.key(0), batch["image"])
+    optimizer = optax.adam(rate)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, extras, state, key):
+        rngs = {"objective": key, "dropout": key}
+        loss = lambda params: objective.loss(params, extras, batch, rngs, train=True)
+        (value, (_, moved)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradient, state)
+        params = optax.apply_updates(params, updates)
+        return params, objective.updated(params, moved), state, value
+
+    losses = []
+    for key in jax.random.split(jax.random.key(1), steps):
+        params, extras, state, value = step(params, extras, state, key)
+        losses.append(float(value))
+    return losses

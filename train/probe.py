@@ -1,0 +1,113 @@
+"""What an encoder has learned, by how well its features tell classes apart: `python -m train.probe --workdir W`.
+
+The encoder stays as it is: a k-nearest-neighbour vote by cosine similarity, and a linear classifier, are fitted to its
+features of the training images, and asked for the classes of the evaluation images. Both are scikit-learn's.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich.progress
+import tyro
+from jaxtyping import Array, Float, Int
+
+from train.augment import normalize
+from train.build import DataInfo, load_run
+from train.config import Data, UserError
+from train.data import Dataset, eval_batches, load_dataset
+from train.trunk import Trunk, trunk_of
+from vit_jax.objectives.features import pooled
+
+Split = tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which encoder, on which data."""
+
+    workdir: Path
+    """The run whose encoder is asked; of a classifier, what stands before its head."""
+    data: str | None = None
+    """Data with labels: digits, folder:PATH or tfds:NAME; default: that of the run."""
+    untrained: bool = False
+    """Ask the encoder as it was before it learned, for comparison."""
+    neighbours: int = 20
+    """Training images that vote for the class of an image."""
+    batch_size: int = 256
+    """Images at a time."""
+    seed: int = 0
+    """Seed of the untrained encoder."""
+
+
+def probe(options: Options) -> dict[str, float]:
+    """Accuracies "knn" and "linear". Raises UserError for a run or data that do not serve."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    run = load_run(options.workdir)
+    dataset = load_dataset(data_of(run.config.data, options.data, run.info))
+    if dataset.image_shape != run.info.image_shape:
+        raise UserError(f"--data has images of {dataset.image_shape}: the encoder learned {run.info.image_shape}")
+    if not 1 <= options.neighbours <= len(dataset.train):
+        raise UserError(f"--neighbours is {options.neighbours}; expected 1 to {len(dataset.train)}, all images")
+    trunk = trunk_of(run)
+    if options.untrained:
+        variables = jax.jit(trunk.module.init)(jax.random.key(options.seed), run.info.images)
+        trunk = trunk._replace(variables=variables)
+
+    train, evaluation = splits(trunk, dataset, run.info, options.batch_size)
+    knn = KNeighborsClassifier(options.neighbours, metric="cosine", weights="distance")
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return {name: float(method.fit(*train).score(*evaluation)) for name, method in dict(knn=knn, linear=linear).items()}
+
+
+def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
+    """The run's `data`, or that called `name`, as the encoder learned to see images."""
+    seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std)
+    if name is None:
+        return dataclasses.replace(data, **seen)
+    return Data(name=name, eval_crop=data.eval_crop, dir=data.dir, **seen)
+
+
+def splits(trunk: Trunk, dataset: Dataset, info: DataInfo, batch_size: int) -> tuple[Split, Split]:
+    """Features and labels of the training images and of the evaluation images, neither of them augmented."""
+
+    @jax.jit
+    def features(pixels: Array) -> Float[Array, "b d"]:
+        outputs = trunk.module.apply(trunk.variables, normalize(pixels, info.mean, info.std))
+        return pooled(trunk.module, outputs).astype(np.float32)
+
+    def batches(source: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        whole = dataclasses.replace(dataset, eval=getattr(dataset, source))
+        steps = -(-len(whole.eval) // batch_size)
+        every = eval_batches(whole, Data(), batch_size)
+        for batch in rich.progress.track(every, total=steps, description=f"features, {source}", transient=True):
+            real = batch["mask"] > 0
+            yield np.asarray(features(batch["image"]))[real], batch["label"][real]
+
+    both = [[np.concatenate(parts) for parts in zip(*batches(source), strict=True)] for source in ("train", "eval")]
+    return tuple(both[0]), tuple(both[1])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
+    try:
+        options = tyro.cli(Options, args=argv, prog="python -m train.probe", description=__doc__)
+        found = probe(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    what = "untrained encoder" if options.untrained else "encoder"
+    print(f"{what} of {options.workdir}: {options.neighbours} nearest neighbours {found['knn']:.2%}, ", end="")
+    print(f"linear {found['linear']:.2%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

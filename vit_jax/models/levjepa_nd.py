@@ -1,0 +1,201 @@
+"""The trunk of LeVJEPA for arrays of any number of axes: along some of them attention looks back only.
+
+Source: Kuhn et al., arXiv:2608.27395 (LeVJEPA). Upstream: vit_pytorch/levjepa_nd.py.
+Differs from upstream: arrays may have other sizes than `input_shape`, if patches fill them; more than seven axes are
+possible; `kept` says which patches stay, where upstream draws them; the class token starts at a deviation of 0.02
+(upstream: 1). What is trained around the trunk is an objective here, vit_jax/objectives/levjepa_nd.py.
+Differs from the paper: any number of axes (paper: video); which of its details upstream changes is not known here.
+Axes: b batch, n tokens (the class token first), p patches, k patches that stay, a axes, d dim, h heads, r rotated
+features of a head.
+"""
+
+import functools
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, array_grid, attend, prepend
+from vit_jax.layers.check import check_arguments, expect
+from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers.shapes import Tokens
+
+Norm = functools.partial(nn.RMSNorm, epsilon=float(np.finfo(np.float32).eps))  # torch's default
+
+
+class PatchEmbed(nn.Module):
+    """Array (b, *shape, c) to tokens (b, p, dim), row by row: a norm, a linear map, a norm, both norms without bias."""
+
+    patch_size: tuple[int, ...]
+    dim: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *shape c"]) -> Tokens:
+        axes, grid = len(self.patch_size), array_grid("input_shape", x.shape[1:-1], self.patch_size)
+        x = x.reshape(len(x), *np.ravel([*zip(grid, self.patch_size, strict=True)]), x.shape[-1])
+        x = x.transpose(0, *range(1, 2 * axes, 2), 2 * axes + 1, *range(2, 2 * axes + 1, 2))
+        x = LayerNorm(use_bias=False, name="norm_in")(x.reshape(len(x), math.prod(grid), -1))
+        return LayerNorm(use_bias=False, name="norm_out")(Dense(self.dim, name="proj")(x))
+
+
+def frequencies(dim_head: int, axes: int, max_freq: float) -> np.ndarray:
+    """Half turns that features make between the middle of an axis and its end, which pairs of features share."""
+    return np.linspace(1.0, max_freq / 2, dim_head // (2 * axes), dtype=np.float32)
+
+
+def rotations(places: np.ndarray, grid: tuple[int, ...], dim_head: int, max_freq: float) -> np.ndarray:
+    """Sine and cosine, float32 (2, p, r), of patches at `places` (p, a) in `grid`; axes turn features of their own."""
+    along = (places / np.array(grid, np.float32) - 0.5) * 2
+    angles = along[..., None] * frequencies(dim_head, len(grid), max_freq) * np.pi
+    angles = np.repeat(angles.reshape(len(places), -1), 2, axis=1)
+    return np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32)
+
+
+def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 #b n r"]) -> Float[Array, "b h n f"]:
+    """Turns the first r features of every token, in pairs, by the angles given for it."""
+    sin, cos = sin_cos[:, :, None]
+    turned, rest = jnp.split(x, [sin.shape[-1]], axis=-1)
+    quarter = jnp.stack([-turned[..., 1::2], turned[..., ::2]], axis=-1).reshape(turned.shape)
+    return jnp.concatenate([turned * cos + quarter * sin, rest], axis=-1)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotated queries and keys, where `mask` lets a query see a key."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, x: Tokens, sin_cos: Float[Array, "2 #b n r"], mask: Bool[Array, "#b 1 n n"], *, train: bool = False
+    ) -> Tokens:
+        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(Norm(name="norm")(x))
+        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        out = attend(self, rotate(q, sin_cos), rotate(k, sin_cos), v, mask=mask)
+        out = Dense(x.shape[-1], use_bias=False, name="to_out")(out)
+        return nn.Dropout(self.dropout)(out, deterministic=not train)
+
+
+class CausalTrunk(nn.Module):
+    """What the trunks of LeVJEPA share; they say how long a patch is along each axis, and which axes are causal."""
+
+    pool: ClassVar[str] = "cls"
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    def causal(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def draw_kept(self, key: Array, shape: tuple[int, ...], drop_ratio: float) -> Int[Array, "b k"]:
+        """Numbers of the patches that stay of each array of `shape` (b, *shape, c), drawn evenly."""
+        patches = math.prod(array_grid("input_shape", shape[1:-1], self.patch))
+        count = max(1, int(patches * (1 - drop_ratio)))
+        return jax.lax.top_k(jax.random.uniform(key, (shape[0], patches)), count)[1]
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b *shape c"],
+        *,
+        drop_ratio: float | None = None,
+        kept: Int[Array, "b k"] | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        if x.ndim != len(self.patch) + 2 or x.shape[-1] != self.channels:
+            expected = f"(batch, {len(self.patch)} sides, channels) with channels={self.channels}"
+            raise ValueError(f"input of shape {x.shape}: expected {expected}")
+        grid = array_grid("input_shape", x.shape[1:-1], self.patch)
+        places = np.indices(grid).reshape(len(grid), -1).T
+        # The class token is nowhere: it does not turn, sees everything, and nothing but itself sees it.
+        sin_cos = np.zeros((2, 1 + len(places), 2 * len(grid) * (self.dim_head // (2 * len(grid)))), np.float32)
+        sin_cos[1], sin_cos[:, 1:] = 1, rotations(places, grid, self.dim_head, self.rotary_max_freq)
+        mask = np.ones((1 + len(places),) * 2, bool)
+        mask[1:, 1:] = (places[:, None] >= places[None])[..., list(self.causal)].all(axis=-1)
+        mask[1:, 0] = not self.causal
+        sin_cos, mask = jnp.asarray(sin_cos, x.dtype)[:, None], jnp.asarray(mask)[None]
+
+        shape, x = x.shape, PatchEmbed(self.patch, self.dim, name="to_patch_embedding")(x)
+        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+        x = prepend(self.param("cls_token", nn.initializers.normal(0.02), (self.dim,))[None], x)
+        if train and (kept is not None or drop_ratio is not None):
+            kept = self.draw_kept(self.make_rng("dropout"), shape, drop_ratio) if kept is None else kept
+            kept = jnp.pad(kept + 1, ((0, 0), (1, 0)))
+            x = jnp.take_along_axis(x, kept[..., None], axis=1)
+            sin_cos = sin_cos[:, 0, kept]
+            mask = mask[0][kept[:, :, None], kept[:, None]]
+        attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout, Norm)
+        x = Blocks(self.depth, attention, feed_forward, name="transformer")(x, sin_cos, mask[:, None], train=train)
+        return Norm(name="norm")(x)
+
+
+def check_trunk(trunk: CausalTrunk) -> None:
+    """Raises ValueError unless the arguments of `trunk` go together."""
+    check_arguments(trunk)
+    pairs = 2 * len(trunk.patch)
+    expected = f"at least {pairs}, a pair of features for each of {len(trunk.patch)} axes"
+    expect(trunk, "dim_head", trunk.dim_head >= pairs, expected)
+
+
+class NDTransformer(CausalTrunk):
+    """Array (b, *shape, c) of `ndim` axes to tokens (b, n, d), the class token first.
+
+    A patch sees what is not ahead of it along any of `causal_dims`, and the class token only if there are none.
+    When `train`, the patches with the numbers `kept` (b, k) stay, or the rest of a share of `drop_ratio`, which the rng
+    "dropout" draws. `input_shape` and `patch_size` hold a number for each axis, or one for all.
+    Raises ValueError when patches do not fill the array.
+    """
+
+    ndim: int
+    input_shape: int | tuple[int, ...]
+    patch_size: int | tuple[int, ...]
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+    rotary_max_freq: float = 10.0
+    causal_dims: int | tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        expect(self, "ndim", self.ndim >= 1, "at least 1")
+        for name, sides in (("input_shape", self._sides(self.input_shape)), ("patch_size", self.patch)):
+            expect(self, name, len(sides) == self.ndim, f"one number, or {self.ndim}, one for each axis")
+        array_grid("input_shape", self._sides(self.input_shape), self.patch)
+        in_range = all(0 <= axis < self.ndim for axis in self.causal)
+        expect(self, "causal_dims", in_range, f"numbers of axes, 0 to {self.ndim - 1}")
+        check_trunk(self)
+        super().__post_init__()
+
+    def _sides(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * self.ndim if isinstance(value, int) else tuple(value)
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        return self._sides(self.patch_size)
+
+    @property
+    def causal(self) -> tuple[int, ...]:
+        return (self.causal_dims,) if isinstance(self.causal_dims, int) else tuple(self.causal_dims)
+
+
+PRESETS = {"tiny": dict(ndim=2, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)}
+
+TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+
+
+def torch_constants(model: CausalTrunk) -> dict[str, np.ndarray]:
+    """Frequencies of the rotations."""
+    return {"rotary_emb.scales": frequencies(model.dim_head, len(model.patch), model.rotary_max_freq)}

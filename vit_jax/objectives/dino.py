@@ -1,0 +1,297 @@
+"""DINO: a student tells from its view of an image what an average of itself tells from another.
+
+Source: Caron et al. 2021, arXiv:2104.14294. Upstream: vit_pytorch/dino.py.
+Differs from upstream: `settings="upstream"` has its arguments, projector and pairs of views, the default has the
+paper's; every sample draws its own views, and colours change after the crop; the encoder is any that gives features
+(upstream: a layer of a model, found by name), and no layer of it is kept; statistics of batch norms are of all views of
+one size together, and the average's are its own.
+Differs from the paper: the last layer learns from the first step; `settings="small"` has fewer prototypes and local
+views than `settings="paper"`, and a faster average.
+Axes: b batch, v views, h w height and width, c channels, d features, k prototypes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.check import one_of
+from vit_jax.objectives.features import check_encoder
+from vit_jax.objectives.pretrain import Pretraining
+from vit_jax.objectives.projector import CosineProjector, Projected, Projector
+from vit_jax.objectives.protocol import Tree
+from vit_jax.objectives.views import View, make_views
+
+_PAPER = dict(
+    projection_hidden_size=2048,
+    num_classes_K=65536,
+    projection_layers=4,
+    student_temp=0.1,
+    warmup_teacher_temp=0.04,
+    teacher_temp=0.07,
+    local_upper_crop_scale=0.4,
+    global_lower_crop_scale=0.4,
+    num_local_views=8,
+    moving_average_decay=0.996,
+    final_moving_average_decay=1.0,
+    center_moving_average_decay=0.9,
+)
+SETTINGS = {
+    "paper": _PAPER,
+    "small": _PAPER
+    | dict(projection_hidden_size=256, num_classes_K=1024, num_local_views=4, moving_average_decay=0.99),
+    "upstream": dict(
+        projection_hidden_size=256,
+        num_classes_K=65336,
+        projection_layers=4,
+        student_temp=0.9,
+        teacher_temp=0.04,
+        local_upper_crop_scale=0.4,
+        global_lower_crop_scale=0.5,
+        num_local_views=2,
+        moving_average_decay=0.9,
+        center_moving_average_decay=0.9,
+    ),
+}
+
+# Of the paper's code: first global view, second global view, local views.
+_LOOK = dict(cubic=True, jitter=(0.4, 0.4, 0.2, 0.1), jittered=0.8, blur=(9, (0.1, 2.0)))
+PAPER_LOOKS = (_LOOK | dict(blurred=1.0), _LOOK | dict(blurred=0.1, solarized=0.2), _LOOK | dict(blurred=0.5))
+
+
+class Student(Projected):
+    """What learns, and of which the average is the teacher."""
+
+
+TORCH_RULES = (("encoder", "student_encoder.net"), ("projector", "student_encoder.projector"))
+TORCH_ALIASES = ((r"student_encoder\.net\.(.*)", r"net.\1"),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dino(Pretraining):
+    """Cross-entropy between what teacher and student tell from different views of an image, over all such pairs.
+
+    Arguments left out are those of `settings`: the paper's, the paper's for "small" data, or "upstream"'s, which has a
+    projector of its own and shows the student no global views. `steps` is the length of the run: the teacher's
+    temperature rises within the share `warmup` of it from `warmup_teacher_temp` to `teacher_temp`, and the average's
+    decay from `moving_average_decay` to `final_moving_average_decay`, along a cosine. Those at the start or the end are
+    the same where `settings` name one. Local views have `local_size` (height, width) pixels, global ones the images'.
+    `augment_fn` and `augment_fn2`, (key, pixels (h, w, c) in 0..1) to such, stand in for flips, colours and blur of the
+    first global view and of the second; each of them has half of the local views.
+    Raises ValueError for values that make no sense, and an encoder with classes.
+    """
+
+    settings: str = "small"
+    projection_hidden_size: int | None = None
+    num_classes_K: int | None = None
+    projection_layers: int | None = None
+    student_temp: float | None = None
+    teacher_temp: float | None = None
+    warmup_teacher_temp: float | None = None
+    warmup: float = 0.3
+    local_upper_crop_scale: float | None = None
+    global_lower_crop_scale: float | None = None
+    local_size: tuple[int, int] | None = None
+    num_local_views: int | None = None
+    flip: float = 0.5
+    moving_average_decay: float | None = None
+    final_moving_average_decay: float | None = None
+    center_moving_average_decay: float | None = None
+    augment_fn: Callable[[Array, Array], Array] | None = None
+    augment_fn2: Callable[[Array, Array], Array] | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    steps: int = 1
+
+    centers: ClassVar[tuple[str, ...]] = ("center",)
+
+    def __post_init__(self):
+        check_encoder(self.encoder)
+        one_of("settings", self.settings, tuple(SETTINGS))
+        for name, value in SETTINGS[self.settings].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.warmup_teacher_temp is None:
+            object.__setattr__(self, "warmup_teacher_temp", self.teacher_temp)
+        if self.final_moving_average_decay is None:
+            object.__setattr__(self, "final_moving_average_decay", self.moving_average_decay)
+        check_numbers(self)
+        if self.settings == "upstream" and self.num_local_views != 2:
+            raise ValueError(f"num_local_views={self.num_local_views}: expected 2 with settings='upstream'")
+
+    @property
+    def upstream(self) -> bool:
+        return self.settings == "upstream"
+
+    def make_projector(self) -> nn.Module:
+        """What stands upon the encoder."""
+        kind = Projector if self.upstream else CosineProjector
+        return kind(self.num_classes_K, self.projection_hidden_size, self.projection_layers)
+
+    @property
+    def model(self) -> nn.Module:
+        return Student(self.encoder, self.make_projector())
+
+    def draw(self, key: Array, images: Array) -> dict[str, Array]:
+        """Views of every image: "global" (b, 2, h, w, c) and "local" (b, v, h, w, c)."""
+        looks = [dict(flip=self.flip) | ({} if self.upstream else look) for look in PAPER_LOOKS]
+        return draw_crops(key, images, looks, self.num_local_views, self)
+
+    def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:
+        variables = dict(self.model.init(key, images))
+        params = variables.pop("params")
+        extras = {"ema": jax.tree.map(jnp.copy, params), "step": jnp.zeros((), jnp.int32), **variables}
+        if "batch_stats" in extras:
+            extras["ema_batch_stats"] = jax.tree.map(jnp.copy, extras["batch_stats"])
+        zeros = lambda: jnp.zeros(self.num_classes_K)
+        return params, extras | {name: {"now": zeros(), "next": zeros()} for name in self.centers}
+
+    def loss(
+        self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
+    ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
+        drawn = self.draw(rngs["objective"], batch["image"])
+        losses, extras = self.compare(params, extras, drawn, rngs, train)
+        loss = losses.mean()
+        return loss, ({"loss": loss}, extras)
+
+    def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
+        drawn = self.draw(jax.random.key(0), batch["image"])
+        return {"loss": self.compare(params, extras, drawn, {}, train=False)[0]}
+
+    def compare(
+        self, params: Tree, extras: Tree, drawn: Mapping[str, Array], rngs: Mapping[str, Array], train: bool
+    ) -> tuple[Float[Array, "b"], Tree]:
+        """The loss of every image, given its views, and the extras of the next step."""
+        shown = [drawn["local"]] if self.upstream else [drawn["global"], drawn["local"]]
+        students, kept = project(self.model, params, extras, "batch_stats", shown, rngs, train)
+        average = jax.lax.stop_gradient(jax.tree.map(lambda x: x.astype(drawn["global"].dtype), extras["ema"]))
+        rngs = {name: jax.random.fold_in(key, 1) for name, key in rngs.items()}
+        teachers, moved = project(self.model, average, extras, "ema_batch_stats", [drawn["global"]], rngs, train)
+        losses, centers = self.losses(jax.lax.stop_gradient(teachers), students, extras)
+        centers = {name: {"now": extras[name]["now"], "next": center} for name, center in centers.items()}
+        return losses, {**extras, **kept, **moved, **centers}
+
+    def losses(self, teachers: list, students: list, extras: Tree) -> tuple[Float[Array, "b"], dict[str, Array]]:
+        """The loss of every image, from what each view was projected to, and where the centers go."""
+        probabilities = [self.teacher_probabilities(view, extras["center"]["now"], extras["step"]) for view in teachers]
+        logs = [self.student_logs(view) for view in students]
+        losses = mean_of_pairs(lambda teacher, student: -(teacher * student).sum(axis=-1), probabilities, logs)
+        return losses, {"center": mean_logits(teachers)}
+
+    def teacher_probabilities(self, logits: Array, center: Array, step: Array) -> Float[Array, "*b k"]:
+        """Sharp probabilities around the center, in float32."""
+        center = jnp.expand_dims(center, range(logits.ndim - 1))
+        return jax.nn.softmax((logits.astype(jnp.float32) - center) / self.temperature(step))
+
+    def student_logs(self, logits: Array) -> Float[Array, "*b k"]:
+        """Logarithms of probabilities, in float32."""
+        return jax.nn.log_softmax(logits.astype(jnp.float32) / self.student_temp)
+
+    def temperature(self, step: Array) -> Float[Array, ""]:
+        """The teacher's at `step`."""
+        done = jnp.minimum(step / max(1.0, self.warmup * self.steps), 1.0)
+        return self.warmup_teacher_temp + (self.teacher_temp - self.warmup_teacher_temp) * done
+
+    def decay(self, step: Array) -> Float[Array, ""]:
+        """The average's at `step`."""
+        left = (1 + jnp.cos(math.pi * jnp.minimum(step / self.steps, 1.0))) / 2
+        final = self.final_moving_average_decay
+        return final - (final - self.moving_average_decay) * left
+
+    def updated(self, params: Tree, extras: Tree) -> Tree:
+        toward = lambda decay: lambda old, new: decay * old + (1 - decay) * new
+        moved = {name: extras[name] for name in self.centers}
+        follow = toward(self.center_moving_average_decay)
+        return {
+            **extras,
+            "ema": jax.tree.map(toward(self.decay(extras["step"])), extras["ema"], params),
+            "step": extras["step"] + 1,
+            **{name: {**center, "now": follow(center["now"], center["next"])} for name, center in moved.items()},
+        }
+
+    def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
+        """The teacher's encoder, which is the better one of the two in the paper."""
+        variables = {"params": extras["ema"]["encoder"]}
+        if "encoder" in extras.get("ema_batch_stats", {}):
+            variables["batch_stats"] = extras["ema_batch_stats"]["encoder"]
+        return self.encoder, variables
+
+
+def draw_crops(
+    key: Array, images: Float[Array, "b *f h w c"], looks: Sequence[Mapping[str, Any]], count: int, objective: Any
+) -> dict[str, Array]:
+    """Two global views of every image and `count` local ones, "global" and "local", for an `objective` like `Dino`.
+
+    `looks` are arguments of `View` for the first global view, the second, and the local ones.
+    """
+    large, small = (objective.global_lower_crop_scale, 1.0), (0.05, objective.local_upper_crop_scale)
+    own = objective.augment_fn, objective.augment_fn2
+    first, second = (View(large, look=function, **look) for look, function in zip(looks[:2], own, strict=True))
+    local = [View(small, size=objective.local_size, look=function, **looks[2]) for function in own]
+    halves = (count, 0) if local[0] == local[1] else (count - count // 2, count // 2)
+    crops = [
+        make_views(jax.random.fold_in(key, i), images, view, number, objective.mean, objective.std)
+        for i, (view, number) in enumerate(zip((first, second, *local), (1, 1, *halves), strict=True))
+        if number
+    ]
+    return {"global": jnp.concatenate(crops[:2], axis=1), "local": jnp.concatenate(crops[2:], axis=1)}
+
+
+def project(
+    model: nn.Module,
+    params: Tree,
+    extras: Tree,
+    statistics: str,
+    groups: Sequence[Float[Array, "b _ *shape c"]],
+    rngs: Mapping[str, Array],
+    train: bool,
+) -> tuple[list, Tree]:
+    """What `model` makes of every view, a list over the views of all `groups`, and its new statistics.
+
+    A group's views are of one size; groups of the same size go through the model together. Batch statistics are those
+    that `extras` hold as `statistics`.
+    """
+    if len({views.shape[2:] for views in groups}) == 1:
+        groups = [jnp.concatenate(list(groups), axis=1)]
+    stats = {"batch_stats": extras[statistics]} if statistics in extras else {}
+    projected = []
+    for views in groups:
+        flat = views.reshape(-1, *views.shape[2:])
+        mutable = list(stats) if train else []
+        out, moved = model.apply({"params": params, **stats}, flat, train=train, rngs=rngs, mutable=mutable)
+        stats = {**stats, **moved}
+        apart = jax.tree.map(lambda x: x.reshape(len(views), -1, *x.shape[1:]), out)  # noqa: B023
+        projected += [jax.tree.map(lambda x: x[:, i], apart) for i in range(views.shape[1])]  # noqa: B023
+    return projected, {statistics: stats["batch_stats"]} if stats else {}
+
+
+def mean_of_pairs(loss: Callable[[Any, Any], Array], teachers: list, students: list) -> Float[Array, "b"]:
+    """Mean of loss(teacher, student) over all pairs of views but those of the same number."""
+    pairs = [(t, s) for i, t in enumerate(teachers) for j, s in enumerate(students) if i != j]
+    return sum(loss(teacher, student) for teacher, student in pairs) / len(pairs)
+
+
+def mean_logits(teachers: Sequence[Float[Array, "b *n k"]]) -> Float[Array, "k"]:
+    """Mean over images, views and whatever else, in float32."""
+    logits = jnp.stack(list(teachers)).astype(jnp.float32)
+    return logits.mean(axis=tuple(range(logits.ndim - 1)))
+
+
+def check_numbers(objective: Any) -> None:
+    """Raises ValueError for numbers that make no sense, of those that `objective` has."""
+    positive = ("student_temp", "teacher_temp", "warmup_teacher_temp", "steps", "num_local_views")
+    positive += ("projection_layers", "projection_hidden_size", "num_classes_K", "local_upper_crop_scale")
+    shares = ("moving_average_decay", "final_moving_average_decay", "center_moving_average_decay", "warmup")
+    for names, fits, expected in (
+        (positive, lambda value: value > 0, "more than 0"),
+        (shares, lambda value: 0 <= value <= 1, "0 to 1"),
+    ):
+        for name in names:
+            value = getattr(objective, name, None)
+            if value is not None and not fits(value):
+                raise ValueError(f"{name}={value}: expected {expected}")

@@ -1,0 +1,50 @@
+"""LeVJEPA for arrays of any number of axes: noisy copies of an array, of which other patches are seen, go to one place.
+
+Source: Kuhn et al., arXiv:2608.27395; SIGReg: Balestriero and LeCun 2025, arXiv:2511.08544.
+Upstream: `LeVJEPAND` in vit_pytorch/levjepa_nd.py.
+Differs from upstream: views have noise where no function makes them (upstream: they are alike); the encoder is any that
+gives features; `mix_images=True` compares views as upstream does, by the same slip as its LeVJEPA.
+Differs from the paper: any number of axes (paper: video), and views that are no crops.
+Axes: b batch, v views (the source first), c channels.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_jax.objectives import levjepa
+
+
+@dataclasses.dataclass(frozen=True)
+class LeVJEPAND(levjepa.ViewsJEPA):
+    """Squared distance of `num_target_aug_views` views from the source view, and SIGReg of each.
+
+    `augment_src` and `augment_tgt`, (key, array (*shape, c)) to one of the same shape, make the views; where they are
+    left out, noise of the deviation `noise` does. `drop_ratio` of the patches are left out in training, by default 0.95
+    where the encoder can. Raises ValueError for values that make no sense.
+    """
+
+    num_target_aug_views: int = 1
+    noise: float = 0.1
+    augment_src: Callable[[Array, Array], Array] | None = None
+    augment_tgt: Callable[[Array, Array], Array] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_target_aug_views < 1:
+            raise ValueError(f"num_target_aug_views={self.num_target_aug_views}: expected at least 1")
+        if self.noise < 0:
+            raise ValueError(f"noise={self.noise}: expected 0 or more")
+
+    def make_views(self, key: Array, images: Float[Array, "b *shape c"]) -> list[Array]:
+        keys = jax.random.split(key, (1 + self.num_target_aug_views, len(images)))
+        noisy = lambda key, x: x + self.noise * jax.random.normal(key, x.shape, x.dtype)
+        source, target = self.augment_src or noisy, self.augment_tgt or noisy
+        views = [jax.vmap(source if i == 0 else target)(keys[i], images) for i in range(len(keys))]
+        return [jnp.stack(views, axis=1)]
+
+
+TORCH_RULES = levjepa.TORCH_RULES

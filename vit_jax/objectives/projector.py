@@ -1,0 +1,75 @@
+"""An encoder with a projector upon its features: what is compared between views.
+
+Upstream: `MLP` and `NetWrapper` in vit_pytorch/dino.py, es_vit.py and lejepa.py, which are alike.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.dense import Dense
+from vit_jax.layers.gelu import gelu
+from vit_jax.layers.norm import l2_normalize
+from vit_jax.layers.rules import Rules
+from vit_jax.objectives.features import pooled
+
+
+class Projector(nn.Module):
+    """Upstream's: `layers` - 1 of `hidden` features, each with a GELU, length 1, a linear map to `features`."""
+
+    features: int
+    hidden: int
+    layers: int
+
+    def normalize(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """`x` of length 1."""
+        return l2_normalize(x, 1e-6)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
+        for i in range(self.layers - 1):
+            x = gelu(Dense(self.hidden, name=f"fc_{i}")(x))
+        return Dense(self.features, name="last")(self.normalize(x))
+
+
+class RegionProjector(Projector):
+    """Upstream's for regions (b, n, d), where the length of a feature over the n regions becomes 1."""
+
+    def normalize(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return jnp.swapaxes(super().normalize(jnp.swapaxes(x, 1, 2)), 1, 2)
+
+
+class CosineProjector(nn.Module):
+    """The papers': no GELU before the length becomes 1, and the last map has columns of length 1 and no bias.
+
+    So `features` are cosines, those between what was projected and as many directions.
+    """
+
+    features: int
+    hidden: int
+    layers: int
+    bottleneck: int = 256
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
+        for i in range(self.layers - 2):
+            x = gelu(Dense(self.hidden, name=f"fc_{i}")(x))
+        x = l2_normalize(Dense(self.bottleneck, name="bottleneck")(x))
+        directions = self.param("directions", nn.initializers.normal(0.02), (self.features, self.bottleneck))
+        return x @ l2_normalize(directions).T
+
+
+class Projected(nn.Module):
+    """Images (b, H, W, c) to the projection (b, k) of `encoder`'s pooled features."""
+
+    encoder: nn.Module
+    projector: nn.Module
+
+    def __call__(self, images: Float[Array, "b *shape c"], *, train: bool = False) -> Float[Array, "b k"]:
+        return self.projector(pooled(self.encoder, self.encoder(images, train=train)))
+
+
+def torch_rules(model: Projector) -> Rules:
+    """Those of upstream's `MLP`, whose Sequential holds linear maps and what stands between them."""
+    hidden = ((f"fc_{i}", f"net.{2 * i}") for i in range(model.layers - 1))
+    return (*hidden, ("last", f"net.{2 * model.layers - 1}"))

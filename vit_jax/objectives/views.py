@@ -1,0 +1,213 @@
+"""Views of images: random crops, colours, blur, for every sample its own draw, in shapes that do not change.
+
+Source: the operations and their distributions are those of torchvision's transforms (RandomResizedCrop, ColorJitter,
+RandomGrayscale, GaussianBlur, RandomSolarize); Grill et al. 2020 (BYOL), arXiv:2006.07733, put them together so.
+Differs from torchvision: the four changes of ColorJitter come in one order, brightness, contrast, saturation, hue
+(there: in a random one).
+Axes: b batch, v views, h w height and width, c channels, f what stands before them in a sample (frames).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Image = Float[Array, "*f h w c"]
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a view is made of an image. What it says of colours holds for images of three channels alone.
+
+    `scale` and `ratio`: the crop's share of the area and its width over its height; `size`: its (height, width) in
+    pixels after it has been resized, by default those of the image. `jitter`: most relative change of brightness,
+    contrast and saturation, and most turn of the hue. `blur`: pixels of the kernel, and the range of its deviation.
+    `flip`, `jittered`, `grey`, `blurred` and `solarized` are probabilities. `look`, (key, pixels) to pixels, stands in
+    for all that follows the crop.
+    """
+
+    scale: Range
+    ratio: Range = (3 / 4, 4 / 3)
+    size: tuple[int, int] | None = None
+    cubic: bool = False
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jittered: float = 0.3
+    grey: float = 0.2
+    blur: tuple[int, Range] = (3, (1.0, 2.0))
+    blurred: float = 0.2
+    solarized: float = 0.0
+    look: Callable[[Array, Array], Array] | None = None
+
+    def __post_init__(self):
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale={self.scale}: expected two shares of the area, the smaller first")
+        for name in ("flip", "jittered", "grey", "blurred", "solarized"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a probability, 0 to 1")
+
+
+# How many numbers between 0 and 1 decide a view. They are drawn together: every call of a generator costs compilation.
+DRAWS = dict(area=10, aspect=10, place=2, flip=1, jittered=1, jitter=4, grey=1, blurred=1, blur=1, solarized=1)
+
+
+def make_views(
+    key: Array, images: Float[Array, "b *f h w c"], view: View, count: int, mean: tuple, std: tuple
+) -> Float[Array, "b {count} *f H W c"]:
+    """`count` views of every image, each drawn by itself.
+
+    Images come, and views go, as pixels in 0..1 less the channels' `mean` over their `std`.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, images.shape[-1]):
+            raise ValueError(f"{name}={values}: expected a number for each of {images.shape[-1]} channels")
+    per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape((1,) * (images.ndim - 2) + (-1,))
+
+    def one(key: Array | None, draws: Array, image: Array) -> Array:
+        pixels = image.astype(jnp.float32) * per_channel(std) + per_channel(mean)
+        pixels = one_view(key, by_name(draws), pixels, view)
+        return ((pixels - per_channel(mean)) / per_channel(std)).astype(images.dtype)
+
+    shape = (len(images), count)
+    keys = jax.random.split(jax.random.fold_in(key, 0), shape) if view.look else None
+    draws = jax.random.uniform(key, (*shape, sum(DRAWS.values())))
+    return jax.vmap(jax.vmap(one, (0, 0, None)))(keys, draws, images)
+
+
+def by_name(draws: Float[Array, "m"]) -> dict[str, Float[Array, "_"]]:
+    """The numbers that decide a view, by what they decide."""
+    return dict(zip(DRAWS, jnp.split(draws, np.cumsum([*DRAWS.values()])[:-1].tolist()), strict=True))
+
+
+def one_view(key: Array | None, draws: dict[str, Array], pixels: Image, view: View) -> Float[Array, "*f H W c"]:
+    """One view of pixels in 0..1, in the order of the lines below. The `key` is for `view.look`."""
+    *_, height, width, channels = pixels.shape
+    box = choose_box(draws, height, width, view.scale, view.ratio)
+    pixels = jnp.clip(resize_box(pixels, box, view.size or (height, width), cubic if view.cubic else triangle), 0, 1)
+    if view.look:
+        return view.look(key, pixels)
+    changes = {
+        "flip": (view.flip, lambda x: x[..., ::-1, :]),
+        "jittered": (view.jittered, lambda x: color_jitter(draws["jitter"], x, *view.jitter)),
+        "grey": (view.grey if channels == 3 else 0.0, lambda x: jnp.broadcast_to(grey(x), x.shape)),
+        "blurred": (view.blurred, lambda x: blur(x, view.blur[0], between(draws["blur"][0], *view.blur[1]))),
+        "solarized": (view.solarized, lambda x: jnp.where(x < 0.5, x, 1 - x)),
+    }
+    for name, (probability, change) in changes.items():
+        if probability > 0:
+            pixels = jnp.where(draws[name][0] < probability, change(pixels), pixels)
+    return pixels
+
+
+def between(draw: Float[Array, "*s"], low: float, high: float) -> Float[Array, "*s"]:
+    """Numbers between 0 and 1 as numbers between `low` and `high`."""
+    return low + (high - low) * draw
+
+
+def choose_box(draws: dict[str, Array], height: int, width: int, scale: Range, ratio: Range) -> Int[Array, "4"]:
+    """Top, left, height and width of a crop in pixels: the first of ten draws that fits into the image.
+
+    If none does, the largest box in the middle whose ratio is among those asked for.
+    """
+    area = between(draws["area"], *scale) * (height * width)
+    aspect = jnp.exp(between(draws["aspect"], *np.log(ratio).tolist()))
+    sides = jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=1))).astype(int)
+    fits = ((sides > 0) & (sides <= jnp.array([[height, width]]))).all(axis=1)
+    sides = sides[fits.argmax()]
+    place = jnp.floor(draws["place"] * (jnp.array([height, width]) - sides + 1)).astype(int)
+
+    narrow, broad = (round(width / ratio[0]), width), (height, round(height * ratio[1]))
+    largest = narrow if width / height < ratio[0] else broad if width / height > ratio[1] else (height, width)
+    fallback = jnp.array([(height - largest[0]) // 2, (width - largest[1]) // 2, *largest])
+    return jnp.where(fits.any(), jnp.concatenate([place, sides]), fallback)
+
+
+def resize_box(
+    image: Image, box: Int[Array, "4"], size: tuple[int, int], kernel: Callable[[Array], Array]
+) -> Float[Array, "*f H W c"]:
+    """The part of `image` inside `box` (top, left, height, width) at another `size`, as if the rest did not exist."""
+    rows = resampling(image.shape[-3], size[0], box[0], box[2], kernel)
+    columns = resampling(image.shape[-2], size[1], box[1], box[3], kernel)
+    return jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, image)
+
+
+def resampling(
+    length: int, new: int, start: Int[Array, ""], part: Int[Array, ""], kernel: Callable[[Array], Array]
+) -> Float[Array, "{new} {length}"]:
+    """Weights of the pixels along an axis in the new ones, antialiased: a `part` of it from `start` becomes `new` long.
+
+    Where the part shrinks, the kernel becomes wider by as much.
+    """
+    step = part / new
+    centers = start + (jnp.arange(new)[:, None] + 0.5) * step
+    pixels = jnp.arange(length)[None]
+    weights = kernel((pixels + 0.5 - centers) / jnp.maximum(step, 1))
+    weights = jnp.where((start <= pixels) & (pixels < start + part), weights, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def triangle(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Kernel of bilinear resampling."""
+    return jnp.maximum(1 - jnp.abs(x), 0)
+
+
+def cubic(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Kernel of bicubic resampling (Keys 1981, with a = -1/2)."""
+    x = jnp.abs(x)
+    return jnp.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, jnp.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+
+
+def color_jitter(
+    draws: Float[Array, "4"], x: Image, brightness: float, contrast: float, saturation: float, hue: float
+) -> Float[Array, "*f h w c"]:
+    """Each of the four changed by a factor, or a turn, around none."""
+    factor = lambda draw, most: between(draw, max(0.0, 1 - most), 1 + most)
+    x = blend(x, jnp.zeros_like(x), factor(draws[0], brightness))
+    x = blend(x, grey(x).mean(axis=(-3, -2), keepdims=True), factor(draws[1], contrast))
+    if x.shape[-1] != 3:
+        return x
+    x = blend(x, grey(x), factor(draws[2], saturation))
+    return turn_hue(x, between(draws[3], -hue, hue))
+
+
+def blend(x: Image, other: Float[Array, "*#f #h #w #c"], factor: Float[Array, ""]) -> Float[Array, "*f h w c"]:
+    """From `other` through `x`, at factor 1, and beyond; clipped to 0..1."""
+    return jnp.clip(factor * x + (1 - factor) * other, 0, 1)
+
+
+def grey(x: Image) -> Float[Array, "*f h w 1"]:
+    """ITU-R 601 of three channels, the mean of any other number."""
+    channels = x.shape[-1]
+    weights = np.array([0.2989, 0.587, 0.114] if channels == 3 else [1 / channels] * channels, np.float32)
+    return jnp.einsum("...c,c->...", x, weights)[..., None]
+
+
+def turn_hue(x: Float[Array, "*f h w 3"], turn: Float[Array, ""]) -> Float[Array, "*f h w 3"]:
+    """Pixels of the same saturation and value whose hue is `turn` of a circle further."""
+    value, least = x.max(axis=-1), x.min(axis=-1)
+    chroma = value - least
+    red, green, blue = jnp.moveaxis(x, -1, 0)
+    along = lambda a, b: (a - b) / jnp.where(chroma > 0, chroma, 1)
+    sixth = jnp.where(
+        value == red, along(green, blue), jnp.where(value == green, 2 + along(blue, red), 4 + along(red, green))
+    )
+    place = lambda start: (start + sixth + 6 * turn) % 6
+    fall = lambda start: jnp.clip(jnp.minimum(place(start), 4 - place(start)), 0, 1)
+    return jnp.stack([value - chroma * fall(start) for start in (5.0, 3.0, 1.0)], axis=-1)
+
+
+def blur(x: Image, size: int, deviation: Float[Array, ""]) -> Float[Array, "*f h w c"]:
+    """Gaussian blur by a kernel of `size` pixels each way; borders are mirrored."""
+    taps = jnp.exp(-0.5 * jnp.square((jnp.arange(size) - (size - 1) / 2) / deviation))
+    taps = taps / taps.sum()
+    for axis in (-3, -2):
+        length, around = x.shape[axis], [(0, 0)] * x.ndim
+        around[axis] = (size // 2, size // 2)
+        padded = jnp.pad(x, around, mode="reflect")
+        x = sum(taps[i] * jax.lax.slice_in_dim(padded, i, i + length, axis=x.ndim + axis) for i in range(size))
+    return x
