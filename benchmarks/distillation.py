@@ -13,7 +13,6 @@ import dataclasses
 import json
 import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
@@ -24,6 +23,7 @@ import tyro
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.runs import train_run
 from train.metrics import read_records
 
 
@@ -94,7 +94,7 @@ def main(options: Options) -> None:
     curves, logs = {}, []
     for name in rich.progress.track(list(runs), description="runs"):
         print(f"{name}: {folder / name}.log", flush=True)
-        logs.append(run(name, folder, runs[name]))
+        logs.append(train_run(folder / name, runs[name]))
         curves[name] = [record for record in read_records(folder / name) if record["split"] == "eval"]
     result = summary(options, runs, curves)
     print(json.dumps(result["accuracy"], indent=2))
@@ -117,16 +117,6 @@ def reduced(data: Path, folder: Path, scale: Scale) -> Path:
                 if not (target / image.name).exists():
                     (target / image.name).symlink_to(image)
     return folder
-
-
-def run(name: str, folder: Path, arguments: tuple[str, ...]) -> str:
-    """Train, or go on with what a call before has left, and return what was printed."""
-    command = [sys.executable, "-m", "train.main", f"--workdir={folder / name}", *arguments]
-    log = folder / f"{name}.log"
-    with log.open("a") as file:
-        if subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode:
-            sys.exit(f"{' '.join(command)} failed: see {log}")
-    return f"== {name}\n{log.read_text()}"
 
 
 def summary(options: Options, runs: dict, curves: dict) -> dict:

@@ -51,7 +51,8 @@ def probe(options: Options) -> dict[str, float]:
     from sklearn.preprocessing import StandardScaler
 
     run = load_run(options.workdir)
-    dataset = load_dataset(data_of(run.config.data, options.data, run.info))
+    data = data_of(run.config.data, options.data, run.info)
+    dataset = load_dataset(data)
     if dataset.image_shape != run.info.image_shape:
         raise UserError(f"--data has images of {dataset.image_shape}: the encoder learned {run.info.image_shape}")
     if not 1 <= options.neighbours <= len(dataset.train):
@@ -61,7 +62,7 @@ def probe(options: Options) -> dict[str, float]:
         variables = jax.jit(trunk.module.init)(jax.random.key(options.seed), run.info.images)
         trunk = trunk._replace(variables=variables)
 
-    train, evaluation = splits(trunk, dataset, run.info, options.batch_size)
+    train, evaluation = splits(trunk, dataset, data, options.batch_size)
     knn = KNeighborsClassifier(options.neighbours, metric="cosine", weights="distance")
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     return {name: float(method.fit(*train).score(*evaluation)) for name, method in dict(knn=knn, linear=linear).items()}
@@ -75,19 +76,20 @@ def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
     return Data(name=name, eval_crop=data.eval_crop, dir=data.dir, **seen)
 
 
-def splits(trunk: Trunk, dataset: Dataset, info: DataInfo, batch_size: int) -> tuple[Split, Split]:
+def splits(trunk: Trunk, dataset: Dataset, data: Data, batch_size: int) -> tuple[Split, Split]:
     """Features and labels of the training images and of the evaluation images, neither of them augmented."""
 
     @jax.jit
     def features(pixels: Array) -> Float[Array, "b d"]:
-        outputs = trunk.module.apply(trunk.variables, normalize(pixels, info.mean, info.std))
+        outputs = trunk.module.apply(trunk.variables, normalize(pixels, dataset.mean, dataset.std))
         return pooled(trunk.module, outputs).astype(np.float32)
 
     def batches(source: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         whole = dataclasses.replace(dataset, eval=getattr(dataset, source))
         steps = -(-len(whole.eval) // batch_size)
-        every = eval_batches(whole, Data(), batch_size)
-        for batch in rich.progress.track(every, total=steps, description=f"features, {source}", transient=True):
+        every = eval_batches(whole, data, batch_size)
+        title, silent = f"features, {source}", not sys.stdout.isatty()
+        for batch in rich.progress.track(every, total=steps, description=title, disable=silent):
             real = batch["mask"] > 0
             yield np.asarray(features(batch["image"]))[real], batch["label"][real]
 

@@ -1,0 +1,66 @@
+"""What learning from images alone is worth: probes of encoders before and after, on scikit-learn's digits.
+
+    python benchmarks/pretraining.py
+
+Each objective trains a small ViT with three seeds, by `python -m train.main --objective=...`, and `train.probe` asks
+each encoder, and the same encoder untrained, for the classes of the test images. The table and the losses are written
+to benchmarks/results/pretraining.json. The same command continues where it stopped.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import rich.progress
+import tyro
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.runs import train_run
+from train.metrics import read_records
+from train.probe import Options as Probe
+from train.probe import probe
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How much of everything."""
+
+    objectives: tuple[str, ...] = ("mae", "simmim", "dino", "lejepa")
+    """Which objectives."""
+    seeds: int = 3
+    """Runs of each."""
+    work: Path = ROOT / "runs/pretraining"
+    """Where the runs are kept."""
+
+
+COMMON = ("--model=vit", "--data.image-size", "16", "16", "--epochs=60", "--eval-epochs=10")
+MODEL = ("--model-args", "patch_size=4", "pool=mean")
+UPRIGHT = ("--objective-args", "flip=0.0")  # a mirrored digit is none
+ARGUMENTS = {"dino": UPRIGHT, "lejepa": UPRIGHT}
+
+
+def main(options: Options) -> None:
+    """Run what is missing, then write the result down."""
+    table = {}
+    for name in options.objectives:
+        rows = []
+        for seed in rich.progress.track(range(options.seeds), description=name):
+            workdir = options.work / f"{name}-{seed}"
+            train_run(workdir, (f"--objective={name}", f"--seed={seed}", *COMMON, *ARGUMENTS.get(name, ()), *MODEL))
+            losses = [record["loss"] for record in read_records(workdir) if record["split"] == "train"]
+            after, before = (probe(Probe(workdir, untrained=untrained, seed=seed)) for untrained in (False, True))
+            rows.append({"loss": [losses[0], losses[-1]], "untrained": before, "trained": after})
+            print(f"{name} {seed}: {rows[-1]}", flush=True)
+        gains = {kind: [row["trained"][kind] - row["untrained"][kind] for row in rows] for kind in ("knn", "linear")}
+        table[name] = {"seeds": rows, "gain": {kind: statistics.mean(values) for kind, values in gains.items()}}
+    arguments = {"common": [*COMMON, *MODEL], **ARGUMENTS}
+    result = {"command": "python benchmarks/pretraining.py", "arguments": arguments, "objectives": table}
+    (ROOT / "benchmarks/results/pretraining.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

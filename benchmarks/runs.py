@@ -1,0 +1,21 @@
+"""Runs of the trainer that an experiment is made of."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def train_run(workdir: Path, arguments: tuple[str, ...]) -> str:
+    """Train, or go on with what a call before has left, and return what was printed, which is in WORKDIR.log as well.
+
+    Ends the experiment where the run fails.
+    """
+    command = [sys.executable, "-m", "train.main", f"--workdir={workdir}", *arguments]
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    log = workdir.with_name(f"{workdir.name}.log")
+    with log.open("a") as file:
+        if subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode:
+            sys.exit(f"{' '.join(command)} failed: see {log}")
+    return f"== {workdir.name}\n{log.read_text()}"
