@@ -27,9 +27,9 @@ def encoder(**kwargs):
 @pytest.mark.parametrize(
     "kwargs",
     [
-        dict(target_loss_weight=0.7, sigreg_loss_weight=3.0, sigreg_loss_kwargs=KWARGS),
+        dict(settings="upstream", target_loss_weight=0.7, sigreg_loss_weight=3.0, sigreg_loss_kwargs=KWARGS),
         dict(use_ema=True, moving_average_decay=0.8),
-        dict(use_ema=True, use_sigreg=True, sigreg_loss_kwargs=KWARGS),
+        dict(settings="upstream", use_ema=True, use_sigreg=True, sigreg_loss_kwargs=KWARGS),
     ],
     ids=["sigreg", "ema", "both"],
 )
@@ -39,9 +39,10 @@ def test_loss_gradient_and_average_are_upstreams(kwargs, monkeypatch):
     from tests.upstream import shake
 
     upstream = importlib.import_module("vit_pytorch.lejepa")
+    options = {name: value for name, value in kwargs.items() if name != "settings"}
     nothing = dict(augment_fn=torch.nn.Identity(), augment_fn2=torch.nn.Identity())
     learner = upstream.LeJEPA(
-        build_upstream(VIT), image_size=16, hidden_layer="to_latent", **SIZES, **kwargs, **nothing
+        build_upstream(VIT), image_size=16, hidden_layer="to_latent", **SIZES, **options, **nothing
     )
     shake(learner)
     objective = LeJEPA(encoder(), **SIZES, **kwargs)

@@ -19,7 +19,7 @@ def random_directions(key: Array, dim: int, count: int = 1024) -> Float[Array, "
 def sigreg_loss(
     x: Float[Array, "b n d"],
     directions: Float[Array, "m d"],
-    domain: tuple[float, float] = (-5, 5),
+    domain: tuple[int | float, int | float] = (-5, 5),
     knots: int = 17,
     weights: Float[Array, "b"] | None = None,
 ) -> Float[Array, ""]:

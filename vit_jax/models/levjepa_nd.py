@@ -40,7 +40,9 @@ class PatchEmbed(nn.Module):
         x = x.reshape(len(x), *np.ravel([*zip(grid, self.patch_size, strict=True)]), x.shape[-1])
         x = x.transpose(0, *range(1, 2 * axes, 2), 2 * axes + 1, *range(2, 2 * axes + 1, 2))
         x = LayerNorm(use_bias=False, name="norm_in")(x.reshape(len(x), math.prod(grid), -1))
-        return LayerNorm(use_bias=False, name="norm_out")(Dense(self.dim, name="proj")(x))
+        # A blank patch must not become zero: without biases after it, norms would multiply its gradient in every block.
+        x = nn.Dense(self.dim, bias_init=nn.initializers.normal(0.02), name="proj")(x)
+        return LayerNorm(use_bias=False, name="norm_out")(x)
 
 
 def frequencies(dim_head: int, axes: int, max_freq: float) -> np.ndarray:

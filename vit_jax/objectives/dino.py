@@ -6,7 +6,7 @@ paper's; every sample draws its own views, and colours change after the crop; th
 (upstream: a layer of a model, found by name), and no layer of it is kept; statistics of batch norms are of all views of
 one size together, and the average's are its own.
 Differs from the paper: the last layer learns from the first step; `settings="small"` has fewer prototypes and local
-views than `settings="paper"`, and a faster average.
+views than `settings="paper"`, a faster average, and a colder teacher, as images are much alike to a small encoder.
 Axes: b batch, v views, h w height and width, c channels, d features, k prototypes.
 """
 
@@ -31,6 +31,7 @@ _PAPER = dict(
     projection_hidden_size=2048,
     num_classes_K=65536,
     projection_layers=4,
+    bottleneck_dim=256,
     student_temp=0.1,
     warmup_teacher_temp=0.04,
     teacher_temp=0.07,
@@ -44,7 +45,8 @@ _PAPER = dict(
 SETTINGS = {
     "paper": _PAPER,
     "small": _PAPER
-    | dict(projection_hidden_size=256, num_classes_K=1024, num_local_views=4, moving_average_decay=0.99),
+    | dict(projection_hidden_size=256, num_classes_K=256, bottleneck_dim=64, num_local_views=4)
+    | dict(warmup_teacher_temp=0.01, teacher_temp=0.02, moving_average_decay=0.99),
     "upstream": dict(
         projection_hidden_size=256,
         num_classes_K=65336,
@@ -90,6 +92,7 @@ class Dino(Pretraining):
     projection_hidden_size: int | None = None
     num_classes_K: int | None = None
     projection_layers: int | None = None
+    bottleneck_dim: int | None = None
     student_temp: float | None = None
     teacher_temp: float | None = None
     warmup_teacher_temp: float | None = None
@@ -130,8 +133,8 @@ class Dino(Pretraining):
 
     def make_projector(self) -> nn.Module:
         """What stands upon the encoder."""
-        kind = Projector if self.upstream else CosineProjector
-        return kind(self.num_classes_K, self.projection_hidden_size, self.projection_layers)
+        sizes = self.num_classes_K, self.projection_hidden_size, self.projection_layers
+        return Projector(*sizes) if self.upstream else CosineProjector(*sizes, self.bottleneck_dim)
 
     @property
     def model(self) -> nn.Module:
@@ -285,7 +288,8 @@ def mean_logits(teachers: Sequence[Float[Array, "b *n k"]]) -> Float[Array, "k"]
 def check_numbers(objective: Any) -> None:
     """Raises ValueError for numbers that make no sense, of those that `objective` has."""
     positive = ("student_temp", "teacher_temp", "warmup_teacher_temp", "steps", "num_local_views")
-    positive += ("projection_layers", "projection_hidden_size", "num_classes_K", "local_upper_crop_scale")
+    positive += ("projection_layers", "projection_hidden_size", "bottleneck_dim", "num_classes_K")
+    positive += ("local_upper_crop_scale", "global_lower_crop_scale")
     shares = ("moving_average_decay", "final_moving_average_decay", "center_moving_average_decay", "warmup")
     for names, fits, expected in (
         (positive, lambda value: value > 0, "more than 0"),

@@ -1,9 +1,9 @@
 """LeJEPA: local views are to predict global ones, and what is predicted is kept from collapsing by SIGReg alone.
 
 Source: Balestriero and LeCun 2025, arXiv:2511.08544. Upstream: vit_pytorch/lejepa.py.
-Differs from upstream: `settings="upstream"` has its sizes, the default smaller ones; every sample draws its own views,
-and colours change after the crop; the encoder is any that gives features; statistics of batch norms are of both local
-views, then of both global ones, and an average's are its own.
+Differs from upstream: `settings="upstream"` has its sizes and weights, the default smaller sizes and more SIGReg; every
+sample draws its own views, and colours change after the crop; the encoder is any that gives features; statistics of
+batch norms are of both local views, then of both global ones, and an average's are its own.
 Differs from the paper: one local and one global view predict each other crosswise, without gradient into the global
 one (paper: all views predict the mean of the global ones, with gradients everywhere), and SIGReg sees local views
 alone (paper: all views).
@@ -28,8 +28,9 @@ from vit_jax.objectives.projector import Projected, Projector
 from vit_jax.objectives.protocol import Tree
 
 SETTINGS = {
-    "small": dict(projection_hidden_size=256, num_classes_K=64, projection_layers=3),
-    "upstream": dict(projection_hidden_size=256, num_classes_K=65336, projection_layers=4),
+    # SIGReg at upstream's weight is too weak to keep a small encoder from collapsing to a point.
+    "small": dict(projection_hidden_size=256, num_classes_K=64, projection_layers=3, sigreg_loss_weight=20.0),
+    "upstream": dict(projection_hidden_size=256, num_classes_K=65336, projection_layers=4, sigreg_loss_weight=1.0),
 }
 SIGREG = dict(num_slices=1024, domain=(-5, 5), num_knots=17)  # of `sigreg_loss_kwargs`
 
@@ -66,7 +67,7 @@ class LeJEPA(Pretraining):
     moving_average_decay: float | None = None
     use_sigreg: bool | None = None
     target_loss_weight: float = 1.0
-    sigreg_loss_weight: float = 1.0
+    sigreg_loss_weight: float | None = None
     sigreg_loss_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     augment_fn: Callable[[Array, Array], Array] | None = None
     augment_fn2: Callable[[Array, Array], Array] | None = None

@@ -48,7 +48,7 @@ class CosineProjector(nn.Module):
     features: int
     hidden: int
     layers: int
-    bottleneck: int = 256
+    bottleneck: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
