@@ -2,16 +2,19 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import linen as nn
 from jaxtyping import PyTree
 
 from train.checkpoint import FOLDER, open_checkpoints, restore
 from train.config import Config, UserError, config_from_dict
+from train.integrity import damage
 from train.optim import make_optimizer, make_schedule
 from train.pretrained import weights_file
 from train.step import TrainState, init_state
@@ -157,7 +160,7 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
     height, width, channels = info.image_shape
     size = distill.image_size or (height, width)
     if is_workdir(distill.teacher):
-        run = load_run(Path(distill.teacher))
+        run = load_run(distill.teacher)
         if len(run.info.class_names) != len(info.class_names) or run.info.image_shape != (*size, channels):
             raise UserError(
                 f"--distill.teacher {distill.teacher} knows {len(run.info.class_names)} classes of images "
@@ -190,9 +193,9 @@ def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> Py
         raise UserError(f"{option}: {error}") from error
 
 
-def read_run_file(workdir: Path) -> tuple[Config, DataInfo]:
+def read_run_file(workdir: os.PathLike | str) -> tuple[Config, DataInfo]:
     """What config.json of `workdir` says. Raises UserError where there is none."""
-    path = workdir / "config.json"
+    path = epath.Path(workdir) / "config.json"
     try:
         stored = json.loads(path.read_text())
         info = {key: tuple(value) for key, value in stored["dataset"].items()}
@@ -201,7 +204,7 @@ def read_run_file(workdir: Path) -> tuple[Config, DataInfo]:
         raise UserError(f"{workdir} holds no run of this version: {path} cannot be read ({error})") from error
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: os.PathLike | str) -> Run:
     """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
     config, info = read_run_file(workdir)
     objective = build_objective(config, info)
@@ -209,6 +212,8 @@ def load_run(workdir: Path) -> Run:
     step = manager.best_step()
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet")
+    if trouble := damage(manager.directory / str(step)):
+        raise UserError(f"the checkpoint {manager.directory / str(step)} is damaged: {trouble}")
     state, _ = restore(manager, step, abstract_state(config, objective, info))
     manager.close()
     return Run(config, info, objective, state.eval_params, state.extras)
@@ -216,7 +221,7 @@ def load_run(workdir: Path) -> Run:
 
 def is_workdir(path: str) -> bool:
     """Whether `path` holds a run with checkpoints."""
-    return (Path(path) / FOLDER).is_dir()
+    return (epath.Path(path) / FOLDER).is_dir()
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:

@@ -1,8 +1,8 @@
 """A teacher's logits for every view of every training image, computed once and kept in the workdir."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def with_views(config: Config) -> Config:
 
 
 def cached_logits(
-    workdir: Path,
+    workdir: os.PathLike | str,
     config: Config,
     dataset: Dataset,
     teacher: Teacher,

@@ -22,12 +22,16 @@ from train.data.transforms import center_crop, decode, random_crop
 Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0) -> grain.DatasetIterator:
+def train_batches(
+    dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0, start: int = 0
+) -> grain.DatasetIterator:
     """Endless batches, reshuffled every epoch: {"image": uint8 (b, h, w, c), "label": int32 (b,)}.
 
-    b is this process's share of `batch_size`. With `views`, epochs take turns with so many views of every image, whose
-    crops are always the same, and batches have a "sample" besides, int32 (b,): view * number of examples + example.
-    `get_state()` is JSON-able and `set_state()` resumes exactly.
+    b is this process's share of `batch_size`. The first `start` batches are left out at no cost: as nothing but the
+    position decides on a batch, this resumes exactly, with any number of workers. With `views`, epochs take turns with
+    so many views of every image, whose crops are always the same, and batches have a "sample" besides, int32 (b,):
+    view * number of examples + example.
+    `get_state()` is JSON-able and `set_state()` resumes exactly, where the workers are as many.
     Close the iterator when done with it, as `config.workers` are processes.
     """
     if seed < 0:
@@ -35,7 +39,7 @@ def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, vi
     examples = len(dataset.train)
     sample = functools.partial(_sample, examples, seed, max(1, views))
     samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(sample)
-    return iter(_train_batches(dataset, config, samples, _share(batch_size), seed, views))
+    return iter(_train_batches(dataset, config, samples, _share(batch_size), seed, views, start * batch_size))
 
 
 def view_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int) -> Iterator[dict]:
@@ -49,14 +53,14 @@ def view_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, vie
 
 
 def _train_batches(
-    dataset: Dataset, config: Data, samples: grain.MapDataset, share: int, seed: int, views: int
+    dataset: Dataset, config: Data, samples: grain.MapDataset, share: int, seed: int, views: int, first: int = 0
 ) -> grain.IterDataset:
     source, size = dataset.train, dataset.image_shape[:2]
     if _is_ready(source, size, config.min_crop):
-        return _gathered(source, samples, share, with_sample=views > 0)
+        return _gathered(source, samples, share, first, with_sample=views > 0)
     crop = lambda image, rng: random_crop(image, size, config.min_crop, rng)
     view_seed = seed if views else None
-    return _decoded(source, samples, crop, share, config.workers, view_seed)
+    return _decoded(source, samples, crop, share, config.workers, view_seed, first)
 
 
 def eval_batches(dataset: Dataset, config: Data, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -107,13 +111,13 @@ def _is_ready(source: Source, size: tuple[int, int], crop: float) -> bool:
     return isinstance(source, ArraySource) and source.images.shape[1:3] == size and crop == 1
 
 
-def _own(dataset: grain.MapDataset) -> grain.MapDataset:
-    """This process's part of the one global order."""
-    return dataset[jax.process_index() :: jax.process_count()]
+def _own(dataset: grain.MapDataset, first: int = 0) -> grain.MapDataset:
+    """This process's part of the one global order, from its position `first` on."""
+    return dataset[first + jax.process_index() :: jax.process_count()]
 
 
 def _gathered(
-    source: ArraySource, samples: grain.MapDataset, share: int, *, with_sample: bool = False
+    source: ArraySource, samples: grain.MapDataset, share: int, first: int = 0, *, with_sample: bool = False
 ) -> grain.IterDataset:
     """Batches straight out of memory, by one fancy index each: Python's cost per example would be felt."""
 
@@ -123,7 +127,7 @@ def _gathered(
         return {"image": source.images[rows], "label": source.labels[rows], **sample}
 
     inline = grain.ReadOptions(num_threads=0)
-    return _own(samples).batch(share, batch_fn=gather).to_iter_dataset(inline)
+    return _own(samples, first).batch(share, batch_fn=gather).to_iter_dataset(inline)
 
 
 def _decoded(
@@ -133,12 +137,14 @@ def _decoded(
     share: int,
     workers: int,
     view_seed: int | None = None,
+    first: int = 0,
 ) -> grain.IterDataset:
     """Batches of examples that threads, or else worker processes, decode ahead of need.
 
     Crops belong to positions in the global order; with a `view_seed`, to the sample.
     """
-    examples = _own(indices.random_map(functools.partial(_example, source, crop, view_seed)))  # first map, then divide
+    examples = indices.random_map(functools.partial(_example, source, crop, view_seed))
+    examples = _own(examples, first)  # not before the map, whose random numbers belong to positions
     ahead = 2 * share
     if isinstance(source, ArraySource):  # nothing to decode: threads would only fight for the interpreter
         threads, workers = 0, 0
