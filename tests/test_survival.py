@@ -2,14 +2,20 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
+import grain
+import psutil
 import pytest
+from PIL import Image
 
 import train.loop
 from tests.runs import RANDOM, TINY, assert_same, records, start, stored
@@ -17,6 +23,7 @@ from tests.runs import train as run
 from train import checkpoint, integrity, metrics
 from train.checkpoint import open_checkpoints, score
 from train.config import UserError
+from train.data import workers as data_workers
 from train.lock import Lock
 from train.workdir import standing
 
@@ -266,3 +273,83 @@ def test_where_nothing_can_be_locked_the_last_to_come_has_the_workdir(alone, tmp
     assert run(tmp_path, *QUICK) == 1
     assert f"stopped: {tmp_path} was taken over by process " in error(capsys, "stopped: ")
     assert steps(tmp_path) == [3]
+
+
+# Data: images that cannot be read, and workers that die
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of 64 and 16 images of different sizes, one of which is broken, and the options that train on it."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 64), ("val", 16)):
+        for i in range(count):
+            path = root / split / "ab"[i % 2] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((20 + i % 3, 24), 64).save(path)
+    broken = root / "train/b/33.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    options = ("patch_size=4", f"--data=folder:{root}", "--data.image-size", "8", "8", "--data.min-crop=0.5")
+    return broken, (*options, *QUICK[1:], "--eval-epochs=2")
+
+
+def test_broken_image_is_told_and_the_run_continues_bit_for_bit(pictures, tmp_path, monkeypatch, capsys):
+    broken, options = pictures
+    assert run(tmp_path / "alone", *options) == 0
+    assert f"warning: 1 of 64 training images cannot be read; the latest is {broken}\n" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        before_batch(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(tmp_path / "stopped", *options) == 143
+    assert run(tmp_path / "stopped", *options) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+def workers(process):
+    return [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+
+
+@pytest.mark.slow
+def test_dead_data_worker_ends_the_run(pictures, tmp_path):
+    process = start(tmp_path / "run", *pictures[1], "--data.workers=2", "--steps=100000")
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            break
+    workers(process)[0].kill()
+    since = time.monotonic()
+    said, _ = process.communicate(timeout=120)
+    assert time.monotonic() - since < 60
+    assert process.returncode == 1
+    lines = [line for line in said.splitlines() if line.startswith("stopped: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("stopped: a data worker died; ")
+    assert "Traceback" not in said  # Python itself tells of the shared memory that it frees
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_run_end_too(pictures, tmp_path):
+    process = start(tmp_path / "run", *pictures[1], "--data.workers=2", "--steps=100000")
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            break
+    found = workers(process)
+    assert len(found) >= 2
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(found, timeout=30)[1] == []
+
+
+def test_a_worker_that_dies_unnoticed_ends_the_run_after_a_while(monkeypatch, capsys):
+    """A worker can die half-way through a message, which its reader then waits for."""
+    monkeypatch.setattr(data_workers, "GRACE", 0.1)
+    ended = threading.Event()
+    status = []
+    batches = iter(grain.MapDataset.range(3).to_iter_dataset())
+    watched = data_workers.Watched(batches, end=lambda code: (status.append(code), ended.set()))
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), name=f"{data_workers.NAME}-1")
+    worker.start()
+    assert not ended.wait(2)  # it lives
+    worker.kill()
+    assert ended.wait(20)
+    assert status == [1]
+    assert error(capsys, "stopped: a data worker died; ")
+    watched.close()

@@ -16,7 +16,7 @@ from train.augment import augment, normalize
 from train.augment import check as check_augment
 from train.build import DataInfo, build_objective, load_teacher, load_weights
 from train.config import Config, check
-from train.data import Dataset, eval_batches, load_dataset, train_batches
+from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.describe import describe
 from train.distributed import is_lead, together
 from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
@@ -84,9 +84,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         Progress(claimed.start, total) as progress,
         checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
         closing(Metrics(claimed.workdir, claimed.start)) as metrics,
-        closing(
-            train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views, claimed.start)
-        ) as batches,
+        closing(training_batches(dataset, config, claimed.start, progress.warn)) as batches,
         together(),
     ):
         workdir, start = claimed.workdir, claimed.start
@@ -109,6 +107,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         if start < total:
             train_step = compile_step(train_step, state, abstract_batch(config, info, mesh), frozen, progress)
         log = TrainLog(metrics, progress, schedule, config.batch_size, config.log_steps, window)
+        skipped = Skipped(dataset.eval, "evaluation", progress.warn)
         result = None
         preemption.saves = True  # from here on SIGTERM has something to save
         try:
@@ -119,7 +118,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
                 evaluates = step % eval_every == 0 or step == total
                 if evaluates:
                     log.flush()
-                    result = evaluate(eval_step, state, dataset, config, mesh)
+                    result = evaluate(eval_step, state, dataset, config, mesh, skipped)
                     check_finite(result["loss"], f"in the evaluation at step {step}")
                     metrics.write(step, "eval", result)
                 leaves = preemption.reached(step) and step < total
@@ -139,7 +138,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
             checkpoint.finish(checkpoints)
             raise Diverged(f"{error}. {standing(workdir)}. {ADVICE}") from None
         if result is None:  # the run had been finished before
-            result = evaluate(eval_step, state, dataset, config, mesh)
+            result = evaluate(eval_step, state, dataset, config, mesh, skipped)
         checkpoint.finish(checkpoints)
         metrics.publish()
         progress.message(
@@ -225,9 +224,16 @@ def compile_step(train_step: Callable, state: TrainState, batch: PyTree, frozen:
     return compiled
 
 
-def evaluate(eval_step: Callable, state: TrainState, dataset: Dataset, config: Config, mesh: Mesh) -> dict[str, float]:
+def training_batches(dataset: Dataset, config: Config, start: int, warn: Callable[[str], None]) -> Any:
+    """The endless batches of the run after step `start`."""
+    return train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views, start, warn)
+
+
+def evaluate(
+    eval_step: Callable, state: TrainState, dataset: Dataset, config: Config, mesh: Mesh, skipped: Skipped
+) -> dict[str, float]:
     """Means over the evaluation split, each example once, and their number as "examples"."""
-    batches = eval_batches(dataset, config.data, config.eval_batch_size)
+    batches = eval_batches(dataset, config.data, config.eval_batch_size, skipped)
     sums = [eval_step(state.eval_params, state.extras, to_devices(batch, mesh)) for batch in batches]
     sums = jax.device_get(sums)
     totals = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
