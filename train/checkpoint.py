@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from train.config import UserError
-from train.distributed import is_lead
+from train.distributed import is_lead, is_loss
 from train.files import is_remote
 from train.integrity import damage, seal
 
@@ -113,6 +113,8 @@ def _or_stop(action: Callable[[], Any]) -> None:
     try:
         action()
     except Exception as error:  # Orbax and tensorstore raise many kinds, full disks among them
+        if is_loss(error):
+            raise
         raise Unsaved(f"a checkpoint cannot be written: {one_line(error)}") from error
 
 

@@ -78,6 +78,14 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def is_loss(error: BaseException) -> bool:
+    """Whether `error` came from others having gone. They are told apart by their words: jaxlib raises several kinds."""
+    words = ("Gloo", "coordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED", "arrier")
+    return jax.process_count() > 1 and (
+        isinstance(error, jax.errors.JaxRuntimeError) or any(word in str(error) for word in words)
+    )
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Around what several processes do in step: one that cannot go on says why and ends at once.
@@ -96,7 +104,7 @@ def together() -> Iterator[None]:
             status, line = 2, f"error: {error}"
         elif isinstance(error, KeyboardInterrupt):
             status, line = 130, "interrupted: the same commands continue from the last checkpoint"
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        elif is_loss(error):
             reason = " ".join(str(error).split())[:200]
             line = f"stopped: process {jax.process_index()} lost the others ({reason}); {AGAIN}"
         elif not isinstance(error, (Stopped, OSError)):
