@@ -17,7 +17,7 @@ from vit_jax.objectives.protocol import Classifier
 
 def predict(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    workdir: Path,
+    workdir: str,
     top: int = 5,
 ) -> None:
     """Print the most probable classes of each image, by the best checkpoint of a run.
