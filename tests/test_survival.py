@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import grain
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -124,6 +126,48 @@ def test_help_names_the_status(capsys):
     assert "143" in capsys.readouterr().out
 
 
+# Another number of devices, another mesh
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A workdir that eight devices have left after step 5."""
+    workdir = tmp_path_factory.mktemp("halfway") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        before_batch(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(workdir, *QUICK) == 143
+    return workdir
+
+
+def assert_close_run(workdir, alone):
+    state, expected = stored(workdir, 8)[0], stored(alone, 8)[0]
+    assert state.keys() == expected.keys()
+    for path in state:
+        # Sums in another order. Adam's first steps are as long for a gradient that is but rounding.
+        np.testing.assert_allclose(state[path], expected[path], rtol=1e-3, atol=1e-4, err_msg=path)
+    for split in ("train", "eval"):
+        loss, other = ([r["loss"] for r in records(w, split)] for w in (workdir, alone))
+        np.testing.assert_allclose(loss, other, rtol=1e-4)
+
+
+def test_another_mesh_continues(alone, halfway, tmp_path, capsys):
+    workdir = shutil.copytree(halfway, tmp_path / "run")
+    assert run(workdir, *QUICK, "--model-parallel=2") == 0
+    out = capsys.readouterr().out
+    assert "4 share a batch, 2 each matrix" in out
+    assert "continues after step 5" in out
+    assert_close_run(workdir, alone)
+
+
+@pytest.mark.slow
+def test_one_device_continues_what_eight_began(alone, halfway, tmp_path):
+    workdir = shutil.copytree(halfway, tmp_path / "run")
+    said, _ = start(workdir, *QUICK, devices=1).communicate(timeout=300)
+    assert "1 x cpu" in said
+    assert "continues after step 5" in said
+    assert_close_run(workdir, alone)
+
+
 # Damaged checkpoints
 
 
@@ -198,6 +242,18 @@ def test_prediction_refuses_a_damaged_checkpoint(copy):
         flip(largest(copy / f"checkpoints/{number}"))
     with pytest.raises(UserError, match=r"the checkpoint .* is damaged: state/"):
         load_run(copy)
+
+
+# Numbers that are none
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, capsys):
+    """A loss is that of the parameters before the step: those after it can be lost already."""
+    monkeypatch.setattr(train.loop, "all_finite", lambda params: False)
+    assert run(tmp_path, *QUICK) == 1
+    message = error(capsys, "stopped: a parameter is not finite after step 3. ")
+    assert f"In {tmp_path} no checkpoint precedes it. Try a smaller --optim.lr" in message
+    assert steps(tmp_path) == []
 
 
 # Full disks
@@ -353,3 +409,22 @@ def test_a_worker_that_dies_unnoticed_ends_the_run_after_a_while(monkeypatch, ca
     assert status == [1]
     assert error(capsys, "stopped: a data worker died; ")
     watched.close()
+
+
+# The table
+
+
+def test_the_table_names_tests_that_exist():
+    table = (Path(__file__).parents[1] / "docs/faults.md").read_text()
+    table = table.partition("\n## Faults\n")[2]
+    rows = [row.split("|")[1:-1] for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 15
+    names = [re.findall(r"`(test_\w+)\.py::(test_\w+)`", row[-1]) for row in rows]
+    for row, found in zip(rows, names, strict=True):
+        assert found, row
+        for file, test in found:
+            assert f"\ndef {test}(" in (Path(__file__).parent / f"{file}.py").read_text(), test
+    listed = {test for found in names for _, test in found}
+    for path in (Path(__file__), Path(__file__).with_name("test_processes.py")):
+        for test in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE):
+            assert test in listed | {"test_the_table_names_tests_that_exist"}, test
