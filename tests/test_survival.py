@@ -1,6 +1,7 @@
 """What a run survives, and how it ends where it cannot. docs/faults.md is the table of these tests."""
 
 import contextlib
+import dataclasses
 import errno
 import multiprocessing
 import os
@@ -23,11 +24,12 @@ import train.loop
 from tests.runs import RANDOM, TINY, assert_same, records, start, stored
 from tests.runs import train as run
 from train import checkpoint, integrity, metrics
+from train.build import read_run_file
 from train.checkpoint import open_checkpoints, score
 from train.config import UserError
 from train.data import workers as data_workers
 from train.lock import Lock
-from train.workdir import standing
+from train.workdir import as_begun, standing
 
 # An evaluation every 4 steps, a checkpoint every 3, and windows of 2 steps that neither divides.
 QUICK = (*RANDOM, "--steps=8", "--eval-epochs=0.1", "--save-steps=3", "--keep=3")
@@ -358,6 +360,15 @@ def test_broken_image_is_told_and_the_run_continues_bit_for_bit(pictures, tmp_pa
         assert run(tmp_path / "stopped", *options) == 143
     assert run(tmp_path / "stopped", *options) == 0
     assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+def test_images_that_break_later_do_not_keep_a_run_from_going_on(copy):
+    config, info = read_run_file(copy)
+    config = dataclasses.replace(config, workdir=str(copy))
+    assert as_begun(config, info._replace(mean=(info.mean[0] + 0.005,))) == info
+    other = info._replace(mean=(info.mean[0] + 0.02,))
+    assert as_begun(config, other) == other
+    assert as_begun(dataclasses.replace(config, workdir=str(copy / "new")), other) == other
 
 
 def workers(process):

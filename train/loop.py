@@ -26,7 +26,7 @@ from train.sharding import batch_sharding, check_batch, make_mesh, replicated, s
 from train.step import TrainState, init_state, make_eval_step, make_train_step
 from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.trunk import grafted, load_trunk
-from train.workdir import claim, disk_trouble, standing
+from train.workdir import as_begun, claim, disk_trouble, standing
 
 
 def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
@@ -43,7 +43,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data)
-    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std)
+    info = as_begun(config, DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total = config.steps or max(1, round(config.epochs * steps_per_epoch))
     teacher, frozen = load_teacher(config, info)

@@ -1,7 +1,9 @@
 """A teacher's logits for every view of every training image, computed once and kept in the workdir."""
 
+import atexit
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,9 +63,12 @@ def cached_logits(
     `prepare(key, batch)` makes the images of a batch.
     """
     path = epath.Path(workdir) / FILE
-    local = Path(tempfile.mkdtemp() if is_remote(path) else workdir) / FILE
-    if path.exists() and is_remote(path):
-        path.copy(local)
+    local = Path(workdir) / FILE
+    if is_remote(path):  # it is read at random: from a copy on the disk
+        local = Path(tempfile.mkdtemp()) / FILE
+        atexit.register(shutil.rmtree, local.parent, ignore_errors=True)
+        if path.exists():
+            path.copy(local)
     if not path.exists():
         samples, classes = config.distill.views * len(dataset.train), len(dataset.class_names)
         part = local.with_suffix(".part")

@@ -89,6 +89,20 @@ def claim_workdir(config: Config, info: DataInfo) -> epath.Path:
     return workdir
 
 
+def as_begun(config: Config, info: DataInfo) -> DataInfo:
+    """`info` with the mean and deviation that the run of the workdir has begun with, where today's are close.
+
+    They are measured on images, of which one may have become unreadable since: that must not keep a run from going on.
+    """
+    try:
+        _, there = read_run_file(config.workdir)
+    except UserError:
+        return info
+    old, new = there.mean + there.std, info.mean + info.std
+    close = len(old) == len(new) and all(abs(a - b) < 0.01 for a, b in zip(old, new, strict=True))
+    return info._replace(mean=there.mean, std=there.std) if close else info
+
+
 def standing(workdir: os.PathLike | str) -> str:
     """What is safe in a workdir, in words."""
     last = last_good(workdir)
