@@ -21,9 +21,9 @@ import rich.progress
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.cases import example_shape
 from vit_jax import create_model, list_models, list_presets
-from vit_jax.layers.check import pair
-from vit_jax.registry import MODELS
+from vit_jax.registry import MODELS, model_arguments
 
 RATIOS = ROOT / "benchmarks/results/zoo.json"
 SECTIONS = ("Source", "Upstream", "Differs from upstream", "Differs from the paper", "Axes")
@@ -79,14 +79,21 @@ def paper(header: dict[str, str]) -> str:
 
 
 def size(preset: str) -> tuple[str, str, str]:
-    """Height and width in pixels, parameters in millions, and the GFLOPs of one image before any optimisation."""
-    model = create_model(preset, num_classes=1000)
-    height, width = pair("image_size", model.image_size)
-    images = jax.ShapeDtypeStruct((1, height, width, model.channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    """Sides of one input, parameters in millions, and the GFLOPs of it before any optimisation.
+
+    Dashes for what takes more than one input: it is measured by none.
+    """
+    name = preset.partition("/")[0]
+    classes = dict(num_classes=1000) if "num_classes" in model_arguments(name) else {}
+    model = create_model(preset, **classes)
+    try:
+        x = jax.ShapeDtypeStruct(example_shape(model), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    except (AttributeError, TypeError):
+        return "-", "-", "-"
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    flops = jax.jit(model.apply).lower(variables, images).cost_analysis()["flops"]
-    return f"{height}x{width}", f"{count / 1e6:.2f}", f"{flops / 1e9:.2f}"
+    flops = jax.jit(model.apply).lower(variables, x).cost_analysis()["flops"]
+    return "x".join(map(str, x.shape[1:-1] or x.shape[1:])), f"{count / 1e6:.2f}", f"{flops / 1e9:.2f}"
 
 
 def deviations(headers: dict[str, dict[str, str]]) -> list[str]:
@@ -115,9 +122,10 @@ does not run that preset, or is no classifier. They say little about large model
 
 ## Presets
 
-With 1000 classes. A multiplication and an addition are two FLOPs.
+With 1000 classes, where there are classes. A multiplication and an addition are two FLOPs. Inputs are images, series, or
+frames of images.
 
-| preset | image | parameters, M | GFLOPs |
+| preset | input | parameters, M | GFLOPs |
 |---|---|---:|---:|
 {presets}
 """

@@ -1,6 +1,10 @@
 """Small runs of the trainer: how to start one, and what it left behind."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +25,21 @@ RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--o
 def train(workdir, *options, base=TINY) -> int:
     """The exit status of a run in this process."""
     return main([*base, *options, f"--workdir={workdir}"])
+
+
+def start(workdir, *options, devices=1, cache=None):
+    """A run in a process of its own, with so many devices."""
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONUNBUFFERED": "1",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache or workdir.parent / "cache"),  # many processes, one compilation
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-m", "train.main", *TINY, *options, f"--workdir={workdir}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def records(workdir, split):

@@ -103,6 +103,8 @@ MISTAKES = [
     ("--eval-epochs=inf", "--eval-epochs is inf"),
     ("--log-steps=0", "--log-steps is 0"),
     ("--keep=0", "--keep is 0"),
+    ("--save-steps=-1", "--save-steps is -1; it must be 0 or more"),
+    ("--processes=2", "--coordinator HOST:PORT, --processes and --process go together, or not at all"),
     ("--seed=-1", "--seed is -1"),
     ("--seed=4294967296", "--seed is 4294967296; it must be at least 0 and below 2**32"),
     ("--label-smoothing=1", "--label-smoothing is 1.0"),
@@ -142,7 +144,7 @@ def test_tpu_is_required_where_it_is_asked_for(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def no_cluster():
+def no_cluster(**_):
     raise ValueError("coordinator_address should be defined.")
 
 
@@ -196,7 +198,7 @@ def test_diverging_and_interruption_have_their_own_status(monkeypatch, capsys):
 
     for raised, status, said in ((Diverged("why"), 1, "stopped: why\n"), (KeyboardInterrupt(), 130, "interrupted: ")):
 
-        def stop(config, raised=raised):
+        def stop(config, preemption, raised=raised):
             raise raised
 
         monkeypatch.setattr(train.main, "fit", stop)

@@ -1,6 +1,7 @@
 """The data side of the trainer: sources, transforms, order, resumption, and the mistakes users make."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -216,8 +217,16 @@ def break_to_single(root):
     [shutil.rmtree(root / split / "b") for split in SPLITS]
 
 
-def break_file(root):
-    (root / "train/b/003.png").write_bytes((root / "train/b/003.png").read_bytes()[:60])
+def truncate(*paths):
+    [path.write_bytes(path.read_bytes()[:60]) for path in paths]
+
+
+def break_files(root):
+    truncate(root / "train/b/003.png", root / "train/b/005.png")
+
+
+def break_all(root):
+    truncate(*root.glob("train/*/*.png"))
 
 
 def break_size(root):
@@ -234,7 +243,8 @@ def break_size(root):
     (break_one_class, {}, "no images in ROOT/train/a"),
     (break_class, {}, "ROOT/val has a class that train lacks: b"),
     (break_to_single, {}, "has a single class, 'a': expected two or more"),
-    (break_file, {}, "cannot read the image ROOT/train/b/003.png: "),
+    (break_files, {}, "2 of 22 training images cannot be read, more than 1%: ROOT/train/b/003.png, ROOT/train/b/005"),
+    (break_all, {}, "cannot read the image ROOT/train/a/000.png: "),
     (break_size, {}, "differ in size (12x10 and 9x9): pass --data.image-size H W"),
     (break_nothing, {"mean": (0.5,)}, "data.mean has 1 values: expected 3"),
     (break_nothing, {"std": (0.5, 0.0, 0.5)}, "data.std is (0.5, 0.0, 0.5): expected positive"),
@@ -256,14 +266,54 @@ def test_mistakes_get_one_clear_line(tmp_path, change, config, message):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_image_found_while_training_is_named(tmp_path, workers):
+def test_the_next_image_stands_in_for_a_broken_one(tmp_path, workers):
     dataset, config = lazy(tmp_path, workers=workers)
-    broken = tmp_path / "train/b/003.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    iterator = train_batches(dataset, config, 11, seed=0)
-    message = r"cannot read the image .*train/b/003\.png"
+    truncate(tmp_path / "train/b/003.png")  # example 12 of 22; 13 is train/b/005.png
+    said = []
+    with contextlib.closing(train_batches(dataset, config, 22, seed=0, warn=said.append)) as iterator:
+        first, second = take(iterator, 2)
+    assert first.keys() == {"image", "label"}
+    expected = center_crop(noise(25, 35, seed=5), (8, 6), 1.0)
+    for batch in (first, second):
+        assert sum((image == expected).all() for image in batch["image"]) == 2
+        assert len(np.unique(batch["image"].reshape(22, -1), axis=0)) == 21
+    path = tmp_path / "train/b/003.png"
+    assert said == [f"warning: 1 of 22 training images cannot be read; the latest is {path}"]
+    # Whoever resumes sees the same.
+    with contextlib.closing(train_batches(dataset, config, 22, seed=0, start=1, warn=said.append)) as iterator:
+        assert_equal(take(iterator, 1), [second])
+
+
+def test_too_many_broken_images_end_a_run(tmp_path):
+    dataset, config = lazy(tmp_path)
+    truncate(tmp_path / "train/b/003.png", tmp_path / "train/a/004.png")
+    message = r"2 of 22 training images cannot be read, more than 1%: .*/a/004\.png, .*/b/003\.png, \.\.\."
+    iterator = train_batches(dataset, config, 22, seed=0, warn=lambda _: None)
     with contextlib.closing(iterator), pytest.raises(UserError, match=message):
-        take(iterator, 2)
+        take(iterator, 1)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (12, 10)])  # decoded anew, and once
+def test_broken_images_are_left_out_of_evaluations(tmp_path, size, capsys):
+    write_folder(tmp_path)
+    truncate(tmp_path / "val/b/003.png")
+    config = Data(f"folder:{tmp_path}", image_size=size)
+    dataset = load_dataset(config)
+    batches = list(eval_batches(dataset, config, 4))
+    rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    seen = rows["mask"] == 1
+    expected = [center_crop(noise(12, 10, seed=i), size, 1.0) for i in (0, 2, 4, 6, 8, 1, 5, 7, 9)]
+    np.testing.assert_array_equal(rows["image"][seen], expected)
+    assert rows["label"][seen].tolist() == [0] * 5 + [1] * 4
+    path = tmp_path / "val/b/003.png"
+    assert f"warning: 1 of 10 evaluation images cannot be read; the latest is {path}" in capsys.readouterr().err
+
+
+def test_first_image_may_be_broken(tmp_path, capsys):
+    truncate(write_folder(tmp_path) / "train/a/000.png")
+    dataset = load_dataset(Data(f"folder:{tmp_path}"))
+    np.testing.assert_array_equal(dataset.train[0][0], noise(12, 10, seed=2))
+    assert dataset.image_shape == (12, 10, 3)
 
 
 # TFDS
@@ -499,6 +549,21 @@ def test_workers_change_nothing_and_resume(tmp_path):
     with contextlib.closing(train_batches(dataset, in_workers, 6, seed=0)) as iterator:
         iterator.set_state(state)
         assert_equal(take(iterator, 2), expected[3:])
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder", "workers"])
+def test_start_is_where_others_would_be(tmp_path, kind, monkeypatch):
+    """Whatever stopped after four batches, on any number of processes and workers, these go on."""
+    config = Data(min_crop=0.3)
+    dataset = numbered(50)
+    if kind != "memory":
+        dataset, config = lazy(tmp_path, min_crop=0.3, workers=1 if kind == "workers" else 0)
+    expected = take(train_batches(dataset, dataclasses.replace(config, workers=0), 6, seed=0), 6)[4:]
+    with contextlib.closing(train_batches(dataset, config, 6, seed=0, start=4)) as iterator:
+        assert_equal(take(iterator, 2), expected)
+    on_process(monkeypatch, 1, 2)
+    with contextlib.closing(train_batches(dataset, config, 6, seed=0, start=4)) as iterator:
+        assert_equal(take(iterator, 2), [{key: rows[1::2] for key, rows in batch.items()} for batch in expected])
 
 
 @pytest.mark.parametrize("config", [Data(), Data(eval_crop=0.5)])

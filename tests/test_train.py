@@ -3,16 +3,12 @@
 import contextlib
 import io
 import json
-import os
 import random
 import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +18,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import train.loop
-from tests.runs import RANDOM, TINY, assert_same, flat, records, stored
+from tests.runs import RANDOM, TINY, assert_same, flat, records, start, stored
 from tests.runs import train as run
 from train import checkpoint
 from train.build import build_objective, load_run, read_run_file
@@ -319,42 +315,6 @@ def test_interrupted_run_continues_bit_for_bit(undisturbed, tmp_path, monkeypatc
     assert best in [r["accuracy"] for r in records(tmp_path, "eval") if r["step"] in kept]
 
 
-def test_damaged_checkpoint_is_named(undisturbed, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    shutil.copytree(undisturbed[0], workdir)
-    options = (*QUICK[:-1], "--keep=100")
-    shutil.rmtree(workdir / "checkpoints/24/state")
-    # A kill while one is written leaves a folder of another name.
-    shutil.copytree(workdir / "checkpoints/20", workdir / "checkpoints/24.orbax-checkpoint-tmp")
-    assert run(workdir, *options) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert str(workdir / "checkpoints" / "24") in err
-
-    shutil.rmtree(workdir / "checkpoints/24")
-    # A kill while Orbax removes an old checkpoint leaves some of its files; they do no harm.
-    shutil.rmtree(workdir / "checkpoints/8/metrics")
-    shutil.rmtree(workdir / "checkpoints/12/state")
-    assert run(workdir, *options) == 0
-    assert "continues after step 20" in capsys.readouterr().out
-    assert_same(stored(workdir, 24)[0], undisturbed[1][24])
-
-
-def start(workdir, *options):
-    """A run in a process of its own, with one device."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),  # five processes, one compilation
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "train.main", *TINY, *options, f"--workdir={workdir}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
 @pytest.mark.slow
 def test_killed_run_ends_as_if_left_alone(tmp_path):
     rng = random.Random(0)
@@ -431,10 +391,6 @@ def test_diverging_run_stops_with_advice_and_a_finite_checkpoint(tmp_path, capsy
     state, _ = stored(tmp_path, last)
     assert all(np.isfinite(leaf).all() for leaf in state.values())
     assert records(tmp_path, "eval")[-1]["step"] == last
-
-
-def test_advice_without_a_checkpoint(tmp_path):
-    assert "no checkpoint precedes it" in train.loop.advice(tmp_path, None)
 
 
 def test_steps_and_evaluations_are_traced_once_and_seeds_matter(undisturbed, tmp_path, monkeypatch):

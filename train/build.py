@@ -2,16 +2,18 @@
 
 import ast
 import json
-from pathlib import Path
+import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import linen as nn
 from jaxtyping import PyTree
 
 from train.checkpoint import FOLDER, open_checkpoints, restore
 from train.config import Config, UserError, config_from_dict
+from train.integrity import damage
 from train.optim import make_optimizer, make_schedule
 from train.step import TrainState, init_state
 from vit_jax import create_model
@@ -155,9 +157,9 @@ def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> Py
         raise UserError(f"{option}: {error}") from error
 
 
-def read_run_file(workdir: Path) -> tuple[Config, DataInfo]:
+def read_run_file(workdir: os.PathLike | str) -> tuple[Config, DataInfo]:
     """What config.json of `workdir` says. Raises UserError where there is none."""
-    path = workdir / "config.json"
+    path = epath.Path(workdir) / "config.json"
     try:
         stored = json.loads(path.read_text())
         info = {key: tuple(value) for key, value in stored["dataset"].items()}
@@ -166,7 +168,7 @@ def read_run_file(workdir: Path) -> tuple[Config, DataInfo]:
         raise UserError(f"{workdir} holds no run of this version: {path} cannot be read ({error})") from error
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: os.PathLike | str) -> Run:
     """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
     config, info = read_run_file(workdir)
     objective = build_objective(config, info)
@@ -174,6 +176,8 @@ def load_run(workdir: Path) -> Run:
     step = manager.best_step()
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet")
+    if trouble := damage(manager.directory / str(step)):
+        raise UserError(f"the checkpoint {manager.directory / str(step)} is damaged: {trouble}")
     state, _ = restore(manager, step, abstract_state(config, objective, info))
     manager.close()
     return Run(config, info, objective, state.eval_params, state.extras)
@@ -181,7 +185,7 @@ def load_run(workdir: Path) -> Run:
 
 def is_workdir(path: str) -> bool:
     """Whether `path` holds a run with checkpoints."""
-    return (Path(path) / FOLDER).is_dir()
+    return (epath.Path(path) / FOLDER).is_dir()
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:

@@ -12,6 +12,10 @@ class UserError(Exception):
     """A mistake of the user's, told in one line without a traceback (exit status 2)."""
 
 
+class Stopped(Exception):
+    """What a run cannot go on after, told in one line without a traceback (exit status 1)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Which images, and what the host does to them: decode, crop, resize."""
@@ -157,6 +161,9 @@ class Config:
     with the objective in between where it is given."""
     eval_epochs: float = 1.0
     """Epochs between evaluations, each followed by a checkpoint."""
+    save_steps: int = 0
+    """Steps between further checkpoints, which bound what a killed run does again; 0: those of evaluations alone. One
+    more is written on SIGTERM, before the run ends with status 143 (128 + SIGTERM), as if the signal had killed it."""
     log_steps: int = 20
     """Steps between training records in metrics.jsonl."""
     keep: int = 3
@@ -172,10 +179,24 @@ class Config:
     state, `tensor` each feed-forward; default: all on `data`."""
     tpu: bool = False
     """Require TPUs, initialise multi-host, use every device and bfloat16."""
+    coordinator: str | None = None
+    """HOST:PORT where process 0 of several waits for the others, or `auto`: as TPU pods, Slurm and Open MPI tell;
+    default: a single process, or with `tpu` what there is."""
+    processes: int | None = None
+    """How many processes a run has, where `coordinator` is an address; they share `workdir` and a batch."""
+    process: int | None = None
+    """Which of them this is, from 0, where `coordinator` is an address."""
+    compilation_cache: str | None = None
+    """Folder that keeps compiled steps, so that a run which is started again does not compile; default: none."""
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
     optim: Optim = dataclasses.field(default_factory=Optim)
     distill: Distill = dataclasses.field(default_factory=Distill)
+
+
+# Where and how a run is computed, but not what: these may change when it is continued.
+MAY_CHANGE = ("workdir", "save_steps", "keep", "model_parallel", "tpu")
+MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
 
 
 def check(config: Config) -> None:
@@ -188,6 +209,7 @@ def check(config: Config) -> None:
         ("seed", config.seed, 0 <= config.seed < 2**32, "at least 0 and below 2**32"),
         ("eval-epochs", config.eval_epochs, 0 < config.eval_epochs < math.inf, "positive"),
         ("log-steps", config.log_steps, config.log_steps >= 1, "1 or more"),
+        ("save-steps", config.save_steps, config.save_steps >= 0, "0 or more"),
         ("keep", config.keep, config.keep >= 1, "1 or more"),
         ("optim.accumulate", config.optim.accumulate, config.optim.accumulate >= 1, "1 or more"),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "at least 0 and below 1"),
@@ -203,6 +225,11 @@ def check(config: Config) -> None:
     ):
         if not right:
             raise UserError(f"--{option} is {value}; it must be {expected}")
+    addressed = config.coordinator not in (None, "auto")
+    if (config.processes is not None, config.process is not None) != (addressed, addressed):
+        raise UserError("--coordinator HOST:PORT, --processes and --process go together, or not at all")
+    if addressed and not 0 <= config.process < config.processes:
+        raise UserError(f"--process is {config.process}; it must be 0 to {config.processes - 1}, as --processes says")
 
 
 def config_from_dict(kind: type, values: dict):

@@ -42,7 +42,7 @@ def convert(
     if out.exists():
         raise UserError(f"--out {out} exists: name a new one")
     if is_workdir(source):
-        network, variables = model_variables(load_run(Path(source)))
+        network, variables = model_variables(load_run(source))
     elif model is None:
         raise UserError(f"--model is missing, and {source} does not say which model its weights are of")
     else:

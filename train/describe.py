@@ -1,9 +1,9 @@
 """What a run says of itself before it starts."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from train.build import model_name, objective_name
@@ -42,7 +42,7 @@ def describe(
             f"{total:,} of {config.batch_size} images ({total * config.batch_size / len(dataset.train):.1f} epochs), "
             f"evaluation every {eval_every:,}",
         ),
-        ("workdir", f"{Path(config.workdir)} ({f'continues after step {start:,}' if start else 'new'})"),
+        ("workdir", f"{epath.Path(config.workdir)} ({f'continues after step {start:,}' if start else 'new'})"),
     ]
     if config.distill.teacher is None:
         rows = [row for row in rows if row[0] != "teacher"]

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,23 +14,27 @@ from train import checkpoint
 from train.augment import check as check_augment
 from train.build import DataInfo, build_objective, load_weights
 from train.config import Config, check
-from train.data import Dataset, eval_batches, load_dataset, train_batches
+from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.describe import describe
-from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves, is_lead
+from train.distributed import is_lead, together
+from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
+from train.preemption import Preempted, Preemption
 from train.program import build_program, init_inputs, prepare_training
 from train.sharding import check_batch, make_mesh, replicated, to_devices
 from train.step import TrainState
 from train.teacher import load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.trunk import grafted, load_trunk
-from train.workdir import claim_workdir
+from train.workdir import as_begun, claim, disk_trouble, standing
 
 
-def fit(config: Config) -> dict[str, float]:
+def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
     """Train, evaluate and checkpoint as `config` says; continue where its workdir stands. Returns the last evaluation.
 
-    Raises UserError for a config that cannot run, Diverged for a loss that is not finite.
+    Raises UserError for a config that cannot run, Stopped for what ends a run midway (Diverged for a loss that is not
+    finite), and Preempted once all is saved after `preemption` has asked to leave.
     """
+    preemption = preemption or Preemption()
     check(config)
     check_augment(config.augment)
     config = with_views(config)
@@ -39,7 +42,7 @@ def fit(config: Config) -> dict[str, float]:
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data)
-    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std)
+    info = as_begun(config, DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total = config.steps or max(1, round(config.epochs * steps_per_epoch))
     teacher, frozen = load_teacher(config, info)
@@ -51,55 +54,69 @@ def fit(config: Config) -> dict[str, float]:
     # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
     weights = load_weights(objective.model, config.init, info, "--init") if config.init else None
     trunk = load_trunk(config.init_from, objective, program.state.params) if config.init_from else None
-    workdir = claim_workdir(config, info)
-    checkpoints = checkpoint.open_checkpoints(workdir, config.keep)
-    batches = train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views)
-    start = checkpoints.latest_step() or 0
-    if start:
-        state, position = checkpoint.restore(checkpoints, start, program.state)
-        batches.set_state(position)
-    else:
-        state = program.new_state(*init_inputs(config, info))
-        state = pretrained(state, weights["params"]) if weights else state
-        state = grafted(state, objective, trunk) if trunk else state
-    frozen = jax.device_put(frozen, replicated(mesh))
-    teacher_logits = None
-    if config.distill.cache:
-        prepare = prepare_training(config, info)
-        teacher_logits = cached_logits(workdir, config, dataset, teacher, frozen["teacher"], prepare, mesh)
-        frozen = {}
-
     with (
-        Progress(start, total) as progress,
-        closing(batches),
-        closing(checkpoints),
-        closing(Metrics(workdir, start)) as metrics,
+        disk_trouble(config.workdir),
+        closing(claim(config, info)) as claimed,
+        Progress(claimed.start, total) as progress,
+        checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
+        closing(Metrics(claimed.workdir, claimed.start)) as metrics,
+        closing(training_batches(dataset, config, claimed.start, progress.warn)) as batches,
+        together(),
     ):
+        workdir, start = claimed.workdir, claimed.start
+        window = []
+        if start:
+            state, window = checkpoint.restore(checkpoints, start, program.state)
+        else:
+            state = program.new_state(*init_inputs(config, info))
+            state = pretrained(state, weights["params"]) if weights else state
+            state = grafted(state, objective, trunk) if trunk else state
+        frozen = jax.device_put(frozen, replicated(mesh))
+        teacher_logits = None
+        if config.distill.cache:
+            prepare = prepare_training(config, info)
+            teacher_logits = cached_logits(workdir, config, dataset, teacher, frozen["teacher"], prepare, mesh)
+            frozen = {}
+
         for line in describe(config, dataset, state, mesh, total, eval_every, start):
             progress.message(line)
         if start < total:
             train_step = compile_step(program.train_step, state, program.batch, frozen, progress)
-        log = TrainLog(metrics, progress, program.schedule, config.batch_size, config.log_steps)
+        log = TrainLog(metrics, progress, program.schedule, config.batch_size, config.log_steps, window)
+        skipped = Skipped(dataset.eval, "evaluation", progress.warn)
         result = None
+        preemption.saves = True  # from here on SIGTERM has something to save
         try:
             for step in range(start + 1, total + 1):
                 batch = with_teacher(next(batches), teacher_logits)
                 state, values = train_step(state, to_devices(batch, mesh), frozen)
                 log.add(step, values)
-                if step % eval_every == 0 or step == total:
+                evaluates = step % eval_every == 0 or step == total
+                if evaluates:
                     log.flush()
-                    result = evaluate(program.eval_step, state, dataset, config, mesh)
+                    result = evaluate(program.eval_step, state, dataset, config, mesh, skipped)
                     check_finite(result["loss"], f"in the evaluation at step {step}")
                     metrics.write(step, "eval", result)
-                    checkpoint.save(checkpoints, step, state, batches.get_state(), result)
+                leaves = preemption.reached(step) and step < total
+                if evaluates or leaves or (config.save_steps and step % config.save_steps == 0):
+                    window = log.pause()
+                    check_parameters(state.params, step)
+                    metrics.publish()
+                    claimed.check()
+                    checkpoint.save(checkpoints, step, state, window, result if evaluates else None)
+                if evaluates:
                     progress.message(f"step {step}/{total}  evaluation: {show(result)}")
                     log.restart_clock()
+                if leaves:
+                    checkpoint.finish(checkpoints)
+                    raise Preempted(f"saved after step {step}/{total}; the same command continues from there")
         except Diverged as error:
-            checkpoints.wait_until_finished()
-            raise Diverged(f"{error}. {advice(workdir, checkpoints.latest_step())}") from None
+            checkpoint.finish(checkpoints)
+            raise Diverged(f"{error}. {standing(workdir)}. {ADVICE}") from None
         if result is None:  # the run had been finished before
-            result = evaluate(program.eval_step, state, dataset, config, mesh)
-        checkpoints.wait_until_finished()
+            result = evaluate(program.eval_step, state, dataset, config, mesh, skipped)
+        checkpoint.finish(checkpoints)
+        metrics.publish()
         progress.message(
             f"done: {show(result)} on {len(dataset.eval):,} {config.data.eval_split or 'evaluation'} images "
             f"after {total:,} steps; best at step {checkpoints.best_step():,}"
@@ -125,14 +142,33 @@ def compile_step(train_step: Callable, state: TrainState, batch: PyTree, frozen:
     return compiled
 
 
-def evaluate(eval_step: Callable, state: TrainState, dataset: Dataset, config: Config, mesh: Mesh) -> dict[str, float]:
+def training_batches(dataset: Dataset, config: Config, start: int, warn: Callable[[str], None]) -> Any:
+    """The endless batches of the run after step `start`."""
+    return train_batches(dataset, config.data, config.batch_size, config.seed, config.distill.views, start, warn)
+
+
+def evaluate(
+    eval_step: Callable, state: TrainState, dataset: Dataset, config: Config, mesh: Mesh, skipped: Skipped
+) -> dict[str, float]:
     """Means over the evaluation split, each example once, and their number as "examples"."""
-    batches = eval_batches(dataset, config.data, config.eval_batch_size)
+    batches = eval_batches(dataset, config.data, config.eval_batch_size, skipped)
     sums = [eval_step(state.eval_params, state.extras, to_devices(batch, mesh)) for batch in batches]
     sums = jax.device_get(sums)
     totals = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     count = totals.pop("count")
     return {name: total / count for name, total in totals.items()} | {"examples": count}
+
+
+@jax.jit
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every number in `tree` is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def check_parameters(params: PyTree, step: int) -> None:
+    """Raises Diverged for a parameter that is no finite number: such a state is not worth a checkpoint."""
+    if not all_finite(params):
+        raise Diverged(f"a parameter is not finite after step {step}")
 
 
 def show(result: dict[str, float]) -> str:
@@ -141,10 +177,7 @@ def show(result: dict[str, float]) -> str:
     return f"loss {result['loss']:.4f}{accuracy}"
 
 
-def advice(workdir: Path, last_good: int | None) -> str:
-    """What to do about a loss that is no number."""
-    checkpoint_line = f"the last good checkpoint is step {last_good}" if last_good else "no checkpoint precedes it"
-    return (
-        f"In {workdir} {checkpoint_line}. Try a smaller --optim.lr, more --optim.warmup-epochs, "
-        "a smaller --optim.clip-norm, or --dtype=float32, in a new --workdir"
-    )
+ADVICE = (
+    "Try a smaller --optim.lr, more --optim.warmup-epochs, a smaller --optim.clip-norm, or --dtype=float32, "
+    "in a new --workdir"
+)

@@ -1,38 +1,54 @@
 """Train a model: `python -m train.main --model=t2t`. `--help` lists every option."""
 
 import argparse
-import contextlib
 import dataclasses
+import logging
 import os
 import sys
 
+import absl.logging
 import jax
 import tyro
 
-from train.config import Config, UserError
+from train import preemption
+from train.config import Config, Stopped, UserError, check
+from train.distributed import join, together
 from train.loop import fit
-from train.metrics import Diverged
 from train.recipes import base_config
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` and return its exit status: 2 for a user's mistake, 1 for a loss that diverged."""
+    """Run the command line `argv` and return its exit status.
+
+    2: a user's mistake. 1: the run cannot go on (a loss that is no number, a full disk, ...). 143: preempted by
+    SIGTERM, 130: interrupted by Ctrl-C; the same command then continues.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         config = parse(argv)
-        if config.tpu:
-            start_tpu()
-        fit(config)
+        check(config)
+        if config.compilation_cache:
+            jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        join(config)
+        with together(), preemption.listening() as asked:
+            if config.tpu:
+                require_tpu()
+            fit(config, asked)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Diverged as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+        return tell(2, f"error: {error}")
+    except Stopped as error:
+        return tell(1, f"stopped: {error}")
+    except preemption.Preempted as error:
+        return tell(preemption.STATUS, f"preempted: {error}")
     except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+        return tell(130, "interrupted: the same command continues from the last checkpoint")
     return 0
+
+
+def tell(status: int, line: str) -> int:
+    """`status`, after a last line to the user."""
+    print(line, file=sys.stderr)
+    return status
 
 
 def parse(argv: list[str]) -> Config:
@@ -89,18 +105,20 @@ def default_workdir(config: Config) -> str:
     return os.path.join("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in name))
 
 
-def start_tpu() -> None:
-    """Join the other hosts, where there are any, and require TPUs. Raises UserError without them."""
-    try:
-        with contextlib.suppress(ValueError):  # JAX finds no cluster to join: a single host
-            jax.distributed.initialize()
-    except RuntimeError as error:
-        if "must be called before" not in str(error):  # JAX is not merely in use already, as it is in a notebook
-            raise UserError(f"--tpu could not join the other hosts: {error}") from error
-    devices = jax.devices()
+def require_tpu() -> None:
+    """Raises UserError where JAX has found something else."""
     if jax.default_backend() != "tpu":
-        raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, devices))}")
+        raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, jax.devices()))}")
+
+
+def hush() -> None:
+    """Keep libraries from showing, in pages of tracebacks, the errors that end a run in a line of ours."""
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax, Grain
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax does not wait for all writes once one has failed
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda error: None if str(error.exc_value) == "Event loop is closed" else show(error)
 
 
 if __name__ == "__main__":
+    hush()
     sys.exit(main())

@@ -1,22 +1,30 @@
 """What a run says: a progress bar or lines, metrics.jsonl, TensorBoard events, and curves.png at the end."""
 
+import contextlib
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import rich.console
 import rich.progress
+from etils import epath
 from jaxtyping import Array
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from train.config import Stopped
+from train.distributed import is_lead
+from train.files import Desk, write_atomically
 
 
-class Diverged(Exception):
+class Diverged(Stopped):
     """The loss is no longer a finite number."""
 
 
@@ -26,48 +34,50 @@ def check_finite(loss: float, where: str) -> None:
         raise Diverged(f"the loss is {loss} {where}")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one whole."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text)
-    os.replace(draft, path)
-
-
-def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def is_lead() -> bool:
-    """Whether this process is the one that speaks and writes for all hosts."""
-    return jax.process_index() == 0
+def read_records(workdir: os.PathLike | str) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; what is none, such as a last line that a kill cut short, is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records = []
+    for line in lines[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 class Metrics:
     """The writer of a workdir's metrics, which begins after `step`: a continued run drops what it will do again."""
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: os.PathLike | str, step: int):
         if not is_lead():
             return
         kept = [json.dumps(record) + "\n" for record in read_records(workdir) if record["step"] <= step]
-        write_atomically(workdir / "metrics.jsonl", "".join(kept))
-        self._lines = open(workdir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115, open for the whole run
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        self._desk = Desk(workdir)
+        write_atomically(self._desk.path / "metrics.jsonl", "".join(kept))
+        self._lines = open(self._desk.path / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115, open for the whole run
+        # Not tensorboardX's SummaryWriter: it writes in a thread, which a full disk would end, and then wait for ever.
+        self._events = EventsWriter(str(self._desk.path / "events"), f".{os.getpid()}")
+        self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One record: {"step", "split", **values}."""
         if not is_lead():
             return
         self._lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(f"{split}/{name}", value, step)
+        scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in values.items()]
+        self._events.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
+
+    def publish(self) -> None:
+        """Bring the workdir up to date, as it must be before a checkpoint says that a step is done."""
+        if is_lead():
+            self._events.flush()
+            self._desk.publish()
 
     def close(self) -> None:
         if is_lead():
             self._lines.close()
             self._events.close()
+            self._desk.close()
 
 
 class TrainLog:
@@ -77,10 +87,18 @@ class TrainLog:
     loss among them is not finite.
     """
 
-    def __init__(self, metrics: Metrics, progress: "Progress", schedule: Callable, batch_size: int, window: int):
+    def __init__(
+        self,
+        metrics: Metrics,
+        progress: "Progress",
+        schedule: Callable,
+        batch_size: int,
+        window: int,
+        begun: Sequence = (),
+    ):
         self._metrics, self._progress, self._schedule = metrics, progress, schedule
         self._batch_size, self._length = batch_size, window
-        self._window: list[tuple[int, Mapping[str, Array]]] = []
+        self._window: list[tuple[int, Mapping[str, Array | float]]] = [(step, values) for step, values in begun]
         self._due: list[tuple[int, Mapping[str, Array]]] = []
         self.restart_clock()
 
@@ -105,7 +123,14 @@ class TrainLog:
                 self._write(steps)
         self._due, self._window = [], []
 
-    def _write(self, window: list[tuple[int, Mapping[str, Array]]]) -> None:
+    def pause(self) -> list[tuple[int, dict[str, float]]]:
+        """What a later TrainLog must have `begun` with so that windows stay as they are; all before it is written."""
+        if self._due:
+            self._write(self._due)
+        self._due = []
+        return [(step, {name: float(value) for name, value in values.items()}) for step, values in self._window]
+
+    def _write(self, window: list[tuple[int, Mapping[str, Array | float]]]) -> None:
         fetched = jax.device_get([values for _, values in window])
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
@@ -146,6 +171,13 @@ class Progress:
     def message(self, text: str) -> None:
         self._console.print(text, markup=False)
 
+    def warn(self, text: str) -> None:
+        """A message that is seen from every process."""
+        if is_lead():
+            self.message(text)
+        else:
+            print(text, file=sys.stderr)
+
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
@@ -158,7 +190,7 @@ class Progress:
             self.message(f"step {step}/{self._total}  {text}")
 
 
-def draw_curves(workdir: Path) -> Path:
+def draw_curves(workdir: os.PathLike | str) -> epath.Path:
     """Draw loss, and accuracy where there is one, of both splits over steps into curves.png."""
     import matplotlib.figure  # slow to import, and only needed once the run is over
 
@@ -173,8 +205,10 @@ def draw_curves(workdir: Path) -> Path:
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend()
-    path = workdir / "curves.png"
-    draft = path.with_name("curves.tmp.png")
-    figure.savefig(draft, dpi=120)
-    os.replace(draft, path)
+    path = epath.Path(workdir) / "curves.png"
+    draft = path.parent / "curves.tmp.png"
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    draft.write_bytes(drawn.getvalue())
+    draft.replace(path)
     return path

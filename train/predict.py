@@ -18,7 +18,7 @@ from vit_jax.objectives.protocol import Classifier
 
 def predict(
     images: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    workdir: Path,
+    workdir: str,
     top: int = 5,
     attention: Path | None = None,
 ) -> None:

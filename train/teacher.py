@@ -17,7 +17,7 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
     if distill.teacher is None:
         return None, {}
     if is_workdir(distill.teacher):
-        teacher, variables = _teacher_of_run(load_run(Path(distill.teacher)), config, info)
+        teacher, variables = _teacher_of_run(load_run(distill.teacher), config, info)
     elif distill.weights is None:
         raise UserError(
             f"--distill.teacher {distill.teacher}: expected a workdir with checkpoints, "

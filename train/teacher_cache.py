@@ -1,17 +1,23 @@
 """A teacher's logits for every view of every training image, computed once and kept in the workdir."""
 
+import atexit
 import dataclasses
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import rich.progress
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.config import Augment, Config, UserError
 from train.data import Dataset, view_batches
+from train.files import is_remote
 from train.sharding import replicated, to_devices
 from train.step import cast
 from vit_jax.objectives.distill import Teacher
@@ -44,7 +50,7 @@ def with_views(config: Config) -> Config:
 
 
 def cached_logits(
-    workdir: Path,
+    workdir: os.PathLike | str,
     config: Config,
     dataset: Dataset,
     teacher: Teacher,
@@ -56,11 +62,18 @@ def cached_logits(
 
     `prepare(key, batch)` makes the images of a batch.
     """
-    path = workdir / FILE
+    path = epath.Path(workdir) / FILE
+    local = Path(workdir) / FILE
+    if is_remote(path):  # it is read at random: from a copy on the disk
+        local = Path(tempfile.mkdtemp()) / FILE
+        atexit.register(shutil.rmtree, local.parent, ignore_errors=True)
+        if path.exists():
+            path.copy(local)
     if not path.exists():
         samples, classes = config.distill.views * len(dataset.train), len(dataset.class_names)
-        part = path.with_suffix(".part")
+        part = local.with_suffix(".part")
         table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(samples, classes))
+        reserve(part)
 
         def logits_of(variables, batch):
             images, _ = prepare(None, batch)
@@ -74,8 +87,17 @@ def cached_logits(
             batch = {name: _padded(rows, config.eval_batch_size) for name, rows in batch.items()}
             table[batch["sample"][:count]] = np.asarray(logits_of(variables, to_devices(batch, mesh)))[:count]
         table.flush()
-        part.replace(path)
-    return np.load(path, mmap_mode="r")
+        part.replace(local)
+        if is_remote(path):
+            epath.Path(local).copy(path)
+    return np.load(local, mmap_mode="r")
+
+
+def reserve(file: Path) -> None:
+    """Claim the disk space of a sparse file. Where there is too little, writing to its map would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as content:
+            os.posix_fallocate(content.fileno(), 0, file.stat().st_size)
 
 
 def with_teacher(batch: Mapping[str, np.ndarray], logits: np.ndarray | None) -> Mapping[str, np.ndarray]:

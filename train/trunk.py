@@ -1,6 +1,5 @@
 """The part of a run that others go on with: an encoder that was pretrained, or a classifier without its head."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ def load_trunk(workdir: str, objective: Objective, params: PyTree) -> Trunk:
 
     Raises UserError where it does not, and lists what differs.
     """
-    trunk = trunk_of(load_run(Path(workdir)))
+    trunk = trunk_of(load_run(workdir))
     here = flatten_dict(params)
     misfits = []
     for path, leaf in flatten_dict(trunk.variables["params"]).items():

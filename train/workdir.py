@@ -1,27 +1,77 @@
 """The folder of a run: claimed for one configuration, and never for another."""
 
+import contextlib
 import dataclasses
 import json
-from pathlib import Path
+import os
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from etils import epath
 
 from train.build import DataInfo, read_run_file
-from train.config import Config, UserError
-from train.metrics import write_atomically
+from train.checkpoint import last_good, set_damaged_aside
+from train.config import MAY_CHANGE, Config, Stopped, UserError
+from train.distributed import is_lead, on_lead
+from train.files import write_atomically
+from train.lock import Lock
 
 
-def claim_workdir(config: Config, info: DataInfo) -> Path:
+class Claim(NamedTuple):
+    """A workdir that this run may write to, and the step after which it continues (0: it is new)."""
+
+    workdir: epath.Path
+    start: int
+    lock: Lock | None
+
+    def check(self) -> None:
+        """Raises Stopped where the workdir has another owner by now."""
+        if self.lock:
+            self.lock.check()
+
+    def close(self) -> None:
+        if self.lock:
+            self.lock.close()
+
+
+def claim(config: Config, info: DataInfo) -> Claim:
+    """The workdir of `config`, for this run alone; damaged checkpoints are set aside. All processes ask together.
+
+    Raises UserError when another run has it, and as `claim_workdir`.
+    """
+    locks: list[Lock] = []
+
+    def lead() -> int:
+        try:
+            epath.Path(config.workdir).mkdir(parents=True, exist_ok=True)
+            locks.append(Lock(config.workdir))
+        except OSError as error:
+            raise _not_written(config.workdir, error) from error
+        try:
+            workdir = claim_workdir(config, info)
+            return set_damaged_aside(workdir, warn=lambda line: print(line, file=sys.stderr)) or 0
+        except BaseException:
+            locks.pop().close()
+            raise
+
+    start = on_lead(lead)
+    return Claim(epath.Path(config.workdir), start, locks[0] if is_lead() else None)
+
+
+def claim_workdir(config: Config, info: DataInfo) -> epath.Path:
     """The workdir of `config`, with a config.json that says so.
 
     Raises UserError when it cannot be written, or holds a run of another configuration (and names the difference).
     """
-    workdir = Path(config.workdir)
+    workdir = epath.Path(config.workdir)
     mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
             write_atomically(workdir / "config.json", json.dumps(mine, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from error
+        raise _not_written(workdir, error) from error
 
     there_config, there_info = read_run_file(workdir)
     there = {"config": dataclasses.asdict(there_config), "dataset": there_info._asdict()}
@@ -29,7 +79,7 @@ def claim_workdir(config: Config, info: DataInfo) -> Path:
         f"{name} is {old[name]!r} there and {new[name]!r} here"
         for old, new in ((_flatten(there), _flatten(mine)),)
         for name in new
-        if old[name] != new[name] and name != "workdir"
+        if old[name] != new[name] and name not in MAY_CHANGE
     ]
     if differences:
         raise UserError(
@@ -37,6 +87,40 @@ def claim_workdir(config: Config, info: DataInfo) -> Path:
             "Pass the options it was started with to continue it, or another --workdir"
         )
     return workdir
+
+
+def as_begun(config: Config, info: DataInfo) -> DataInfo:
+    """`info` with the mean and deviation that the run of the workdir has begun with, where today's are close.
+
+    They are measured on images, of which one may have become unreadable since: that must not keep a run from going on.
+    """
+    try:
+        _, there = read_run_file(config.workdir)
+    except UserError:
+        return info
+    old, new = there.mean + there.std, info.mean + info.std
+    close = len(old) == len(new) and all(abs(a - b) < 0.01 for a, b in zip(old, new, strict=True))
+    return info._replace(mean=there.mean, std=there.std) if close else info
+
+
+def standing(workdir: os.PathLike | str) -> str:
+    """What is safe in a workdir, in words."""
+    last = last_good(workdir)
+    return f"In {workdir} " + (f"the last good checkpoint is step {last}" if last else "no checkpoint precedes it")
+
+
+@contextlib.contextmanager
+def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
+    """Around all that writes to a workdir: a full disk, or one that is gone, is Stopped in one line."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise Stopped(f"{error.strerror or error}{where}. {standing(workdir)}") from error
+
+
+def _not_written(workdir: os.PathLike | str, error: OSError) -> UserError:
+    return UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}")
 
 
 def _flatten(run: dict) -> dict:

@@ -2,5 +2,6 @@
 
 from train.data.dataset import Dataset, load_dataset
 from train.data.pipeline import eval_batches, image_to_input, train_batches, view_batches
+from train.data.skipped import Skipped
 
-__all__ = ["Dataset", "eval_batches", "image_to_input", "load_dataset", "train_batches", "view_batches"]
+__all__ = ["Dataset", "Skipped", "eval_batches", "image_to_input", "load_dataset", "train_batches", "view_batches"]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import rich.progress
 
 from train.config import Data, UserError
-from train.data.sources import ArraySource, Source, open_digits, open_folder, open_tfds
+from train.data.skipped import Skipped
+from train.data.sources import ArraySource, Source, open_digits, open_folder, open_tfds, read
 from train.data.transforms import center_crop
 
 SAMPLE = 1000  # images on which sizes, means and deviations are measured
@@ -73,10 +75,10 @@ def _check(config: Data) -> None:
 
 def _image_shape(source: Source, config: Data) -> tuple[int, int, int]:
     """Height, width and channels that the model sees."""
-    first = source[0][0].shape
+    first = read(source, 0)[0].shape
     if config.image_size is not None:
         return (*config.image_size, first[2])
-    for shape in _each(lambda i: source[i][0].shape, _sample(source), "Comparing image sizes", source):
+    for shape in _each(lambda i: read(source, i)[0].shape, _sample(source), "Comparing image sizes", source):
         if shape != first:
             sizes = f"{first[0]}x{first[1]} and {shape[0]}x{shape[1]}"
             raise UserError(f"images of {config.name} differ in size ({sizes}): pass --data.image-size H W")
@@ -92,7 +94,7 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
         return config.mean, config.std
 
     def moments(index: int) -> np.ndarray:
-        pixels = center_crop(source[index][0], shape[:2], config.eval_crop) / 255
+        pixels = center_crop(read(source, index)[0], shape[:2], config.eval_crop) / 255
         return np.stack([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
 
     measured = _each(moments, _sample(source), "Measuring mean and deviation", source)
@@ -102,21 +104,34 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
 
 
 def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Source:
-    """The source decoded once, if that is small and all its images have `shape`; else the source itself."""
+    """The source decoded once, if that is small and all its images have `shape`; else the source itself.
+
+    Others stand in for training images that cannot be read; of evaluation images those are left out.
+    """
     size = len(source)
-    if isinstance(source, ArraySource) or size * math.prod(shape) > MEMORY or source[0][0].shape != shape:
+    if isinstance(source, ArraySource) or size * math.prod(shape) > MEMORY or read(source, 0)[0].shape != shape:
         return source
     images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+    used = np.empty(size, np.int64)
 
-    def read(index: int) -> bool:
-        image, labels[index] = source[index]
+    def fetch(index: int) -> bool:
+        image, labels[index], used[index] = read(source, index)
         if image.shape != shape:
             return False
         images[index] = image
         return True
 
-    fits = all(_each(read, range(size), f"Decoding {size:,} {what} images", source))
-    return ArraySource(images, labels) if fits else source
+    if not all(_each(fetch, range(size), f"Decoding {size:,} {what} images", source)):
+        return source
+    unreadable = used != np.arange(size)
+    Skipped(source, what, warn).add(np.flatnonzero(unreadable).tolist())
+    kept = slice(None) if what == "training" else ~unreadable
+    return ArraySource(images[kept], labels[kept])
+
+
+def warn(line: str) -> None:
+    """Shows a line to the user."""
+    print(line, file=sys.stderr)
 
 
 def _sample(source: Source) -> Sequence[int]:

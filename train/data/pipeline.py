@@ -15,19 +15,27 @@ import numpy as np
 from absl import flags
 
 from train.config import Data, UserError
-from train.data.dataset import Dataset
-from train.data.sources import ArraySource, Source
+from train.data.dataset import Dataset, warn
+from train.data.skipped import Skipped
+from train.data.sources import ArraySource, Source, read
 from train.data.transforms import center_crop, decode, random_crop
+from train.data.workers import Watched, die_with_parent
 
+Warn = Callable[[str], None]
 Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
-def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0) -> grain.DatasetIterator:
+def train_batches(
+    dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0, start: int = 0, warn: Warn = warn
+) -> grain.DatasetIterator:
     """Endless batches, reshuffled every epoch: {"image": uint8 (b, h, w, c), "label": int32 (b,)}.
 
-    b is this process's share of `batch_size`. With `views`, epochs take turns with so many views of every image, whose
-    crops are always the same, and batches have a "sample" besides, int32 (b,): view * number of examples + example.
-    `get_state()` is JSON-able and `set_state()` resumes exactly.
+    b is this process's share of `batch_size`. The first `start` batches are left out at no cost: as nothing but the
+    position decides on a batch, this resumes exactly, with any number of workers. With `views`, epochs take turns with
+    so many views of every image, whose crops are always the same, and batches have a "sample" besides, int32 (b,):
+    view * number of examples + example. `warn` shows the user a line about images that cannot be read, for which others
+    stand in; UserError is raised when they are too many.
+    `get_state()` is JSON-able and `set_state()` resumes exactly, where the workers are as many.
     Close the iterator when done with it, as `config.workers` are processes.
     """
     if seed < 0:
@@ -35,7 +43,8 @@ def train_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, vi
     examples = len(dataset.train)
     sample = functools.partial(_sample, examples, seed, max(1, views))
     samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(sample)
-    return iter(_train_batches(dataset, config, samples, _share(batch_size), seed, views))
+    batches = _train_batches(dataset, config, samples, _share(batch_size), seed, views, start * batch_size, warn)
+    return _iterate(batches, dataset.train, config)
 
 
 def view_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int) -> Iterator[dict]:
@@ -44,26 +53,44 @@ def view_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, vie
     On one process. The last batch holds what is left.
     """
     samples = grain.MapDataset.range(views * len(dataset.train)).seed(seed)
-    with contextlib.closing(iter(_train_batches(dataset, config, samples, batch_size, seed, views))) as batches:
-        yield from batches
+    batches = _train_batches(dataset, config, samples, batch_size, seed, views)
+    with contextlib.closing(_iterate(batches, dataset.train, config)) as iterator:
+        yield from iterator
 
 
 def _train_batches(
-    dataset: Dataset, config: Data, samples: grain.MapDataset, share: int, seed: int, views: int
+    dataset: Dataset,
+    config: Data,
+    samples: grain.MapDataset,
+    share: int,
+    seed: int,
+    views: int,
+    first: int = 0,
+    warn: Warn = warn,
 ) -> grain.IterDataset:
     source, size = dataset.train, dataset.image_shape[:2]
     if _is_ready(source, size, config.min_crop):
-        return _gathered(source, samples, share, with_sample=views > 0)
+        return _gathered(source, samples, share, first, with_sample=views > 0)
     crop = lambda image, rng: random_crop(image, size, config.min_crop, rng)
     view_seed = seed if views else None
-    return _decoded(source, samples, crop, share, config.workers, view_seed)
+    batches = _decoded(source, samples, crop, share, config.workers, view_seed, first)
+    skipped = Skipped(source, "training", warn)
+
+    def counted(batch):
+        unreadable = batch.pop("unreadable")
+        skipped.add(unreadable[unreadable >= 0].tolist())
+        return batch
+
+    return batches.map(counted)
 
 
-def eval_batches(dataset: Dataset, config: Data, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    dataset: Dataset, config: Data, batch_size: int, skipped: Skipped | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Every evaluation example once, in order: as `train_batches`, with "mask": float32 (b,).
 
-    The last batch is padded with zeros whose mask is 0, so that all batches have one shape and all processes
-    yield equally many.
+    Images that cannot be read have the mask 0, and are counted by `skipped`. The last batch is padded with zeros whose
+    mask is 0, so that all batches have one shape and all processes yield equally many.
     """
     source, size = dataset.eval, dataset.image_shape[:2]
     indices = grain.MapDataset.range(len(source)).seed(0)
@@ -74,9 +101,13 @@ def eval_batches(dataset: Dataset, config: Data, batch_size: int) -> Iterator[di
         crop = lambda image, rng: center_crop(image, size, config.eval_crop)
         batches = _decoded(source, indices, crop, share, config.workers)
     none = {"image": np.zeros((0, *dataset.image_shape), np.uint8), "label": np.zeros(0, np.int32)}
-    with contextlib.closing(iter(batches)) as iterator:
+    skipped = skipped or Skipped(source, "evaluation", warn)
+    with contextlib.closing(_iterate(batches, source, config)) as iterator:
         for _ in range(0, len(source), batch_size):
-            yield _padded(next(iterator, none), share)
+            batch = next(iterator, none)
+            unreadable = batch.pop("unreadable", np.full(len(batch["label"]), -1))
+            skipped.add(unreadable[unreadable >= 0].tolist())
+            yield _padded(batch, share, unreadable < 0)
 
 
 def image_to_input(path: str | os.PathLike, image_shape: tuple[int, int, int], config: Data) -> np.ndarray:
@@ -107,13 +138,13 @@ def _is_ready(source: Source, size: tuple[int, int], crop: float) -> bool:
     return isinstance(source, ArraySource) and source.images.shape[1:3] == size and crop == 1
 
 
-def _own(dataset: grain.MapDataset) -> grain.MapDataset:
-    """This process's part of the one global order."""
-    return dataset[jax.process_index() :: jax.process_count()]
+def _own(dataset: grain.MapDataset, first: int = 0) -> grain.MapDataset:
+    """This process's part of the one global order, from its position `first` on."""
+    return dataset[first + jax.process_index() :: jax.process_count()]
 
 
 def _gathered(
-    source: ArraySource, samples: grain.MapDataset, share: int, *, with_sample: bool = False
+    source: ArraySource, samples: grain.MapDataset, share: int, first: int = 0, *, with_sample: bool = False
 ) -> grain.IterDataset:
     """Batches straight out of memory, by one fancy index each: Python's cost per example would be felt."""
 
@@ -123,7 +154,7 @@ def _gathered(
         return {"image": source.images[rows], "label": source.labels[rows], **sample}
 
     inline = grain.ReadOptions(num_threads=0)
-    return _own(samples).batch(share, batch_fn=gather).to_iter_dataset(inline)
+    return _own(samples, first).batch(share, batch_fn=gather).to_iter_dataset(inline)
 
 
 def _decoded(
@@ -133,12 +164,16 @@ def _decoded(
     share: int,
     workers: int,
     view_seed: int | None = None,
+    first: int = 0,
 ) -> grain.IterDataset:
     """Batches of examples that threads, or else worker processes, decode ahead of need.
 
+    They have "unreadable" besides, int (b,): the index of an example for which another stands in, -1 for the rest.
+
     Crops belong to positions in the global order; with a `view_seed`, to the sample.
     """
-    examples = _own(indices.random_map(functools.partial(_example, source, crop, view_seed)))  # first map, then divide
+    examples = indices.random_map(functools.partial(_example, source, crop, view_seed))
+    examples = _own(examples, first)  # not before the map, whose random numbers belong to positions
     ahead = 2 * share
     if isinstance(source, ArraySource):  # nothing to decode: threads would only fight for the interpreter
         threads, workers = 0, 0
@@ -149,26 +184,33 @@ def _decoded(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which this program does not have
         each = -(-ahead // workers)
-        examples = examples.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=each))
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
+        examples = examples.mp_prefetch(options, worker_init_fn=die_with_parent)
     return examples.batch(share)
+
+
+def _iterate(batches: grain.IterDataset, source: Source, config: Data) -> grain.DatasetIterator:
+    """An iterator that does not wait for workers which have died."""
+    in_workers = config.workers and not isinstance(source, ArraySource)
+    return Watched(iter(batches)) if in_workers else iter(batches)
 
 
 def _example(
     source: Source, crop: Crop, view_seed: int | None, sample: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    image, label = source[sample % len(source)]
-    example = {"label": np.asarray(label, np.int32)}
+    index = sample % len(source)
+    image, label, used = read(source, index)
+    example = {"label": np.asarray(label, np.int32), "unreadable": np.asarray(-1 if used == index else index)}
     if view_seed is not None:
         rng = np.random.default_rng((view_seed, sample))
         example["sample"] = np.asarray(sample, np.int32)
     return {"image": crop(image, rng), **example}
 
 
-def _padded(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    count = len(batch["label"])
-    pad = lambda rows: np.pad(rows, [(0, size - count)] + [(0, 0)] * (rows.ndim - 1))
+def _padded(batch: dict[str, np.ndarray], size: int, mask: np.ndarray) -> dict[str, np.ndarray]:
+    pad = lambda rows: np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
     return {
         "image": pad(batch["image"]),
         "label": pad(batch["label"]),
-        "mask": (np.arange(size) < count).astype(np.float32),
+        "mask": pad(mask.astype(np.float32)),
     }

@@ -3,6 +3,7 @@
 A source has a length, and its item i is (uint8 image (h, w, c) of the file's own size, int label).
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -13,10 +14,12 @@ import grain
 import numpy as np
 
 from train.config import Data, UserError
-from train.data.transforms import decode, image_channels
+from train.data.transforms import Unreadable, decode, image_channels
 
 EVAL_SPLITS = ("val", "validation", "test")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm"}
+
+STAND_INS = 100  # neighbours to try in place of an unreadable image; beyond that, the fault is not the image's
 
 Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
 Parts = tuple[Source, Source, tuple[str, ...], tuple[str, ...]]  # training, evaluation, class names, notes
@@ -48,7 +51,10 @@ class FolderSource:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return decode(self.paths[index], self.channels, self.paths[index]), self.labels[index]
+        return decode(self.paths[index], self.channels, self.name_of(index)), self.labels[index]
+
+    def name_of(self, index: int) -> str:
+        return self.paths[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +72,23 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         record = self.records[index]
-        image = decode(io.BytesIO(record[self.image_key]), self.channels, f"{index} of {self.name}")
+        image = decode(io.BytesIO(record[self.image_key]), self.channels, self.name_of(index))
         return image, int(record[self.label_key])
+
+    def name_of(self, index: int) -> str:
+        return f"{index} of {self.name}"
+
+
+def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
+    """Image and label of an example, or where it cannot be read, of the next that can; and the index that was read.
+
+    The same stands in every time, so that a run which is resumed sees what it would have seen. Raises Unreadable after
+    STAND_INS in a row.
+    """
+    for used in ((index + ahead) % len(source) for ahead in range(min(STAND_INS, len(source)))):
+        with contextlib.suppress(Unreadable):
+            return *source[used], used
+    return *source[index], index
 
 
 def open_digits(config: Data) -> Parts:
@@ -105,10 +126,17 @@ def open_folder(root: Path, config: Data) -> Parts:
         raise UserError(f"{config.name}: {eval_root} has a class that train lacks: {', '.join(unknown)}")
 
     class_names = tuple(train)
-    first = train[class_names[0]][0]
-    channels = image_channels(first, first)
+    channels = _channels(train[class_names[0]])
     sources = [_folder_source(files, class_names, channels) for files in (train, evaluation)]
     return *sources, class_names, _skipped_note(root, skipped)
+
+
+def _channels(paths: list[str]) -> int:
+    """Those of the first file that can be read."""
+    for path in paths[:STAND_INS]:
+        with contextlib.suppress(Unreadable):
+            return image_channels(path, path)
+    return image_channels(paths[0], paths[0])
 
 
 def _scan(split: Path, skipped: list[str]) -> dict[str, list[str]]:

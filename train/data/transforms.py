@@ -17,8 +17,12 @@ Box = tuple[float, float, float, float]
 GREYSCALE_MODES = ("1", "L", "LA", "I;16")
 
 
+class Unreadable(UserError):
+    """A file that is no whole image."""
+
+
 def image_channels(file: File, name: str) -> int:
-    """1 for a greyscale image, 3 for any other; `name` says in a UserError which file is unreadable."""
+    """1 for a greyscale image, 3 for any other; `name` says in Unreadable which file it is."""
     with _opened(file, name) as image:
         return 1 if image.mode in GREYSCALE_MODES else 3
 
@@ -26,7 +30,7 @@ def image_channels(file: File, name: str) -> int:
 def decode(file: File, channels: int, name: str) -> np.ndarray:
     """The image in `file`, at its own size, with 1 (grey) or 3 (RGB) channels.
 
-    Palettes are resolved and alpha is dropped. Raises UserError with `name` if the file is no whole image.
+    Palettes are resolved and alpha is dropped. Raises Unreadable with `name` if the file is no whole image.
     """
     with _opened(file, name) as image:
         try:
@@ -59,8 +63,8 @@ def _opened(file: File, name: str) -> Image.Image:
         raise _unreadable(name, error) from error
 
 
-def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"cannot read the image {name}: {' '.join(str(error).split())}")
+def _unreadable(name: str, error: Exception) -> Unreadable:
+    return Unreadable(f"cannot read the image {name}: {' '.join(str(error).split())}")
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -1,0 +1,133 @@
+"""Kill one run again and again, at random moments, and compare what it ends with: `--kills 50 --signal KILL`.
+
+A life lasts until a moment that is drawn from the whole length of an undisturbed one, start-up and the middle of saves
+included. Every process is started by the same command. In the end the parameters, the optimizer's state and the metrics
+must be those of a run that was left alone, bit for bit, and every checkpoint must have been readable all along.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from tests.runs import RANDOM, TINY, records, stored
+from train.integrity import damage
+
+# A life is mostly start-up. A save every second step puts many kills into one.
+OPTIONS = (*TINY, *RANDOM, "--eval-epochs=0.2", "--save-steps=2", "--keep=2")
+
+
+def start(workdir: Path, cache: Path, steps: int) -> subprocess.Popen:
+    """The run in a process of its own, which says what it does into a file beside the workdir."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    options = (*OPTIONS, f"--steps={steps}", f"--workdir={workdir}", f"--compilation-cache={cache}")
+    with open(f"{workdir}.log", "a") as log:
+        command = [sys.executable, "-u", "-m", "train.main", *options]
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def checkpoints(workdir: Path) -> list[Path]:
+    """Those under their final names."""
+    folder = workdir / "checkpoints"
+    return [p for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+
+
+def same(workdir: Path, other: Path, step: int) -> bool:
+    """Whether two runs ended alike in every bit, and said the same of themselves."""
+    (state, _), (expected, _) = stored(workdir, step), stored(other, step)
+    return (
+        state.keys() == expected.keys()
+        and all(state[path].tobytes() == expected[path].tobytes() for path in state)
+        and all(records(workdir, split) == records(other, split) for split in ("train", "eval"))
+    )
+
+
+def main() -> int:
+    """Run it, print a verdict, write it to results/, and return 0 if nothing was lost."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="how often to kill")
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL", help="by which signal")
+    parser.add_argument("--steps", type=int, default=400, help="length of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    number = getattr(signal, f"SIG{args.signal}")
+    expected = {-number} | ({143} if number == signal.SIGTERM else set())
+
+    with tempfile.TemporaryDirectory() as folder:
+        alone, killed, cache = (Path(folder) / name for name in ("alone", "killed", "cache"))
+        start(alone, cache, 1).wait()  # compiles, so that the length measured is that of the lives to come
+        since = time.monotonic()
+        alone = Path(folder) / "undisturbed"
+        if start(alone, cache, args.steps).wait():
+            print(Path(f"{alone}.log").read_text())
+            return 1
+        length = time.monotonic() - since
+        print(f"an undisturbed run takes {length:.1f} s")
+
+        unreadable, unexpected, moments, delivered, lives = 0, [], [], 0, 0
+        while delivered < args.kills:
+            process, moment = start(killed, cache, args.steps), rng.uniform(0, length)
+            lives += 1
+            try:
+                status = process.wait(moment)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+                status = process.wait()
+            if status == 0:  # it came to its end: begin anew, or later kills would hit nothing
+                if not same(killed, alone, args.steps):
+                    unexpected.append("a run that came to its end differs")
+                killed = killed.with_name(f"killed-{lives}")
+                continue
+            delivered += 1
+            moments.append(round(moment, 2))
+            if status not in expected:
+                unexpected.append(f"status {status}")
+            here = checkpoints(killed)
+            # Of those that Orbax was removing just now some files are left; the latest is never among them.
+            latest = max(here, key=lambda p: int(p.name), default=None)
+            unreadable += bool(latest and damage(latest)) + (killed / "damaged").exists()
+            at = f"after step {latest.name}" if latest else "before a checkpoint"
+            print(f"{delivered}/{args.kills}  {args.signal} at {moment:.2f} s, status {status}, {at}", flush=True)
+        status = start(killed, cache, args.steps).wait()
+        if status:
+            unexpected.append(f"the last life ended with status {status}")
+        alike = status == 0 and same(killed, alone, args.steps)
+        log = Path(f"{killed}.log").read_text()
+        print(log[-2000:] if unexpected or not alike else log.splitlines()[-2])
+
+    result = {
+        "signal": args.signal,
+        "kills": delivered,
+        "lives": lives + 1,
+        "steps": args.steps,
+        "seconds_of_an_undisturbed_run": round(length, 1),
+        "moments": moments,
+        "same_bits": alike,
+        "unreadable_checkpoints": unreadable,
+        "unexpected": unexpected,
+    }
+    held = alike and not unreadable and not unexpected
+    path = ROOT / "benchmarks/results" / f"kill-test{'' if args.signal == 'KILL' else '-term'}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{'HELD' if held else 'FAILED'}: {delivered} kills, same bits {alike}, {unreadable} unreadable; {path}")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

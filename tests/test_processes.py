@@ -1,0 +1,93 @@
+"""Several processes on one machine, joined over loopback: they train, lose one, end, start again, and end alike."""
+
+import contextlib
+import signal
+import socket
+
+import pytest
+
+from tests.runs import RANDOM, assert_same, records, start, stored
+from train.distributed import HEARTBEAT
+from train.lock import Lock
+
+STEPS = 40
+OPTIONS = (*RANDOM, f"--steps={STEPS}", "--eval-epochs=0.2", "--save-steps=3", "--keep=2")
+
+
+def start_together(workdir, count):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    place = (f"--coordinator={address}", f"--processes={count}")
+    return [start(workdir, *OPTIONS, *place, f"--process={i}") for i in range(count)]
+
+
+def finish(processes, seconds=HEARTBEAT + 60):
+    """What each has said in the end, and how it ended."""
+    try:
+        return [(process.communicate(timeout=seconds)[0], process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for_line(process, beginning):
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"{beginning} was not said")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Workdirs of runs that nothing disturbed, by the number of processes."""
+    done = {}
+
+    def of(count):
+        if count not in done:
+            done[count] = tmp_path_factory.mktemp("together") / str(count)
+            for said, status in finish(start_together(done[count], count), 300):
+                assert status == 0, said
+        return done[count]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("count", "victim", "how"),
+    [
+        (2, 1, signal.SIGKILL),
+        pytest.param(2, 0, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(2, 1, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(4, 2, signal.SIGKILL, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+        pytest.param(4, 3, signal.SIGTERM, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+    ],
+)
+def test_processes_lose_one_and_end_as_if_left_alone(count, victim, how, alone, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start_together(workdir, count)
+    wait_for_line(processes[0], "step 6/")
+    processes[victim].send_signal(how)
+    for index, (said, status) in enumerate(finish(processes)):
+        if how == signal.SIGTERM:  # all save at one step, and leave
+            assert status == 143, said
+            assert "preempted: saved after step " in said
+        elif index == victim:
+            assert status == -how
+        else:  # where the first has died, JAX itself may be quicker than we are
+            assert status in (1, -signal.SIGABRT), said
+            assert f"stopped: process {index} lost the others (" in said or "another task died" in said
+    for said, status in finish(start_together(workdir, count), 300):
+        assert status == 0, said
+
+    assert_same(stored(workdir, STEPS)[0], stored(alone(count), STEPS)[0])
+    for split in ("train", "eval"):
+        assert records(workdir, split) == records(alone(count), split)
+
+
+@pytest.mark.slow
+def test_all_processes_hear_that_a_workdir_is_taken(tmp_path):
+    with contextlib.closing(Lock(tmp_path)):
+        for said, status in finish(start_together(tmp_path, 2)):
+            assert status == 2
+            assert f"error: --workdir {tmp_path} is in use by process " in said

@@ -1,0 +1,34 @@
+"""Images that cannot be read: told, counted, and too many at some point."""
+
+import threading
+from collections.abc import Callable, Iterable
+
+from train.config import UserError
+from train.data.sources import Source
+
+LIMIT = 0.01  # of a split's images; a single one is always let pass
+NAMED = 3  # how many are told by name
+
+
+class Skipped:
+    """The unreadable images of a split so far. `what`: "training" or "evaluation"; `warn` shows a line to the user."""
+
+    def __init__(self, source: Source, what: str, warn: Callable[[str], None]):
+        self._source, self._what, self._warn = source, what, warn
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def add(self, indices: Iterable[int]) -> None:
+        """Take note of some, again or for the first time. Raises UserError when they are more than LIMIT."""
+        with self._lock:
+            for index in sorted(set(indices) - self._seen):
+                self._seen.add(index)
+                count = len(self._seen)
+                if count <= NAMED or count % 100 == 0:
+                    self._warn(f"warning: {self}; the latest is {self._source.name_of(index)}")
+                if count > max(1, LIMIT * len(self._source)):
+                    names = ", ".join(self._source.name_of(i) for i in sorted(self._seen)[:NAMED])
+                    raise UserError(f"{self}, more than {LIMIT:.0%}: {names}, ...")
+
+    def __str__(self) -> str:
+        return f"{len(self._seen):,} of {len(self._source):,} {self._what} images cannot be read"

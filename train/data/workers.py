@@ -1,0 +1,67 @@
+"""Worker processes of the data pipeline: when one dies the run stops, and when the run dies they do."""
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import grain
+
+from train.config import Stopped
+
+GRACE = 15.0  # seconds for Grain to notice by itself, which it does unless the worker died in the middle of a message
+NAME = "grain-process-prefetch"  # of Grain's workers
+DIED = (
+    "a data worker died; where the system ended it for want of memory, use fewer --data.workers. "
+    "The same command continues from the last checkpoint"
+)
+
+
+def die_with_parent(*_) -> None:
+    """Make this worker end when the process that started it has gone, which a SIGKILL would not tell it."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class Watched(grain.DatasetIterator):
+    """An iterator over batches of workers. A worker that dies raises Stopped; if that comes to nothing, as a queue can
+    be left half written and a lock locked, the process is ended with the same line."""
+
+    def __init__(self, batches: grain.DatasetIterator, end: Callable[[int], None] = os._exit):
+        super().__init__(batches)
+        self._end = end
+        self._done = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __next__(self):
+        try:
+            return next(self._parent)
+        except RuntimeError as error:
+            if "terminated unexpectedly" in str(error):
+                raise Stopped(DIED) from error
+            raise
+
+    def get_state(self):
+        return self._parent.get_state()
+
+    def set_state(self, state):
+        self._parent.set_state(state)
+
+    def close(self) -> None:
+        self._parent.close()
+        self._done.set()
+
+    def _watch(self) -> None:
+        workers, dead = {}, None
+        while not self._done.wait(GRACE if dead else 1.0):
+            if dead:
+                print(f"stopped: {DIED}", file=sys.stderr, flush=True)
+                self._end(1)
+                return
+            workers |= {p.pid: p for p in multiprocessing.active_children() if p.name.startswith(NAME)}
+            dead = next((p for p in workers.values() if p.exitcode not in (None, 0)), None)
