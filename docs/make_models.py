@@ -122,8 +122,7 @@ does not run that preset, or is no classifier. They say little about large model
 
 ## Presets
 
-With 1000 classes, where there are classes. A multiplication and an addition are two FLOPs. Inputs are images, series, or
-frames of images.
+With 1000 classes, where there are classes. A multiplication and an addition are two FLOPs.
 
 | preset | input | parameters, M | GFLOPs |
 |---|---|---:|---:|
