@@ -24,13 +24,21 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="run all members of a family, not one alone")
+    parser.addoption("--first", action="store_true", help="of the rows of a model run the first alone")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--exhaustive"):
-        chosen = [item for item in items if "exhaustive" not in item.keywords]
-        config.hook.pytest_deselected(items=[item for item in items if "exhaustive" in item.keywords])
-        items[:] = chosen
+    left_out = {item for item in items if not _is_chosen(config, item)}
+    if left_out:
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_chosen(config, item) -> bool:
+    if "exhaustive" in item.keywords and not config.getoption("--exhaustive"):
+        return False
+    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    return not config.getoption("--first") or not getattr(case, "note", "")
 
 
 @pytest.fixture

@@ -44,6 +44,16 @@ def refusal(model, state, *inputs) -> str:
 # Models.
 
 
+def test_variables_are_copies():
+    model, x = build(SMALL), shapes_of(SMALL)[0]
+    state = state_of(model, x)
+    variables = from_torch(model, state, x)
+    kept = jax.tree.map(np.array, variables)
+    for value in state.values():
+        value += 1
+    jax.tree.map(np.testing.assert_array_equal, variables, kept)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_round_trip_is_exact(case):
     model, (x, kwargs) = build(case), shapes_of(case)

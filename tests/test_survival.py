@@ -111,6 +111,22 @@ def test_sigterm_saves_and_exits_with_143(alone, tmp_path, monkeypatch, capsys):
     assert_same_run(tmp_path, alone)
 
 
+def test_sigterm_during_an_evaluation_puts_it_off(alone, tmp_path, monkeypatch, capsys):
+    def to_devices(batch, mesh, original=train.loop.to_devices):
+        if "mask" in batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch, mesh)
+
+    for said in ("saved after step 4/8", "step 4/8 had been saved"):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.loop, "to_devices", to_devices)
+            assert run(tmp_path, *QUICK) == 143
+        assert error(capsys, "preempted: ") == f"preempted: {said}; the same command continues from there\n"
+        assert records(tmp_path, "eval") == []
+    assert run(tmp_path, *QUICK) == 0
+    assert_same_run(tmp_path, alone)
+
+
 def test_sigterm_before_the_first_step_ends_at_once(tmp_path):
     process = start(tmp_path / "run", *QUICK)
     for line in process.stdout:

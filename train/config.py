@@ -195,7 +195,7 @@ class Config:
 
 
 # Where and how a run is computed, but not what: these may change when it is continued.
-MAY_CHANGE = ("workdir", "save_steps", "keep", "mesh", "tpu")
+MAY_CHANGE = ("workdir", "save_steps", "keep", "mesh", "remat", "tpu")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
 
 

@@ -84,37 +84,50 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
             train_step = compile_step(program.train_step, state, program.batch, frozen, progress)
         log = TrainLog(metrics, progress, program.schedule, config.batch_size, config.log_steps, window)
         skipped = Skipped(dataset.eval, "evaluation", progress.warn)
-        result = None
+
+        def evaluated(step):
+            """The evaluation of the state after `step`, on record; None where SIGTERM came in between."""
+            result = evaluate(program.eval_step, state, dataset, config, mesh, skipped, preemption.asked)
+            if result:
+                check_finite(result["loss"], f"in the evaluation at step {step}")
+                metrics.write(step, "eval", result)
+                progress.message(f"step {step}/{total}  evaluation: {show(result)}")
+            return result
+
+        def is_due(step):
+            return step % eval_every == 0 or step == total
+
         preemption.saves = True  # from here on SIGTERM has something to save
+        result = None
         try:
+            if start and is_due(start) and not checkpoints.metrics(start):
+                result = evaluated(start)
+                if result is None:
+                    raise Preempted(f"step {start}/{total} had been saved; {CONTINUES}")
             for step in range(start + 1, total + 1):
                 batch = with_teacher(next(batches), teacher_logits)
                 state, values = train_step(state, to_devices(batch, mesh), frozen)
                 log.add(step, values)
-                evaluates = step % eval_every == 0 or step == total
-                if evaluates:
+                if is_due(step):
                     log.flush()
-                    result = evaluate(program.eval_step, state, dataset, config, mesh, skipped)
-                    check_finite(result["loss"], f"in the evaluation at step {step}")
-                    metrics.write(step, "eval", result)
-                leaves = preemption.reached(step) and step < total
-                if evaluates or leaves or (config.save_steps and step % config.save_steps == 0):
+                    result = evaluated(step)
+                leaves = preemption.reached(step) and (step < total or result is None)
+                if is_due(step) or leaves or (config.save_steps and step % config.save_steps == 0):
                     window = log.pause()
                     check_parameters(state.params, step)
                     metrics.publish()
                     claimed.check()
-                    checkpoint.save(checkpoints, step, state, window, result if evaluates else None)
-                if evaluates:
-                    progress.message(f"step {step}/{total}  evaluation: {show(result)}")
+                    checkpoint.save(checkpoints, step, state, window, result if is_due(step) else None)
+                if is_due(step):
                     log.restart_clock()
                 if leaves:
                     checkpoint.finish(checkpoints)
-                    raise Preempted(f"saved after step {step}/{total}; the same command continues from there")
+                    raise Preempted(f"saved after step {step}/{total}; {CONTINUES}")
         except Diverged as error:
             checkpoint.finish(checkpoints)
             raise Diverged(f"{error}. {standing(workdir)}. {ADVICE}") from None
         if result is None:  # the run had been finished before
-            result = evaluate(program.eval_step, state, dataset, config, mesh, skipped)
+            result = evaluate(program.eval_step, state, dataset, config, mesh, skipped, lambda: False)
         checkpoint.finish(checkpoints)
         metrics.publish()
         progress.message(
@@ -148,11 +161,20 @@ def training_batches(dataset: Dataset, config: Config, start: int, warn: Callabl
 
 
 def evaluate(
-    eval_step: Callable, state: TrainState, dataset: Dataset, config: Config, mesh: Mesh, skipped: Skipped
-) -> dict[str, float]:
-    """Means over the evaluation split, each example once, and their number as "examples"."""
-    batches = eval_batches(dataset, config.data, config.eval_batch_size, skipped)
-    sums = [eval_step(state.eval_params, state.extras, to_devices(batch, mesh)) for batch in batches]
+    eval_step: Callable,
+    state: TrainState,
+    dataset: Dataset,
+    config: Config,
+    mesh: Mesh,
+    skipped: Skipped,
+    asked: Callable[[], bool],
+) -> dict[str, float] | None:
+    """Means over the evaluation split, each example once, and their number as "examples"; None if `asked` to leave."""
+    sums = []
+    for batch in eval_batches(dataset, config.data, config.eval_batch_size, skipped):
+        if asked():
+            return None
+        sums.append(eval_step(state.eval_params, state.extras, to_devices(batch, mesh)))
     sums = jax.device_get(sums)
     totals = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     count = totals.pop("count")
@@ -177,6 +199,7 @@ def show(result: dict[str, float]) -> str:
     return f"loss {result['loss']:.4f}{accuracy}"
 
 
+CONTINUES = "the same command continues from there"
 ADVICE = (
     "Try a smaller --optim.lr, more --optim.warmup-epochs, a smaller --optim.clip-norm, or --dtype=float32, "
     "in a new --workdir"

@@ -36,11 +36,15 @@ class Preemption:
             print("preempted: before the first step, so nothing is lost", file=sys.stderr, flush=True)
             os._exit(STATUS)  # an exception could come to light anywhere in what starts up
 
+    def asked(self) -> bool:
+        """Whether `reached` will be true, known within a step already. Several processes have to wait for it."""
+        return jax.process_count() == 1 and self._noted.is_set()
+
     def reached(self, step: int) -> bool:
         """Whether the run saves and leaves after `step`. All processes ask after every step, and hear the same."""
         if jax.process_count() > 1:  # JAX has a handler of its own, and lets them agree on a step
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._noted.is_set()
+        return self.asked()
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             problems.append(f"{leaf} cannot take torch key {key} of type {value.dtype}")
         else:
-            variables[path] = jnp.asarray(value, target.dtype)
+            variables[path] = jnp.array(value, target.dtype)  # a copy: torch may change its tensor later
 
     counters, derived = _counters(keys), _derived(model, keys.values())
     for key in state.keys() - set(keys.values()) - counters - derived.keys():
