@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from train import checkpoint
 from train.augment import check as check_augment
-from train.build import DataInfo, build_objective, load_weights
+from train.build import DataInfo, build_objective, load_weights, objective_name
 from train.config import Config, check
 from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.describe import describe
@@ -37,6 +37,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     preemption = preemption or Preemption()
     check(config)
     check_augment(config.augment)
+    objective_name(config)  # raises UserError for one that goes ill with the rest
     config = with_views(config)
     mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)

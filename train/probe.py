@@ -22,7 +22,7 @@ from train.data import Dataset, eval_batches, load_dataset
 from train.trunk import Trunk, trunk_of
 from vit_jax.objectives.features import pooled
 
-Split = tuple[Float[np.ndarray, "n d"], Int[np.ndarray, "n"]]
+Split = tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, "_"]]
 
 
 @dataclasses.dataclass(frozen=True)

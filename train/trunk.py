@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
@@ -51,7 +52,7 @@ def grafted(state: TrainState, objective: Objective, trunk: Trunk) -> TrainState
         flat = flatten_dict(tree)
         for path, leaf in flatten_dict(trained).items():
             place = objective.trunk_path + path
-            flat[place] = jax.device_put(leaf, flat[place].sharding)
+            flat[place] = jax.device_put(jnp.copy(leaf), flat[place].sharding)  # the step is given each for good
         return unflatten_dict(flat)
 
     trained = dict(trunk.variables) | {"ema": trunk.variables["params"]}

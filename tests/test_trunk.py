@@ -1,0 +1,126 @@
+"""What one run hands to the next: encoders to fine-tune, and to probe."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.runs import TINY, flat
+from tests.runs import train as run
+from train import probe
+from train.build import load_run
+from train.trunk import trunk_of
+
+MAE = ("--objective=mae", "--steps=3", "--optim.ema=0.5")
+STILL = ("--steps=1", "--optim.lr=1e-30")  # so small a step changes no parameter
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("mae")
+    assert run(workdir, *MAE) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("classifier")
+    assert run(workdir, "--steps=90") == 0
+    return workdir
+
+
+def encoder_of(workdir):
+    return flat(trunk_of(load_run(workdir)).variables)
+
+
+def test_a_classifier_starts_from_a_pretrained_encoder(pretrained, tmp_path, capsys):
+    assert run(tmp_path, *STILL, f"--init-from={pretrained}", "--optim.ema=0.5") == 0
+    ours, theirs = load_run(tmp_path), encoder_of(pretrained)
+    fresh = flat(ours.objective.init(jax.random.key(0), ours.info.images)[0])
+    assert len(theirs) > 10
+    for path, leaf in flat({"params": ours.params}).items():
+        expected = theirs[path] if path in theirs else fresh[path.removeprefix("['params']")]  # the head is new
+        np.testing.assert_allclose(leaf, expected, atol=1e-7, err_msg=path)
+    changed = [path for path in theirs if not np.allclose(theirs[path], fresh[path.removeprefix("['params']")])]
+    assert len(changed) > 10
+
+
+def test_pretraining_goes_on_from_a_classifier_without_its_head(classifier, tmp_path):
+    assert run(tmp_path, *STILL, "--objective=mae", f"--init-from={classifier}") == 0
+    ours, theirs = encoder_of(tmp_path), encoder_of(classifier)
+    assert ours.keys() == theirs.keys()
+    assert not any("mlp_head" in path for path in ours)
+    for path, leaf in ours.items():
+        np.testing.assert_allclose(leaf, theirs[path], atol=1e-7, err_msg=path)
+
+
+def test_an_encoder_that_does_not_fit_is_named(pretrained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert run(workdir, *STILL, f"--init-from={pretrained}", base=(*TINY, "dim=24")) == 2
+    said = capsys.readouterr().err
+    assert f"--init-from {pretrained} does not fit this model" in said
+    assert "transformer/attn_0/to_qkv/kernel is (16, 48) there and (24, 48) here" in said
+    assert not workdir.exists()
+
+
+def test_objectives_of_the_command_line(tmp_path, capsys):
+    for options, message in (
+        (("--objective=mea",), "--objective: unknown objective: 'mea'; did you mean mae"),
+        (("--objective=distill",), "--objective distill goes with a --teacher"),
+        (("--objective=mae", "--teacher=resnet18"), "--objective mae goes without a --teacher"),
+        (("--objective=mae", "--objective-args", "ratio=1"), "unknown argument of objective 'mae': 'ratio'"),
+        (("--objective=mae", "--objective-args", "masking_ratio=2.0"), "masking_ratio=2.0: expected"),
+        (
+            ("--objective=classify", "--objective-args", "label_smoothing=0.1"),
+            "label_smoothing: has an option",
+        ),
+    ):
+        assert run(tmp_path / "run", *STILL, *options, base=("--model=vit",)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_encoder_tells_no_classes(pretrained, capsys):
+    from train.predict import main
+
+    assert main(["--workdir", str(pretrained), "image.png"]) == 2
+    assert "holds an encoder that tells no classes apart" in capsys.readouterr().err
+
+
+def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsys):
+    assert probe.main(["--workdir", str(classifier)]) == 0
+    assert probe.main(["--workdir", str(classifier), "--untrained"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"encoder of {classifier}: 20 nearest neighbours")
+    assert f"\nuntrained encoder of {classifier}: 20 nearest neighbours" in said
+    trained, untrained = (probe.probe(probe.Options(classifier, untrained=asked)) for asked in (False, True))
+    for kind in ("knn", "linear"):
+        assert 0.1 < untrained[kind] < trained[kind] <= 1, kind
+
+
+def test_a_probes_features_are_those_of_the_encoder(classifier):
+    """Neighbours and lines are fitted to every image once, in the data's order."""
+    run_there = load_run(classifier)
+    dataset = probe.load_dataset(probe.data_of(run_there.config.data, None, run_there.info))
+    trunk = trunk_of(run_there)
+    (features, labels), _ = probe.splits(trunk, dataset, run_there.config.data, 100)
+    assert features.shape == (len(dataset.train), 16)
+    np.testing.assert_array_equal(labels, dataset.train.labels)
+    pixels = probe.normalize(dataset.train.images[-3:], dataset.mean, dataset.std)
+    tokens = trunk.module.apply(trunk.variables, pixels)
+    np.testing.assert_allclose(features[-3:], tokens[:, 0], atol=1e-5)  # pool="cls"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--neighbours=0",), "--neighbours is 0; expected 1 to 1437"),
+        (("--data=cifar",), "unknown data 'cifar'"),
+    ],
+)
+def test_what_a_probe_cannot_do_is_named(classifier, options, message, capsys):
+    assert probe.main(["--workdir", str(classifier), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_probe_needs_a_run(tmp_path, capsys):
+    assert probe.main(["--workdir", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no run" in capsys.readouterr().err
