@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 
 import train.convert
 import train.main
+import train.plan
 import train.predict
+import train.probe
 from vit_jax import create_model
 from vit_jax.convert import to_torch
 
@@ -62,6 +64,12 @@ def test_command_lines_run(folder, capsys):
         elif "--help" in argv:
             with pytest.raises(SystemExit, match="0"):
                 train.main.main(argv)
+        elif module == "train.plan":  # for TPUs, whose compiler is not here: tests/test_plan.py compiles for CPUs
+            assert train.plan.main([*argv, "--topology=v9:1"]) == 2
+            assert "--topology v9:1: expected cpu:N, or" in capsys.readouterr().err
+        elif module == "train.probe":
+            assert train.probe.main(argv) == 0
+            assert capsys.readouterr().out.count("%") == 2
         elif module == "train.convert":
             assert train.convert.main(argv) == 0
             assert "numbers written to" in capsys.readouterr().out
@@ -72,7 +80,7 @@ def test_command_lines_run(folder, capsys):
             assert train.main.main([*argv, "--steps=2"]) == 0
             assert "done: loss" in capsys.readouterr().out
         ran += 1
-    assert ran == 11
+    assert ran == 15
 
 
 def test_make_targets_exist():

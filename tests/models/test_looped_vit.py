@@ -32,6 +32,9 @@ def test_options_equal_upstreams(options):
     assert_parity(Case(*LOOPED, INPUT, 0, GATED, options=options), 1e-5, 1e-5)
 
 
+ROUNDING = 4e-6  # of logits near 1, between compiled and not
+
+
 def test_an_early_exit_repeats_the_loop_that_it_leaves():
     model = create_model("looped_vit", **GATED | dict(loop_depth=4))
     variables = model.init(jax.random.key(1), IMAGES)
@@ -44,17 +47,17 @@ def test_an_early_exit_repeats_the_loop_that_it_leaves():
     assert benefits.shape == (3, 2)
 
     never, _ = apply(-1e9)
-    np.testing.assert_allclose(never, logits, atol=1e-6)
+    np.testing.assert_allclose(never, logits, atol=ROUNDING)
     at_once, _ = apply(1e9)
-    np.testing.assert_allclose(at_once, jnp.broadcast_to(logits[:1], logits.shape), atol=1e-6)
+    np.testing.assert_allclose(at_once, jnp.broadcast_to(logits[:1], logits.shape), atol=ROUNDING)
     highest = np.asarray(benefits.max(1))
     threshold = float(highest[:2].mean())  # between those of the first two loops
     leaves = 0 if highest[0] < highest[1] else 1
     some, _ = apply(threshold)
     expected = logits[jnp.minimum(jnp.arange(4), leaves)]
-    np.testing.assert_allclose(some, expected, atol=1e-6)
+    np.testing.assert_allclose(some, expected, atol=ROUNDING)
     last = model.apply(variables, IMAGES, adaptive_exit=True, exit_threshold=threshold)
-    np.testing.assert_allclose(last, logits[leaves], atol=1e-6)
+    np.testing.assert_allclose(last, logits[leaves], atol=ROUNDING)
 
 
 def test_losses_equal_upstreams():
