@@ -137,6 +137,16 @@ def test_what_is_on_is_what_upstream_has_on(use_ema, use_sigreg, decay, monkeypa
     assert (objective.averages, objective.regularizes) == (learner.use_ema, learner.has_sigreg_loss)
 
 
+def test_local_views_may_be_smaller():
+    objective = LeJEPA(encoder(), **SIZES, local_size=(8, 8))
+    batch = {"image": jax.random.normal(jax.random.key(0), (4, 16, 16, 3))}
+    params, extras = objective.init(jax.random.key(1), batch["image"])
+    rngs = {"objective": jax.random.key(2), "dropout": jax.random.key(3)}
+    loss, (_, moved) = objective.loss(params, extras, batch, rngs, train=True)
+    assert jnp.isfinite(loss)
+    assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, extras)
+
+
 def test_sigreg_counts_what_is_asked_for():
     x = jax.random.normal(jax.random.key(0), (5, 2, 7))
     directions = random_directions(jax.random.key(1), 7, 16)

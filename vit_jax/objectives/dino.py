@@ -241,7 +241,7 @@ def project(
     params: Tree,
     extras: Tree,
     statistics: str,
-    groups: Sequence[Float[Array, "b _ *shape c"]],
+    groups: Sequence[Float[Array, "b _ ..."]],
     rngs: Mapping[str, Array],
     train: bool,
 ) -> tuple[list, Tree]:
