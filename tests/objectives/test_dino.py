@@ -11,7 +11,7 @@ from tests.cases.case import BLOCKS, IMAGE, Case, build, build_upstream
 from tests.runs import records, train
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
-from vit_jax.objectives import create_objective
+from vit_jax.objectives import create_objective, views
 from vit_jax.objectives.dino import Dino
 
 SIZES = dict(num_classes_K=20, projection_hidden_size=12, projection_layers=3)
@@ -98,8 +98,8 @@ def test_the_loss_by_hand():
     pairs = [(0, 1), (0, 2), (1, 0), (1, 2)]
     expected = -sum((told[t] * logs[s]).sum(-1) for t, s in pairs) / 4
     extras = {"center": {"now": jnp.asarray(center, jnp.float32)}, "step": jnp.asarray(15)}
-    views = lambda x: [jnp.asarray(view, jnp.float32) for view in x]
-    losses, centers = objective.losses(views(teachers), views(students), extras)
+    as_views = lambda x: [jnp.asarray(view, jnp.float32) for view in x]
+    losses, centers = objective.losses(as_views(teachers), as_views(students), extras)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     np.testing.assert_allclose(centers["center"], teachers.mean((0, 1)), rtol=1e-5)
 
@@ -142,6 +142,14 @@ def test_views_are_those_asked_for():
     np.testing.assert_allclose(drawn["local"][0, :, 0, 0, 0], [-1, -1, 1], atol=1e-6)
 
 
+def test_crops_show_as_much_as_asked_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(views, "make_views", lambda key, images, view, count, *_: seen.append(view.scale) or images)
+    scales = dict(local_lower_crop_scale=0.2, local_upper_crop_scale=0.3, global_lower_crop_scale=0.6)
+    Dino(encoder(), **scales).draw(jax.random.key(0), jnp.zeros((2, 16, 16, 3)))
+    assert seen == [(0.6, 1.0), (0.6, 1.0), (0.2, 0.3)]
+
+
 def test_local_views_may_be_smaller():
     objective = Dino(encoder(), **SIZES, local_size=(8, 8), steps=4)
     batch = {"image": jax.random.normal(jax.random.key(0), (2, 16, 16, 3))}
@@ -182,6 +190,7 @@ def test_evaluation_is_repeatable_and_of_each_image():
     ("kwargs", "message"),
     [
         (dict(settings="papers"), "settings='papers': expected one of 'paper', 'small', 'upstream'"),
+        (dict(local_lower_crop_scale=0.9), "local_lower_crop_scale=0.9: expected at most local_upper_crop_scale=0.8"),
         (dict(student_temp=0.0), "student_temp=0.0: expected more than 0"),
         (dict(moving_average_decay=1.5), "moving_average_decay=1.5: expected 0 to 1"),
         (dict(num_local_views=0), "num_local_views=0: expected more than 0"),
@@ -205,10 +214,11 @@ def test_a_run_learns_and_goes_on(tmp_path):
     assert records(tmp_path, "eval")[-1]["loss"] > 0
 
 
-def test_the_loss_falls_on_digits():
+def test_the_student_learns_what_a_teacher_that_stands_still_tells():
+    """Where teacher and center move on, the loss first rises and falls for good after hundreds of steps."""
     from tests.objectives.views import losses_on_digits
 
     model = create_model("vit/tiny", num_classes=0, image_size=8, patch_size=(1, 8), channels=1, depth=2)
-    frozen = dict(moving_average_decay=1.0, center_moving_average_decay=1.0)  # else what is learned moves on
+    frozen = dict(moving_average_decay=1.0, center_moving_average_decay=1.0)
     losses = losses_on_digits(Dino(model, num_classes_K=64, num_local_views=2, steps=24, **frozen), (8, 8, 1))
     assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])

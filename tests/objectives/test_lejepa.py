@@ -1,6 +1,7 @@
 """LeJEPA against upstream's, given the same views and directions, with SIGReg and with an average."""
 
 import importlib
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def encoder(**kwargs):
     "kwargs",
     [
         dict(settings="upstream", target_loss_weight=0.7, sigreg_loss_weight=3.0, sigreg_loss_kwargs=KWARGS),
-        dict(use_ema=True, moving_average_decay=0.8),
+        dict(settings="upstream", use_ema=True, moving_average_decay=0.8),
         dict(settings="upstream", use_ema=True, use_sigreg=True, sigreg_loss_kwargs=KWARGS),
     ],
     ids=["sigreg", "ema", "both"],
@@ -72,6 +73,57 @@ def test_loss_gradient_and_average_are_upstreams(kwargs, monkeypatch):
             np.testing.assert_allclose(average[key], theirs, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
+def test_settings_are_upstreams_by_name():
+    pytest.importorskip("torch")
+    importlib.import_module("tests.upstream")
+    theirs = inspect.signature(importlib.import_module("vit_pytorch.lejepa").LeJEPA.__init__).parameters
+    objective = LeJEPA(encoder(), "upstream")
+    names = ("num_classes_K", "projection_hidden_size", "projection_layers", "target_loss_weight", "sigreg_loss_weight")
+    names += ("local_upper_crop_scale", "global_lower_crop_scale")
+    assert {name: getattr(objective, name) for name in names} == {name: theirs[name].default for name in names}
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_the_loss_by_hand(average):
+    """Two global views and one local, each drawn to the mean of what the global ones are, by us or by the average."""
+    objective = LeJEPA(encoder(), **SIZES, use_ema=average, use_sigreg=True, target_loss_weight=0.7)
+    drawn = {"global": jax.random.normal(jax.random.key(0), (4, 2, 16, 16, 3)), "local": jnp.ones((4, 1, 16, 16, 3))}
+    drawn["directions"] = random_directions(jax.random.key(1), 20, 64)
+    params, extras = objective.init(jax.random.key(2), drawn["global"][:, 0])
+    if average:
+        extras["ema"] = jax.tree.map(lambda x: 1.1 * x, extras["ema"])
+
+    def project(params, statistics, views):
+        variables = {"params": params, "batch_stats": statistics}
+        flat = views.swapaxes(0, 1).reshape(-1, 16, 16, 3)
+        out, moved = objective.model.apply(variables, flat, train=True, mutable=["batch_stats"])
+        return out.reshape(-1, 4, 20), moved["batch_stats"]
+
+    def expected(params):
+        views, statistics = project(
+            params, extras["batch_stats"], jnp.concatenate([drawn["global"], drawn["local"]], 1)
+        )
+        targets = views[:2]
+        if average:
+            targets = project(extras["ema"], extras["ema_batch_stats"], drawn["global"])[0]
+        distances = jnp.square(views - targets.mean(axis=0, keepdims=True)).mean(axis=(0, 2))
+        shape = sum(sigreg_loss(view[:, None], drawn["directions"]) for view in views) / 3
+        return (0.7 * distances + 3.0 * shape).mean(), (distances, statistics)
+
+    def compared(params):
+        losses, moved = objective.compare(params, extras, drawn, {}, train=True)
+        return losses.mean(), moved
+
+    (theirs, (distances, statistics)), expected_gradients = jax.value_and_grad(expected, has_aux=True)(params)
+    (ours, moved), gradients = jax.value_and_grad(compared, has_aux=True)(params)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert jnp.ptp(distances) > 1e-3  # of images, not of the batch
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_gradients))
+    close = lambda rtol, atol: lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    jax.tree.map(close(1e-4, 1e-5 * largest), gradients, expected_gradients)
+    jax.tree.map(close(1e-5, 1e-6), moved["batch_stats"], statistics)
+
+
 @pytest.mark.parametrize("use_ema", [None, True, False])
 @pytest.mark.parametrize("use_sigreg", [None, True, False])
 @pytest.mark.parametrize("decay", [None, 0.9])
@@ -83,6 +135,16 @@ def test_what_is_on_is_what_upstream_has_on(use_ema, use_sigreg, decay, monkeypa
     flags = dict(use_ema=use_ema, use_sigreg=use_sigreg, moving_average_decay=decay)
     learner, objective = upstream(build_upstream(VIT), 16, **flags), LeJEPA(encoder(), **flags)
     assert (objective.averages, objective.regularizes) == (learner.use_ema, learner.has_sigreg_loss)
+
+
+def test_local_views_may_be_smaller():
+    objective = LeJEPA(encoder(), **SIZES, local_size=(8, 8))
+    batch = {"image": jax.random.normal(jax.random.key(0), (4, 16, 16, 3))}
+    params, extras = objective.init(jax.random.key(1), batch["image"])
+    rngs = {"objective": jax.random.key(2), "dropout": jax.random.key(3)}
+    loss, (_, moved) = objective.loss(params, extras, batch, rngs, train=True)
+    assert jnp.isfinite(loss)
+    assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, extras)
 
 
 def test_sigreg_counts_what_is_asked_for():
@@ -109,6 +171,7 @@ def test_evaluation_leaves_out_what_fills_the_batch_up():
     [
         (dict(settings="paper"), "settings='paper': expected one of 'small', 'upstream'"),
         (dict(sigreg_loss_kwargs=dict(knots=3)), "sigreg_loss_kwargs='knots': expected one of 'num_slices'"),
+        (dict(local_upper_crop_scale=0.3), "local_lower_crop_scale=0.4: expected at most local_upper_crop_scale=0.3"),
         (dict(moving_average_decay=2.0), "moving_average_decay=2.0: expected 0 to 1"),
     ],
 )

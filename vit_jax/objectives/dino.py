@@ -5,8 +5,9 @@ Differs from upstream: `settings="upstream"` has its arguments, projector and pa
 paper's; every sample draws its own views, and colours change after the crop; the encoder is any that gives features
 (upstream: a layer of a model, found by name), and no layer of it is kept; statistics of batch norms are of all views of
 one size together, and the average's are its own.
-Differs from the paper: the last layer learns from the first step; `settings="small"` has fewer prototypes and local
-views than `settings="paper"`, a faster average, and a colder teacher, as images are much alike to a small encoder.
+Differs from the paper: the last layer learns from the first step. `settings="small"` is for small images and short
+runs: fewer prototypes and local views than `settings="paper"`, a faster average, a teacher that stays cold, crops that
+keep more of the image, which has few pixels to lose, and no blur and solarization.
 Axes: b batch, v views, h w height and width, c channels, d features, k prototypes.
 """
 
@@ -25,7 +26,7 @@ from vit_jax.objectives.features import check_encoder
 from vit_jax.objectives.pretrain import Pretraining
 from vit_jax.objectives.projector import CosineProjector, Projected, Projector
 from vit_jax.objectives.protocol import Tree
-from vit_jax.objectives.views import View, make_views
+from vit_jax.objectives.views import draw_crops
 
 _PAPER = dict(
     projection_hidden_size=2048,
@@ -35,6 +36,7 @@ _PAPER = dict(
     student_temp=0.1,
     warmup_teacher_temp=0.04,
     teacher_temp=0.07,
+    local_lower_crop_scale=0.05,
     local_upper_crop_scale=0.4,
     global_lower_crop_scale=0.4,
     num_local_views=8,
@@ -46,13 +48,15 @@ SETTINGS = {
     "paper": _PAPER,
     "small": _PAPER
     | dict(projection_hidden_size=256, num_classes_K=256, bottleneck_dim=64, num_local_views=4)
-    | dict(warmup_teacher_temp=0.01, teacher_temp=0.02, moving_average_decay=0.99),
+    | dict(local_lower_crop_scale=0.4, local_upper_crop_scale=0.8, global_lower_crop_scale=0.7)
+    | dict(teacher_temp=0.04, moving_average_decay=0.98),
     "upstream": dict(
         projection_hidden_size=256,
         num_classes_K=65336,
         projection_layers=4,
         student_temp=0.9,
         teacher_temp=0.04,
+        local_lower_crop_scale=0.05,
         local_upper_crop_scale=0.4,
         global_lower_crop_scale=0.5,
         num_local_views=2,
@@ -61,9 +65,13 @@ SETTINGS = {
     ),
 }
 
-# Of the paper's code: first global view, second global view, local views.
+# First global view, second global view, local views; the paper's are those of its code.
 _LOOK = dict(cubic=True, jitter=(0.4, 0.4, 0.2, 0.1), jittered=0.8, blur=(9, (0.1, 2.0)))
-PAPER_LOOKS = (_LOOK | dict(blurred=1.0), _LOOK | dict(blurred=0.1, solarized=0.2), _LOOK | dict(blurred=0.5))
+LOOKS = {
+    "paper": (_LOOK | dict(blurred=1.0), _LOOK | dict(blurred=0.1, solarized=0.2), _LOOK | dict(blurred=0.5)),
+    "small": (_LOOK | dict(blurred=0.0),) * 3,
+    "upstream": ({},) * 3,
+}
 
 
 class Student(Projected):
@@ -82,7 +90,9 @@ class Dino(Pretraining):
     projector of its own and shows the student no global views. `steps` is the length of the run: the teacher's
     temperature rises within the share `warmup` of it from `warmup_teacher_temp` to `teacher_temp`, and the average's
     decay from `moving_average_decay` to `final_moving_average_decay`, along a cosine. Those at the start or the end are
-    the same where `settings` name one. Local views have `local_size` (height, width) pixels, global ones the images'.
+    the same where `settings` name one. Local views show a share of the image from `local_lower_crop_scale` to
+    `local_upper_crop_scale`, global ones at least `global_lower_crop_scale`; local views have `local_size` (height,
+    width) pixels, global ones the images'.
     `augment_fn` and `augment_fn2`, (key, pixels (h, w, c) in 0..1) to such, stand in for flips, colours and blur of the
     first global view and of the second; each of them has half of the local views.
     Raises ValueError for values that make no sense, and an encoder with classes.
@@ -97,6 +107,7 @@ class Dino(Pretraining):
     teacher_temp: float | None = None
     warmup_teacher_temp: float | None = None
     warmup: float = 0.3
+    local_lower_crop_scale: float | None = None
     local_upper_crop_scale: float | None = None
     global_lower_crop_scale: float | None = None
     local_size: tuple[int, int] | None = None
@@ -142,7 +153,7 @@ class Dino(Pretraining):
 
     def draw(self, key: Array, images: Array) -> dict[str, Array]:
         """Views of every image: "global" (b, 2, h, w, c) and "local" (b, v, h, w, c)."""
-        looks = [dict(flip=self.flip) | ({} if self.upstream else look) for look in PAPER_LOOKS]
+        looks = [dict(flip=self.flip) | look for look in LOOKS[self.settings]]
         return draw_crops(key, images, looks, self.num_local_views, self)
 
     def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:
@@ -225,32 +236,12 @@ class Dino(Pretraining):
         return self.encoder, variables
 
 
-def draw_crops(
-    key: Array, images: Float[Array, "b *f h w c"], looks: Sequence[Mapping[str, Any]], count: int, objective: Any
-) -> dict[str, Array]:
-    """Two global views of every image and `count` local ones, "global" and "local", for an `objective` like `Dino`.
-
-    `looks` are arguments of `View` for the first global view, the second, and the local ones.
-    """
-    large, small = (objective.global_lower_crop_scale, 1.0), (0.05, objective.local_upper_crop_scale)
-    own = objective.augment_fn, objective.augment_fn2
-    first, second = (View(large, look=function, **look) for look, function in zip(looks[:2], own, strict=True))
-    local = [View(small, size=objective.local_size, look=function, **looks[2]) for function in own]
-    halves = (count, 0) if local[0] == local[1] else (count - count // 2, count // 2)
-    crops = [
-        make_views(jax.random.fold_in(key, i), images, view, number, objective.mean, objective.std)
-        for i, (view, number) in enumerate(zip((first, second, *local), (1, 1, *halves), strict=True))
-        if number
-    ]
-    return {"global": jnp.concatenate(crops[:2], axis=1), "local": jnp.concatenate(crops[2:], axis=1)}
-
-
 def project(
     model: nn.Module,
     params: Tree,
     extras: Tree,
     statistics: str,
-    groups: Sequence[Float[Array, "b _ *shape c"]],
+    groups: Sequence[Float[Array, "b _ ..."]],
     rngs: Mapping[str, Array],
     train: bool,
 ) -> tuple[list, Tree]:
@@ -289,7 +280,7 @@ def check_numbers(objective: Any) -> None:
     """Raises ValueError for numbers that make no sense, of those that `objective` has."""
     positive = ("student_temp", "teacher_temp", "warmup_teacher_temp", "steps", "num_local_views")
     positive += ("projection_layers", "projection_hidden_size", "bottleneck_dim", "num_classes_K")
-    positive += ("local_upper_crop_scale", "global_lower_crop_scale")
+    positive += ("local_lower_crop_scale", "local_upper_crop_scale", "global_lower_crop_scale")
     shares = ("moving_average_decay", "final_moving_average_decay", "center_moving_average_decay", "warmup")
     for names, fits, expected in (
         (positive, lambda value: value > 0, "more than 0"),
@@ -299,3 +290,6 @@ def check_numbers(objective: Any) -> None:
             value = getattr(objective, name, None)
             if value is not None and not fits(value):
                 raise ValueError(f"{name}={value}: expected {expected}")
+    least, most = objective.local_lower_crop_scale, objective.local_upper_crop_scale
+    if least > most:
+        raise ValueError(f"local_lower_crop_scale={least}: expected at most local_upper_crop_scale={most}")

@@ -1,12 +1,14 @@
-"""LeJEPA: local views are to predict global ones, and what is predicted is kept from collapsing by SIGReg alone.
+"""LeJEPA: views are to predict the global ones, and what is predicted is kept from collapsing by SIGReg alone.
 
 Source: Balestriero and LeCun 2025, arXiv:2511.08544. Upstream: vit_pytorch/lejepa.py.
-Differs from upstream: `settings="upstream"` has its sizes and weights, the default smaller sizes and more SIGReg; every
-sample draws its own views, and colours change after the crop; the encoder is any that gives features; statistics of
-batch norms are of both local views, then of both global ones, and an average's are its own.
-Differs from the paper: one local and one global view predict each other crosswise, without gradient into the global
-one (paper: all views predict the mean of the global ones, with gradients everywhere), and SIGReg sees local views
-alone (paper: all views).
+Differs from upstream: `settings="upstream"` has its arguments, projector and losses: each local view predicts one of
+the global ones, without gradient into that, and SIGReg sees local views alone. The default's losses are the paper's:
+all views predict the mean of the global ones, with gradients everywhere, and SIGReg sees each view; its projector has
+batch norms, without which images stay much alike for long. Every sample draws its own views, and colours change after
+the crop; the encoder is any that gives features; statistics of batch norms are of all views of one size that are
+projected together, and an average's are its own.
+Differs from the paper: sizes and crops of `settings="small"` are for small images and short runs; SIGReg is not
+multiplied by the size of the batch, for which its weight makes up.
 Axes: b batch, v views, d features, k projected features, m directions.
 """
 
@@ -21,16 +23,32 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
-from vit_jax.objectives.dino import check_numbers, draw_crops, project
+from vit_jax.objectives.dino import check_numbers, project
 from vit_jax.objectives.features import check_encoder
 from vit_jax.objectives.pretrain import Pretraining
-from vit_jax.objectives.projector import Projected, Projector
+from vit_jax.objectives.projector import BatchNormProjector, Projected, Projector
 from vit_jax.objectives.protocol import Tree
+from vit_jax.objectives.views import draw_crops
 
 SETTINGS = {
-    # SIGReg at upstream's weight is too weak to keep a small encoder from collapsing to a point.
-    "small": dict(projection_hidden_size=256, num_classes_K=64, projection_layers=3, sigreg_loss_weight=20.0),
-    "upstream": dict(projection_hidden_size=256, num_classes_K=65336, projection_layers=4, sigreg_loss_weight=1.0),
+    "small": dict(
+        projection_hidden_size=256,
+        num_classes_K=32,
+        projection_layers=3,
+        local_lower_crop_scale=0.4,
+        local_upper_crop_scale=0.8,
+        global_lower_crop_scale=0.7,
+        sigreg_loss_weight=3.0,  # 0.05, the batch's size of 64 included
+    ),
+    "upstream": dict(
+        projection_hidden_size=256,
+        num_classes_K=65336,
+        projection_layers=4,
+        local_lower_crop_scale=0.05,
+        local_upper_crop_scale=0.4,
+        global_lower_crop_scale=0.5,
+        sigreg_loss_weight=1.0,
+    ),
 }
 SIGREG = dict(num_slices=1024, domain=(-5, 5), num_knots=17)  # of `sigreg_loss_kwargs`
 
@@ -45,13 +63,15 @@ TORCH_ALIASES = ((r"encoder\.net\.(.*)", r"net.\1"),)
 
 @dataclasses.dataclass(frozen=True)
 class LeJEPA(Pretraining):
-    """`target_loss_weight` times the squared distance of views, plus `sigreg_loss_weight` times SIGReg of local ones.
+    """`target_loss_weight` times the squared distance of views, plus `sigreg_loss_weight` times SIGReg.
 
-    Arguments left out are those of `settings`, "small" or "upstream". With `use_ema` targets are an average's, which
-    follows by `moving_average_decay` (0.99 where it is left out), and SIGReg only acts if `use_sigreg`; either is on
-    where it alone is left out and the other is off, and `moving_average_decay` turns the average on. `augment_fn` and
-    `augment_fn2`, (key, pixels (h, w, c) in 0..1) to such, stand in for flips, colours and blur of the first views and
-    of the second. Local views have `local_size` (height, width) pixels, global ones the images'.
+    Arguments left out are those of `settings`, "small" or "upstream"; which views these losses see depends on it as
+    well. With `use_ema` targets are an average's, which follows by `moving_average_decay` (0.99 where it is left out),
+    and SIGReg only acts if `use_sigreg`; either is on where it alone is left out and the other is off, and
+    `moving_average_decay` turns the average on. `augment_fn` and `augment_fn2`, (key, pixels (h, w, c) in 0..1) to
+    such, stand in for flips, colours and blur of the first views and of the second. Local views show a share of the
+    image from `local_lower_crop_scale` to `local_upper_crop_scale`, global ones at least `global_lower_crop_scale`;
+    local views have `local_size` (height, width) pixels, global ones the images'.
     Raises ValueError for values that make no sense, and an encoder with classes.
     """
 
@@ -59,8 +79,9 @@ class LeJEPA(Pretraining):
     projection_hidden_size: int | None = None
     num_classes_K: int | None = None
     projection_layers: int | None = None
-    local_upper_crop_scale: float = 0.4
-    global_lower_crop_scale: float = 0.5
+    local_lower_crop_scale: float | None = None
+    local_upper_crop_scale: float | None = None
+    global_lower_crop_scale: float | None = None
     local_size: tuple[int, int] | None = None
     flip: float = 0.5
     use_ema: bool | None = None
@@ -85,6 +106,10 @@ class LeJEPA(Pretraining):
         check_numbers(self)
 
     @property
+    def upstream(self) -> bool:
+        return self.settings == "upstream"
+
+    @property
     def sigreg(self) -> dict[str, Any]:
         """Number of directions, and the knots of the integral."""
         return SIGREG | dict(self.sigreg_loss_kwargs)
@@ -104,8 +129,8 @@ class LeJEPA(Pretraining):
 
     @property
     def model(self) -> nn.Module:
-        projector = Projector(self.num_classes_K, self.projection_hidden_size, self.projection_layers)
-        return Encoder(self.encoder, projector)
+        projector = Projector if self.upstream else BatchNormProjector
+        return Encoder(self.encoder, projector(self.num_classes_K, self.projection_hidden_size, self.projection_layers))
 
     def draw(self, key: Array, images: Array) -> dict[str, Array]:
         """Views of every image, "global" and "local" (b, 2, h, w, c), and "directions" (m, k)."""
@@ -145,21 +170,43 @@ class LeJEPA(Pretraining):
         mask: Float[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b"], Tree]:
         """The loss of every image, given its views, and the extras of the next step."""
-        locals_, kept = project(self.model, params, extras, "batch_stats", [drawn["local"]], rngs, train)
-        average, statistics = params, "batch_stats"
+        shown = [drawn["local"]] if self.upstream else [drawn["global"], drawn["local"]]
+        wide = lambda projected: jnp.stack(projected).astype(jnp.float32)
+        projected, kept = project(self.model, params, extras, "batch_stats", shown, rngs, train)
+        views = wide(projected)
+        if self.averages or self.upstream:
+            targets, moved = self.targets(params, {**extras, **kept}, drawn["global"], rngs, train)
+            targets = jax.lax.stop_gradient(wide(targets))
+        else:
+            targets, moved = views[:2], {}
+        if self.upstream:
+            losses = jnp.square(views - targets[::-1]).mean(axis=-1).sum(axis=0)
+        else:
+            losses = jnp.square(views - targets.mean(axis=0, keepdims=True)).mean(axis=(0, -1))
+        losses = self.target_loss_weight * losses
+        if self.regularizes:
+            losses += self.sigreg_loss_weight * self.sigreg_of(views, drawn["directions"], mask)
+        return losses, {**extras, **kept, **moved}
+
+    def targets(
+        self, params: Tree, extras: Tree, views: Array, rngs: Mapping[str, Array], train: bool
+    ) -> tuple[list, Tree]:
+        """What the average, or the learner itself, makes of global views, and its new statistics."""
+        statistics = "batch_stats"
         if self.averages:
-            average = jax.tree.map(lambda x: x.astype(drawn["global"].dtype), extras["ema"])
+            params = jax.tree.map(lambda x: x.astype(views.dtype), extras["ema"])
             statistics = "ema_batch_stats"
         rngs = {name: jax.random.fold_in(key, 1) for name, key in rngs.items()}
-        globals_, moved = project(self.model, average, {**extras, **kept}, statistics, [drawn["global"]], rngs, train)
-        wide = lambda projected: jnp.stack(projected).astype(jnp.float32)
-        locals_, targets = wide(locals_), jax.lax.stop_gradient(wide(globals_))[::-1]
-        losses = self.target_loss_weight * jnp.square(locals_ - targets).mean(axis=-1).sum(axis=0)
-        if self.regularizes:
-            domain, num_knots = (self.sigreg[name] for name in ("domain", "num_knots"))
-            both = jnp.moveaxis(locals_, 0, 1)
-            losses += self.sigreg_loss_weight * sigreg_loss(both, drawn["directions"], domain, num_knots, mask)
-        return losses, {**extras, **kept, **moved}
+        return project(self.model, params, extras, statistics, [views], rngs, train)
+
+    def sigreg_of(
+        self, views: Float[Array, "v b k"], directions: Float[Array, "m k"], mask: Float[Array, "b"] | None
+    ) -> Float[Array, ""]:
+        """SIGReg of what all views were projected to (upstream), or the mean of each view's."""
+        of = lambda x: sigreg_loss(x, directions, self.sigreg["domain"], self.sigreg["num_knots"], mask)
+        return (
+            of(jnp.moveaxis(views, 0, 1)) if self.upstream else jax.vmap(lambda view: of(view[:, None]))(views).mean()
+        )
 
     def updated(self, params: Tree, extras: Tree) -> Tree:
         if not self.averages:

@@ -1,5 +1,7 @@
 """An encoder with a projector upon its features: what is compared between views.
 
+Every projector takes `train`, which the one with batch norms needs.
+
 Upstream: `MLP` and `NetWrapper` in vit_pytorch/dino.py, es_vit.py and lejepa.py, which are alike.
 """
 
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers.batch_norm import BatchNorm
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import l2_normalize
@@ -26,7 +29,7 @@ class Projector(nn.Module):
         return l2_normalize(x, 1e-6)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
+    def __call__(self, x: Float[Array, "*b d"], *, train: bool = False) -> Float[Array, "*b k"]:
         for i in range(self.layers - 1):
             x = gelu(Dense(self.hidden, name=f"fc_{i}")(x))
         return Dense(self.features, name="last")(self.normalize(x))
@@ -51,12 +54,30 @@ class CosineProjector(nn.Module):
     bottleneck: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
+    def __call__(self, x: Float[Array, "*b d"], *, train: bool = False) -> Float[Array, "*b k"]:
         for i in range(self.layers - 2):
             x = gelu(Dense(self.hidden, name=f"fc_{i}")(x))
         x = l2_normalize(Dense(self.bottleneck, name="bottleneck")(x))
         directions = self.param("directions", nn.initializers.normal(0.02), (self.features, self.bottleneck))
         return x @ l2_normalize(directions).T
+
+
+class BatchNormProjector(nn.Module):
+    """`layers` - 1 of `hidden` features, each with a batch norm and a GELU, then a linear map to `features`.
+
+    What an encoder makes of images at first is much alike; batch norms tell it apart from the first step.
+    """
+
+    features: int
+    hidden: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"], *, train: bool = False) -> Float[Array, "*b k"]:
+        for i in range(self.layers - 1):
+            x = Dense(self.hidden, name=f"fc_{i}")(x)
+            x = gelu(BatchNorm(name=f"norm_{i}")(x, train=train))
+        return Dense(self.features, name="last")(x)
 
 
 class Projected(nn.Module):
@@ -66,7 +87,7 @@ class Projected(nn.Module):
     projector: nn.Module
 
     def __call__(self, images: Float[Array, "b *shape c"], *, train: bool = False) -> Float[Array, "b k"]:
-        return self.projector(pooled(self.encoder, self.encoder(images, train=train)))
+        return self.projector(pooled(self.encoder, self.encoder(images, train=train)), train=train)
 
 
 def torch_rules(model: Projector) -> Rules:

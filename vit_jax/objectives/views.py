@@ -8,7 +8,8 @@ Axes: b batch, v views, h w height and width, c channels, f what stands before t
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,28 @@ def make_views(
     keys = jax.random.split(jax.random.fold_in(key, 0), shape) if view.look else None
     draws = jax.random.uniform(key, (*shape, sum(DRAWS.values())))
     return jax.vmap(jax.vmap(one, (0, 0, None)))(keys, draws, images)
+
+
+def draw_crops(
+    key: Array, images: Float[Array, "b *f h w c"], looks: Sequence[Mapping[str, Any]], count: int, objective: Any
+) -> dict[str, Array]:
+    """Two global views of every image and `count` local ones, "global" and "local".
+
+    `looks` are arguments of `View` for the first global view, the second, and the local ones; how much the crops show,
+    and what stands in for their looks, are arguments of `objective`.
+    """
+    large = objective.global_lower_crop_scale, 1.0
+    small = objective.local_lower_crop_scale, objective.local_upper_crop_scale
+    own = objective.augment_fn, objective.augment_fn2
+    first, second = (View(large, look=function, **look) for look, function in zip(looks[:2], own, strict=True))
+    local = [View(small, size=objective.local_size, look=function, **looks[2]) for function in own]
+    halves = (count, 0) if local[0] == local[1] else (count - count // 2, count // 2)
+    crops = [
+        make_views(jax.random.fold_in(key, i), images, view, number, objective.mean, objective.std)
+        for i, (view, number) in enumerate(zip((first, second, *local), (1, 1, *halves), strict=True))
+        if number
+    ]
+    return {"global": jnp.concatenate(crops[:2], axis=1), "local": jnp.concatenate(crops[2:], axis=1)}
 
 
 def by_name(draws: Float[Array, "m"]) -> dict[str, Float[Array, "_"]]:
