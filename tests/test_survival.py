@@ -172,7 +172,7 @@ def test_another_mesh_continues(alone, halfway, tmp_path, capsys):
     workdir = shutil.copytree(halfway, tmp_path / "run")
     assert run(workdir, *QUICK, "--mesh=tensor=2") == 0
     out = capsys.readouterr().out
-    assert "4 share a batch, 2 each matrix" in out
+    assert "mesh data=4,tensor=2" in out
     assert "continues after step 5" in out
     assert_close_run(workdir, alone)
 

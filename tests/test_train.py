@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import train.loop
+import train.program
 from tests.runs import RANDOM, TINY, assert_same, flat, records, start, stored
 from tests.runs import train as run
 from train import checkpoint
@@ -73,7 +74,8 @@ def test_run_says_what_it_will_do_and_what_it_reached(learned):
         rf"model +vit/tiny patch_size=\(1, 8\) dim=32 .*, {parameters:,} parameters",
         r"data +digits: 1,437 training and 360 evaluation images, 8x8x1, 10 classes",
         r"augment +crop_padding 1",
-        r"devices +8 x cpu \(cpu\): 8 share a batch, 1 each matrix",
+        r"objective +classify",
+        r"devices +8 x cpu \(cpu\), mesh data=8",
         r"dtype +float32",
         r"optimizer +adamw, learning rate 0.002, cosine",
         r"steps +240 of 64 images \(10.7 epochs\), evaluation every 67",
@@ -396,13 +398,13 @@ def test_diverging_run_stops_with_advice_and_a_finite_checkpoint(tmp_path, capsy
 def test_steps_and_evaluations_are_traced_once_and_seeds_matter(undisturbed, tmp_path, monkeypatch):
     traced = []
     for name in ("prepare_training", "prepare_evaluation"):
-        original = getattr(train.loop, name)
+        original = getattr(train.program, name)
 
         def counting(*args, name=name, original=original):
             prepare = original(*args)
             return lambda *inputs: traced.append(name) or prepare(*inputs)
 
-        monkeypatch.setattr(train.loop, name, counting)
+        monkeypatch.setattr(train.program, name, counting)
     assert run(tmp_path, *QUICK, "--steps=8", "--seed=1") == 0
     assert sorted(traced) == ["prepare_evaluation", "prepare_training"]
     state, first = stored(tmp_path, 8)[0], undisturbed[1][8]

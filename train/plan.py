@@ -42,9 +42,9 @@ class Chip(NamedTuple):
     Source: the system architecture pages of Google's Cloud TPU documentation.
     """
 
-    memory: float
-    bandwidth: float
-    flops: float
+    memory: int | float
+    bandwidth: int | float
+    flops: int | float
 
 
 CHIPS = {
@@ -183,11 +183,11 @@ def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[s
     return [f"{name:<19} {value}" for name, value in lines]
 
 
-def _size(count: float) -> str:
+def _size(count: int | float) -> str:
     return f"{count / 2**30:,.2f} GiB" if count >= 2**28 else f"{count / 2**20:,.2f} MiB"
 
 
-def _against(count: float, chip: Chip) -> str:
+def _against(count: int | float, chip: Chip) -> str:
     verdict = "fits" if count <= chip.memory else f"too much by {_size(count - chip.memory)}"
     return f" of {_size(chip.memory)}: {verdict}"
 
