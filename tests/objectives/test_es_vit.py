@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from tests.cases import FIRST
 from tests.cases.case import BLOCKS, IMAGE, Case, build, build_upstream
@@ -86,20 +87,23 @@ def test_regions_are_compared_with_the_nearest_by_hand():
 
 
 def test_features_of_every_form():
-    class Encoder:
-        pool = "cls"
+    class Encoder(nn.Module):
+        pool: str = "cls"
+
+    class Plain(nn.Module):
+        pass
 
     tokens = jnp.arange(24.0).reshape(2, 4, 3)
-    np.testing.assert_array_equal(pooled(Encoder, (tokens, 1.0)), tokens[:, 0])
-    np.testing.assert_array_equal(regions(Encoder, tokens), tokens[:, 1:])
-    np.testing.assert_array_equal(pooled(object(), tokens), tokens.mean(1))
-    np.testing.assert_array_equal(regions(object(), tokens), tokens)
+    np.testing.assert_array_equal(pooled(Encoder(), (tokens, 1.0)), tokens[:, 0])
+    np.testing.assert_array_equal(regions(Encoder(), tokens), tokens[:, 1:])
+    np.testing.assert_array_equal(pooled(Plain(), tokens), tokens.mean(1))
+    np.testing.assert_array_equal(regions(Plain(), tokens), tokens)
     grid = tokens.reshape(2, 2, 2, 3)
-    np.testing.assert_array_equal(pooled(Encoder, grid), tokens.mean(1))
-    np.testing.assert_array_equal(regions(Encoder, grid), tokens)
-    np.testing.assert_array_equal(pooled(Encoder, tokens[:, 0]), tokens[:, 0])
-    with pytest.raises(ValueError, match="encoder=type: expected one that gives tokens or a map, not a vector"):
-        regions(Encoder, tokens[:, 0])
+    np.testing.assert_array_equal(pooled(Encoder(), grid), tokens.mean(1))
+    np.testing.assert_array_equal(regions(Encoder(), grid), tokens)
+    np.testing.assert_array_equal(pooled(Encoder(), tokens[:, 0]), tokens[:, 0])
+    with pytest.raises(ValueError, match="encoder=Encoder: expected one that gives tokens or a map, not a vector"):
+        regions(Encoder(), tokens[:, 0])
 
 
 def test_a_run_of_tokens_and_smaller_views(tmp_path):
