@@ -37,7 +37,7 @@ class Options:
     """Where the runs are kept."""
 
 
-COMMON = ("--model=vit", "--data.image-size", "16", "16", "--epochs=60", "--eval-epochs=10")
+COMMON = ("--model=vit", "--data.image-size", "16", "16", "--epochs=30", "--eval-epochs=10")
 MODEL = ("--model-args", "patch_size=4", "pool=mean")
 UPRIGHT = ("--objective-args", "flip=0.0")  # a mirrored digit is none
 ARGUMENTS = {"dino": UPRIGHT, "lejepa": UPRIGHT}
