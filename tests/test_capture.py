@@ -41,7 +41,13 @@ def names(case: Case | Inner) -> set[str]:
     return {case.name}.union(*(names(value) for value in case.kwargs.values() if isinstance(value, Inner)))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.maps], ids=str)
+def rows(usual) -> list:
+    """Rows with maps, those of which `usual` holds in every run and the others on request."""
+    marks = lambda case: () if usual(case) else pytest.mark.exhaustive
+    return [pytest.param(case, marks=marks(case), id=str(case)) for case in CASES if case.maps]
+
+
+@pytest.mark.parametrize("case", rows(lambda case: case is FIRST[case.name]))
 def test_rows_sum_to_one(case):
     _model, maps_of, variables, x = capture(case)
     maps = named(jax.jit(maps_of)(variables, x))
@@ -53,15 +59,10 @@ def test_rows_sum_to_one(case):
         assert not others
 
 
-QUICK = ("vit", "cait", "t2t", "twins_svt", "vit_3d")  # without jit a model takes seconds
-EAGER = [
-    pytest.param(case, marks=() if case.name in QUICK else pytest.mark.exhaustive, id=str(case))
-    for case in FIRST.values()
-    if case.maps
-]
+QUICK = [FIRST[name] for name in ("vit", "cait", "t2t", "twins_svt", "vit_3d")]  # without jit a model takes seconds
 
 
-@pytest.mark.parametrize("case", EAGER)
+@pytest.mark.parametrize("case", rows(lambda case: case in QUICK))
 def test_jit_changes_nothing(case):
     _model, maps_of, variables, x = capture(case)
     maps, eager = named(jax.jit(maps_of)(variables, x)), named(maps_of(variables, x))
