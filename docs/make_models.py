@@ -89,7 +89,7 @@ def size(preset: str) -> tuple[str, str, str]:
     try:
         x = jax.ShapeDtypeStruct(example_shape(model), jnp.float32)
         variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError):
         return "-", "-", "-"
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     flops = jax.jit(model.apply).lower(variables, x).cost_analysis()["flops"]

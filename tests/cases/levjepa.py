@@ -50,3 +50,7 @@ def draw(rng):
     blocks = dict(dim=8 * rng.randint(2, 6), depth=rng.randint(1, 3), heads=rng.randint(1, 4))
     blocks |= dict(dim_head=rng.choice((6, 9, 16)), mlp_dim=rng.randint(5, 60), rotary_max_freq=rng.uniform(2, 12))
     yield Case(*VIDEO, (2, frames, side, side, channels), 0, video | blocks, repairs=(dense,))
+
+
+def example(model):
+    return (1, model.frames, model.image_size, model.image_size, model.channels)

@@ -65,3 +65,7 @@ def draw(rng):
     repairs = (dense, channels_last) if ndim == 1 else (dense,)
     input_shape = (2, *shape, array["channels"])
     yield Case(*ND, input_shape, 0, array | blocks | dict(causal_dims=causal), repairs=repairs)
+
+
+def example(model):
+    return (1, *model.input_shape, model.channels)

@@ -133,7 +133,7 @@ MOVABLE = {
     *("simple_vit", "simple_vit_attn_residual", "simple_vit_orthog_residual_update", "simple_vit_with_qk_norm"),
     *("simple_vit_with_hyper_connections", "simple_vit_with_register_tokens", "simple_vit_with_sparse_gating"),
     *("simple_vit_with_specialized_cls", "simple_vit_with_value_residual", "vit", "vit_with_decorr"),
-    *("vit_with_keel_post_ln",),
+    *("vat:ViT", "vaat:ViT", "vit_with_keel_post_ln"),
 }
 IN_PLACE = {"jet_vit", "local_vit", "rvt", "simple_vit_with_relative_proj_pos_bias", "vit_5"}
 LEAKING = {"simple_vit_with_fft", "vit_for_small_dataset"}
