@@ -81,12 +81,12 @@ def paper(header: dict[str, str]) -> str:
 def size(preset: str) -> tuple[str, str, str]:
     """Sides of one input, parameters in millions, and the GFLOPs of it before any optimisation.
 
-    Dashes for what takes more than one input: it is measured by none.
+    Dashes for what takes more than one input, or wants to know its shape first.
     """
     name = preset.partition("/")[0]
     classes = dict(num_classes=1000) if "num_classes" in model_arguments(name) else {}
-    model = create_model(preset, **classes)
     try:
+        model = create_model(preset, **classes)
         x = jax.ShapeDtypeStruct(example_shape(model), jnp.float32)
         variables = jax.eval_shape(model.init, jax.random.key(0), x)
     except (AttributeError, TypeError, ValueError):
