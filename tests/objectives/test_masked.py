@@ -319,7 +319,7 @@ def test_a_run_of_the_trainer(name, tmp_path):
 
 
 def test_the_default_encoder_is_one_that_can_be_used():
-    assert {name: parse([f"--objective={name}"]).model for name in NAMES} == ENCODERS
+    assert all(parse([f"--objective={name}"]).model == encoder for name, encoder in ENCODERS.items())
     assert parse(["--objective=mae", "--model=simple_vit"]).model == "simple_vit"
 
 
