@@ -106,6 +106,10 @@ def build_model(
     return model
 
 
+# Objectives whose model tells classes.
+CLASSIFIERS = ("classify", "deep_supervision", "distill")
+
+
 def objective_name(config: Config) -> str:
     """What `config` minimises. Raises UserError for a teacher without a student, and the other way round."""
     distilled = config.distill.teacher is not None
@@ -123,7 +127,7 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
     `steps` is the length of the run, for objectives that change in the course of it.
     """
     name, distill = objective_name(config), config.distill
-    model = build_model(config.model, config.model_args, info, classes=name in ("classify", "distill"))
+    model = build_model(config.model, config.model_args, info, classes=name in CLASSIFIERS)
     given = parse_arguments("--objective-args", config.objective_args)
     from_run = dict(
         cross_entropy=config.loss,

@@ -74,6 +74,7 @@ def parse(argv: list[str]) -> Config:
 
 # What an objective trains where no --model is given, if that is not the default.
 ENCODERS = {
+    "deep_supervision": "looped_vit",
     "dino": "vit",
     "es_vit": "cvt",
     "lejepa": "vit",

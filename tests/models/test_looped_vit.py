@@ -1,4 +1,4 @@
-"""Loops of LoopedViT: logits of each, the gate, early exits, and the losses that train them."""
+"""Loops of LoopedViT: logits of each, the gate, and early exits."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,12 @@ import pytest
 from tests.cases.case import INPUT, build
 from tests.cases.looped_vit import LOOPED, PLAIN, Case
 from vit_jax import create_model
-from vit_jax.objectives.deep_supervision import deep_supervision_loss, exit_targets, loop_weights
 
-torch = pytest.importorskip("torch")
-from tests.test_parity import assert_parity  # noqa: E402
+pytest.importorskip("torch")
+from tests.test_parity import assert_parity
 
 GATED = PLAIN | dict(adaptive_loop=True, loop_depth=3)
 IMAGES = jax.random.normal(jax.random.key(0), INPUT)
-LABELS = np.asarray([4, 1])
 
 
 @pytest.mark.parametrize(
@@ -58,25 +56,6 @@ def test_an_early_exit_repeats_the_loop_that_it_leaves():
     np.testing.assert_allclose(some, expected, atol=ROUNDING)
     last = model.apply(variables, IMAGES, adaptive_exit=True, exit_threshold=threshold)
     np.testing.assert_allclose(last, logits[leaves], atol=ROUNDING)
-
-
-def test_losses_equal_upstreams():
-    from vit_pytorch import looped_vit as upstream
-
-    logits = np.random.default_rng(0).standard_normal((3, 2, 5), np.float32)
-    t_logits, t_labels = torch.from_numpy(logits), torch.from_numpy(LABELS)
-    for weighting in ("final", "exponential", "final_mean", (0.5, 0.0, 2.0)):
-        ours = deep_supervision_loss(jnp.asarray(logits), jnp.asarray(LABELS), weighting, 0.1)
-        assert float(ours) == pytest.approx(float(upstream.deep_supervision_loss(t_logits, t_labels, weighting, 0.1)))
-        np.testing.assert_allclose(loop_weights(3, weighting), upstream.deep_supervision_weights(3, weighting))
-    ours = exit_targets(jnp.asarray(logits), jnp.asarray(LABELS))
-    np.testing.assert_allclose(ours, upstream.adaptive_exit_targets(t_logits, t_labels), atol=1e-6)
-
-
-@pytest.mark.parametrize("weighting", ["mean", (1.0,)])
-def test_bad_weightings_are_named(weighting):
-    with pytest.raises(ValueError, match=r"weighting=.*: expected"):
-        loop_weights(2, weighting)
 
 
 @pytest.mark.parametrize(

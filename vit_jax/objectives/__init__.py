@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "classify": "vit_jax.objectives.classify:Classify",
+    "deep_supervision": "vit_jax.objectives.deep_supervision:DeepSupervision",
     "dino": "vit_jax.objectives.dino:Dino",
     "distill": "vit_jax.objectives.distill:Distill",
     "es_vit": "vit_jax.objectives.es_vit:EsViT",

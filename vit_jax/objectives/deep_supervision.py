@@ -1,19 +1,24 @@
 """Deep supervision: every loop of a looped model is trained to be the last, and a gate to know what others would gain.
 
 Source: Chng et al. 2026, arXiv:2609.40305. Upstream: the losses in vit_pytorch/looped_vit.py.
-Differs from upstream: logits are always those of several loops, with an axis for them.
+Differs from upstream: logits are always those of several loops, with an axis for them; targets are probabilities of
+classes (upstream: labels and their smoothing), so that mixed images can be trained on.
 Axes: l loops, b batch, k classes.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from flax import linen as nn
+from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
-from vit_jax.objectives.classify import smooth_labels, softmax_cross_entropy
+from vit_jax.objectives.classify import CROSS_ENTROPY, Classify, correct, smooth_labels
+from vit_jax.objectives.protocol import Tree
 
 
 def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") -> Float[np.ndarray, "l"]:
@@ -33,29 +38,53 @@ def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") ->
     return np.asarray([others] * before + [1], np.float32)
 
 
-def loop_losses(logits: Float[Array, "l b k"], labels: Int[Array, "b"], label_smoothing: float) -> Float[Array, "l b"]:
-    """Cross-entropy of every loop and image, in float32."""
-    targets = smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return jax.vmap(softmax_cross_entropy, in_axes=(0, None))(logits, targets)
-
-
-def deep_supervision_loss(
-    logits: Float[Array, "l b k"],
-    labels: Int[Array, "b"],
-    weighting: str | Sequence[float] = "final_mean",
-    label_smoothing: float = 0.0,
-) -> Float[Array, ""]:
-    """Cross-entropy of all loops, weighted by `loop_weights`, summed over loops and meaned over images."""
-    losses = loop_losses(logits, labels, label_smoothing)
-    return (losses * loop_weights(len(logits), weighting)[:, None]).sum(axis=0).mean()
-
-
-def exit_targets(
-    logits: Float[Array, "l b k"], labels: Int[Array, "b"], label_smoothing: float = 0.0
-) -> Float[Array, "l-1 b"]:
+def exit_targets(losses: Float[Array, "l b"]) -> Float[Array, "l-1 b"]:
     """What the gate should learn to expect after each loop but the last: the largest gain per further loop, or 0."""
-    losses = jax.lax.stop_gradient(loop_losses(logits, labels, label_smoothing))
+    losses = jax.lax.stop_gradient(losses)
     loop = jnp.arange(len(losses))
     ahead = (loop[None] - loop[:, None])[..., None]
     gains = (losses[:, None] - losses[None]) / jnp.maximum(ahead, 1)
     return jnp.where(ahead > 0, jnp.maximum(gains, 0), 0).max(axis=1)[:-1]
+
+
+def is_looped(model: nn.Module) -> bool:
+    """Whether a model gives the logits of several loops."""
+    return "return_all_logits" in inspect.signature(type(model).__call__).parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepSupervision(Classify):
+    """Cross-entropy of every loop of `model`, a LoopedViT, weighted by its `deep_supervision_weighting`.
+
+    Where it has a gate (`adaptive_loop`) the gate's squared error against `exit_targets`, meaned over loops and images,
+    is added, `auxiliary_weight` times. Prediction and accuracy are those of the last loop.
+    Raises ValueError for a model without loops.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not is_looped(self.model):
+            raise ValueError(f"model={type(self.model).__name__}: expected one with loops, such as looped_vit")
+
+    def loss(
+        self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
+    ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
+        gated = self.model.adaptive_loop
+        outputs = self.model.apply(
+            {"params": params, **extras},
+            batch["image"],
+            return_all_logits=True,
+            return_exit_benefits=gated,
+            train=train,
+            rngs=rngs,
+        )
+        logits, benefits = outputs if gated else (outputs, None)
+        targets = smooth_labels(batch["target"], self.label_smoothing)
+        losses = jax.vmap(CROSS_ENTROPY[self.cross_entropy], in_axes=(0, None))(logits, targets)
+        weights = loop_weights(len(losses), self.model.deep_supervision_weighting)
+        loss = (losses * weights[:, None]).sum(axis=0).mean()
+        metrics = {"accuracy": correct(logits[-1], targets).mean()}
+        if gated:
+            metrics["gate_loss"] = ((benefits - exit_targets(losses)) ** 2).mean()
+            loss = loss + self.auxiliary_weight * metrics["gate_loss"]
+        return loss, ({"loss": loss, **metrics}, extras)
