@@ -1,6 +1,7 @@
 """One step: its update, precision, randomness, accumulation, moving average and what it leaves alone."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,11 @@ import optax
 import pytest
 
 from tests.runs import assert_same, flat
+from train.build import DataInfo, build_objective
+from train.config import Augment, Config
+from train.plan import lowered
+from train.program import build_program
+from train.sharding import make_mesh
 from train.step import init_state, make_eval_step, make_train_step, slice_batch
 from vit_jax import create_model
 from vit_jax.objectives.classify import Classify
@@ -113,6 +119,19 @@ def test_bfloat16_multiplies_matrices_in_bfloat16_only(accumulate, distill):
     # A block has six (qkv, scores, values, out, two of the feed-forward), each with two more in the backward pass.
     assert len(products) >= 6 * 3
     assert {dtype for pair in products for dtype in pair} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(("model", "least"), [("vit/tiny", 75), ("cct/tiny", 45)])
+def test_the_lowered_step_has_no_product_in_float32(model, least):
+    """Of the trainer's own program, augmentation included."""
+    info = DataInfo(tuple("01234"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+    augment = Augment(crop_padding=4, flip=True, mixup=0.2, randaugment_layers=2, erasing=0.2)
+    config = Config(model=model, batch_size=8, dtype="bfloat16", augment=augment)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    text = lowered(build_program(config, info, mesh, build_objective(config, info), 10, 10.0)).as_text()
+    products = re.findall(r"stablehlo\.(?:dot_general|convolution)\b.* : \((.*?)\) ->", text)
+    assert len(products) >= least
+    assert all("bf16" in operands and "f32" not in operands for operands in products)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
