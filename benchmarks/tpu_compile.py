@@ -1,23 +1,33 @@
-"""Compile every model's train step for a TPU v5e, on a machine that has none.
+"""Compile a step of every model for a TPU v5e, on a machine that has none.
 
     pip install '.[train,tpu]'
-    python benchmarks/tpu_compile.py                                       # the tiny preset of every image classifier
-    python benchmarks/tpu_compile.py --models vit/b16 --image-size 224     # any model and preset
+    python benchmarks/tpu_compile.py                                       # every model of the registry
+    python benchmarks/tpu_compile.py --models vit/b16 --image-size 224     # any image classifier and preset
 
-The step is the trainer's own: augmentation, bfloat16, gradients, AdamW, over all chips of the topology. Memory is the
-compiler's; `python -m train.plan` says more of a single model. Ends with status 1 when a model does not compile.
+Image classifiers are compiled as their tiny preset, in the trainer's own step: augmentation, bfloat16, gradients,
+AdamW, over all chips of the topology. What takes other inputs (videos, series, actions) or is a part of another model
+is compiled at the size of its first row in tests/cases, in a bare step: gradients of its outputs' mean square in
+bfloat16, AdamW. Memory is the compiler's; `python -m train.plan` says more of a single model. Ends with status 1 when a
+model does not compile.
 """
 
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import tyro
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.cases import FIRST
+from tests.cases.case import Case, build
 from train.build import DataInfo
 from train.config import Augment, Config, UserError
 from train.plan import open_topology, plan
@@ -31,7 +41,7 @@ class Options:
     """What is compiled, and for what."""
 
     models: tuple[str, ...] = ()
-    """NAME or NAME/PRESET each; default: the tiny preset of every image classifier."""
+    """NAME or NAME/PRESET each, of image classifiers; default: every model, those as their tiny preset."""
     image_size: int = 32
     """Height and width in pixels."""
     batch_size: int = 32
@@ -43,34 +53,22 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Print a line per model: seconds to compile, FLOPs of an image and memory of a chip. Returns the exit status."""
+    """Print a line per model: seconds to compile, FLOPs of an example and memory of a chip. Returns the exit status."""
     devices, _ = open_topology(options.topology)
-    mesh, side = make_mesh(devices=devices), options.image_size
-    info = DataInfo(tuple(map(str, range(1000))), (side, side, 3), (0.5,) * 3, (0.25,) * 3)
+    mesh = make_mesh(devices=devices)
     print(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}, bfloat16, batch {options.batch_size}")
     rows, failed = {}, []
-    for model in options.models or image_classifiers():
-        config = Config(
-            model=model,
-            batch_size=options.batch_size,
-            dtype="bfloat16",
-            augment=Augment(crop_padding=4, flip=True, mixup=0.2),
-        )
+    for model in options.models or every_model():
         try:
-            found = plan(config, info, mesh)
+            row = bare_step(FIRST[model], mesh) if model in FIRST else trainers_step(model, mesh, options)
         except UserError:
             raise
         except Exception as error:  # whatever the compiler objects to, the other models are wanted too
             failed.append(model)
             print(f"{model:44} FAILED: {type(error).__name__}: {str(error).splitlines()[0][:300]}", flush=True)
             continue
-        row = {
-            "seconds": found.seconds,
-            "gigaflops_per_image": found.flops_per_image / 1e9,
-            "megabytes": found.memory_bytes / 2**20,
-        }
-        rows[model] = {name: round(value, 3) for name, value in row.items()}
-        print("{:44} {:6.1f} s {:10.3f} GFLOP {:8.1f} MB".format(model, *rows[model].values()), flush=True)
+        rows[model] = {name: value if name == "step" else round(value, 4) for name, value in row.items()}
+        print("{:32} {:>8} {:6.1f} s {:10.3f} GFLOP {:8.1f} MB".format(model, *rows[model].values()), flush=True)
         if options.json:
             head = {"jax": jax.__version__, **dataclasses.asdict(options), "json": None}
             options.json.write_text(json.dumps({"options": head, "models": rows}, indent=2) + "\n")
@@ -78,12 +76,72 @@ def main(options: Options) -> int:
     return 1 if failed else 0
 
 
-def image_classifiers() -> list[str]:
-    """Models with a tiny preset that take images and tell classes."""
-    needed = {"image_size", "num_classes"}
+def every_model() -> list[str]:
+    """NAME/tiny of what the trainer can feed, NAME of all others."""
+    return [f"{name}/tiny" if takes_images(name) else name for name in list_models()]
+
+
+def takes_images(name: str) -> bool:
+    """Whether a model has a tiny preset, takes single images and tells classes."""
+    arguments = set(model_arguments(name))
     moving = {"frames", "num_frames", "max_frames"}
-    fits = lambda name: needed <= set(model_arguments(name)) and not moving & set(model_arguments(name))
-    return [name for name in list_models() if "tiny" in list_presets(name) and fits(name)]
+    return "tiny" in list_presets(name) and {"image_size", "num_classes"} <= arguments and not moving & arguments
+
+
+def trainers_step(model: str, mesh: Mesh, options: Options) -> dict[str, str | float]:
+    """A row of the table, of the step that the trainer runs."""
+    side = options.image_size
+    info = DataInfo(tuple(map(str, range(1000))), (side, side, 3), (0.5,) * 3, (0.25,) * 3)
+    augment = Augment(crop_padding=4, flip=True, mixup=0.2)
+    found = plan(Config(model=model, batch_size=options.batch_size, dtype="bfloat16", augment=augment), info, mesh)
+    return {
+        "step": "trainer",
+        "seconds": found.seconds,
+        "gigaflops": found.flops_per_image / 1e9,
+        "megabytes": found.memory_bytes / 2**20,
+    }
+
+
+def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
+    """A row of the table, of gradients and AdamW alone, with one example for each chip where there is a batch."""
+    model, (x, keywords) = build(case), case.inputs(np.random.default_rng(0))
+    optimizer, batch = optax.adamw(1e-3), 2
+    variables = dict(jax.eval_shape(model.init, jax.random.key(0), x, **keywords))
+    params = variables.pop("params")
+
+    def half(tree):
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, tree)
+
+    def step(params, state, others, x, keywords):
+        def loss(params):
+            outputs = model.apply({**others, "params": half(params)}, half(x), **half(keywords))
+            return sum(jnp.square(out.astype(jnp.float32)).mean() for out in jax.tree.leaves(outputs))
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    def place(leaf):
+        """An abstract leaf: on every chip, or one example of a batch on each."""
+        shared = not case.takes_list and leaf.ndim > 0 and leaf.shape[0] == batch
+        shape = (mesh.size, *leaf.shape[1:]) if shared else leaf.shape
+        sharding = NamedSharding(mesh, PartitionSpec("data") if shared else PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    held = (params, jax.eval_shape(optimizer.init, params), variables)
+    held = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), held)
+    inputs = jax.tree.map(place, jax.tree.map(np.asarray, (x, keywords)))
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*held, *inputs)
+    since = time.perf_counter()
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    held_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "step": "bare",
+        "seconds": time.perf_counter() - since,
+        "gigaflops": lowered.cost_analysis()["flops"] / (batch if case.takes_list else mesh.size) / 1e9,
+        "megabytes": (held_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / 2**20,
+    }
 
 
 if __name__ == "__main__":
