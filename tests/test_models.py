@@ -154,11 +154,11 @@ def test_dropout_is_for_training(name, argument):
         outputs, _ = model.apply(variables, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
         return jax.tree.leaves(outputs)[0]
 
-    evaluate = jax.tree.leaves(jax.jit(plain.apply)(variables, x))[0]
-    assert_same(jax.tree.leaves(jax.jit(model.apply)(variables, x))[0], evaluate, rtol=0)
+    evaluation = lambda model: str(jax.make_jaxpr(lambda variables, x: model.apply(variables, x))(variables, x))
+    assert evaluation(model) == evaluation(plain)
     outputs = [train(jax.random.key(seed)) for seed in (0, 0, 1, 2, 3)]
     np.testing.assert_array_equal(outputs[0], outputs[1])
-    assert len({float(out.sum()) for out in [evaluate, *outputs]}) > 2
+    assert len({float(out.sum()) for out in outputs}) > 1
     with pytest.raises(InvalidRngError):
         jax.eval_shape(lambda: model.apply(variables, x, train=True, mutable=["batch_stats"]))
 
