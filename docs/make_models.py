@@ -1,9 +1,10 @@
-"""Write docs/models.md and docs/deviations.md from the code.
+"""Write docs/models.md, docs/deviations.md and the table of docs/tpu.md from the code and what was measured.
 
     python docs/make_models.py
 
 Parameters and FLOPs are those of the presets, with 1000 classes. Ratios are those that `python benchmarks/zoo.py`
-measured last (benchmarks/results/zoo.json).
+measured last (benchmarks/results/zoo.json), the table for TPUs is of `python benchmarks/tpu_compile.py`
+(benchmarks/results/tpu-v5e-2x4.json).
 """
 
 import ast
@@ -26,11 +27,13 @@ from vit_jax import create_model, list_models, list_presets
 from vit_jax.registry import MODELS, model_arguments
 
 RATIOS = ROOT / "benchmarks/results/zoo.json"
+COMPILED = ROOT / "benchmarks/results/tpu-v5e-2x4.json"
 SECTIONS = ("Source", "Upstream", "Differs from upstream", "Differs from the paper", "Axes")
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all three."""
+    write_compiled()
     headers = {name: header(name) for name in list_models()}
     ratios = json.loads(RATIOS.read_text()) if RATIOS.exists() else {"machine": "not measured", "models": {}}
     models = [model_row(name, headers[name], ratios["models"].get(name)) for name in headers]
@@ -39,6 +42,17 @@ def main() -> None:
     page = MODELS_PAGE.format(models="\n".join(models), machine=ratios["machine"], presets="\n".join(sizes))
     (ROOT / "docs/models.md").write_text(page)
     (ROOT / "docs/deviations.md").write_text(DEVIATIONS_PAGE + "\n".join(deviations(headers)))
+
+
+def write_compiled() -> None:
+    """Put the table of what was compiled for TPUs below its heading, the last of docs/tpu.md."""
+    results, page = json.loads(COMPILED.read_text()), ROOT / "docs/tpu.md"
+    before, heading, _ = page.read_text().partition(COMPILED_HEADING)
+    rows = [
+        f"| `{name}` | {row['step']} | {row['megabytes']:.1f} | {row['gigaflops']:.3f} | {row['seconds']:.0f} |"
+        for name, row in results["models"].items()
+    ]
+    page.write_text(before + heading + COMPILED_TABLE.format(**results["options"], rows="\n".join(rows)))
 
 
 def header(name: str) -> dict[str, str]:
@@ -127,6 +141,19 @@ With 1000 classes, where there are classes. A multiplication and an addition are
 | preset | input | parameters, M | GFLOPs |
 |---|---|---:|---:|
 {presets}
+"""
+
+COMPILED_HEADING = "## Every model\n"
+
+COMPILED_TABLE = """
+Written by `python docs/make_models.py`; do not edit. Compiled by `python benchmarks/tpu_compile.py` with jax {jax} for
+{topology}, whose chips have 16 GiB. `trainer` is the trainer's own step, of {batch_size} images of {image_size} pixels
+squared over all chips; `bare` is one of gradients and AdamW alone, of a small model, where the input is no image or the
+model is a part of another. GFLOPs are an example's, forward and backward.
+
+| model | step | MiB per chip | GFLOPs | compiled in, s |
+|---|---|---:|---:|---:|
+{rows}
 """
 
 DEVIATIONS_PAGE = """# Deviations
