@@ -53,6 +53,7 @@ def test_transformations_change_nothing(case):
     variables, traces = variables_of(model, x, kwargs), []
     params = variables["params"]
 
+    @jax.jit
     def apply(params, x):
         return model.apply({**variables, "params": params}, x, **kwargs)  # no rngs: evaluation draws nothing
 
@@ -86,6 +87,15 @@ def test_transformations_change_nothing(case):
         one_by_one = jax.jit(jax.vmap(apply, in_axes=(None, 0)))(params, x[:, None])
     of_batch = lambda out: out[:, 0] if out.ndim > 1 else out.mean()  # a single number is a mean over images
     assert_same(jax.tree.map(of_batch, one_by_one), expected, rtol=2e-6)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_compilation_changes_nothing(case):
+    model, (x, kwargs) = build(case), inputs_of(case)
+    variables = variables_of(model, x, kwargs)
+    compiled = jax.jit(lambda variables, x: model.apply(variables, x, **kwargs))(variables, x)
+    assert_same(model.apply(variables, x, **kwargs), compiled, rtol=2e-6)
 
 
 def equations(jaxpr):
