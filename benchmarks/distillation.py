@@ -1,6 +1,6 @@
 """What a distillation token is worth: a ViT with and without a teacher, on the same images, for the same epochs.
 
-    python benchmarks/distillation.py --data PATH                   # some images of CIFAR-10, an hour on 2 cores
+    python benchmarks/distillation.py --data PATH                   # some images of CIFAR-10, 1 to 2 hours on 2 cores
     python benchmarks/distillation.py --data PATH --scale full      # all 50,000, on a GPU
 
 PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg. The teacher, a convolutional transformer, is trained first, by the

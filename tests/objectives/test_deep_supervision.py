@@ -63,6 +63,19 @@ def test_losses_and_gradients_equal_upstreams(kwargs, smoothing):
         np.testing.assert_allclose(ours[name], parameter.grad, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
+def test_accuracy_is_that_of_the_last_loop():
+    model = create_model("looped_vit", **PLAIN)
+    images = jax.random.normal(jax.random.key(0), (64, *INPUT[1:]))
+    params = model.init(jax.random.key(1), images)["params"]
+    first, last = model.apply({"params": params}, images, return_all_logits=True).argmax(axis=-1)
+    assert jnp.any(first != last)
+    batch = {"image": images, "target": jax.nn.one_hot(last, 5)}
+    objective = create_objective("deep_supervision", model)
+    _, (metrics, _) = objective.loss(params, {}, batch, {}, train=True)
+    assert metrics["accuracy"] == 1
+    assert jnp.all(objective.evaluate(params, {}, batch)["accuracy"] == 1)
+
+
 def test_the_gate_learns_from_the_best_of_what_is_ahead():
     losses = jnp.asarray([[3.0, 1.0], [2.5, 2.0], [1.0, 3.0]])
     np.testing.assert_allclose(exit_targets(losses), [[1.0, 0.0], [1.5, 0.0]])
@@ -83,6 +96,12 @@ def test_bad_weightings_are_named(weighting):
 def test_a_model_without_loops_is_refused():
     model = create_model("vit/tiny", num_classes=5)
     with pytest.raises(ValueError, match="model=ViT: expected one with loops, such as looped_vit"):
+        create_objective("deep_supervision", model)
+
+
+def test_a_gate_needs_two_loops():
+    model = create_model("looped_vit", **GATED | dict(loop_depth=1))
+    with pytest.raises(ValueError, match=r"model\.loop_depth=1: expected at least 2"):
         create_objective("deep_supervision", model)
 
 

@@ -58,13 +58,15 @@ class DeepSupervision(Classify):
 
     Where it has a gate (`adaptive_loop`) the gate's squared error against `exit_targets`, meaned over loops and images,
     is added, `auxiliary_weight` times. Prediction and accuracy are those of the last loop.
-    Raises ValueError for a model without loops.
+    Raises ValueError for a model without loops, and for one with a gate and a single loop.
     """
 
     def __post_init__(self):
         super().__post_init__()
         if not is_looped(self.model):
             raise ValueError(f"model={type(self.model).__name__}: expected one with loops, such as looped_vit")
+        if self.model.adaptive_loop and self.model.loop_depth < 2:
+            raise ValueError(f"model.loop_depth={self.model.loop_depth}: expected at least 2, for a gate to learn from")
 
     def loss(
         self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
