@@ -92,6 +92,22 @@ def test_dropout_differs_from_block_to_block_and_by_key():
     assert np.abs(first - other).max() > 0.1
 
 
+def test_on_a_tpu_no_array_is_moved_for_a_product():
+    """Same values; and activations keep their axes, as merging them moves whole arrays in a TPU's memory."""
+    model, (x, _) = build(FIRST["vit"]), inputs_of(FIRST["vit"])
+    variables = variables_of(model, x, {})
+    (plain, _), (other, _) = gradient(model, variables, x), gradient(model, variables, x, device="tpu")
+    assert_close(other, plain)
+
+    def flat_products(device):
+        with execution(device=device):
+            jaxpr = jax.make_jaxpr(model.apply)(variables, x).jaxpr
+        return sum(e.primitive.name == "dot_general" and e.outvars[0].aval.ndim == 2 for e in equations(jaxpr))
+
+    assert flat_products("tpu") == 1  # the head's, which follows the pooling
+    assert flat_products("cpu") > 1
+
+
 def test_an_unknown_way_is_named():
     with pytest.raises(ValueError, match="remat='all': expected one of 'none', 'dots', 'full'"), execution(remat="all"):
         pass

@@ -66,21 +66,22 @@ def build_program(
         gather=gather,
     )
     eval_step = make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype, gather=gather)
+    train_step, eval_step = (executed(step, config, mesh) for step in (train_step, eval_step))
     return Program(
         new_state=jax.jit(new_state, out_shardings=resting),
-        train_step=jax.jit(executed(train_step, config), donate_argnums=0, out_shardings=(resting, replicated(mesh))),
-        eval_step=jax.jit(executed(eval_step, config), out_shardings=replicated(mesh)),
+        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(resting, replicated(mesh))),
+        eval_step=jax.jit(eval_step, out_shardings=replicated(mesh)),
         state=state,
         batch=abstract_batch(config, info, mesh),
         schedule=schedule,
     )
 
 
-def executed(step: Callable, config: Config) -> Callable:
-    """`step` with blocks carried out as `config` asks. Raises UserError when traced, if the model has none to ask."""
+def executed(step: Callable, config: Config, mesh: Mesh) -> Callable:
+    """`step` on `mesh`, with blocks carried out as `config` asks. Raises UserError when traced, if there are none."""
 
     def traced(*arguments):
-        with execution(remat=config.remat, scan=config.scan_blocks) as asked:
+        with execution(remat=config.remat, scan=config.scan_blocks, device=mesh.devices.flat[0].platform) as asked:
             results = step(*arguments)
         if not asked.stacks and (config.scan_blocks or config.remat != "none"):
             raise UserError(f"--remat and --scan-blocks: the blocks of {config.model} are its own, and know neither")

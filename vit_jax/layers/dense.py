@@ -2,25 +2,36 @@
 
 import math
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers.execution import target
+
 
 class Dense(nn.Module):
-    """Linear map of the last axis to `features`, as one product of two matrices whatever the leading axes.
-
-    XLA's CPU backend hands only two-dimensional products to its fast kernels, and `nn.Dense` contracts the axes as
-    they come; on GPU and TPU the form does not matter (`benchmarks/step_time.py`).
-    """
+    """Linear map of the last axis to `features`."""
 
     features: int
     use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch features"]:
-        *batch, channels = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels, self.features))
-        y = x.reshape(math.prod(batch), channels) @ kernel
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))[None]
-        return y.reshape(*batch, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return linear(x, kernel, bias)
+
+
+def linear(
+    x: Float[Array, "*batch c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"] | None = None
+) -> Float[Array, "*batch d"]:
+    """The last axis of `x` times `kernel`, and `bias` added.
+
+    It is one product of two matrices whatever the leading axes: XLA's CPU backend hands only such to its fast kernels.
+    A TPU keeps the last two axes in tiles, and would move whole arrays to merge axes (docs/tpu.md): there they stay.
+    """
+    *batch, channels = x.shape
+    y = jnp.matmul(x if target() == "tpu" else x.reshape(math.prod(batch), channels), kernel)
+    if bias is not None:
+        y = y + jnp.expand_dims(bias, range(y.ndim - 1))
+    return y.reshape(*batch, kernel.shape[-1])

@@ -1,6 +1,6 @@
-"""How blocks are carried out: what the backward pass computes again, and whether equal blocks are one loop.
+"""How a model is carried out: what the backward pass computes again, whether equal blocks are one loop, on what.
 
-Neither changes a result or a parameter's place, so no model has an argument for it. Whoever traces a model says so
+None of it changes a result or a parameter's place, so no model has an argument for it. Whoever traces a model says so
 around it: `with execution(remat="full"): model.apply(...)`.
 """
 
@@ -20,6 +20,15 @@ POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
+# A loop keeps what its gradient asks for, where without one XLA sees that these are computed again at no cost. What
+# gelu gives is kept: erf within a product of matrices takes the TPU compiler half a minute.
+CHEAP = {"add", "convert_element_type", "erf", "exp", "logistic", "mul", "neg", "reshape", "square", "sub", "tanh"}
+
+
+def keep_in_loop(primitive, *_, **__) -> bool:
+    """What a loop over blocks keeps where `remat` is "none"."""
+    return primitive.name not in CHEAP
+
 
 @dataclasses.dataclass
 class Execution:
@@ -27,6 +36,7 @@ class Execution:
 
     remat: str = "none"
     scan: bool = False
+    device: str | None = None
     stacks: int = 0
 
     @property
@@ -39,13 +49,14 @@ _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution"
 
 
 @contextlib.contextmanager
-def execution(*, remat: str = "none", scan: bool = False) -> Iterator[Execution]:
+def execution(*, remat: str = "none", scan: bool = False, device: str | None = None) -> Iterator[Execution]:
     """Models traced within compute blocks again by `remat` ("none", "dots", "full"), and `scan` over equal ones.
 
-    Raises ValueError for another `remat`.
+    `device` is what they are compiled for ("cpu", "gpu", "tpu"), JAX's default if None. Raises ValueError for another
+    `remat`.
     """
     one_of("remat", remat, tuple(POLICIES))
-    token = _current.set(asked := Execution(remat, scan))
+    token = _current.set(asked := Execution(remat, scan, device))
     try:
         yield asked
     finally:
@@ -55,3 +66,8 @@ def execution(*, remat: str = "none", scan: bool = False) -> Iterator[Execution]
 def asked_execution() -> Execution:
     """What the nearest `execution` around asks for, or nothing."""
     return _current.get(Execution())
+
+
+def target() -> str:
+    """The kind of device that a model is compiled for: "cpu", "gpu", "tpu"."""
+    return asked_execution().device or jax.default_backend()
