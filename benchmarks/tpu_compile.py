@@ -33,6 +33,7 @@ from train.config import Augment, Config, UserError
 from train.plan import open_topology, plan
 from train.sharding import make_mesh
 from vit_jax import list_models, list_presets
+from vit_jax.layers.execution import execution
 from vit_jax.registry import model_arguments
 
 
@@ -114,7 +115,8 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
 
     def step(params, state, others, x, keywords):
         def loss(params):
-            outputs = model.apply({**others, "params": half(params)}, half(x), **half(keywords))
+            with execution(device="tpu"):
+                outputs = model.apply({**others, "params": half(params)}, half(x), **half(keywords))
             return sum(jnp.square(out.astype(jnp.float32)).mean() for out in jax.tree.leaves(outputs))
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)

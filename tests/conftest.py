@@ -1,6 +1,10 @@
 """What every test runs under: quick compilation, eight CPU devices, strict shapes and dtypes."""
 
+import gc
 import os
+from importlib.metadata import version
+
+from packaging.version import Version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tiny cases spend their time in the compiler; eight devices show that sharding changes nothing.
@@ -10,6 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        # A third less to compile; an unknown flag ends the process.
+        "--xla_cpu_use_fusion_emitters=false" if Version(version("jaxlib")) < Version("0.11.1") else "",
     ]
 )
 
@@ -20,6 +26,8 @@ import pytest
 jaxtyping.install_import_hook(["vit_jax", "train"], "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# Traces are many objects that live long: looking for garbage among them takes an eighth of the time.
+gc.set_threshold(200_000, 50, 100)
 
 
 def pytest_addoption(parser):

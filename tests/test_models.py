@@ -108,7 +108,9 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
-@EVERY_CASE
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.exhaustive] if case.note else [], id=str(case)) for case in CASES]
+)
 def test_bfloat16_policy(case):
     """Matrix products are bfloat16 forward and backward; what softmax and norms reduce is float32."""
     model, (x, kwargs) = build(case), inputs_of(case)
