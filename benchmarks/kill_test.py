@@ -1,9 +1,9 @@
 """Kill one run again and again, at random moments, and compare what it ends with: `--kills 50 --signal KILL`.
 
-Every second life ends somewhere in its start-up, the others while they train and save, such that all of them together
-come to about three quarters of the run. Every process is started by the same command. In the end the parameters, the
-optimizer's state and the metrics must be those of a run that was left alone, bit for bit, and every checkpoint must
-have been readable all along.
+Every second life ends somewhere in its start-up, the others while they train and save, after a save of their own, such
+that all of them together come to about half of the run. Every process is started by the same command. In the end the
+parameters, the optimizer's state and the metrics must be those of a run that was left alone, bit for bit, and every
+checkpoint must have been readable all along.
 """
 
 import argparse
@@ -42,10 +42,16 @@ def start(workdir: Path, cache: Path, steps: int) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def checkpoints(workdir: Path) -> list[Path]:
-    """Those under their final names."""
+def latest(workdir: Path) -> int:
+    """Step of the newest checkpoint under its final name; 0 if there is none."""
     folder = workdir / "checkpoints"
-    return [p for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.exists() else 0
+
+
+def await_save(process: subprocess.Popen, workdir: Path, before: int) -> None:
+    """Returns when a run has a checkpoint of a step after `before`, or has ended."""
+    while process.poll() is None and latest(workdir) <= before:
+        time.sleep(0.05)
 
 
 def same(workdir: Path, other: Path, step: int) -> bool:
@@ -63,8 +69,7 @@ def undisturbed(workdir: Path, cache: Path, steps: int) -> tuple[float, float]:
     start(workdir.with_name("first"), cache, 1).wait()  # compiles, so that what follows is like the lives to come
     since = time.monotonic()
     process = start(workdir, cache, steps)
-    while process.poll() is None and not checkpoints(workdir):
-        time.sleep(0.05)
+    await_save(process, workdir, 0)
     begin = time.monotonic() - since
     if process.wait():
         sys.exit(Path(f"{workdir}.log").read_text())
@@ -90,24 +95,26 @@ def main() -> int:
 
         unreadable, unexpected, moments = 0, [], []
         while len(moments) < args.kills:
-            in_start = len(moments) % 2 == 0
-            span = 3 * (length - begin) / args.kills
-            moment = rng.uniform(0, begin) if in_start else begin + rng.uniform(0, span)
-            process = start(killed, cache, args.steps)
+            process, since, before = start(killed, cache, args.steps), time.monotonic(), latest(killed)
+            if len(moments) % 2:
+                await_save(process, killed, before)
+                wait = rng.uniform(0, 2 * (length - begin) / args.kills)
+            else:
+                wait = rng.uniform(0, begin)
             try:
-                unexpected.append(f"a life of its own ended with status {process.wait(moment)}")
+                unexpected.append(f"a life of its own ended with status {process.wait(wait)}")
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
+                moment = time.monotonic() - since
                 status = process.wait()
             moments.append(round(moment, 2))
             if status not in expected:
                 unexpected.append(f"status {status}")
-            here = checkpoints(killed)
             # Of those that Orbax was removing just now some files are left; the latest is never among them.
-            latest = max(here, key=lambda p: int(p.name), default=None)
-            unreadable += bool(latest and damage(latest)) + (killed / "damaged").exists()
-            at = f"after step {latest.name}" if latest else "before a checkpoint"
+            step = latest(killed)
+            unreadable += bool(step and damage(killed / "checkpoints" / str(step))) + (killed / "damaged").exists()
+            at = f"after step {step}" if step else "before a checkpoint"
             print(f"{len(moments)}/{args.kills}  {args.signal} at {moment:.2f} s, status {status}, {at}", flush=True)
         status = start(killed, cache, args.steps).wait()
         if status:

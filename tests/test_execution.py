@@ -59,6 +59,13 @@ def test_a_loop_is_as_long_for_twelve_blocks_as_for_two():
     assert count(traced(12), "dot_general") > 5 * count(traced(2), "dot_general") / 2
 
 
+def test_a_loop_keeps_a_feed_forwards_product_and_activation_alone():
+    """And nothing between them, which a gradient would ask for too, and which costs next to nothing."""
+    depth, images, tokens, hidden = 4, 2, 17, 40
+    scan = next(e for e in equations(traced(depth, scan=True)) if e.primitive.name == "scan")
+    assert [out.aval.size for out in scan.outvars].count(depth * images * tokens * hidden) == 2
+
+
 def test_what_is_computed_again():
     """With "full" a block's products come once more in the backward pass; with "dots" those of attention alone."""
     products = {remat: count(traced(2, remat=remat), "dot_general") for remat in ("none", "dots", "full")}
