@@ -1,7 +1,7 @@
 """Kill one run again and again, at random moments, and compare what it ends with: `--kills 50 --signal KILL`.
 
 Every second life ends somewhere in its start-up, the others while they train and save, after a save of their own, such
-that all of them together come to about half of the run. Every process is started by the same command. In the end the
+that all of them together come to a part of the run. Every process is started by the same command. In the end the
 parameters, the optimizer's state and the metrics must be those of a run that was left alone, bit for bit, and every
 checkpoint must have been readable all along.
 """
@@ -81,7 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how often to kill")
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL", help="by which signal")
-    parser.add_argument("--steps", type=int, default=400, help="length of the run")
+    parser.add_argument("--steps", type=int, default=800, help="length of the run, which must outlast all kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -98,7 +98,7 @@ def main() -> int:
             process, since, before = start(killed, cache, args.steps), time.monotonic(), latest(killed)
             if len(moments) % 2:
                 await_save(process, killed, before)
-                wait = rng.uniform(0, 2 * (length - begin) / args.kills)
+                wait = rng.uniform(0, (length - begin) / args.kills)
             else:
                 wait = rng.uniform(0, begin)
             try:
