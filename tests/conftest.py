@@ -2,9 +2,6 @@
 
 import gc
 import os
-from importlib.metadata import version
-
-from packaging.version import Version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tiny cases spend their time in the compiler; eight devices show that sharding changes nothing.
@@ -14,8 +11,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
-        # A third less to compile; an unknown flag ends the process.
-        "--xla_cpu_use_fusion_emitters=false" if Version(version("jaxlib")) < Version("0.11.1") else "",
     ]
 )
 
