@@ -1,11 +1,12 @@
-"""How long a TPU's compiler takes for equal blocks in a loop, against the same blocks one after the other.
+"""How long a TPU's compiler takes for equal blocks in a loop, against the same blocks one after the other, and for one.
 
     pip install '.[train,tpu]'
     python benchmarks/scan_compile.py
 
 What is compiled is value and gradients of a stack of transformer blocks in bfloat16, ahead of time, for a topology that
-need not be there. Both forms take turns. The compiler translates equal operations once, so that the loop saves what
-depends on the depth alone; and single operations may take it half a minute, in either form.
+need not be there. All forms take turns. The compiler translates equal operations once, so that the loop saves what
+depends on the depth alone; and single operations may take it half a minute, in either form. What it expects of the
+programs is told as well: memory, and cycles of all operations together.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ from jax.sharding import Mesh
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from train.config import UserError
+from train.hlo import cycles
 from train.plan import open_topology
 from train.sharding import batch_sharding, make_mesh, replicated
 from train.step import cast
@@ -52,33 +55,38 @@ class Options:
     """File to write the table to as well."""
 
 
+class Compiled(NamedTuple):
+    """What the compiler took, and says of a program: memory besides arguments and results, and millions of cycles."""
+
+    seconds: float
+    mib: float
+    mcycles: float
+
+
 def main(options: Options) -> None:
-    """Print a line per stack: seconds in a loop, unrolled, their ratio, and what both need for activations."""
+    """Print a line per stack: seconds to compile it in a loop, unrolled, their ratio, and what the programs need."""
     devices, _ = open_topology(options.topology)
     mesh = make_mesh(devices=devices)
     print(f"jax {jax.__version__}, {mesh.size} x {devices[0].device_kind}, bfloat16, {options.batch_size} images")
     rows = []
     for depth in options.depths:
         for size in options.sizes:
-            forms = {True: [], False: []}
+            forms = {"loop": (depth, True), "unrolled": (depth, False), "one": (1, False)}
+            found = {form: [] for form in forms}
             for _ in range(options.repeats):
-                for scan, found in forms.items():
-                    found.append(compiled(WIDTHS[size], depth, scan, mesh, options))
-            seconds = {scan: statistics.median(s for s, _ in found) for scan, found in forms.items()}
-            loop, unrolled = seconds[True], seconds[False]
-            row = {
-                "blocks": size,
-                "depth": depth,
-                "loop_seconds": round(loop, 2),
-                "unrolled_seconds": round(unrolled, 2),
-                "ratio": round(loop / unrolled, 3),
-                "loop_mib": round(forms[True][0][1] / 2**20),
-                "unrolled_mib": round(forms[False][0][1] / 2**20),
+                for form, (blocks, scan) in forms.items():
+                    found[form].append(compiled(WIDTHS[size], blocks, scan, mesh, options))
+            median = {
+                form: Compiled(*map(statistics.median, zip(*several, strict=True))) for form, several in found.items()
             }
+            loop, unrolled, one = median.values()
+            row = {"blocks": size, "depth": depth, "ratio": round(loop.seconds / unrolled.seconds, 3)}
+            row |= {form: {name: round(value, 2) for name, value in m._asdict().items()} for form, m in median.items()}
             rows.append(row)
             print(
-                f"{depth} blocks of {size:<5} loop {loop:6.1f} s, unrolled {unrolled:6.1f} s: {row['ratio']:.2f}; "
-                f"{row['loop_mib']:,} MiB a chip against {row['unrolled_mib']:,}",
+                f"{depth} blocks of {size:<5} loop {loop.seconds:.1f} s, unrolled {unrolled.seconds:.1f} s: "
+                f"{row['ratio']:.2f}; one block {one.seconds:.1f} s; {loop.mib:,.0f} MiB a chip against "
+                f"{unrolled.mib:,.0f}; {loop.mcycles:.1f} M cycles against {unrolled.mcycles:.1f}",
                 flush=True,
             )
             if options.json:
@@ -86,8 +94,8 @@ def main(options: Options) -> None:
                 options.json.write_text(json.dumps({"options": head, "stacks": rows}, indent=2) + "\n")
 
 
-def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -> tuple[float, int]:
-    """Seconds to compile a stack of blocks, and bytes that a chip needs besides arguments and results."""
+def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -> Compiled:
+    """Compile value and gradients of `depth` blocks."""
     blocks = Transformer(dim=width, depth=depth, heads=width // 64, dim_head=64, mlp_dim=4 * width)
     one = jax.ShapeDtypeStruct((1, options.tokens, width), jnp.float32)
     params = jax.eval_shape(blocks.init, jax.random.key(0), one)["params"]
@@ -102,8 +110,9 @@ def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -
 
     lowered = jax.jit(value_and_gradients).lower(params, x, x)
     since = time.perf_counter()
-    memory = lowered.compile().memory_analysis()
-    return time.perf_counter() - since, memory.temp_size_in_bytes
+    program = lowered.compile()
+    seconds = time.perf_counter() - since
+    return Compiled(seconds, program.memory_analysis().temp_size_in_bytes / 2**20, cycles(program.as_text()) / 1e6)
 
 
 if __name__ == "__main__":

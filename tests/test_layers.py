@@ -10,10 +10,12 @@ from flax import linen as nn
 
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.execution import execution
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.positions import sincos_2d
 from vit_jax.layers.softmax import softmax
+from vit_jax.layers.to_heads import ToHeads
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 from vit_jax.layers.unfold import unfold, unfold_grid
 
@@ -90,6 +92,22 @@ def test_dense_equals_flax(shape, use_bias):
 def test_dense_starts_as_flax_does():
     kernel = Dense(400).init(jax.random.key(0), jnp.ones((1, 100)))["params"]["kernel"]
     assert float(kernel.std()) == pytest.approx(100**-0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("device", ["cpu", "tpu"])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 5, 4), (2, 3, 5, 4)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_heads_are_parts_of_a_denses_output(shape, use_bias, device):
+    parts, heads, dim_head = 3, 2, 6
+    x, dense = normal(*shape), Dense(parts * heads * dim_head, use_bias)
+    kernel, bias = normal(shape[-1], parts * heads * dim_head), normal(parts * heads * dim_head)
+    variables = {"params": {"kernel": kernel} | ({"bias": bias} if use_bias else {})}
+    with execution(device=device):
+        outs = ToHeads(parts, heads, dim_head, use_bias).apply(variables, x)
+    expected = np.asarray(dense.apply(variables, x)).reshape(*shape[:-1], parts, heads, dim_head)
+    assert len(outs) == parts
+    for part, out in enumerate(outs):
+        np.testing.assert_allclose(out, np.moveaxis(expected[..., part, :, :], -2, -3), rtol=0, atol=1e-6)
 
 
 def norm(x, scale, bias, **kwargs):

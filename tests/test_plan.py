@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
-from train import plan
+from train import hlo, plan
 from train.build import DataInfo
 from train.config import Config, UserError
 from train.sharding import make_mesh
@@ -52,7 +54,45 @@ def test_exchanges_are_counted_with_their_sizes():
       ROOT %c = (f32[2,2]{1,0}, /*index=1*/f32[]) all-reduce(%x, %y), to_apply=%add
       %d = f32[8]{0} fusion(%all-reduce.1)
     """
-    assert plan.collectives(text) == {"all-gather": (2, 8 * 4 * 4 + 16 * 2), "all-reduce": (1, 4 * 5)}
+    assert hlo.collectives(text) == {"all-gather": (2, 8 * 4 * 4 + 16 * 2), "all-reduce": (1, 4 * 5)}
+
+
+def test_an_exchange_in_loops_counts_as_often_as_they_run_it():
+    mesh = make_mesh("data=8")
+
+    def sums(x):
+        once = lambda x, _: (jax.lax.psum(jnp.sin(x), "data"), None)
+        twice = lambda x, _: (jax.lax.scan(once, x, length=3)[0], None)
+        return jax.lax.psum(jax.lax.scan(twice, x, length=5)[0], "data")
+
+    program = jax.jit(
+        jax.shard_map(sums, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    )
+    text = program.lower(jax.ShapeDtypeStruct((64,), jnp.float32)).compile().as_text()
+    assert hlo.collectives(text) == {"all-reduce": (5 * 3 + 1, (5 * 3 + 1) * 64 * 4)}
+
+
+def test_cycles_are_those_of_loops_and_what_they_call():
+    text = """HloModule jit_step
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %sine = f32[8]{0} sine(%p)
+}
+
+%branch (p: f32[8]) -> f32[8] {
+  ROOT %copy = f32[8]{0} copy(%p), backend_config={"estimated_cycles":"1000"}
+}
+
+%body (p: f32[8]) -> f32[8] {
+  %fusion = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
+  ROOT %choice = f32[8]{0} conditional(%i, %fusion, %fusion), branch_computations={%branch, %other}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %first = f32[8]{0} copy(%p), backend_config={"estimated_cycles":"7"}
+  ROOT %loop = f32[8]{0} while(%first), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+}
+"""
+    assert hlo.cycles(text) == 7 + 12 * (10 + 1000)
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 100, 1000])
@@ -72,6 +112,9 @@ def test_a_verdict_says_by_how_much(found):
     lines = plan.report(found, config, mesh, chip._replace(memory=found.memory_bytes, flops=1.0))
     assert any(line.startswith("memory") and line.endswith(": fits") for line in lines)
     assert any("by arithmetic" in line for line in lines)
+    assert not any(line.startswith("cycles") for line in lines)
+    lines = plan.report(found._replace(cycles=1_234_567), config, mesh, chip)
+    assert any(line.split()[:3] == ["cycles", "1.2", "M"] for line in lines)
 
 
 def run(*arguments):

@@ -5,6 +5,7 @@ devices. Besides the options below, all of `python -m train.main` are taken.
 """
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 
 from train.build import DataInfo, build_objective, make_network, model_name, parse_arguments
 from train.config import Config, UserError, check
+from train.hlo import collectives, cycles
 from train.main import parse
 from train.program import Program, build_program
 from train.sharding import check_batch, make_mesh
@@ -64,6 +66,7 @@ class Plan(NamedTuple):
     memory_bytes: int
     moved_bytes: float
     collectives: dict[str, tuple[int, int]]  # kind: (number, bytes that come out)
+    cycles: int  # 0 if the compiler tells none
     seconds: float
 
 
@@ -90,9 +93,9 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
             ) from error
         raise
     seconds = time.perf_counter() - since
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
-    state = sum(jax.numpy.dtype(x.dtype).itemsize * _product(local(x)) for x in jax.tree.leaves(program.state))
+    state = sum(jax.numpy.dtype(x.dtype).itemsize * math.prod(local(x)) for x in jax.tree.leaves(program.state))
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Plan(
         parameters=sum(x.size for x in jax.tree.leaves(program.state.params)),
@@ -100,7 +103,8 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
         state_bytes=state,
         memory_bytes=held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         moved_bytes=compiled.cost_analysis().get("bytes accessed", 0.0),
-        collectives=collectives(compiled.as_text()),
+        collectives=collectives(text),
+        cycles=cycles(text),
         seconds=seconds,
     )
 
@@ -120,36 +124,6 @@ def flops_per_image(config: Config, info: DataInfo) -> float:
 def lowered(program: Program) -> jax.stages.Lowered:
     """The train step, traced but not compiled."""
     return program.train_step.lower(program.state, program.batch, {})
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
-
-
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """How often a compiled program has chips exchange arrays, by kind, and the bytes of what each then holds.
-
-    What stands in a loop counts once.
-    """
-    found = {}
-    for kind in KINDS:
-        # An asynchronous one counts where it is done, when its result stands alone.
-        results = re.findall(rf" = (.*?) {kind}(?:-done)?\(", text)
-        sizes = [
-            BYTES.get(dtype, 4) * _product(tuple(map(int, filter(None, dims.split(",")))))
-            for result in results
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", result)
-        ]
-        if results:
-            found[kind] = (len(results), sum(sizes))
-    return found
 
 
 def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[str]:
@@ -179,6 +153,8 @@ def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[s
                 f"{traffic * 1e3:.2f} ms of traffic, exchanges not counted",
             )
         )
+    if found.cycles:
+        lines.append(("cycles", f"{found.cycles / 1e6:,.1f} M per step, all operations together, the compiler expects"))
     lines.append(("compiled", f"in {found.seconds:.1f} s"))
     return [f"{name:<19} {value}" for name, value in lines]
 

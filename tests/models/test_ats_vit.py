@@ -61,8 +61,8 @@ def test_the_model_draws_as_its_first_layer_says():
     _, state = apply(images[:1], False)
     attended = state["intermediates"]["transformer"]["attn_0"]
     attn = attended["attn"][0][0, :, 0, 1:]  # (h, n)
-    values = attended["to_qkv"]["__call__"][0][0, 1:, 16:].reshape(patches, 2, 4)  # (n, h, d)
-    weights = (attn * jnp.linalg.norm(values, axis=-1).T).sum(0)
+    _, _, values = attended["to_qkv"]["__call__"][0]
+    weights = (attn * jnp.linalg.norm(values[0, :, 1:], axis=-1)).sum(0)
     expected = 1 - (1 - weights / weights.sum()) ** draws
 
     (_, ids), _ = jax.jit(lambda: apply(images, True))()

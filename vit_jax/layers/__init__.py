@@ -26,6 +26,7 @@ from vit_jax.layers.positions import relative_positions, sincos_1d, sincos_2d
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.squeeze_excitation import SqueezeExcitation
+from vit_jax.layers.to_heads import ToHeads
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 from vit_jax.layers.transformer import Transformer
 from vit_jax.layers.unfold import unfold, unfold_grid
@@ -55,6 +56,7 @@ __all__ = [
     "PlainViT",
     "PointwiseConv",
     "SqueezeExcitation",
+    "ToHeads",
     "Trajectory",
     "Transformer",
     "VideoPatchEmbed",

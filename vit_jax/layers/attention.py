@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from einops import rearrange
 from flax import linen as nn
 
 from vit_jax.layers.attend import attend
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.shapes import Tokens
+from vit_jax.layers.to_heads import ToHeads
 
 
 class Attention(nn.Module):
@@ -24,8 +24,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         out = attend(self, q, k, v, dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == x.shape[-1]:
             return out

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PyTree
 
-from vit_jax.layers.execution import Execution, asked_execution, keep_in_loop
+from vit_jax.layers.execution import KEPT_IN_LOOP, Execution, asked_execution
 from vit_jax.layers.norm import LayerNorm
 
 Part = Callable[..., nn.Module]
@@ -109,5 +109,5 @@ def _scan(
             x = x + part.apply({"params": params[name]}, x, *arguments, train=train, rngs=rngs)
         return x, None
 
-    block = jax.checkpoint(block, policy=asked.policy or keep_in_loop, prevent_cse=False)
+    block = jax.checkpoint(block, policy=asked.policy or KEPT_IN_LOOP, prevent_cse=False)
     return jax.lax.scan(block, x, (stacked, keys))[0]

@@ -1,7 +1,6 @@
 """Attention that reads a context beside the tokens themselves."""
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -9,6 +8,7 @@ from vit_jax.layers.attend import attend
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.shapes import Tokens
+from vit_jax.layers.to_heads import ToHeads
 
 
 class ContextAttention(nn.Module):
@@ -27,12 +27,9 @@ class ContextAttention(nn.Module):
         *,
         train: bool = False,
     ) -> Tokens:
-        inner_dim = self.heads * self.dim_head
         x = LayerNorm(name="norm")(x)
         source = x if context is None else jnp.concatenate([x, context], axis=1)
-        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(source)
         out = attend(self, q, k, v, mask=mask, dropout=self.dropout, train=train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vit_jax.layers.execution import target
@@ -34,4 +35,5 @@ def linear(
     y = jnp.matmul(x if target() == "tpu" else x.reshape(math.prod(batch), channels), kernel)
     if bias is not None:
         y = y + jnp.expand_dims(bias, range(y.ndim - 1))
-    return y.reshape(*batch, kernel.shape[-1])
+    # Named so that policies can keep it, its bias added.
+    return checkpoint_name(y, "linear").reshape(*batch, kernel.shape[-1])

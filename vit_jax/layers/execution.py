@@ -13,21 +13,18 @@ import jax
 
 from vit_jax.layers.check import one_of
 
+_policies = jax.checkpoint_policies
+_LINEAR = _policies.save_from_both_policies(
+    _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("linear")
+)
+
 # What is kept of a block for the backward pass: everything; what the linear maps give; or only what comes into it.
-POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+POLICIES = {"none": None, "dots": _LINEAR, "full": _policies.nothing_saveable}
 
-# A loop keeps what its gradient asks for, where without one XLA sees that these are computed again at no cost. What
-# gelu gives is kept: erf within a product of matrices takes the TPU compiler half a minute.
-CHEAP = {"add", "convert_element_type", "erf", "exp", "logistic", "mul", "neg", "reshape", "square", "sub", "tanh"}
-
-
-def keep_in_loop(primitive, *_, **__) -> bool:
-    """What a loop over blocks keeps where `remat` is "none"."""
-    return primitive.name not in CHEAP
+# What a loop over blocks keeps where `remat` is "none". All that a gradient asks for would be written to memory, and
+# most is computed again in less time. What gelu gives is kept: erf within a product of matrices takes the TPU compiler
+# half a minute.
+KEPT_IN_LOOP = _policies.save_from_both_policies(_LINEAR, _policies.save_only_these_names("gelu"))
 
 
 @dataclasses.dataclass

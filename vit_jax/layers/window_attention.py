@@ -12,6 +12,7 @@ from vit_jax.layers.attend import attend
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.positions import relative_positions
+from vit_jax.layers.to_heads import ToHeads
 
 
 class WindowAttention(nn.Module):
@@ -28,8 +29,7 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b x y n d"], *, train: bool = False) -> Float[Array, "b x y n d"]:
         dim, heads = x.shape[-1], x.shape[-1] // self.dim_head
-        qkv = Dense(3 * dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b x y n (qkv h d) -> qkv b x y h n d", qkv=3, h=heads)
+        q, k, v = ToHeads(3, heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
         positions = self.positions()
         biases = nn.Embed(positions.max() + 1, heads, embedding_init=nn.initializers.normal(0.02), name="rel_pos_bias")
         bias = rearrange(biases(positions), "i j h -> 1 1 1 h i j")

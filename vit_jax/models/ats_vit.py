@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vit_jax.layers import Attention, Blocks, Dense, PlainViT, softmax
+from vit_jax.layers import Attention, Blocks, Dense, PlainViT, ToHeads, softmax
 from vit_jax.layers.check import expect
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
@@ -61,8 +61,7 @@ class SamplingAttention(Attention):
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Bool[Array, "b n"], max_tokens: int, *, train: bool = False):
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
         attn = softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min))
         self.sow("intermediates", "attn", attn)

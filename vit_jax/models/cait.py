@@ -20,7 +20,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, add_positions, prepend, softmax
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, ToHeads, add_positions, prepend, softmax
 from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
@@ -36,12 +36,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
-        inner_dim, init = self.heads * self.dim_head, nn.initializers.normal(1.0)
+        init = nn.initializers.normal(1.0)
         x = LayerNorm(name="norm")(x)
-        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(jnp.concatenate([x, *context], axis=1))
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(jnp.concatenate([x, *context], axis=1))
         mix = lambda name, maps: jnp.einsum("bhij,hg->bgij", maps, self.param(name, init, (self.heads, self.heads)))
 
         scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5

@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Dense, LayerNorm, add_positions, attend, gelu, prepend, sincos_1d, softmax
+from vit_jax.layers import Dense, LayerNorm, ToHeads, add_positions, attend, gelu, prepend, sincos_1d, softmax
 from vit_jax.layers.check import at_least, check_arguments, check_sides, expect, one_of, pair
 from vit_jax.layers.inputs import ImageInput
 from vit_jax.layers.shapes import Inputs, Output, Tokens
@@ -33,8 +33,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * x.shape[-1], use_bias=False, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, x.shape[-1] // self.heads, name="qkv")(x)
         out = attend(self, q, k, v, dropout=self.attention_dropout, train=train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="proj")(out), deterministic=not train)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Dense, LayerNorm, PlainViT, softmax
+from vit_jax.layers import Dense, LayerNorm, PlainViT, ToHeads, softmax
 from vit_jax.layers.presets import TINY
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import Tokens
@@ -29,8 +29,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         mix = self.param("reattn_weights", nn.initializers.normal(1.0), (self.heads, self.heads))

@@ -16,11 +16,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, array_grid, attend, prepend
+from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, ToHeads, array_grid, attend, prepend
 from vit_jax.layers.check import check_arguments, expect
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import Tokens
@@ -77,8 +76,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Tokens, sin_cos: Float[Array, "2 #b n r"], mask: Bool[Array, "#b 1 n n"], *, train: bool = False
     ) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(Norm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(Norm(name="norm")(x))
         out = attend(self, rotate(q, sin_cos), rotate(k, sin_cos), v, mask=mask)
         out = Dense(x.shape[-1], use_bias=False, name="to_out")(out)
         return nn.Dropout(self.dropout)(out, deterministic=not train)

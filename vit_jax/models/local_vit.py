@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, PlainViT, attend
+from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, PlainViT, ToHeads, attend
 from vit_jax.layers.check import patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, sequential_rules
@@ -26,8 +26,7 @@ class ProjectedAttention(Attention):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         out = Dense(x.shape[-1], name="to_out")(attend(self, q, k, v, dropout=self.dropout, train=train))
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 

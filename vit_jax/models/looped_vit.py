@@ -21,6 +21,7 @@ from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, per_axis
 from vit_jax.layers.check import at_least, check_arguments, expect
 from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Tokens
+from vit_jax.layers.to_heads import ToHeads
 
 
 class Attention(nn.Module):
@@ -33,8 +34,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         dim, x = x.shape[-1], LayerNorm(name="norm")(x)
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(x)
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)
         out = attend(self, q, k, v, dropout=self.dropout, train=train)
         out = rearrange(out, "b n (h d) -> b n h d", h=self.heads)
         own = l2_normalize(rearrange(v, "b h n d -> b n h d"))
@@ -55,8 +55,7 @@ class ExitGate(nn.Module):
     def __call__(self, x: Tokens, *, train: bool = False) -> Float[Array, "b"]:
         dim, shape = x.shape[-1], (self.heads, 4, self.dim_head)
         queries = self.param("queries", nn.initializers.normal(self.dim_head**-0.5), shape)
-        kv = Dense(2 * self.heads * self.dim_head, use_bias=False, name="to_kv")(LayerNorm(name="norm_kv")(x))
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(LayerNorm(name="norm_kv")(x))
         q = jnp.broadcast_to(queries, (len(x), *shape))
         out = attend(self, q, k, v, dropout=self.dropout, train=train)
         out = Dense(dim, use_bias=False, name="to_out")(out).mean(axis=1)

@@ -11,11 +11,10 @@ import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, NormHead, attend
+from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, NormHead, ToHeads, attend
 from vit_jax.layers.check import check_images
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Images, Tokens
@@ -33,12 +32,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, context: Float[Array, "b m d"] | None = None, *, train: bool = False) -> Tokens:
-        norm, inner_dim = LayerNorm(name="norm"), self.heads * self.dim_head
+        norm = LayerNorm(name="norm")
         x = norm(x)
-        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(x if context is None else norm(context))
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(x if context is None else norm(context))
         out = Dense(x.shape[-1], name="to_out")(attend(self, q, k, v, dropout=self.dropout, train=train))
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 

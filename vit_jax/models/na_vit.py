@@ -16,11 +16,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, attend, l2_normalize, packing
+from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, l2_normalize, packing
 from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import feed_forward_rules, sequential_rules
@@ -52,12 +51,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Mask, context: Context | None = None, *, train: bool = False) -> Tokens:
-        inner_dim, x = self.heads * self.dim_head, Norm(name="norm")(x)
-        q = Dense(inner_dim, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(x if context is None else context)
-        q = RMSNorm(name="q_norm")(rearrange(q, "b n (h d) -> b h n d", h=self.heads))
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        k = RMSNorm(name="k_norm")(k)
+        x = Norm(name="norm")(x)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(x if context is None else context)
+        q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         out = attend(self, q, k, v, scale=1.0, mask=mask[:, None], dropout=self.dropout, train=train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], use_bias=False, name="to_out")(out), deterministic=not train)
 

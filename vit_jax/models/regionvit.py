@@ -19,6 +19,7 @@ from vit_jax.layers.map_vit import MapViT
 from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps, Tokens
 from vit_jax.layers.stages import per_stage
+from vit_jax.layers.to_heads import ToHeads
 
 HEADS, DIM_HEAD = 4, 32
 
@@ -30,8 +31,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, bias: Float[Array, "1 h n n"] | None = None, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * HEADS * DIM_HEAD, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=HEADS)
+        q, k, v = ToHeads(3, HEADS, DIM_HEAD, name="to_qkv")(LayerNorm(name="norm")(x))
         out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 

@@ -22,6 +22,7 @@ from vit_jax.layers.presets import TINY
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.to_heads import ToHeads
 from vit_jax.layers.tokens import prepend
 
 
@@ -67,8 +68,8 @@ class Attention(nn.Module):
         dim, inner_dim = x.shape[-1], self.heads * self.dim_head
         x = LayerNorm(name="norm")(x)
         to_q = ConvQuery(inner_dim, rows, name="to_q") if rows else Dense(inner_dim, False, name="to_q")
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(x)
-        q, k, v = rearrange(jnp.concatenate([to_q(x), kv], -1), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q = rearrange(to_q(x), "b n (h d) -> b h n d", h=self.heads)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(x)
         if sin_cos is not None:
             q, k = rotate(q, sin_cos), rotate(k, sin_cos)
         out = Dense(dim, name="to_out")(attend(self, q, k, v, dropout=self.dropout, train=train))

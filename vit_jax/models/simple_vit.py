@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, PatchEmbed, append, attend, sincos_2d
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, PatchEmbed, ToHeads, append, attend, sincos_2d
 from vit_jax.layers.check import check_arguments
 from vit_jax.layers.inputs import ImageInput
 from vit_jax.layers.presets import TINY, vit_sizes
@@ -31,8 +30,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
         return Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v))
 
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, attend
+from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
 from vit_jax.models import simple_vit
@@ -28,10 +28,8 @@ class Attention(simple_vit.Attention):
     def __call__(self, x: Tokens, context: Float[Array, "b m d"] | None = None, *, train: bool = False) -> Tokens:
         x = LayerNorm(name="norm")(x)
         source = x if context is None else LayerNorm(name="norm_context")(context)
-        q = Dense(self.heads * self.dim_head, use_bias=False, name="to_q")(x)
-        kv = Dense(2 * self.heads * self.dim_head, use_bias=False, name="to_kv")(source)
-        q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(source)
         return Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v))
 
 

@@ -11,11 +11,10 @@ Axes: b batch, n patches, d dim, h heads, i query, j key, k classes.
 import functools
 from collections.abc import Callable
 
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, attend, l2_normalize
+from vit_jax.layers import Dense, LayerNorm, ToHeads, attend, l2_normalize
 from vit_jax.layers.presets import TINY
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models.simple_vit import SimpleViT
@@ -39,8 +38,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
         out = attend(self, HeadNorm(name="q_norm")(q), HeadNorm(name="k_norm")(k), v, scale=1.0)
         return Dense(x.shape[-1], use_bias=False, name="to_out")(out)
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, attend
+from vit_jax.layers import Dense, LayerNorm, ToHeads, attend
 from vit_jax.layers.check import at_least, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models import simple_vit
@@ -58,8 +58,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, grid: tuple[int, int], *, train: bool = False) -> Tokens:
         relative = RelativeProjPosBias(self.heads, self.num_distance_basis, self.max_dist, name="rel_pos_bias")
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
         return Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v, bias=relative(x, grid)))
 
 

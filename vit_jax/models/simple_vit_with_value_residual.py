@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, attend
+from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
@@ -27,8 +27,7 @@ class Attention(simple_vit.Attention):
     @nn.compact
     def __call__(self, x: Tokens, first_values: Values | None, *, train: bool = False) -> tuple[Tokens, Values]:
         x = LayerNorm(name="norm")(x)
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(x)
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)
         if first_values is not None:
             mix = rearrange(nn.sigmoid(Dense(self.heads, name="to_residual_mix")(x)), "b n h -> b h n 1")
             v = mix * v + (1 - mix) * first_values

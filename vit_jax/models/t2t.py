@@ -11,12 +11,11 @@ Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 import math
 from typing import ClassVar
 
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, Transformer, attend, unfold, unfold_grid
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, ToHeads, Transformer, attend, unfold, unfold_grid
 from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.rules import TRANSFORMER_RULES
 from vit_jax.layers.shapes import Images, Tokens
@@ -30,8 +29,7 @@ class TokenTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.dim, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = jnp.split(qkv[:, None], 3, axis=-1)
+        q, k, v = ToHeads(3, 1, self.dim, name="to_qkv")(LayerNorm(name="norm")(x))
         out = Dense(self.dim, name="to_out")(attend(self, q, k, v))
         x = v[:, 0] + nn.Dropout(self.dropout)(out, deterministic=not train)
         return x + FeedForward(self.dim, self.dropout, name="ff")(x, train=train)

@@ -26,6 +26,7 @@ from vit_jax.layers import (
     Dense,
     LayerNorm,
     PlainViT,
+    ToHeads,
     Trajectory,
     add_positions,
     append,
@@ -53,12 +54,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, context: Float[Array, "b m e"] | None = None, *, train: bool = False) -> Tokens:
-        inner_dim = self.heads * self.dim_head
         x = LayerNorm(name="norm")(x)
         source = x if context is None else LayerNorm(name="context_norm")(context)
-        q = rearrange(Dense(inner_dim, use_bias=False, name="to_q")(x), "b n (h d) -> b h n d", h=self.heads)
-        kv = Dense(2 * inner_dim, use_bias=False, name="to_kv")(source)
-        k, v = rearrange(kv, "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(source)
         out = gate(attend(self, q, k, v, dropout=self.dropout, train=train), Dense(self.heads, name="to_out_gates")(x))
         if self.heads == 1 and self.dim_head == x.shape[-1]:
             return out

@@ -28,6 +28,7 @@ from vit_jax.layers import (
     FeedForward,
     LayerNorm,
     PatchProjection,
+    ToHeads,
     Trajectory,
     add_positions,
     attend,
@@ -54,11 +55,10 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, context: Float[Array, "b m e"] | None = None, *, train: bool = False) -> Tokens:
-        inner_dim = self.heads * self.dim_head
         x = LayerNorm(self.epsilon, name="norm")(x)
         source = x if context is None else LayerNorm(self.epsilon, name="norm_context")(context)
-        q = rearrange(Dense(inner_dim, name="to_q")(x), "b n (h d) -> b h n d", h=self.heads)
-        k, v = rearrange(Dense(2 * inner_dim, name="to_kv")(source), "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
+        (q,) = ToHeads(1, self.heads, self.dim_head, use_bias=True, name="to_q")(x)
+        k, v = ToHeads(2, self.heads, self.dim_head, use_bias=True, name="to_kv")(source)
         out = attend(self, q, k, v)
         if context is not None:
             out = vat.gate(out, Dense(self.heads, name="to_out_gates")(x))

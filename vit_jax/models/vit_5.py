@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -22,6 +21,7 @@ from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import PATCH_PROJECTION_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.to_heads import ToHeads
 
 
 class RMSNorm(nn.Module):
@@ -55,8 +55,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, sin_cos: Float[Array, "2 p f"], *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(RMSNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(RMSNorm(name="norm")(x))
         q, k = rotate(RMSNorm(name="q_norm")(q), sin_cos), rotate(RMSNorm(name="k_norm")(k), sin_cos)
         out = attend(self, q, k, v, dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == x.shape[-1]:

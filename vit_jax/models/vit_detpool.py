@@ -20,6 +20,7 @@ from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
 from vit_jax.layers.presets import TINY
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import Images, Output, Tokens
+from vit_jax.layers.to_heads import ToHeads
 
 
 class MaskedAttention(Attention):
@@ -27,8 +28,7 @@ class MaskedAttention(Attention):
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Bool[Array, "b n"], *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         out = attend(self, q, k, v, mask=mask[:, None, None], dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == x.shape[-1]:
             return out

@@ -18,7 +18,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Dense, LayerNorm, PlainViT, attend
+from vit_jax.layers import Attention, Dense, LayerNorm, PlainViT, ToHeads, attend
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.presets import TINY
 from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES, sequential_rules
@@ -60,8 +60,7 @@ class LocalitySelfAttention(Attention):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         temperature = self.param("temperature", nn.initializers.constant(-0.5 * math.log(self.dim_head)), ())
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         scale = jnp.exp(temperature.astype(jnp.float32)).astype(x.dtype)
         others = ~jnp.eye(x.shape[1], dtype=bool)[None, None]
         out = attend(self, q, k, v, scale=scale, mask=others, dropout=self.dropout, train=train)

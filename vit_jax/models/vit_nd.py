@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, add_positions, attend, prepend
+from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, ToHeads, add_positions, attend, prepend
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, grid_positions, per_axis
 from vit_jax.layers.causal import causal_axes, causal_mask
 from vit_jax.layers.check import at_least, check_arguments
@@ -36,8 +35,7 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x: Tokens) -> Sequence[Float[Array, "b h n f"]]:
         """What attends; further arguments are positions, where a variant has them."""
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(x)
-        return tuple(rearrange(qkv, "b n (qkv h f) -> qkv b h n f", qkv=3, h=self.heads))
+        return ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Bool[Array, "1 1 i j"] | None, *positions, train: bool = False) -> Tokens:

@@ -21,7 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax import layers
-from vit_jax.layers import Dense, FeedForward, NormedBlocks, VideoPatchEmbed, attend, pool_tokens, prepend
+from vit_jax.layers import Dense, FeedForward, NormedBlocks, ToHeads, VideoPatchEmbed, attend, pool_tokens, prepend
 from vit_jax.layers.check import at_least, check_arguments, check_video, expect, one_of, pair, patch_grid
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Output, Tokens, Videos
@@ -44,8 +44,7 @@ class Attention(layers.Attention):
     @nn.compact
     def read(self, x: Tokens, mask: Mask | None, slots: Slots | None = None, *, train: bool = False) -> Tokens:
         """The attention, and what its gradient keeps left to jax."""
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(self.norm(name="norm")(x))
-        q, *kv = rearrange(qkv, "b n (qkv h e) -> qkv b h n e", qkv=3, h=self.heads)
+        q, *kv = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         if slots is not None:
             kv = jnp.stack(kv)
             empty = jnp.zeros((*kv.shape[:3], mask.shape[-1], kv.shape[-1]), kv.dtype)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import BatchNorm, ContextAttention, Dense, DepthwiseConv, NormHead, attend, gelu
+from vit_jax.layers import BatchNorm, ContextAttention, Dense, DepthwiseConv, NormHead, ToHeads, attend, gelu
 from vit_jax.layers.check import expect, patch_grid
 from vit_jax.layers.norm import LayerNorm, l2_normalize
 from vit_jax.layers.presets import TINY, vit_sizes
@@ -36,8 +36,8 @@ class XCAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        qkv = Dense(3 * self.heads * self.dim_head, use_bias=False, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h i) -> qkv b h i n", qkv=3, h=self.heads)
+        qkv = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
+        q, k, v = (rearrange(part, "b h n i -> b h i n") for part in qkv)
         temperature = self.param("temperature", nn.initializers.ones, (self.heads, 1, 1))
         sharpness = jnp.exp(temperature.astype(jnp.float32)).astype(x.dtype)[None]
         q, k = l2_normalize(q) * sharpness, l2_normalize(k)

@@ -22,6 +22,7 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     SqueezeExcitation,
+    ToHeads,
     attend,
     gelu,
     relative_positions,
@@ -69,8 +70,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Windows) -> Windows:
         dim, heads = x.shape[-1], x.shape[-1] // self.head_dim
-        qkv = Dense(3 * dim, name="to_qkv")(LayerNorm(name="norm")(x))
-        q, k, v = rearrange(qkv, "b m n (qkv h d) -> qkv b m h n d", qkv=3, h=heads)
+        q, k, v = ToHeads(3, heads, self.head_dim, use_bias=True, name="to_qkv")(LayerNorm(name="norm")(x))
         shape = ((2 * self.partition_size - 1) ** 2, heads)
         biases = self.param("relative_position_bias_table", nn.initializers.truncated_normal(0.02), shape)
         bias = rearrange(biases[relative_positions(self.partition_size)], "i j h -> 1 1 h i j")

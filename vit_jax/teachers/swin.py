@@ -16,7 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, LayerNorm, attend, gelu, l2_normalize, relative_positions
+from vit_jax.layers import Dense, LayerNorm, ToHeads, attend, gelu, l2_normalize, relative_positions
 from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -42,11 +42,8 @@ class Attention(nn.Module):
 
     def project(self, x: Float[Array, "b m n d"]) -> tuple[Queries, Queries, Queries]:
         """Queries, of which the scale is that of the scores, keys and values."""
-        q, k, v = self._split(Dense(3 * x.shape[-1], name="qkv")(x))
+        q, k, v = ToHeads(3, self.heads, x.shape[-1] // self.heads, use_bias=True, name="qkv")(x)
         return q * q.shape[-1] ** -0.5, k, v
-
-    def _split(self, qkv):
-        return rearrange(qkv, "b m n (qkv h e) -> qkv b m h n e", qkv=3, h=self.heads)
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Maps:
@@ -81,7 +78,7 @@ class CosineAttention(Attention):
         bias = self.param("qkv_bias", nn.initializers.zeros, (3 * dim,))
         bias = bias.at[dim : 2 * dim].set(0)  # torchvision stores one for the keys too, and leaves it out
         qkv = Dense(3 * dim, use_bias=False, name="qkv")(x) + bias.reshape(1, 1, 1, -1)
-        q, k, v = self._split(qkv)
+        q, k, v = rearrange(qkv, "b m n (qkv h e) -> qkv b m h n e", qkv=3, h=self.heads)
         scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (self.heads, 1, 1))
         scale = jnp.exp(jnp.minimum(scale, math.log(100)))[None, None]
         return l2_normalize(q) * scale, l2_normalize(k), v

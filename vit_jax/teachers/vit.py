@@ -9,7 +9,7 @@ import functools
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, attend, prepend
+from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, prepend
 from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair
 from vit_jax.layers.rules import sequential_rules
 from vit_jax.layers.shapes import Images, Output, Tokens
@@ -28,8 +28,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         dim = x.shape[-1]
-        qkv = Dense(3 * dim, name="in_proj")(make_norm(name="ln_1")(x))
-        q, k, v = rearrange(qkv, "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.num_heads)
+        to_qkv = ToHeads(3, self.num_heads, dim // self.num_heads, use_bias=True, name="in_proj")
+        q, k, v = to_qkv(make_norm(name="ln_1")(x))
         y = Dense(dim, name="out_proj")(attend(self, q, k, v, dropout=self.attention_dropout, train=train))
         x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
         return x + FeedForward(self.mlp_dim, self.dropout, make_norm, name="mlp")(x, train=train)

@@ -1,0 +1,54 @@
+"""What the text of a compiled program (HLO) says: what chips exchange, and how many cycles it is expected to take."""
+
+import functools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """How often a program has chips exchange arrays, by kind, and the bytes of what each then holds."""
+    found = {}
+    for kind in KINDS:
+        # An asynchronous one counts where it is done, when its result stands alone.
+        pattern = re.compile(rf" = (.*?) {kind}(?:-done)?\(")
+        results = [(times, match[1]) for times, line in instructions(text) if (match := pattern.search(line))]
+        if results:
+            found[kind] = (sum(times for times, _ in results), sum(times * _bytes(result) for times, result in results))
+    return found
+
+
+def cycles(text: str) -> int:
+    """How many cycles a TPU's compiler expects all operations to take, one after the other; 0 from other compilers."""
+    pattern = re.compile(r'"estimated_cycles":"(\d+)"')
+    return sum(times * int(match[1]) for times, line in instructions(text) if (match := pattern.search(line)))
+
+
+def instructions(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a program, each with the number of times that the loops around it run it, where that is known."""
+    computations, calls, name = defaultdict(list), defaultdict(list), ""
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith((" ", "HloModule")):
+            name = line.removeprefix("ENTRY ").split()[0].removeprefix("%")
+            continue
+        computations[name].append(line)
+        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
+        for kind, names in re.findall(r"\b(body|calls|to_apply|\w+_computations?)=(\{.*?\}|[%\w.-]+)", line):
+            for called in re.findall(r"[\w.-]+", names):
+                calls[called].append((name, int(trips[1]) if trips and kind == "body" else 1))
+
+    @functools.cache
+    def times(name: str) -> int:
+        return max((times(caller) * trips for caller, trips in calls[name]), default=1)
+
+    for name, lines in computations.items():
+        yield from ((times(name), line) for line in lines)
+
+
+def _bytes(result: str) -> int:
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", result)
+    return sum(BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays)

@@ -1,0 +1,35 @@
+"""The linear map in front of attention, whose outputs are heads."""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vit_jax.layers.dense import linear
+from vit_jax.layers.execution import target
+
+
+class ToHeads(nn.Module):
+    """`parts` linear maps with one kernel, queries, keys and values say: (..., n, c) to (..., heads, n, dim_head) each.
+
+    The parameters are those of `Dense(parts * heads * dim_head, use_bias)`.
+    """
+
+    parts: int
+    heads: int
+    dim_head: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch n c"]) -> tuple[Float[Array, "*batch h n d"], ...]:
+        width = self.parts * self.heads * self.dim_head
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
+        bias = self.param("bias", nn.initializers.zeros, (width,)) if self.use_bias else None
+        if target() == "tpu":
+            # Part by part, so that neither the result is taken apart in memory nor its gradient put together.
+            kernels = jnp.split(kernel, self.parts, axis=-1)
+            biases = jnp.split(bias, self.parts) if self.use_bias else [None] * self.parts
+            outs = [linear(x, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
+            return tuple(rearrange(out, "... n (h d) -> ... h n d", h=self.heads) for out in outs)
+        outs = linear(x, kernel, bias)
+        return tuple(rearrange(outs, "... n (part h d) -> part ... h n d", part=self.parts, h=self.heads))
