@@ -72,8 +72,7 @@ def test_an_exchange_in_loops_counts_as_often_as_they_run_it():
     assert hlo.collectives(text) == {"all-reduce": (5 * 3 + 1, (5 * 3 + 1) * 64 * 4)}
 
 
-def test_cycles_are_those_of_loops_and_what_they_call():
-    text = """HloModule jit_step
+LOOP = """HloModule jit_step
 %fused (p: f32[8]) -> f32[8] {
   ROOT %sine = f32[8]{0} sine(%p)
 }
@@ -87,12 +86,24 @@ def test_cycles_are_those_of_loops_and_what_they_call():
   ROOT %choice = f32[8]{0} conditional(%i, %fusion, %fusion), branch_computations={%branch, %other}
 }
 
+%less (p: (s32[], f32[8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %first = f32[8]{0} copy(%p), backend_config={"estimated_cycles":"7"}
-  ROOT %loop = f32[8]{0} while(%first), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  ROOT %loop = f32[8]{0} while(%first), condition=%less, body=%body
 }
 """
-    assert hlo.cycles(text) == 7 + 12 * (10 + 1000)
+
+
+def test_cycles_are_those_of_loops_and_what_they_call():
+    assert hlo.cycles(LOOP) == 7 + 12 * (10 + 1000)
+    told = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
+    assert hlo.cycles(told) == 7 + 3 * (10 + 1000)
+    unknown = LOOP.replace("constant(12)", "parameter(0)")
+    assert hlo.cycles(unknown) == 7 + 10 + 1000
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 100, 1000])

@@ -30,16 +30,12 @@ def cycles(text: str) -> int:
 
 def instructions(text: str) -> Iterator[tuple[int, str]]:
     """The lines of a program, each with the number of times that the loops around it run it, where that is known."""
-    computations, calls, name = defaultdict(list), defaultdict(list), ""
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith((" ", "HloModule")):
-            name = line.removeprefix("ENTRY ").split()[0].removeprefix("%")
-            continue
-        computations[name].append(line)
-        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-        for kind, names in re.findall(r"\b(body|calls|to_apply|\w+_computations?)=(\{.*?\}|[%\w.-]+)", line):
-            for called in re.findall(r"[\w.-]+", names):
-                calls[called].append((name, int(trips[1]) if trips and kind == "body" else 1))
+    computations, calls = _computations(text), defaultdict(list)
+    for caller, lines in computations.items():
+        for line in lines:
+            for kind, names in re.findall(r"\b(body|calls|to_apply|\w+_computations?)=(\{.*?\}|[%\w.-]+)", line):
+                for called in re.findall(r"[\w.-]+", names):
+                    calls[called].append((caller, _trips(line, computations) if kind == "body" else 1))
 
     @functools.cache
     def times(name: str) -> int:
@@ -47,6 +43,28 @@ def instructions(text: str) -> Iterator[tuple[int, str]]:
 
     for name, lines in computations.items():
         yield from ((times(name), line) for line in lines)
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each part of a program, by the part's name."""
+    computations, name = defaultdict(list), ""
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith((" ", "HloModule")):
+            name = line.removeprefix("ENTRY ").split()[0].removeprefix("%")
+        else:
+            computations[name].append(line)
+    return computations
+
+
+def _trips(loop: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs; 1 if that is not known."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
+        return int(known[1])
+    # A TPU's compiler does not tell. JAX's loops count from nought to the one constant of their condition.
+    condition = re.search(r"condition=%?([\w.-]+)", loop)
+    lines = computations.get(condition[1], []) if condition else []
+    bounds = [bound[1] for line in lines if (bound := re.search(r" s32\[\]\S* constant\((\d+)\)", line))]
+    return int(bounds[0]) if len(bounds) == 1 else 1
 
 
 def _bytes(result: str) -> int:
