@@ -64,7 +64,8 @@ class Plan(NamedTuple):
     flops_per_image: float
     state_bytes: int
     memory_bytes: int
-    moved_bytes: float
+    least_moved_bytes: int  # state and batch once in, results once out, what is kept between once each way
+    accessed_bytes: float  # by all operations, on the chip or off it
     collectives: dict[str, tuple[int, int]]  # kind: (number, bytes that come out)
     cycles: int  # 0 if the compiler tells none
     seconds: float
@@ -96,13 +97,14 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     local = lambda leaf: leaf.sharding.shard_shape(leaf.shape)
     state = sum(jax.numpy.dtype(x.dtype).itemsize * math.prod(local(x)) for x in jax.tree.leaves(program.state))
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    passed, kept = memory.argument_size_in_bytes + memory.output_size_in_bytes, memory.temp_size_in_bytes
     return Plan(
         parameters=sum(x.size for x in jax.tree.leaves(program.state.params)),
         flops_per_image=flops_per_image(config, info),
         state_bytes=state,
-        memory_bytes=held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-        moved_bytes=compiled.cost_analysis().get("bytes accessed", 0.0),
+        memory_bytes=passed - memory.alias_size_in_bytes + kept + memory.generated_code_size_in_bytes,
+        least_moved_bytes=passed + 2 * kept,
+        accessed_bytes=compiled.cost_analysis().get("bytes accessed", 0.0),
         collectives=collectives(text),
         cycles=cycles(text),
         seconds=seconds,
@@ -137,14 +139,15 @@ def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[s
         ),
         ("state", f"{_size(found.state_bytes)} per chip: parameters, their averages, the optimizer's"),
         ("memory", f"{_size(found.memory_bytes)} per chip" + (_against(found.memory_bytes, chip) if chip else "")),
-        ("moved", f"{_size(found.moved_bytes)} per chip and step, to and from memory; what is in a loop counts once"),
+        ("moved", f"at least {_size(found.least_moved_bytes)} per chip and step, to and from its memory"),
+        ("accessed", f"{_size(found.accessed_bytes)}, on the chip or off it; what is in a loop counts once"),
     ]
     for kind, (number, size) in found.collectives.items():
         lines.append((kind, f"{number}, {_size(size)}"))
     if not found.collectives:
         lines.append(("collectives", "none"))
     if chip:
-        work, traffic = found.flops_per_image * images / chip.flops, found.moved_bytes / chip.bandwidth
+        work, traffic = found.flops_per_image * images / chip.flops, found.least_moved_bytes / chip.bandwidth
         bound = "arithmetic" if work > traffic else "bandwidth"
         lines.append(
             (
