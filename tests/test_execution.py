@@ -119,6 +119,12 @@ def test_on_a_tpu_no_array_is_moved_for_a_product():
     assert axes_of_results("cpu", "transpose").count(5) > 0
 
 
+def test_on_a_tpu_no_barrier_keeps_gelu_from_being_fused():
+    barred = lambda device: sum(np.any(e.params.get("prevent_cse")) for e in equations(traced(2, device=device)))
+    assert barred("tpu") == 0
+    assert barred("cpu") == 2  # one in each block
+
+
 def test_an_unknown_way_is_named():
     with pytest.raises(ValueError, match="remat='all': expected one of 'none', 'dots', 'full'"), execution(remat="all"):
         pass
