@@ -30,8 +30,6 @@ def assert_close(ours, theirs):
 
 
 NAMES = ("vit", "simple_vit", "pit", "vit_5", "cross_vit", "deepvit", "vit_3d", "looped_vit")
-
-
 WAYS = (dict(remat="dots"), dict(remat="full"), dict(scan=True), dict(device="tpu"))
 
 
@@ -68,6 +66,15 @@ def test_a_loop_keeps_a_feed_forwards_product_and_activation_alone():
     scan = next(e for e in equations(traced(depth, scan=True)) if e.primitive.name == "scan")
     kept = [out.aval.size for out in scan.outvars].count(depth * images * tokens * hidden)
     assert 2 <= kept <= 3  # with jax 0.12 the activation counts twice, before and after it has its name
+
+
+def test_a_loop_adds_no_bias_again():
+    """The backward loop has no use for the biases of the first maps of feed-forwards: what they gave is kept."""
+    depth, hidden = 4, 40
+    forward, backward = (e for e in equations(traced(depth, scan=True)) if e.primitive.name == "scan")
+    biases = lambda scan: [x.aval.shape for x in scan.invars].count((depth, hidden))
+    assert biases(forward) == 1
+    assert biases(backward) == 0
 
 
 def test_what_is_computed_again():

@@ -40,7 +40,7 @@ def test_numbers_are_of_one_device(found):
     assert parameters == sum(x.size for x in jax.tree.leaves(shapes))
     assert 0.5 < found.state_bytes / (3 * 4 * parameters) < 0.6  # small leaves are not split
     assert found.memory_bytes > found.state_bytes
-    assert found.least_moved_bytes > 2 * found.state_bytes  # the new state comes out beside the old
+    assert 1.9 < found.least_moved_bytes / found.memory_bytes < 2  # all of it but the batch is both written and read
     assert found.collectives.keys() == {"all-gather", "all-reduce"}
     number, size = found.collectives["all-reduce"]
     assert number > 2

@@ -12,11 +12,11 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """How often a program has chips exchange arrays, by kind, and the bytes of what each then holds."""
-    found = {}
+    found, lines = {}, list(instructions(text))
     for kind in KINDS:
         # An asynchronous one counts where it is done, when its result stands alone.
         pattern = re.compile(rf" = (.*?) {kind}(?:-done)?\(")
-        results = [(times, match[1]) for times, line in instructions(text) if (match := pattern.search(line))]
+        results = [(times, match[1]) for times, line in lines if (match := pattern.search(line))]
         if results:
             found[kind] = (sum(times for times, _ in results), sum(times * _bytes(result) for times, result in results))
     return found

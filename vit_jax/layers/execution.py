@@ -22,8 +22,8 @@ _LINEAR = _policies.save_from_both_policies(
 POLICIES = {"none": None, "dots": _LINEAR, "full": _policies.nothing_saveable}
 
 # What a loop over blocks keeps where `remat` is "none". All that a gradient asks for would be written to memory, and
-# most is computed again in less time. What gelu gives is kept: erf within a product of matrices takes the TPU compiler
-# half a minute.
+# most is computed again in less time, by a TPU compiler's count (docs/tpu.md). What gelu gives is kept: erf within a
+# product of matrices takes that compiler half a minute.
 KEPT_IN_LOOP = _policies.save_from_both_policies(_LINEAR, _policies.save_only_these_names("gelu"))
 
 

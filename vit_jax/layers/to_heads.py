@@ -25,11 +25,11 @@ class ToHeads(nn.Module):
         width = self.parts * self.heads * self.dim_head
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
         bias = self.param("bias", nn.initializers.zeros, (width,)) if self.use_bias else None
-        if target() == "tpu":
-            # Part by part, so that neither the result is taken apart in memory nor its gradient put together.
-            kernels = jnp.split(kernel, self.parts, axis=-1)
-            biases = jnp.split(bias, self.parts) if self.use_bias else [None] * self.parts
-            outs = [linear(x, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
-            return tuple(rearrange(out, "... n (h d) -> ... h n d", h=self.heads) for out in outs)
-        outs = linear(x, kernel, bias)
-        return tuple(rearrange(outs, "... n (part h d) -> part ... h n d", part=self.parts, h=self.heads))
+        if target() != "tpu":
+            together = linear(x, kernel, bias)
+            return tuple(rearrange(together, "... n (part h d) -> part ... h n d", part=self.parts, h=self.heads))
+        # There part by part: else the result would be taken apart in memory, and its gradient put together.
+        kernels = jnp.split(kernel, self.parts, axis=-1)
+        biases = [None] * self.parts if bias is None else jnp.split(bias, self.parts)
+        outs = (linear(x, *part) for part in zip(kernels, biases, strict=True))
+        return tuple(rearrange(out, "... n (h d) -> ... h n d", h=self.heads) for out in outs)
