@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.runs import train_run
 from train.metrics import read_records
 from train.probe import Options as Probe
-from train.probe import probe
+from train.probing import probe
 
 COMMON = ("--model=vit", "--data.image-size", "16", "16", "--eval-epochs=10")
 MODEL = ("--model-args", "patch_size=4", "pool=mean")

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from train.config import UserError
 from train.hlo import cycles
-from train.plan import open_topology
+from train.planning import open_topology
 from train.sharding import batch_sharding, make_mesh, replicated
 from train.step import cast
 from vit_jax.layers import Transformer

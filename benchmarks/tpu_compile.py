@@ -30,7 +30,7 @@ from tests.cases import FIRST
 from tests.cases.case import Case, build
 from train.build import DataInfo
 from train.config import Augment, Config, UserError
-from train.plan import open_topology, plan
+from train.planning import open_topology, plan
 from train.sharding import make_mesh
 from vit_jax import list_models, list_presets
 from vit_jax.layers.execution import execution

@@ -6,7 +6,6 @@ import shlex
 import pytest
 
 from tests.cases import IMAGE_CLASSIFIERS
-from train import augment
 from train.build import DataInfo, build_model
 from train.config import Augment, Config, Data, Distill, Optim, UserError, check
 from train.main import parse
@@ -35,7 +34,6 @@ def test_every_recipe_makes_sense(name):
     for field, value in RECIPES[name].settings.items():
         assert isinstance(value, fields.get(field, type(getattr(Config(), field))))
     check(config)
-    augment.check(config.augment)
     make_schedule(config.optim, 100, 10.0)
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.runs import assert_same, flat
 from train.build import DataInfo, build_objective
 from train.config import Augment, Config
-from train.plan import lowered
+from train.planning import lowered
 from train.program import build_program
 from train.sharding import make_mesh
 from train.step import init_state, make_eval_step, make_train_step, slice_batch

@@ -6,7 +6,7 @@ import pytest
 
 from tests.runs import TINY, flat
 from tests.runs import train as run
-from train import probe
+from train import probe, probing
 from train.build import load_run
 from train.trunk import trunk_of
 
@@ -91,7 +91,7 @@ def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsy
     said = [line for line in capsys.readouterr().out.splitlines() if line]  # the oldest rich leaves empty ones
     assert said[0].startswith(f"encoder of {classifier}: 20 nearest neighbours")
     assert said[1].startswith(f"untrained encoder of {classifier}: 20 nearest neighbours")
-    trained, untrained = (probe.probe(probe.Options(classifier, untrained=asked)) for asked in (False, True))
+    trained, untrained = (probing.probe(probe.Options(classifier, untrained=asked)) for asked in (False, True))
     for kind in ("knn", "linear"):
         assert 0.1 < untrained[kind] < trained[kind] <= 1, kind
 
@@ -99,12 +99,12 @@ def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsy
 def test_a_probes_features_are_those_of_the_encoder(classifier):
     """Neighbours and lines are fitted to every image once, in the data's order."""
     run_there = load_run(classifier)
-    dataset = probe.load_dataset(probe.data_of(run_there.config.data, None, run_there.info))
+    dataset = probing.load_dataset(probing.data_of(run_there.config.data, None, run_there.info))
     trunk = trunk_of(run_there)
-    (features, labels), _ = probe.splits(trunk, dataset, run_there.config.data, 100)
+    (features, labels), _ = probing.splits(trunk, dataset, run_there.config.data, 100)
     assert features.shape == (len(dataset.train), 16)
     np.testing.assert_array_equal(labels, dataset.train.labels)
-    pixels = probe.normalize(dataset.train.images[-3:], dataset.mean, dataset.std)
+    pixels = probing.normalize(dataset.train.images[-3:], dataset.mean, dataset.std)
     tokens = trunk.module.apply(trunk.variables, pixels)
     np.testing.assert_allclose(features[-3:], tokens[:, 0], atol=1e-5)  # pool="cls"
 

@@ -6,12 +6,10 @@ how many devices share the batch. A part that is off is not traced.
 Axes: b batch, h height, w width, c channels, k classes.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from train.config import Augment, UserError
+from train.config import Augment, UserError, check_values
 from train.randaugment import randaugment
 
 
@@ -21,7 +19,7 @@ def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
     Returns float32 images (b, h, w, c), normalised, and float32 targets (b, k) that sum to one: one-hot, or
     mixed as the images are. `mean` and `std` hold one number per channel, of pixels in 0..1.
     """
-    check(config)
+    check_values(config, "augment.")
     crop_key, flip_key, randaugment_key, erase_key, mix_key = jax.random.split(key, 5)
 
     if config.crop_padding:
@@ -39,21 +37,6 @@ def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
     if config.mixup or config.cutmix:
         images, targets = mix(mix_key, images, targets, config.mixup, config.cutmix)
     return images, targets
-
-
-def check(config: Augment):
-    """Raises UserError for a value that makes no sense."""
-    for name, right, expected in (
-        ("crop_padding", config.crop_padding >= 0, "0 or more"),
-        ("randaugment_layers", config.randaugment_layers >= 0, "0 or more"),
-        ("randaugment_magnitude", 0 <= config.randaugment_magnitude <= 10, "0 to 10"),
-        ("erasing", 0 <= config.erasing <= 1, "a probability, 0 to 1"),
-        ("mixup", 0 <= config.mixup < math.inf, "0 or more"),
-        ("cutmix", 0 <= config.cutmix < math.inf, "0 or more"),
-    ):
-        if not right:
-            option = name.replace("_", "-")
-            raise UserError(f"--augment.{option} is {getattr(config, name)}; it must be {expected}")
 
 
 def normalize(images, mean, std):

@@ -1,6 +1,5 @@
 """From a config to the things it names: model, objective, run."""
 
-import ast
 import json
 import os
 from typing import Any, NamedTuple
@@ -11,8 +10,9 @@ from etils import epath
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from train.arguments import parse_arguments
 from train.checkpoint import FOLDER, open_checkpoints, restore
-from train.config import Config, UserError, config_from_dict
+from train.config import Config, UserError, config_from_dict, shortened
 from train.integrity import damage
 from train.optim import make_optimizer, make_schedule
 from train.step import TrainState, init_state
@@ -22,7 +22,7 @@ from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, ob
 from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.objectives.protocol import Objective
-from vit_jax.registry import model_arguments, unknown
+from vit_jax.registry import list_presets, model_arguments, unknown
 from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
 
 
@@ -55,23 +55,46 @@ def model_name(name: str) -> str:
     return name if "/" in name or name in TEACHERS else f"{name}/tiny"
 
 
-def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict:
-    """KEY=VALUE strings as a dict; values are Python literals, or else strings. Raises UserError for other forms."""
-    arguments = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"{option} {pair!r}: expected KEY=VALUE, as in depth=6")
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = value
-    return arguments
-
-
 def make_network(name: str, **arguments: Any) -> nn.Module:
     """A model by its name, or one of torchvision's networks by theirs. Raises ValueError where its registry objects."""
     return (create_teacher if name in TEACHERS else create_model)(model_name(name), **arguments)
+
+
+def network_arguments(name: str, option: str) -> list[str]:
+    """Names of the arguments that a network takes. Raises UserError for a name or preset that does not exist."""
+    model, _, preset = model_name(name).partition("/")
+    try:
+        if name in TEACHERS:
+            return teacher_arguments(name)
+        accepted = model_arguments(model)
+        if preset not in (presets := list_presets(model)):
+            raise ValueError(unknown(f"preset of model {model!r}", preset, presets))
+    except ValueError as error:
+        raise UserError(f"{option} {shortened(name)}: {error}") from error
+    return accepted
+
+
+# The option that gives arguments to the network which another option names.
+ARGUMENTS = {"--model": "--model-args", "--distill.teacher": "--distill.args"}
+
+
+def check_names(config: Config) -> None:
+    """Raises UserError for a model, preset, objective or argument that does not exist, before any data is read."""
+    objective, teacher = objective_name(config), config.distill.teacher
+    networks = [("--model", config.model, config.model_args)]
+    if config.distill.weights is not None and not is_workdir(teacher):
+        networks.append(("--distill.teacher", teacher, config.distill.args))
+    for option, name, pairs in networks:
+        given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
+        _check_keys(f"{option} {model_name(name)}", f"model {name.partition('/')[0]!r}", given, accepted)
+    given = parse_arguments("--objective-args", config.objective_args)
+    _check_keys(f"--objective {objective}", f"objective {objective!r}", given, objective_arguments(objective))
+
+
+def _check_keys(where: str, what: str, given: dict, accepted: list[str]) -> None:
+    for key in given:
+        if key not in accepted:
+            raise UserError(f"{where}: {unknown(f'argument of {what}', key, accepted)}")
 
 
 def build_model(
@@ -88,16 +111,13 @@ def build_model(
         channels=channels,
         num_classes=len(info.class_names) if classes else 0,
     )
-    arguments = parse_arguments(f"{option}-args", pairs)
-    try:
-        accepted = teacher_arguments(name) if name in TEACHERS else model_arguments(name.partition("/")[0])
-    except ValueError as error:
-        raise UserError(f"{option} {name}: {error}") from error
+    arguments = parse_arguments(ARGUMENTS[option], pairs)
+    accepted = network_arguments(name, option)
     if "image_size" in accepted:
         del from_data["input_shape"]
     from_data = {key: value for key, value in from_data.items() if key in accepted}
     if clash := from_data.keys() & arguments.keys():
-        raise UserError(f"{option}-args {min(clash)}: comes from the data; see --data.image-size")
+        raise UserError(f"{ARGUMENTS[option]} {min(clash)}: comes from the data; see --data.image-size")
     try:
         model = make_network(name, **arguments, **from_data)
         jax.eval_shape(model.init, jax.random.key(0), info.images)

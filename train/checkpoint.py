@@ -15,12 +15,12 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
+from train.config import CHECKPOINTS as FOLDER
 from train.config import UserError
 from train.distributed import is_lead, is_loss
 from train.files import is_remote
 from train.integrity import damage, seal
 
-FOLDER = "checkpoints"
 ASIDE = "damaged"
 
 

@@ -4,8 +4,11 @@ The docstring under a field is its `--help` text.
 """
 
 import dataclasses
-import math
-from typing import Literal
+import os
+import re
+from typing import Annotated, Literal
+
+from train.ranges import Range, violations
 
 
 class UserError(Exception):
@@ -14,6 +17,17 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """What a run cannot go on after, told in one line without a traceback (exit status 1)."""
+
+
+CHECKPOINTS = "checkpoints"  # folder in a workdir
+
+MOST_STEPS = 2**31 - 1  # steps are counted in int32
+MOST_IMAGES = 2**20  # at a time; whether so many fit into memory is known once their size is
+
+Side = Annotated[int, Range(1, 16384)]  # pixels
+Share = Annotated[float, Range(0, 1, open_low=True)]
+Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # below and above, float32 draws NaN or always the same
+Decay = Annotated[float, Range(0, 1 - 1e-6)]  # nearer to 1 it would be 1 in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +41,18 @@ class Data:
     """Where TFDS keeps its prepared datasets; default: TFDS's own directory."""
     eval_split: str | None = None
     """Split to evaluate on; default: the first of `val`, `validation`, `test` that exists."""
-    image_size: tuple[int, int] | None = None
-    """Height and width in pixels that the model sees; default: those of the data if all are equal."""
-    min_crop: float = 1.0
+    image_size: tuple[Side, Side] | None = None
+    """Height and width in pixels that the model sees, or one number for both; default: those of the data if all are
+    equal."""
+    min_crop: Share = 1.0
     """Smallest share of its area that a random training crop keeps (0.08 is usual on ImageNet); 1: no such crop."""
-    eval_crop: float = 1.0
+    eval_crop: Share = 1.0
     """Share of the shorter side that the centre crop keeps at evaluation (0.875 is usual on ImageNet)."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Annotated[float, Range(0, 1)], ...] | None = None
     """Channel means to subtract, of pixels in 0..1; default: measured on up to 1,000 training images."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Range(1e-6, 100)], ...] | None = None
     """Channel deviations to divide by, of pixels in 0..1; default: measured on the same images."""
-    workers: int = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Processes that decode images; 0: threads of this process."""
 
 
@@ -45,19 +60,19 @@ class Data:
 class Augment:
     """What the device does to training images inside the jitted step; the defaults do nothing."""
 
-    crop_padding: int = 0
+    crop_padding: Annotated[int, Range(0, 1024)] = 0
     """Pixels of black border before a random crop back to the image's own size; 0: off."""
     flip: bool = False
     """Mirror left to right with probability one half."""
-    randaugment_layers: int = 0
+    randaugment_layers: Annotated[int, Range(0, 32)] = 0
     """RandAugment operations per image; 0: off."""
-    randaugment_magnitude: float = 9.0
+    randaugment_magnitude: Annotated[float, Range(0, 10)] = 9.0
     """Strength of each RandAugment operation, 0 to 10."""
-    erasing: float = 0.0
+    erasing: Annotated[float, Range(0, 1)] = 0.0
     """Probability that a random rectangle of an image is erased."""
-    mixup: float = 0.0
+    mixup: Mix = 0.0
     """Mixup's Beta parameter; 0: off. With `cutmix` too, each batch draws one of the two."""
-    cutmix: float = 0.0
+    cutmix: Mix = 0.0
     """CutMix's Beta parameter; 0: off."""
 
 
@@ -67,27 +82,27 @@ class Optim:
 
     name: Literal["adamw", "sgd", "lamb", "lion"] = "adamw"
     """Optimizer; `sgd` has Nesterov momentum `beta1`."""
-    lr: float = 1e-3
+    lr: Annotated[float, Range(1e-12, 1000)] = 1e-3
     """Peak learning rate, as given: never rescaled by the batch size."""
     schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     """Shape after warm-up; `rsqrt` falls with the inverse square root of the step."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: Annotated[float, Range(0, 1_000_000_000)] = 1.0
     """Epochs over which the learning rate rises linearly from zero."""
-    final_lr: float = 0.0
+    final_lr: Annotated[float, Range(0, 1000)] = 0.0
     """Learning rate that `cosine` and `linear` end at."""
-    beta1: float = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment, or momentum."""
-    beta2: float = 0.999
+    beta2: Decay = 0.999
     """Decay of the second moment (Lion: of its momentum)."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.05
     """Decoupled weight decay of matrices and filters; norms, biases, tokens and positions are spared."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Range(1e-6, 1)] = 1.0
     """Factor by which the learning rate shrinks from each layer to the one before it; 1: off."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Range(1e-12, 1e12, or_zero=True)] = 1.0
     """Global gradient norm above which gradients are scaled down; 0: off."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, MOST_IMAGES)] = 1
     """Slices that a batch is processed in, one after the other, to save memory."""
-    ema: float = 0.0
+    ema: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     """Decay of the moving average of the parameters that evaluation then uses; 0: off."""
 
 
@@ -103,19 +118,19 @@ class Distill:
     (IMAGENET1K_V1), where `teacher` is a name; `--teacher-weights` for short."""
     args: tuple[str, ...] = ()
     """The teacher's arguments as KEY=VALUE, where `teacher` is a name."""
-    image_size: Literal["own"] | tuple[int, int] | None = None
-    """Height and width in pixels that the teacher sees, of the student's crop, or `own` for those that it was trained
-    with; default: as the student."""
-    views: int = 0
+    image_size: Literal["own"] | tuple[Side, Side] | None = None
+    """Height and width in pixels that the teacher sees, of the student's crop; one number for both; or `own` for those
+    that it was trained with; default: as the student."""
+    views: Annotated[int, Range(0, 1000)] = 0
     """Fixed views of each image (crop and augmentation), which epochs take turns with; 0: new ones in every epoch."""
     cache: bool = False
     """Compute the teacher's logits once for each view of each image, and read them from the workdir afterwards; needs
     `views`, or no augmentation at all; `--cache-teacher` for short."""
     hard: bool = False
     """Learn the teacher's most probable class instead of its distribution."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(1e-3, 1000)] = 1.0
     """Divides both logits before they are compared (soft distillation)."""
-    alpha: float = 0.5
+    alpha: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the distillation loss; the loss on labels gets the rest."""
     predict: Literal["class", "distill", "mean"] = "mean"
     """Head that evaluation and prediction use: the class head, the distillation head, or their mean."""
@@ -140,33 +155,33 @@ class Config:
     model starts from; the rest is new."""
     recipe: str | None = None
     """Named settings that the other options override; default: `digits` for that data, else none."""
-    epochs: float = 10.0
+    epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 10.0
     """Passes over the training images."""
-    steps: int | None = None
+    steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Optimizer steps, instead of `epochs`."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 128
     """Training images per optimizer step, over all devices."""
-    eval_batch_size: int = 256
+    eval_batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
     """Evaluation images per step, over all devices; changes the speed only."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy over classes, or over each class by itself."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     """Probability mass that targets give to all classes evenly."""
-    auxiliary_weight: float = 1.0
+    auxiliary_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
     """Weight of the loss that some models return beside their logits (vit_with_decorr)."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32, open_high=True)] = 0
     """Seed of initialisation, data order, augmentation and dropout."""
     workdir: str | None = None
     """Where the run is written, and continued from if it is there; default: runs/MODEL-DATA,
     with the objective in between where it is given."""
-    eval_epochs: float = 1.0
+    eval_epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 1.0
     """Epochs between evaluations, each followed by a checkpoint."""
-    save_steps: int = 0
+    save_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
     """Steps between further checkpoints, which bound what a killed run does again; 0: those of evaluations alone. One
     more is written on SIGTERM, before the run ends with status 143 (128 + SIGTERM), as if the signal had killed it."""
-    log_steps: int = 20
+    log_steps: Annotated[int, Range(1, MOST_STEPS)] = 20
     """Steps between training records in metrics.jsonl."""
-    keep: int = 3
+    keep: Annotated[int, Range(1, 1_000_000)] = 3
     """Latest checkpoints to keep, besides the best."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the parameters' working copy; master parameters are float32."""
@@ -182,9 +197,9 @@ class Config:
     coordinator: str | None = None
     """HOST:PORT where process 0 of several waits for the others, or `auto`: as TPU pods, Slurm and Open MPI tell;
     default: a single process, or with `tpu` what there is."""
-    processes: int | None = None
+    processes: Annotated[int, Range(1, 65536)] | None = None
     """How many processes a run has, where `coordinator` is an address; they share `workdir` and a batch."""
-    process: int | None = None
+    process: Annotated[int, Range(0, 65535)] | None = None
     """Which of them this is, from 0, where `coordinator` is an address."""
     compilation_cache: str | None = None
     """Folder that keeps compiled steps, so that a run which is started again does not compile; default: none."""
@@ -194,42 +209,86 @@ class Config:
     distill: Distill = dataclasses.field(default_factory=Distill)
 
 
-# Where and how a run is computed, but not what: these may change when it is continued.
-MAY_CHANGE = ("workdir", "save_steps", "keep", "mesh", "remat", "tpu")
+# Where and how a run is computed and logged, but not what: these may change when it is continued.
+MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
 
 
 def check(config: Config) -> None:
-    """Raises UserError for a number that makes no sense; what data, augmentation and optimizer read, they check."""
-    for option, value, right, expected in (
-        ("epochs", config.epochs, 0 < config.epochs < math.inf, "positive"),
-        ("steps", config.steps, config.steps is None or config.steps >= 1, "1 or more"),
-        ("label-smoothing", config.label_smoothing, 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
-        ("auxiliary-weight", config.auxiliary_weight, 0 <= config.auxiliary_weight < math.inf, "0 or more"),
-        ("seed", config.seed, 0 <= config.seed < 2**32, "at least 0 and below 2**32"),
-        ("eval-epochs", config.eval_epochs, 0 < config.eval_epochs < math.inf, "positive"),
-        ("log-steps", config.log_steps, config.log_steps >= 1, "1 or more"),
-        ("save-steps", config.save_steps, config.save_steps >= 0, "0 or more"),
-        ("keep", config.keep, config.keep >= 1, "1 or more"),
-        ("optim.accumulate", config.optim.accumulate, config.optim.accumulate >= 1, "1 or more"),
-        ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "at least 0 and below 1"),
-        (
-            "distill.image-size",
-            config.distill.image_size,
-            config.distill.image_size in (None, "own") or min(config.distill.image_size) >= 1,
-            "a height and a width of 1 or more, or own",
-        ),
-        ("distill.views", config.distill.views, config.distill.views >= 0, "0 or more"),
-        ("distill.temperature", config.distill.temperature, 0 < config.distill.temperature < math.inf, "positive"),
-        ("distill.alpha", config.distill.alpha, 0 <= config.distill.alpha <= 1, "0 to 1"),
-    ):
-        if not right:
-            raise UserError(f"--{option} is {value}; it must be {expected}")
+    """Raises UserError for a value out of its range, and for options that do not go together.
+
+    Needs neither data nor devices. `train.build.check_names` looks up what the config names.
+    """
+    check_values(config)
+    kind, _, rest = config.data.name.partition(":")
+    if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
+        raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
+    if config.data.dir is not None and kind != "tfds":
+        raise UserError(f"--data.dir is {config.data.dir!r}; it goes with --data=tfds:NAME only")
+    if config.distill.teacher is None:
+        for field in dataclasses.fields(Distill):
+            if field.name not in ("teacher", "views") and getattr(config.distill, field.name) != field.default:
+                option = field.name.replace("_", "-")
+                raise UserError(f"--distill.{option} is set without --distill.teacher")
+    _check_processes(config)
+
+
+def check_values(config, prefix: str = "") -> None:
+    """Raises UserError for the first field of a dataclass, or of one in it, whose value is out of its range."""
+    for name, value, expected in violations(config, prefix):
+        option = name.replace("_", "-")
+        raise UserError(f"--{option} is {shortened(value)}; it must be {expected}")
+
+
+def _check_processes(config: Config) -> None:
     addressed = config.coordinator not in (None, "auto")
     if (config.processes is not None, config.process is not None) != (addressed, addressed):
         raise UserError("--coordinator HOST:PORT, --processes and --process go together, or not at all")
-    if addressed and not 0 <= config.process < config.processes:
+    if not addressed:
+        return
+    address = re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):([0-9]{1,5})", config.coordinator)
+    if not address or not 1 <= int(address[2]) <= 65535:
+        given = shortened(config.coordinator)
+        raise UserError(f"--coordinator is {given}; it must be HOST:PORT with a port from 1 to 65535, or auto")
+    if config.process >= config.processes:
         raise UserError(f"--process is {config.process}; it must be 0 to {config.processes - 1}, as --processes says")
+
+
+def shortened(value, most: int = 100) -> str:
+    """`value` as a message shows it: what is long is cut. Text has no quotes unless it holds odd characters."""
+    try:
+        text = value if isinstance(value, str) and value.isprintable() and value.strip() else repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def absolute_path(path: str) -> str:
+    """`path` from the root, with `~` expanded; a URL, such as gs://BUCKET/FOLDER, as it is."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """`config` with the path of everything that it reads made absolute, so that it means the same in any folder.
+
+    What does not exist stays as it is: it may be the name of something published, and is refused otherwise.
+    """
+    found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
+    data, distill = config.data, config.distill
+    kind, _, folder = data.name.partition(":")
+    teacher = distill.teacher
+    if teacher and os.path.isdir(os.path.join(os.path.expanduser(teacher), CHECKPOINTS)):  # else it is a model's name
+        teacher = absolute_path(teacher)
+    return dataclasses.replace(
+        config,
+        init=found(config.init),
+        init_from=found(config.init_from),
+        compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),
+        data=dataclasses.replace(
+            data, name=f"folder:{found(folder)}" if kind == "folder" else data.name, dir=found(data.dir)
+        ),
+        distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
+    )
 
 
 def config_from_dict(kind: type, values: dict):

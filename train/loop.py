@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train import checkpoint
-from train.augment import check as check_augment
-from train.build import DataInfo, build_objective, load_weights, objective_name
+from train.build import DataInfo, build_objective, check_names, load_weights
 from train.config import Config, check
 from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.describe import describe
 from train.distributed import is_lead, together
+from train.memory import check_memory
 from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
 from train.preemption import Preempted, Preemption
 from train.program import build_program, init_inputs, prepare_training
@@ -36,8 +36,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     """
     preemption = preemption or Preemption()
     check(config)
-    check_augment(config.augment)
-    objective_name(config)  # raises UserError for one that goes ill with the rest
+    check_names(config)
     config = with_views(config)
     mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
@@ -51,6 +50,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
 
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
     program = build_program(config, info, mesh, objective, total, steps_per_epoch)
+    check_memory(config, info, program, mesh)
 
     # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
     weights = load_weights(objective.model, config.init, info, "--init") if config.init else None

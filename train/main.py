@@ -1,32 +1,40 @@
 """Train a model: `python -m train.main --model=t2t`. `--help` lists every option."""
 
-import argparse
 import dataclasses
 import logging
 import os
 import sys
 
 import absl.logging
-import jax
-import tyro
 
-from train import preemption
-from train.config import Config, Stopped, UserError, check
-from train.distributed import join, together
-from train.loop import fit
+from train.commandline import Group, last, read_options, split
+from train.config import Config, Stopped, UserError, check, with_absolute_paths
 from train.recipes import base_config
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status.
 
-    2: a user's mistake. 1: the run cannot go on (a loss that is no number, a full disk, ...). 143: preempted by
+    2: invalid user input. 1: the run cannot go on (a loss that is no number, a full disk, ...). 143: preempted by
     SIGTERM, 130: interrupted by Ctrl-C; the same command then continues.
     """
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        config = parse(argv)
+        config = parse(sys.argv[1:] if argv is None else argv)
         check(config)
+    except UserError as error:
+        return tell(2, f"error: {error}")
+    return run(config)
+
+
+def run(config: Config) -> int:
+    """Train as `config` says and return the exit status."""
+    import jax  # here, as it takes seconds, and --help and a misspelt option need none of it
+
+    from train import preemption
+    from train.distributed import join, together
+    from train.loop import fit
+
+    try:
         if config.compilation_cache:
             jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         join(config)
@@ -52,24 +60,24 @@ def tell(status: int, line: str) -> int:
 
 
 def parse(argv: list[str]) -> Config:
-    """The config that `argv` describes: a recipe's, under what is given."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    first.add_argument("--objective")
-    first.add_argument("--model")
-    first.add_argument("--data.name", "--data", dest="data")
-    chosen, _ = first.parse_known_args(argv)
-    model = chosen.model or ENCODERS.get(chosen.objective, Config.model)
-    base = base_config(chosen.recipe, model, chosen.data)
-    config = tyro.cli(Config, args=spell_out(argv), default=base, prog="python -m train.main", description=__doc__)
+    """The config that `argv` describes: a recipe's, under what is given. Raises UserError for what cannot be read."""
+    return parse_groups(split(argv, SHORT))
+
+
+def parse_groups(groups: list[Group]) -> Config:
+    """As `parse`, from the command line option by option."""
+    model = last(groups, "--model") or ENCODERS.get(last(groups, "--objective"), Config.model)
+    base = base_config(last(groups, "--recipe"), model, last(groups, "--data.name"))
+    config = read_options(Config, groups, "train", __doc__, base)
     # What the command line gives for a model argument stands over the recipe's; the rest of the recipe's stays.
     arguments = {pair.partition("=")[0]: pair for pair in (*base.model_args, *config.model_args)}
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         model_args=tuple(arguments.values()),
         dtype="bfloat16" if config.tpu else config.dtype,
         workdir=config.workdir or default_workdir(config),
     )
+    return with_absolute_paths(config)
 
 
 # What an objective trains where no --model is given, if that is not the default.
@@ -94,12 +102,6 @@ SHORT = {
 }
 
 
-def spell_out(argv: list[str]) -> list[str]:
-    """`--data X` is short for `--data.name X`, and so on."""
-    names = (arg.partition("=")[0] for arg in argv)
-    return [SHORT.get(name, name) + arg[len(name) :] for name, arg in zip(names, argv, strict=True)]
-
-
 def default_workdir(config: Config) -> str:
     """runs/MODEL-DATA or runs/MODEL-OBJECTIVE-DATA, with nothing in it that a file name should not have."""
     name = "-".join(filter(None, (config.model, config.objective, config.data.name)))
@@ -108,12 +110,14 @@ def default_workdir(config: Config) -> str:
 
 def require_tpu() -> None:
     """Raises UserError where JAX has found something else."""
+    import jax
+
     if jax.default_backend() != "tpu":
         raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, jax.devices()))}")
 
 
-def hush() -> None:
-    """Keep libraries from showing, in pages of tracebacks, the errors that end a run in a line of ours."""
+def silence_third_party_logging() -> None:
+    """Keep libraries from printing tracebacks of errors that end a run in one line of ours."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax, Grain
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax does not wait for all writes once one has failed
     show = sys.unraisablehook
@@ -121,5 +125,5 @@ def hush() -> None:
 
 
 if __name__ == "__main__":
-    hush()
+    silence_third_party_logging()
     sys.exit(main())

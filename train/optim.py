@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config import Optim, UserError
+from train.config import MOST_STEPS, Optim, UserError, check_values
 
 
 def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
     """Step (0-based) to learning rate: a linear rise from zero to `lr`, then the shape that the config names.
 
     `cosine` and `linear` reach `final_lr` after `total_steps`. A run shorter than its warm-up ends on the
-    rise.
+    rise. Raises UserError for a value out of its range, and for more steps than can be counted.
     """
-    check(config)
+    check_values(config, "optim.")
     warmup = round(config.warmup_epochs * steps_per_epoch)
+    for what, steps in (("the run has", total_steps), ("--optim.warmup-epochs makes", warmup)):
+        if steps > MOST_STEPS:
+            raise UserError(f"{what} {steps:,} steps, {steps_per_epoch:g} an epoch; it must be at most {MOST_STEPS:,}")
     rest = max(total_steps - warmup, 1)
     shapes = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr / config.lr),
@@ -37,7 +40,7 @@ def make_optimizer(config: Optim, schedule: optax.Schedule, params) -> optax.Gra
     `params` gives the paths only and may be abstract. Decay is decoupled for all four: it passes through no
     moment and is scaled by the learning rate (SGD: Loshchilov and Hutter 2017, arXiv:1711.05101).
     """
-    check(config)
+    check_values(config, "optim.")
     matrices = decay_mask(params)
     parts = {
         "adamw": [optax.scale_by_adam(config.beta1, config.beta2)],
@@ -56,23 +59,6 @@ def make_optimizer(config: Optim, schedule: optax.Schedule, params) -> optax.Gra
         scales = layer_scales(params, config.layer_decay)
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales)))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-
-
-def check(config: Optim):
-    """Raises UserError for a value that makes no sense."""
-    for name, right, expected in (
-        ("lr", 0 < config.lr < math.inf, "positive"),
-        ("warmup_epochs", 0 <= config.warmup_epochs < math.inf, "0 or more"),
-        ("final_lr", 0 <= config.final_lr < math.inf, "0 or more"),
-        ("beta1", 0 <= config.beta1 < 1, "at least 0 and below 1"),
-        ("beta2", 0 <= config.beta2 < 1, "at least 0 and below 1"),
-        ("weight_decay", 0 <= config.weight_decay < math.inf, "0 or more"),
-        ("layer_decay", 0 < config.layer_decay <= 1, "above 0 and at most 1"),
-        ("clip_norm", 0 <= config.clip_norm < math.inf, "0 or more"),
-    ):
-        if not right:
-            option = name.replace("_", "-")
-            raise UserError(f"--optim.{option} is {getattr(config, name)}; it must be {expected}")
 
 
 def decay_mask(params):

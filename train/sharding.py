@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from train.config import UserError
+from train.config import UserError, shortened
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -45,8 +45,9 @@ def make_mesh(shape: str | None = None, devices: Sequence[jax.Device] | None = N
     sizes = {}
     for part in filter(None, (shape or "").split(",")):
         axis, _, size = part.partition("=")
-        if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
-            raise UserError(f"--mesh {shape}: expected sizes of {', '.join(AXES)}, each once, as in data=4,fsdp=2")
+        if axis not in AXES or axis in sizes or not re.fullmatch("[1-9][0-9]{0,6}", size):
+            sizes = f"sizes of {', '.join(AXES)}, each once, as in data=4,fsdp=2"
+            raise UserError(f"--mesh {shortened(shape)}: expected {sizes}")
         sizes[axis] = int(size)
     rest = math.prod(size for axis, size in sizes.items() if axis != "data")
     sizes = {axis: sizes.get(axis, max(1, len(devices) // rest) if axis == "data" else 1) for axis in AXES}

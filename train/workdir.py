@@ -12,7 +12,7 @@ from etils import epath
 
 from train.build import DataInfo, read_run_file
 from train.checkpoint import last_good, set_damaged_aside
-from train.config import MAY_CHANGE, Config, Stopped, UserError
+from train.config import MAY_CHANGE, Config, Stopped, UserError, with_absolute_paths
 from train.distributed import is_lead, on_lead
 from train.files import write_atomically
 from train.lock import Lock
@@ -75,11 +75,12 @@ def claim_workdir(config: Config, info: DataInfo) -> epath.Path:
 
     there_config, there_info = read_run_file(workdir)
     there = {"config": dataclasses.asdict(there_config), "dataset": there_info._asdict()}
+    same = _flatten({"config": dataclasses.asdict(with_absolute_paths(there_config)), "dataset": there_info._asdict()})
     differences = [
         f"{name} is {old[name]!r} there and {new[name]!r} here"
         for old, new in ((_flatten(there), _flatten(mine)),)
         for name in new
-        if old[name] != new[name] and name not in MAY_CHANGE
+        if new[name] not in (old[name], same[name]) and name not in MAY_CHANGE
     ]
     if differences:
         raise UserError(

@@ -172,6 +172,8 @@ def check_keywords(name: str, model_class: type, kwargs: dict[str, Any], kind: s
 
 def unknown(what: str, given: str, known: list[str]) -> str:
     """The message for a name that is not `known`, with the nearest that are."""
-    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    spelt = {name.lower(): name for name in known}
+    near = [spelt[match] for match in difflib.get_close_matches(given.lower()[:100], spelt, n=3, cutoff=0.5)]
+    given = given if len(given) <= 100 else f"{given[:100]}..."
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known) or '(none)'}"
     return f"unknown {what}: {given!r}; {hint}"

@@ -1,0 +1,78 @@
+"""Arguments of models and objectives as KEY=VALUE: read as Python literals, within limits.
+
+A model is built before anything can tell how much memory it takes, so what would build for minutes, or overflow, is
+refused by the numbers themselves.
+"""
+
+import ast
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from train.config import UserError, shortened
+
+LONGEST = 1000  # characters of a value
+DEEPEST = 8  # tuples and dicts in one another
+LARGEST = 2**20  # sizes and numbers of units
+
+# What is built one by one, and compiled for minutes if there are many.
+REPEATED = re.compile(r"(^|_)(depths?|layers|loops?|looped_blocks|block_repeats|stages|branches|orders|views)$")
+MOST_REPEATED = 500
+
+
+def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE strings as a dict; values are Python literals, or else strings.
+
+    Raises UserError for other forms, and for values beyond the limits of this file.
+    """
+    arguments = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"{option} {shortened(pair)!r}: expected KEY=VALUE, as in depth=6")
+        if len(value) > LONGEST:
+            raise UserError(f"{option} {key}: its value has {len(value):,} characters; at most {LONGEST:,} are read")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+        except (MemoryError, RecursionError, TypeError) as error:
+            raise UserError(f"{option} {shortened(pair)!r}: its value is no Python literal ({error})") from error
+        if problem := _problem(key, arguments[key]):
+            raise UserError(f"{option} {shortened(pair)!r}: {problem}")
+    return arguments
+
+
+def _problem(key: str, value: Any) -> str | None:
+    """Why `value` is beyond reason, or None."""
+    try:
+        leaves = list(_leaves(value))
+    except RecursionError:
+        return f"its value is nested more than {DEEPEST} deep"
+    numbers = [leaf for leaf in leaves if isinstance(leaf, int | float) and not isinstance(leaf, bool)]
+    if any(isinstance(leaf, complex) for leaf in leaves) or not all(map(_is_finite, numbers)):
+        return "expected finite numbers"
+    whole = [number for number in numbers if isinstance(number, int)]
+    if any(abs(number) > LARGEST for number in whole):
+        return f"whole numbers are at most {LARGEST:,}"
+    if REPEATED.search(key) and sum(map(abs, whole)) > MOST_REPEATED:
+        return f"so many are not built; at most {MOST_REPEATED} are"
+    return None
+
+
+def _is_finite(number: int | float) -> bool:
+    return isinstance(number, int) or math.isfinite(number)
+
+
+def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
+    """Everything in a value of tuples, lists, sets and dicts. Raises RecursionError beyond DEEPEST levels."""
+    if depth > DEEPEST:
+        raise RecursionError
+    if isinstance(value, dict):
+        value = (*value, *value.values())
+    if isinstance(value, tuple | list | set):
+        for part in value:
+            yield from _leaves(part, depth + 1)
+    else:
+        yield value

@@ -1,0 +1,29 @@
+"""The installed command: `vit-jax train --model=t2t` is `python -m train.main --model=t2t`, and so for the others.
+
+It also runs in a folder that holds a `train.py` or `train/` of its own, which `python -m train.main` would run instead.
+"""
+
+import importlib
+import sys
+
+from train.commandline import MODULES
+from train.main import silence_third_party_logging
+
+USAGE = f"usage: vit-jax {{{','.join(MODULES)}}} ...; vit-jax COMMAND --help lists the options of a command"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that `argv` begins with, and return its exit status: 2 for one that does not exist."""
+    command, *others = (sys.argv[1:] if argv is None else argv) or [""]
+    if command in ("--help", "-h"):
+        print(USAGE)
+        return 0
+    if command not in MODULES:
+        print(f"error: unknown command {command!r}; {USAGE}" if command else USAGE, file=sys.stderr)
+        return 2
+    silence_third_party_logging()
+    return importlib.import_module(f"train.{MODULES[command]}").main(others)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""How every command reads its options: from a dataclass, by tyro, with each mistake as one line.
+
+Nothing that takes long to import is imported here: `--help` and a misspelt option are answered at once.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import tyro
+
+from train.config import Side, UserError, check_values, shortened
+from train.ranges import expected, hints, inner_types
+
+T = TypeVar("T")
+
+
+class Group(NamedTuple):
+    """An option as it was given, "" for what precedes the first, and the values behind it."""
+
+    option: str
+    values: tuple[str, ...]
+
+
+def prog(command: str) -> str:
+    """How `command` was started, for its usage line."""
+    return f"vit-jax {command}" if Path(sys.argv[0]).stem == "vit-jax" else f"python -m train.{MODULES[command]}"
+
+
+MODULES = {"train": "main", "predict": "predict", "probe": "probe", "convert": "convert", "plan": "plan"}
+
+
+def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:
+    """The dataclass `kind` from what the command line gives, over `default`; `--help` prints and exits.
+
+    Raises UserError for an option that `kind` does not have, for a value that cannot be read, and for one out of its
+    range.
+    """
+    known = options(kind)
+    for group in groups:
+        if group.option not in known and group.option not in HELP:
+            raise UserError(_unknown(group, known))
+        if known.get(group.option) is bool and group.values:
+            raise UserError(f"{group.option} takes no value; it was given {shortened(group.values[0])}")
+    arguments = [token for group in _joined(groups, known) for token in _tokens(group)]
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            given = {} if default is None else {"default": default}
+            config = tyro.cli(kind, args=arguments, prog=prog(command), description=description, **given)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise UserError(_complaint(written.getvalue(), groups, known)) from None
+    check_values(config)
+    return config
+
+
+HELP = ("--help", "-h", "--tyro-print-completion", "--tyro-write-completion")
+
+
+def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
+    """`argv` option by option; `short` names stand for others, `_` in names for `-`."""
+    groups: list[Group] = []
+    for token in argv:
+        if token.startswith("--") or token == "-h":
+            name, equals, value = token.partition("=")
+            name = name.replace("_", "-")
+            groups.append(Group((short or {}).get(name, name), (value,) if equals else ()))
+        elif groups:
+            groups[-1] = Group(groups[-1].option, (*groups[-1].values, token))
+        else:
+            groups.append(Group("", (token,)))
+    return groups
+
+
+def last(groups: list[Group], option: str) -> str | None:
+    """The value of `option`, which counts where it was given last; None where it was not, or without a value."""
+    return next((group.values[0] for group in reversed(groups) if group.option == option and group.values), None)
+
+
+def options(kind: type, prefix: str = "--") -> dict[str, Any]:
+    """The options that a dataclass makes, and the annotation of each."""
+    found = {}
+    for field, hint in hints(kind).items():
+        name = prefix + field.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= options(hint, f"{name}.")
+            continue
+        found[name] = hint
+        if hint is bool:
+            found[f"{prefix}no-{field.replace('_', '-')}"] = hint
+    return found
+
+
+def _joined(groups: list[Group], known: dict[str, Any]) -> list[Group]:
+    """Repeated lists of texts, such as --model-args, as one list; one number where a size takes two as both."""
+    joined: dict[str, Group] = {}
+    result = []
+    for group in groups:
+        types = inner_types(known.get(group.option))
+        if tuple[Side, Side] in types and len(group.values) == 1 and group.values[0].isdecimal():
+            group = Group(group.option, group.values * 2)
+        if tuple[str, ...] in types and group.option in joined:
+            index = result.index(joined[group.option])
+            group = Group(group.option, (*joined[group.option].values, *group.values))
+            result[index] = joined[group.option] = group
+            continue
+        joined[group.option] = group
+        result.append(group)
+    return result
+
+
+def _tokens(group: Group) -> list[str]:
+    """What tyro reads: a value is attached to its option if it could be taken for one."""
+    option, values = group
+    if not option:
+        return list(values)
+    if len(values) == 1 and (values[0].startswith("-") or not values[0]):
+        return [f"{option}={values[0]}"]
+    return [option, *values]
+
+
+def _unknown(group: Group, known: dict[str, Any]) -> str:
+    """The message for an option that does not exist, with those that may be meant."""
+    if not group.option:
+        return f"unexpected argument {shortened(group.values[0])}: options start with --"
+    name = group.option.removeprefix("--").lower()
+    near = [option for option in known if option.rpartition(".")[2].removeprefix("--") == name]
+    if not near:
+        ends = {option.rpartition(".")[2].removeprefix("--"): option for option in known}
+        spelt = {option.removeprefix("--"): option for option in known}
+        close = difflib.get_close_matches(name[:100], [*spelt, *ends], n=3, cutoff=0.7)
+        near = list(dict.fromkeys(spelt.get(match) or ends[match] for match in close))
+    hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all options"
+    return f"unknown option {shortened(group.option)}; {hint}"
+
+
+def _complaint(text: str, groups: list[Group], known: dict[str, Any]) -> str:
+    """The message for a value that tyro could not read, out of the box that it has printed."""
+    named = [option for option in re.findall(r"--[\w.-]+", text) if option in known]
+    for option in named:
+        for group in reversed(groups):
+            if group.option == option and not group.values:
+                return f"{option} needs a value: {expected(known[option])}"
+            if group.option == option:
+                return f"{option} is {shortened(' '.join(group.values))}; it must be {expected(known[option])}"
+    if named:
+        return f"{named[0]} is missing; it must be {expected(known[named[0]])}"
+    return shortened(" ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split()), 300)

@@ -1,0 +1,240 @@
+"""What the compiler says of a train step, for machines that are not here; `train.plan` is the command."""
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from train.build import DataInfo, build_objective, check_names, make_network, model_name, parse_arguments
+from train.config import Config, Side, UserError, check, shortened
+from train.hlo import collectives, cycles
+from train.memory import in_words, local_bytes
+from train.program import Program, build_program
+from train.ranges import accepts, expected
+from train.sharding import check_batch, make_mesh
+
+
+class Chip(NamedTuple):
+    """What its maker says of a chip: memory and bandwidth in bytes (a second), bfloat16 operations a second.
+
+    Source: the system architecture pages of Google's Cloud TPU documentation.
+    """
+
+    memory: int | float
+    bandwidth: int | float
+    flops: int | float
+
+
+CHIPS = {
+    "v4": Chip(32 * 2**30, 1228e9, 275e12),
+    "v5e": Chip(16 * 2**30, 819e9, 197e12),
+    "v5p": Chip(95 * 2**30, 2765e9, 459e12),
+    "v6e": Chip(32 * 2**30, 1640e9, 918e12),
+}
+
+
+class Plan(NamedTuple):
+    """What the compiler says of a step. All numbers are of one chip but `parameters` and `flops_per_image`."""
+
+    parameters: int
+    flops_per_image: float
+    state_bytes: int
+    memory_bytes: int
+    least_moved_bytes: int  # state and batch once in, results once out, what is kept between once each way
+    accessed_bytes: float  # by all operations, on the chip or off it
+    collectives: dict[str, tuple[int, int]]  # kind: (number, bytes that come out)
+    cycles: int  # 0 if the compiler tells none
+    seconds: float
+
+
+STEPS = 1000  # of the run; no number depends on it
+
+
+class TooLarge(Exception):
+    """The compiler found no room for a step."""
+
+
+def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
+    """Compile the train step of `config` for `mesh`. Raises UserError for what cannot be run, TooLarge for memory."""
+    check(config)
+    check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
+    objective = build_objective(config, info)
+    program = build_program(config, info, mesh, objective, STEPS, float(STEPS))
+    since = time.perf_counter()
+    try:
+        compiled = lowered(program).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise TooLarge(
+                next(iter(re.findall(r"Used \S+ of \S+ hbm[^.]*\.\S+", str(error))), "too little")
+            ) from error
+        raise
+    seconds = time.perf_counter() - since
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    passed, kept = memory.argument_size_in_bytes + memory.output_size_in_bytes, memory.temp_size_in_bytes
+    return Plan(
+        parameters=sum(x.size for x in jax.tree.leaves(program.state.params)),
+        flops_per_image=flops_per_image(config, info),
+        state_bytes=local_bytes(program.state),
+        memory_bytes=passed - memory.alias_size_in_bytes + kept + memory.generated_code_size_in_bytes,
+        least_moved_bytes=passed + 2 * kept,
+        accessed_bytes=compiled.cost_analysis().get("bytes accessed", 0.0),
+        collectives=collectives(text),
+        cycles=cycles(text),
+        seconds=seconds,
+    )
+
+
+def flops_per_image(config: Config, info: DataInfo) -> float:
+    """Operations of a train step, an image's share.
+
+    Counted without loops, whose operations count once however often they run, and without repetitions; before the
+    compiler, and so the same for any device.
+    """
+    config = dataclasses.replace(config, scan_blocks=False, remat="none", mesh=None)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    program = build_program(config, info, mesh, build_objective(config, info), STEPS, float(STEPS))
+    return lowered(program).cost_analysis()["flops"] / config.batch_size
+
+
+def lowered(program: Program) -> jax.stages.Lowered:
+    """The train step, traced but not compiled."""
+    return program.train_step.lower(program.state, program.batch, {})
+
+
+def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[str]:
+    """Lines of "name  value" for the user."""
+    images = config.batch_size / mesh.size
+    lines = [
+        ("parameters", f"{found.parameters:,}"),
+        (
+            "FLOPs",
+            f"{found.flops_per_image / 1e9:,.2f} G per image, forward and backward, without what --remat repeats",
+        ),
+        ("state", f"{in_words(found.state_bytes)} per chip: parameters, their averages, the optimizer's"),
+        ("memory", f"{in_words(found.memory_bytes)} per chip" + (_against(found.memory_bytes, chip) if chip else "")),
+        ("moved", f"at least {in_words(found.least_moved_bytes)} per chip and step, to and from its memory"),
+        ("accessed", f"{in_words(found.accessed_bytes)}, on the chip or off it; what is in a loop counts once"),
+    ]
+    for kind, (number, size) in found.collectives.items():
+        lines.append((kind, f"{number}, {in_words(size)}"))
+    if not found.collectives:
+        lines.append(("collectives", "none"))
+    if chip:
+        work, traffic = found.flops_per_image * images / chip.flops, found.least_moved_bytes / chip.bandwidth
+        bound = "arithmetic" if work > traffic else "bandwidth"
+        lines.append(
+            (
+                "step time",
+                f"at least {max(work, traffic) * 1e3:.2f} ms, by {bound}: {work * 1e3:.2f} ms of arithmetic, "
+                f"{traffic * 1e3:.2f} ms of traffic, exchanges not counted",
+            )
+        )
+    if found.cycles:
+        lines.append(("cycles", f"{found.cycles / 1e6:,.1f} M per step, all operations together, the compiler expects"))
+    lines.append(("compiled", f"in {found.seconds:.1f} s"))
+    return [f"{name:<19} {value}" for name, value in lines]
+
+
+def _against(count: int | float, chip: Chip) -> str:
+    verdict = "fits" if count <= chip.memory else f"too much by {in_words(count - chip.memory)}"
+    return f" of {in_words(chip.memory)}: {verdict}"
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, to within an eighth of it; 0 if one does not."""
+    number = 1
+    while fits(number):
+        number *= 2
+    low, high = number // 2, number
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
+    """The devices of a topology, and what is known of such a chip. Raises UserError for one that there is not."""
+    generation, _, shape = name.partition(":")
+    if generation == "cpu" and re.fullmatch("[1-9][0-9]{0,3}", shape):
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", int(shape))
+        return jax.devices(), None
+    if generation not in CHIPS:
+        raise UserError(
+            f"--topology {shortened(name)}: expected cpu:N, or {', '.join(CHIPS)} with a shape, as in v5e:2x4"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud host what it runs on
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs on a TPU
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices), CHIPS[generation]
+    except Exception as error:  # libtpu is not installed, or knows no such shape; each version has its own words
+        raise UserError(f"--topology {shortened(name)} cannot be compiled for: {str(error).splitlines()[0]}") from error
+
+
+def data_like(config: Config, classes: int) -> DataInfo:
+    """What is known of data that is not here: images as --data.image-size says, else as the preset.
+
+    Raises UserError where the model cannot be built.
+    """
+    arguments = parse_arguments("--model-args", config.model_args)
+    try:
+        network = make_network(config.model, **arguments, num_classes=classes)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--model {model_name(config.model)}: {error}") from error
+    size = config.data.image_size or getattr(network, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    for side in (height, width):
+        if not accepts(Side, side):
+            raise UserError(f"--model-args image_size={shortened(size)}: a side must be {expected(Side)}")
+    return DataInfo(tuple(map(str, range(classes))), (height, width, 3), (0.5,) * 3, (0.25,) * 3)
+
+
+def show_plan(config: Config, topology: str, classes: int, *, largest_batch: bool) -> None:
+    """Print the plan of a run on `topology`, or the largest batch that fits there."""
+    check(config)
+    check_names(config)
+    devices, chip = open_topology(topology)
+    mesh = make_mesh(config.mesh, devices)
+    info = data_like(config, classes)
+    height, width, _ = info.image_shape
+    print(f"{'model':<19} {' '.join((model_name(config.model), *config.model_args))}, {height}x{width} pixels")
+    print(f"{'devices':<19} {mesh.size} x {devices[0].device_kind}, mesh {dict(mesh.shape)}, {config.dtype}")
+    if largest_batch:
+        sweep(config, info, mesh, chip)
+        return
+    print(f"{'batch':<19} {config.batch_size} images; compiling ...", flush=True)
+    try:
+        print("\n".join(report(plan(config, info, mesh), config, mesh, chip)))
+    except TooLarge as error:
+        print(f"{'memory':<19} does not fit: {error}")
+
+
+def sweep(config: Config, info: DataInfo, mesh: Mesh, chip: Chip | None) -> None:
+    """Print how much memory batches need, until the largest that fits is found."""
+    if chip is None:
+        raise UserError("--sweep needs a topology of chips whose memory is known, such as v5e:2x4")
+    least = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulate
+
+    def fits(share: int) -> bool:
+        batch = dataclasses.replace(config, batch_size=share * least)
+        try:
+            found = plan(batch, info, mesh)
+        except TooLarge as error:
+            print(f"{share * least:>8} images  does not fit: {error}", flush=True)
+            return False
+        verdict = found.memory_bytes <= chip.memory
+        print(
+            f"{share * least:>8} images  {in_words(found.memory_bytes)}, compiled in {found.seconds:.0f} s", flush=True
+        )
+        return verdict
+
+    most = largest(fits) * least
+    print(f"{'largest batch':<19} {most} images, {most // mesh.size} per chip" if most else "not even the least fits")

@@ -1,0 +1,74 @@
+"""How well an encoder's features tell classes apart; `train.probe` is the command."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import rich.progress
+from jaxtyping import Array, Float, Int
+
+from train.augment import normalize
+from train.build import DataInfo, load_run
+from train.config import Data, UserError
+from train.data import Dataset, eval_batches, load_dataset
+from train.probe import Options
+from train.trunk import Trunk, trunk_of
+from vit_jax.objectives.features import pooled
+
+Split = tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, "_"]]
+
+
+def probe(options: Options) -> dict[str, float]:
+    """Accuracies "knn" and "linear". Raises UserError for a run or data that do not serve."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    run = load_run(options.workdir)
+    data = data_of(run.config.data, options.data, run.info)
+    dataset = load_dataset(data)
+    if dataset.image_shape != run.info.image_shape:
+        raise UserError(f"--data has images of {dataset.image_shape}: the encoder learned {run.info.image_shape}")
+    if not 1 <= options.neighbours <= len(dataset.train):
+        raise UserError(f"--neighbours is {options.neighbours}; expected 1 to {len(dataset.train)}, all images")
+    trunk = trunk_of(run)
+    if options.untrained:
+        variables = jax.jit(trunk.module.init)(jax.random.key(options.seed), run.info.images)
+        trunk = trunk._replace(variables=variables)
+
+    train, evaluation = splits(trunk, dataset, data, options.batch_size)
+    knn = KNeighborsClassifier(options.neighbours, metric="cosine", weights="distance")
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return {name: float(method.fit(*train).score(*evaluation)) for name, method in dict(knn=knn, linear=linear).items()}
+
+
+def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
+    """The run's `data`, or that called `name`, as the encoder learned to see images."""
+    seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std)
+    if name is None:
+        return dataclasses.replace(data, **seen)
+    return Data(name=name, eval_crop=data.eval_crop, dir=data.dir, **seen)
+
+
+def splits(trunk: Trunk, dataset: Dataset, data: Data, batch_size: int) -> tuple[Split, Split]:
+    """Features and labels of the training images and of the evaluation images, neither of them augmented."""
+
+    @jax.jit
+    def features(pixels: Array) -> Float[Array, "b d"]:
+        outputs = trunk.module.apply(trunk.variables, normalize(pixels, dataset.mean, dataset.std))
+        return pooled(trunk.module, outputs).astype(np.float32)
+
+    def batches(source: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        whole = dataclasses.replace(dataset, eval=getattr(dataset, source))
+        steps = -(-len(whole.eval) // batch_size)
+        every = eval_batches(whole, data, batch_size)
+        title, silent = f"features, {source}", not sys.stdout.isatty()
+        for batch in rich.progress.track(every, total=steps, description=title, disable=silent):
+            real = batch["mask"] > 0
+            yield np.asarray(features(batch["image"]))[real], batch["label"][real]
+
+    both = [[np.concatenate(parts) for parts in zip(*batches(source), strict=True)] for source in ("train", "eval")]
+    return tuple(both[0]), tuple(both[1])

@@ -1,0 +1,111 @@
+"""Which values a field may have, declared in its annotation, and checked for options and for files alike.
+
+`steps: Annotated[int, Range(1, 10)] | None` takes None and whole numbers from 1 to 10. A `float` without a range must
+be finite, and a `str` must not be empty.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`.
+
+    Without `low` or `high` itself if it is `open_low` or `open_high`, and with 0, which often means off, if `or_zero`.
+    """
+
+    low: int | float
+    high: int | float
+    open_low: bool = False
+    open_high: bool = False
+    or_zero: bool = False
+
+    def __contains__(self, number: int | float) -> bool:
+        above = self.low < number if self.open_low else self.low <= number
+        below = number < self.high if self.open_high else number <= self.high
+        return (above and below) or (self.or_zero and number == 0)
+
+    def __str__(self) -> str:
+        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (self.low, self.high))
+        if not self.open_low and not self.open_high:
+            return f"{'0 or ' if self.or_zero else ''}from {low} to {high}"
+        return f"{'above' if self.open_low else 'at least'} {low} and {'below' if self.open_high else 'at most'} {high}"
+
+
+ANY = Range(-math.inf, math.inf, open_low=True, open_high=True)  # NaN and the infinities are in no range
+
+
+def hints(kind: type) -> dict[str, Any]:
+    """The annotation of each field of a dataclass, with its range."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def inner_types(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type that `hint` is."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def accepts(hint: Any, value: Any) -> bool:
+    """Whether a field annotated as `hint` may have `value`.
+
+    Takes None, bool, int, float, str, Path, Literal, tuples, unions, and int or float Annotated with a Range.
+    """
+    kind, limits = _limits(hint)
+    if kind in (int, float):
+        numbers = (int,) if kind is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and value in limits
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(accepts(part, value) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(each) == len(value) and all(map(accepts, each, value))
+    if kind in (None, types.NoneType):
+        return value is None
+    return isinstance(value, kind) and not (kind is str and (not value or "\0" in value))
+
+
+def expected(hint: Any) -> str:
+    """What `hint` accepts, in words that follow "it must be"."""
+    kind, limits = _limits(hint)
+    if kind in (int, float):
+        number = "a whole number" if kind is int else "a number"
+        return number if limits is ANY else f"{number} {limits}"
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(expected(part) for part in parts if part is not types.NoneType)
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    if origin is tuple and parts[-1] is Ellipsis:
+        return f"one or more values, each {expected(parts[0])}"
+    if origin is tuple:
+        return f"{len(parts)} values, each {expected(parts[0])}"
+    return {str: "text that is not empty", bool: "true or false", Path: "a path"}.get(kind, str(kind))
+
+
+def violations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(name, value, what was expected) of each field of a dataclass, and of those in it, that has no right value."""
+    for name, hint in hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from violations(value, f"{prefix}{name}.")
+        elif not accepts(hint, value):
+            yield f"{prefix}{name}", value, expected(hint)
+
+
+def _limits(hint: Any) -> tuple[Any, Range]:
+    """A hint without its annotation, and the range in it."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, ANY
+    kind, *annotations = typing.get_args(hint)
+    return kind, next((a for a in annotations if isinstance(a, Range)), ANY)
