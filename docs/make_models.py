@@ -13,6 +13,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -39,9 +40,18 @@ def main() -> None:
     models = [model_row(name, headers[name], ratios["models"].get(name)) for name in headers]
     presets = [f"{name}/{preset}" for name in headers for preset in list_presets(name)]
     sizes = [preset_row(preset) for preset in rich.progress.track(presets, "Measuring")]
-    page = MODELS_PAGE.format(models="\n".join(models), machine=ratios["machine"], presets="\n".join(sizes))
+    page = MODELS_PAGE.format(
+        upstream=upstream(), models="\n".join(models), machine=ratios["machine"], presets="\n".join(sizes)
+    )
     (ROOT / "docs/models.md").write_text(page)
     (ROOT / "docs/deviations.md").write_text(DEVIATIONS_PAGE + "\n".join(deviations(headers)))
+
+
+def upstream() -> str:
+    """The release of vit-pytorch that pyproject.toml pins, as "vit-pytorch 1.2.3"."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (pin,) = (line for line in extras["test"] if line.startswith("vit-pytorch=="))
+    return pin.replace("==", " ")
 
 
 def write_compiled() -> None:
@@ -122,7 +132,7 @@ def deviations(headers: dict[str, dict[str, str]]) -> list[str]:
 
 MODELS_PAGE = """# Models
 
-Written by `python docs/make_models.py`; do not edit. Every model computes what its twin in vit-pytorch 1.26.11
+Written by `python docs/make_models.py`; do not edit. Every model computes what its twin in {upstream}
 computes, values and gradients; what it does otherwise stands in [deviations.md](deviations.md).
 
 The last two columns are the speed of ours over upstream's in eager PyTorch, forward and train step, of the `tiny`
