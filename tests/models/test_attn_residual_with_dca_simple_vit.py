@@ -1,4 +1,4 @@
-"""Which numbers of its own the model refuses."""
+"""Arguments that only this model has, and the values it refuses."""
 
 import pytest
 
@@ -9,6 +9,9 @@ from tests.cases.case import build
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        (dict(head_groups=0), "head_groups=0: expected at least 1"),
+        (dict(head_groups=2), "head_groups=2: expected a divisor of heads=3"),
+        (dict(heads=2, head_groups=4), "head_groups=4: expected a divisor of heads=2"),
         (dict(ffn_heads=0), "ffn_heads=0: expected at least 1"),
         (dict(ffn_heads=3), "mlp_dim=40: expected a multiple of ffn_heads=3"),
     ],

@@ -1,10 +1,11 @@
-"""SimpleViT with attention residuals of three ways: queries, keys and values each mix all earlier outputs in their own.
+"""SimpleViT with attention residuals: queries, keys and values each have their own mix of all earlier outputs.
 
-Source: Kimi Team 2026, arXiv:2603.15031; Heddes et al. 2025 (DeepCrossAttention), arXiv:2502.06785.
+Source: Kimi Team 2026, arXiv:2603.15031; Luo et al. 2026 (Multi-Head Attention Residuals), arXiv:2607.27230; Heddes et
+al. 2025 (DeepCrossAttention), arXiv:2502.06785.
 Upstream: vit_pytorch/attn_residual_with_dca_simple_vit.py.
-Differs from upstream: `per_head` works with one head, too; `num_classes=0` gives tokens.
-Differs from the paper: depth is mixed by the first paper's softmax, for three streams as in the second; the mix for
-values is the residual; heads may have mixes of their own, in attention and feed-forward; attention is gated.
+Differs from upstream: `num_classes=0` gives tokens.
+Differs from the paper: the first paper's softmax mixes depth, for three streams as in the third; the mix of the values
+is also the residual; feed-forward heads may have their own mixes; attention is gated.
 Axes: b batch, n tokens, d dim, h heads, i query, j key, l outputs so far, s streams, g groups of heads, f features.
 """
 
@@ -66,7 +67,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with inputs of its own for queries, keys and values, in one group or one for each head."""
+    """Attention whose queries, keys and values have separate inputs, each one per group of heads."""
 
     heads: int
     dim_head: int
@@ -107,19 +108,21 @@ class Transformer(Blocks):
 class DCASimpleViT(simple_vit.SimpleViT):
     """SimpleViT whose blocks read mixes of all outputs before them; the first two are the patches and a feed-forward.
 
-    `per_head` and `ffn_heads` give each head of attention, and each of so many parts of the hidden layer, a mix of its
-    own; `gate` scales each head's output; `temperature` is that of the positions.
-    Raises ValueError when `ffn_heads` does not divide `mlp_dim`.
+    Attention has one mix of depth for each of `head_groups` groups of heads (1: shared by all, `heads`: one per head),
+    the feed-forward one for each of `ffn_heads` parts of its hidden layer. `gate` scales each head's output;
+    `temperature` is that of the positions.
+    Raises ValueError when `head_groups` does not divide `heads`, or `ffn_heads` does not divide `mlp_dim`.
     """
 
-    per_head: bool = False
+    head_groups: int = 1
     ffn_heads: int = 1
     gate: bool = True
     eps: float = 1e-6
     temperature: int | float = 10000
 
     def __post_init__(self):
-        at_least(self, ffn_heads=1)
+        at_least(self, head_groups=1, ffn_heads=1)
+        expect(self, "head_groups", self.heads % self.head_groups == 0, f"a divisor of heads={self.heads}")
         expect(self, "mlp_dim", self.mlp_dim % self.ffn_heads == 0, f"a multiple of ffn_heads={self.ffn_heads}")
         super().__post_init__()
 
@@ -131,8 +134,7 @@ class DCASimpleViT(simple_vit.SimpleViT):
         norm = functools.partial(nn.RMSNorm, epsilon=self.eps)
         attention = functools.partial(Attention, self.heads, self.dim_head, self.gate, norm)
         feed_forward = functools.partial(FeedForward, self.mlp_dim)
-        groups = self.heads if self.per_head else 1
-        return Transformer(self.depth, attention, feed_forward, groups, self.ffn_heads, norm)
+        return Transformer(self.depth, attention, feed_forward, self.head_groups, self.ffn_heads, norm)
 
     def setup(self):
         super().setup()
