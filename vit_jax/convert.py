@@ -38,6 +38,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.torch_file import load_torch_file
 
+_ARRAYS = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 _TORCH_LEAF = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -51,8 +52,9 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
     """Flax variables for `model` with the weights of its torch twin.
 
     `state_dict` maps torch's keys to numpy arrays or tensors, or is the path of a .pth, .pt or .safetensors file,
-    which is read without torch and without running its pickle. `inputs` and `kwargs` are what `model.apply` would
-    get; only their shapes matter. Values take the dtype of the Flax leaf that they fill.
+    which is read without torch and without running its pickle. `inputs` and `kwargs` are what the model's call takes:
+    of arrays only shape and dtype matter, everything else (flags, numbers, strings, None) is passed on as it is, on its
+    own or inside lists, tuples and dicts. Values take the dtype of the Flax leaf that they fill.
 
     Raises ValueError for a file that cannot be read, and, listing both sides, unless every torch key is used exactly
     once and every Flax leaf is filled exactly once with its own shape.
@@ -70,7 +72,7 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
             f"alone: from_torch(model, load_torch_file(path)[{nested[0]!r}], ...)"
         )
     state = {_current_key(model, key): _to_numpy(source, key, value) for key, value in state_dict.items()}
-    targets = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs))
+    targets = flatten_dict(_abstract_variables(model, inputs, kwargs))
     keys = {path: _torch_key(model, path) for path in targets}
 
     variables, problems = {}, []
@@ -114,6 +116,18 @@ def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.nda
     for key, origin in _derived(model, keys.values()).items():
         state[key] = np.array(state[origin] if isinstance(origin, str) else origin)
     return state
+
+
+def _abstract_variables(model: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> dict:
+    """Shapes and dtypes of what `model.init` makes for these inputs. Arrays are traced, nothing else is."""
+    leaves, structure = jax.tree.flatten((inputs, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAYS)}
+
+    def init(key: jax.Array, arrays: dict[int, Any]) -> dict:
+        args, keywords = structure.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return model.init(key, *args, **keywords)
+
+    return jax.eval_shape(init, jax.random.key(0), arrays)
 
 
 def _from_torch_layout(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:

@@ -74,7 +74,14 @@ class AcceptVideoWrapper(nn.Module):
         return "__call__" if self.forward_function == "forward" else self.forward_function
 
     @nn.compact
-    def __call__(self, video: Videos, *, eval_with_no_grad=False, forward_kwargs=None, train: bool = False) -> Any:
+    def __call__(
+        self,
+        video: Videos,
+        *,
+        eval_with_no_grad: bool = False,
+        forward_kwargs: Mapping[str, Any] | None = None,
+        train: bool = False,
+    ) -> Any:
         """With `eval_with_no_grad`, `image_net` is in evaluation and gets no gradient, whatever `train` says.
 
         `forward_kwargs` are further arguments of the method, in a dict.

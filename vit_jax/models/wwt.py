@@ -223,7 +223,7 @@ class WWT(nn.Module):
         masks = [mask[..., registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, pairs, strict=True)]
         if groups == 1:
             masks = [mask[:, 0] for mask in masks]
-        if return_embeddings or not self.num_classes:
+        if not self.num_classes or (return_embeddings and not self.is_initializing()):  # upstream always has its head
             return WWTFeatures(tuple(slots), tokens if self.return_tokens else None, tuple(masks))
 
         def classify(name, levels):
