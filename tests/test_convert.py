@@ -12,6 +12,7 @@ from flax import linen as nn
 from tests.cases import CASES
 from tests.cases.case import Inner, build, build_upstream
 from vit_jax.convert import from_torch, to_torch
+from vit_jax.layers import sincos_1d
 
 ROWS = {str(case): case for case in CASES}
 SMALL = ROWS["vit-mean"]
@@ -100,7 +101,10 @@ def test_safetensors_files(vit, tmp_path):
     assert_same_variables(from_torch(model, tmp_path / "model.safetensors", x), from_torch(model, state, x))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+PRECISIONS = [np.float16, ml_dtypes.bfloat16, np.float64]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_other_precisions_become_the_leafs(vit, dtype):
     model, state, x = vit
     cast = {key: value.astype(dtype) for key, value in state.items()}
@@ -194,6 +198,26 @@ def test_constants_are_checked(vit):
     assert "torch key cls_token differs from its formula" in refusal(model, wrong, x)
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_constants_are_compared_as_precisely_as_they_are_stored(dtype):
+    model, tokens = Sines(), jnp.ones((1, 4))
+    state = state_of(model, tokens)
+    assert_equal_states(
+        to_torch(model, from_torch(model, {k: v.astype(dtype) for k, v in state.items()}, tokens)), state
+    )
+    for shift in (1.02, 0.98):  # two units in the last place of bfloat16, and more
+        wrong = {"table": (shift * state["table"]).astype(dtype)}
+        assert "torch key table differs from its formula" in refusal(model, wrong, tokens)
+
+
+def test_constants_of_bfloat16_tensors():
+    torch = pytest.importorskip("torch")
+    model, tokens = Sines(), jnp.ones((1, 4))
+    state = state_of(model, tokens)
+    tensors = {key: torch.from_numpy(value).bfloat16() for key, value in state.items()}
+    assert_equal_states(to_torch(model, from_torch(model, tensors, tokens)), state)
+
+
 # Layers, in modules whose rules stand in this file, as a model's stand in its own.
 
 
@@ -280,8 +304,16 @@ TORCH_RULES = (
 TORCH_ALIASES = ((r"layers\.1\.0\.(\w+)", r"tied.\1"),)
 
 
+class Sines(nn.Module):
+    """Nothing but a table that upstream stores."""
+
+    def __call__(self, x):
+        return x
+
+
 def torch_constants(model):
-    return {"table": np.arange(4, dtype=np.float32)} if isinstance(model, Tied) else {}
+    tables = {Tied: np.arange(4, dtype=np.float32), Sines: sincos_1d(1000, 4)}
+    return {"table": tables[type(model)]} if type(model) in tables else {}
 
 
 TIED_KEYS = {"layers.0.0", "layers.1.0", "block", "tied"}

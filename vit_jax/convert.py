@@ -213,13 +213,18 @@ def _files(model: nn.Module) -> list[ModuleType]:
 
 
 def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor; numpy lacks bfloat16, float32 holds it exactly
+    if hasattr(value, "detach"):  # a torch tensor; it has no numpy() for bfloat16, which float32 holds exactly
         value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        value = value.float().numpy().astype(jnp.bfloat16) if str(value.dtype) == "torch.bfloat16" else value
     if not hasattr(value, "__array__"):
         raise ValueError(f"{source}: {key!r} holds a {type(value).__name__}, expected a tensor")
     return np.asarray(value)
 
 
 def _agree(value: np.ndarray, expected: np.ndarray) -> bool:
-    return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-5, atol=1e-6)
+    """Whether both are equal but for rounding: that of float32 arithmetic, or of the type that `value` is stored in."""
+    stored = float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else 0.0
+    as_float = lambda array: np.asarray(array).astype(np.float64)
+    return value.shape == expected.shape and np.allclose(
+        as_float(value), as_float(expected), rtol=max(1e-5, stored), atol=1e-6
+    )

@@ -5,12 +5,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.cases import FIRST
 from tests.cases.case import build, build_upstream
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
+from vit_jax.layers import sincos_1d
 
 
 @pytest.mark.parametrize("layers", [2, 4, 6, 7, 8, 14, 16])
@@ -29,10 +31,46 @@ def test_presets_are_upstreams_functions(layers):
     assert list(model.axes()) == list(zip(of_axes(conv), of_axes(pool), strict=True))
 
 
-def test_other_sines_are_refused():
+@pytest.mark.parametrize("frames", [6, 48])
+def test_upstreams_sines_are_taken(frames):
+    """They are of float32: at position 192 they are 4e-6 off those of exact angles, at 1,536 already 3e-5."""
+    torch = pytest.importorskip("torch")
+    sizes = dict(num_frames=frames, img_size=(16, 24), stride=2, frame_stride=1, pooling_stride=2)
+    case = FIRST["cct_3d"]
+    video = jnp.ones((1, frames, 16, 24, 3))
+    model, twin = build(case, **sizes), build_upstream(case, **sizes)
+    variables = from_torch(model, twin.state_dict(), video)
+    expected = twin.eval()(torch.from_numpy(np.moveaxis(np.array(video), -1, 1).copy())).detach().numpy()
+    np.testing.assert_allclose(model.apply(variables, video), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sines_of_long_sequences_are_upstreams():
+    pytest.importorskip("torch")
+    import tests.upstream  # noqa: F401
+
+    upstream = pytest.importorskip("vit_pytorch.cct_3d")
+    for dim in (10, 27):
+        expected = upstream.sinusoidal_embedding(20_000, dim)[0]
+        np.testing.assert_allclose(sincos_1d(20_000, dim), expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("wrong", ["order", "length of waves", "start", "sign of one", "nan"])
+def test_other_sines_are_refused(wrong):
     model, video = build(FIRST["cct_3d"]), jnp.ones((1, 4, 8, 8, 3))
     state = to_torch(model, model.init(jax.random.key(0), video))
-    state["classifier.positional_emb"] = state["classifier.positional_emb"][:, ::-1]
+    name = "classifier.positional_emb"
+    _, count, dim = state[name].shape
+    if wrong == "order":
+        state[name] = state[name][:, ::-1]
+    elif wrong == "length of waves":  # those of a base of 10,010 in place of 10,000
+        angles = np.arange(count)[:, None] / 10_010 ** (np.arange(0, dim, 2) / dim)
+        state[name] = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(1, count, dim).astype(np.float32)
+    elif wrong == "start":
+        state[name] = np.concatenate([state[name][:, 1:], state[name][:, :1]], axis=1)
+    elif wrong == "sign of one":
+        state[name][0, 1, 0] *= -1
+    else:
+        state[name][0, 1, 0] = np.nan
     with pytest.raises(ValueError, match=r"torch key classifier\.positional_emb differs from its formula"):
         from_torch(model, state, video)
 

@@ -28,8 +28,11 @@ def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -
 
 
 def sincos_1d(count: int, dim: int) -> np.ndarray:
-    """Positions in a sequence, sine and cosine by turns (arXiv:1706.03762): float32 (count, dim)."""
-    angles = np.arange(count)[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)
+    """Positions in a sequence, alternately sine and cosine (arXiv:1706.03762): float32 (count, dim).
+
+    The angles are float32, as upstream's: an angle near n is rounded by up to n * 6e-8, and so is its sine.
+    """
+    angles = (np.arange(count)[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)).astype(np.float32).astype(np.float64)
     table = np.empty((count, dim), np.float32)
     table[:, ::2], table[:, 1::2] = np.sin(angles), np.cos(angles[:, : dim // 2])
     return table
