@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from train import hlo, plan
+from train import hlo, plan, planning
 from train.build import DataInfo
 from train.config import Config, UserError
 from train.sharding import make_mesh
@@ -22,7 +22,7 @@ ARGUMENTS = ("dim=32", "depth=2", "heads=2", "dim_head=16", "mlp_dim=64")
 
 @pytest.fixture(scope="module")
 def found():
-    return plan.plan(Config(model="vit", model_args=ARGUMENTS, batch_size=16), INFO, make_mesh("data=4,tensor=2"))
+    return planning.plan(Config(model="vit", model_args=ARGUMENTS, batch_size=16), INFO, make_mesh("data=4,tensor=2"))
 
 
 def test_operations_are_those_of_the_products(found):
@@ -110,22 +110,22 @@ def test_cycles_are_those_of_loops_and_what_they_call():
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 100, 1000])
 def test_the_largest_is_found_to_within_an_eighth(most):
     asked = []
-    found = plan.largest(lambda number: asked.append(number) or number <= most)
+    found = planning.largest(lambda number: asked.append(number) or number <= most)
     assert found <= most < found + max(1, found // 8)
     assert len(asked) < 20
 
 
 def test_a_verdict_says_by_how_much(found):
     config, mesh = Config(batch_size=16), make_mesh("data=4,tensor=2")
-    chip = plan.Chip(memory=found.memory_bytes - 2**20, bandwidth=1e9, flops=1e12)
-    lines = plan.report(found, config, mesh, chip)
+    chip = planning.Chip(memory=found.memory_bytes - 2**20, bandwidth=1e9, flops=1e12)
+    lines = planning.report(found, config, mesh, chip)
     assert any("too much by 1.00 MiB" in line for line in lines)
     assert any("by bandwidth" in line for line in lines)
-    lines = plan.report(found, config, mesh, chip._replace(memory=found.memory_bytes, flops=1.0))
+    lines = planning.report(found, config, mesh, chip._replace(memory=found.memory_bytes, flops=1.0))
     assert any(line.startswith("memory") and line.endswith(": fits") for line in lines)
     assert any("by arithmetic" in line for line in lines)
     assert not any(line.startswith("cycles") for line in lines)
-    lines = plan.report(found._replace(cycles=1_234_567), config, mesh, chip)
+    lines = planning.report(found._replace(cycles=1_234_567), config, mesh, chip)
     assert any(line.split()[:3] == ["cycles", "1.2", "M"] for line in lines)
 
 
@@ -146,18 +146,38 @@ def test_a_plan_for_virtual_devices():
 
 @pytest.mark.parametrize(
     ("topology", "message"),
-    [("v9:2x2", "--topology v9:2x2: expected cpu:N, or v4, v5e"), ("cpu:none", "--topology cpu:none: expected cpu:N")],
+    [
+        ("v9:2x2", "--topology v9:2x2: expected cpu:N, or v4, v5e"),
+        ("cpu:none", "--topology cpu:none: expected cpu:N"),
+        ("cpu:0", "cpu:0"),
+        ("cpu:" + "9" * 5000, "cpu:9999"),
+    ],
 )
 def test_unknown_topologies_are_named(topology, message):
     with pytest.raises(UserError, match=message):
-        plan.open_topology(topology)
+        planning.open_topology(topology)
 
 
-def test_mistakes_end_with_status_2(capsys, monkeypatch):
-    monkeypatch.setattr(plan, "open_topology", lambda name: (jax.devices(), None))
-    assert plan.main(["--model=vitt"]) == 2
-    assert "unknown model: 'vitt'; did you mean vit" in capsys.readouterr().err
-    assert plan.main(["--model=vit", "--sweep"]) == 2
-    assert "--sweep needs a topology of chips" in capsys.readouterr().err
-    assert plan.main(["--model=vit", "--batch-size=12"]) == 2
-    assert "--batch-size is 12; it must be a positive multiple of 8" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model=vitt", "unknown model: 'vitt'; did you mean vit"),
+        ("--model=vit --sweep", "--sweep needs a topology of chips"),
+        ("--model=vit --batch-size=12", "--batch-size is 12; it must be a positive multiple of 8"),
+        ("--model=vit --batch-size=1000000000", "--batch-size is 1000000000; it must be a whole number from 1 to"),
+        ("--classes=1000000000000", "--classes is 1000000000000; it must be a whole number from 1 to 1,000,000"),
+        ("--classes=0", "--classes is 0; it must be a whole number"),
+        ("--classes=many", "--classes is many; it must be a whole number"),
+        ("--clases=3", "unknown option --clases; did you mean --classes?"),
+        ("--lr=3", "unknown option --lr; did you mean --optim.lr?"),
+        ("--model=vit --model-args depth=100000", "'depth=100000': so many are not built"),
+        ("--model=vit --model-args image_size=1000000", "image_size=1000000: a side must be a whole number from 1 to"),
+        ("--model=vit --model-args dim=a", "dim='a': expected int"),
+    ],
+)
+def test_mistakes_end_with_status_2(options, message, capsys, monkeypatch):
+    monkeypatch.setattr(planning, "open_topology", lambda name: (jax.devices(), None))
+    assert plan.main(options.split()) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -112,7 +112,10 @@ def test_a_probes_features_are_those_of_the_encoder(classifier):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--neighbours=0",), "--neighbours is 0; expected 1 to 1437"),
+        (("--neighbours=0",), "--neighbours is 0; it must be a whole number from 1"),
+        (("--neighbours=1438",), "--neighbours is 1438; expected 1 to 1437"),
+        (("--batch-size=0",), "--batch-size is 0; it must be a whole number from 1 to 1,048,576"),
+        (("--seed=-1",), "--seed is -1; it must be a whole number"),
         (("--data=cifar",), "unknown data 'cifar'"),
     ],
 )

@@ -42,11 +42,7 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
     range.
     """
     known = options(kind)
-    for group in groups:
-        if group.option not in known and group.option not in HELP:
-            raise UserError(_unknown(group, known))
-        if known.get(group.option) is bool and group.values:
-            raise UserError(f"{group.option} takes no value; it was given {shortened(group.values[0])}")
+    check_known(groups, known)
     arguments = [token for group in _joined(groups, known) for token in _tokens(group)]
     written = io.StringIO()
     try:
@@ -77,6 +73,15 @@ def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
         else:
             groups.append(Group("", (token,)))
     return groups
+
+
+def check_known(groups: list[Group], known: dict[str, Any]) -> None:
+    """Raises UserError for an option that is not `known`, and for a switch with a value."""
+    for group in groups:
+        if group.option not in known and group.option not in HELP:
+            raise UserError(_unknown(group, known))
+        if known.get(group.option) is bool and group.values:
+            raise UserError(f"{group.option} takes no value; it was given {shortened(group.values[0])}")
 
 
 def last(groups: list[Group], option: str) -> str | None:

@@ -8,8 +8,8 @@ import dataclasses
 import sys
 from typing import Annotated
 
-from train.commandline import HELP, Group, last, options, read_options, split
-from train.config import UserError
+from train.commandline import HELP, Group, check_known, last, options, read_options, split
+from train.config import Config, UserError
 from train.main import SHORT, parse_groups
 from train.ranges import Range
 
@@ -29,9 +29,11 @@ class Options:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 2 for invalid user input."""
     groups = split(sys.argv[1:] if argv is None else argv, SHORT)
-    own = [group for group in groups if group.option in (*options(Options), *HELP)]
+    own_options = options(Options)
+    own = [group for group in groups if group.option in (*own_options, *HELP)]
     others = [group for group in groups if group not in own]
     try:
+        check_known(groups, own_options | options(Config))
         asked = read_options(Options, own, "plan", __doc__)
         if last(others, "--data.name") is None:
             others.insert(0, Group("--data.name", ("tfds:imagenet2012",)))  # digits would bring their recipe
