@@ -41,13 +41,13 @@ def test_help_documents_every_option_with_its_default(capsys, monkeypatch):
 
 
 def test_config_survives_json():
-    from train.config import config_from_dict
+    from train.json_files import parse_json
 
     config = parse(
         ["--data.image-size", "8", "16", "--data.mean", "0.5", "--model-args", "depth=2", "--distill.args", "a=1"]
     )
     assert config.data.image_size == (8, 16)
-    assert config_from_dict(Config, json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert parse_json(json.dumps(dataclasses.asdict(config)), Config) == config
 
 
 def test_default_workdirs_are_plain_names():

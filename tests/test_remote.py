@@ -110,10 +110,10 @@ def test_the_last_to_come_has_a_remote_workdir(store):
 def test_damage_in_a_store_is_told_by_sizes(store):
     for step in (2, 4):
         folder = epath.Path(f"gs://bucket/run/checkpoints/{step}")
-        for name in ("state/d/one", "metrics/metrics"):
+        for name, content in (("state/d/one", "content"), ("metrics/metrics", "{}")):
             (store / f"bucket/run/checkpoints/{step}" / name).parent.mkdir(parents=True)
-            (folder / name).write_text("content")
-        integrity.seal(folder)
+            (folder / name).write_text(content)
+        integrity.seal(folder, step)
         assert integrity.damage(folder) is None
     (folder / "state/d/one").write_text("conten")
     said = []

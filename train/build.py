@@ -1,20 +1,22 @@
 """From a config to the things it names: model, objective, run."""
 
-import json
+import contextlib
+import math
 import os
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from flax import linen as nn
 from jaxtyping import PyTree
 
 from train.arguments import parse_arguments
-from train.checkpoint import FOLDER, open_checkpoints, restore
-from train.config import Config, UserError, config_from_dict, shortened
-from train.integrity import damage
+from train.checkpoint import FOLDER, best_step, open_checkpoints, restore
+from train.config import Config, Side, UserError, check, shortened
+from train.files import reachable
+from train.json_files import read_json
 from train.optim import make_optimizer, make_schedule
+from train.ranges import Range
 from train.step import TrainState, init_state
 from vit_jax import create_model
 from vit_jax.convert import from_torch
@@ -25,19 +27,28 @@ from vit_jax.objectives.protocol import Objective
 from vit_jax.registry import list_presets, model_arguments, unknown
 from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
 
+MOST_VALUES = 2**26  # in an image: 8192 x 8192 pixels of one channel
+
 
 class DataInfo(NamedTuple):
     """What a workdir remembers of its data."""
 
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[Side, Side, Side]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Range(0, math.inf, open_low=True, open_high=True)], ...]
 
     @property
     def images(self) -> jax.Array:
         """A batch of one blank image, for shapes."""
         return jnp.zeros((1, *self.image_shape))
+
+
+class RunFile(NamedTuple):
+    """What config.json holds."""
+
+    config: Config
+    dataset: DataInfo
 
 
 class Run(NamedTuple):
@@ -105,6 +116,8 @@ def build_model(
     Raises UserError where the registry objects.
     """
     height, width, channels = info.image_shape
+    if math.prod(info.image_shape) > MOST_VALUES:
+        raise UserError(f"images of {height}x{width}x{channels} are too large: expected at most {MOST_VALUES:,} values")
     from_data = dict(
         image_size=height if height == width else (height, width),
         input_shape=(height, width),
@@ -181,35 +194,37 @@ def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> Py
         raise UserError(f"{option}: {error}") from error
 
 
-def read_run_file(workdir: os.PathLike | str) -> tuple[Config, DataInfo]:
+def read_run_file(workdir: os.PathLike | str) -> RunFile:
     """What config.json of `workdir` says. Raises UserError where there is none."""
-    path = epath.Path(workdir) / "config.json"
+    path = reachable(workdir) / "config.json"
     try:
-        stored = json.loads(path.read_text())
-        info = {key: tuple(value) for key, value in stored["dataset"].items()}
-        return config_from_dict(Config, stored["config"]), DataInfo(**info)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"{workdir} holds no run of this version: {path} cannot be read ({error})") from error
+        found = read_json(path, RunFile)
+        check(found.config)
+        channels = found.dataset.image_shape[2]
+        if not len(found.dataset.mean) == len(found.dataset.std) == channels:
+            raise UserError(f"{path}: dataset.mean and dataset.std must have {channels} values, one for each channel")
+    except UserError as error:
+        raise UserError(f"{workdir} holds no run of this version: {error}") from error
+    return found
 
 
 def load_run(workdir: os.PathLike | str) -> Run:
     """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
     config, info = read_run_file(workdir)
     objective = build_objective(config, info)
-    manager = open_checkpoints(workdir)
-    step = manager.best_step()
-    if step is None:
-        raise UserError(f"{workdir} holds no checkpoint yet")
-    if trouble := damage(manager.directory / str(step)):
-        raise UserError(f"the checkpoint {manager.directory / str(step)} is damaged: {trouble}")
-    state, _ = restore(manager, step, abstract_state(config, objective, info))
-    manager.close()
+    try:
+        step = best_step(workdir)
+        manager = open_checkpoints(workdir)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be read: {error.strerror or error}") from error
+    with contextlib.closing(manager):
+        state, _ = restore(manager, step, abstract_state(config, objective, info))
     return Run(config, info, objective, state.eval_params, state.extras)
 
 
 def is_workdir(path: str) -> bool:
-    """Whether `path` holds a run with checkpoints."""
-    return (epath.Path(path) / FOLDER).is_dir()
+    """Whether `path` holds a run with checkpoints. Raises UserError for a store that cannot be reached."""
+    return (reachable(path) / FOLDER).is_dir()
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:

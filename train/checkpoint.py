@@ -5,10 +5,14 @@ What happens to them afterwards is noticed by their checksums.
 """
 
 import contextlib
+import errno
 import math
+import numbers
 import os
+import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -18,8 +22,9 @@ from orbax.checkpoint import checkpoint_managers
 from train.config import CHECKPOINTS as FOLDER
 from train.config import UserError
 from train.distributed import is_lead, is_loss
-from train.files import is_remote
+from train.files import is_remote, orbax_path
 from train.integrity import damage, seal
+from train.json_files import from_json, read_json
 
 ASIDE = "damaged"
 
@@ -28,13 +33,21 @@ class Unsaved(OSError):
     """A checkpoint could not be written: most often, the disk is full."""
 
 
+class Position(NamedTuple):
+    """Where a run stands, besides its state."""
+
+    window: tuple[tuple[int, dict[str, numbers.Real]], ...]
+    """The step and the metrics of those steps that are in no training record yet."""
+    records: int
+    """How many records metrics.jsonl had."""
+
+
 def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp.CheckpointManager:
     """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the best by `score`.
 
     Without `keep` it only reads.
     """
-    folder = epath.Path(workdir) / FOLDER
-    folder = folder if is_remote(folder) else folder.resolve()
+    folder = orbax_path(workdir) / FOLDER
     policies = [
         checkpoint_managers.LatestN(keep),
         checkpoint_managers.BestN(get_metric_fn=score, n=1),
@@ -43,7 +56,8 @@ def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp
     def seal_newest():
         # Orbax calls this when all is written and not yet renamed.
         if is_lead():
-            seal(max((p for p in folder.iterdir() if _step(p) is not None), key=_step))
+            saved = {step_of(p.name.partition(".orbax-checkpoint-tmp")[0]) or 0: p for p in folder.iterdir()}
+            seal(saved[max(saved)], max(saved))
 
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -52,7 +66,10 @@ def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp
         cleanup_tmp_directories=keep is not None,  # what saves leave that were killed
         async_options=ocp.AsyncOptions(post_finalization_callback=seal_newest),
     )
-    return ocp.CheckpointManager(folder, options=options)
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except Exception as error:  # Orbax reads its own small files, and raises many kinds
+        raise UserError(f"the checkpoints in {_place(folder)} cannot be read: {one_line(error)}") from error
 
 
 def score(metrics: Mapping[str, float]) -> float:
@@ -63,45 +80,111 @@ def score(metrics: Mapping[str, float]) -> float:
     return metrics.get("accuracy", -metrics["loss"]) if metrics else -math.inf
 
 
+def step_of(name: str) -> int | None:
+    """The step that a checkpoint's folder is named after, as Orbax writes it; None for other names."""
+    return int(name) if re.fullmatch("0|[1-9][0-9]{0,17}", name) else None
+
+
+def steps_of(workdir: os.PathLike | str) -> list[int]:
+    """The steps of all complete checkpoints, in order."""
+    folder = epath.Path(workdir) / FOLDER
+    return sorted(step for p in folder.iterdir() if (step := step_of(p.name)) is not None) if folder.exists() else []
+
+
+def last_step(workdir: os.PathLike | str) -> int | None:
+    """The step of the latest checkpoint that was completed."""
+    return max(steps_of(workdir), default=None)
+
+
+def best_step(workdir: os.PathLike | str) -> int:
+    """The step of the best checkpoint. Raises UserError where there is none, and where it is damaged."""
+    folder = own_folder(workdir, FOLDER)
+    scores = {}
+    for step in steps_of(workdir):
+        if _has_metrics(folder / str(step)):
+            scores[step] = score(read_json(folder / str(step) / METRICS, dict[str, float]))
+    if not scores:
+        raise UserError(f"{workdir} holds no checkpoint yet")
+    best = max(scores, key=lambda step: (scores[step], step))
+    if trouble := damage(folder / str(best)):
+        raise UserError(f"the checkpoint {folder / str(best)} is damaged: {trouble}")
+    return best
+
+
+def own_folder(workdir: os.PathLike | str, name: str) -> epath.Path:
+    """The folder `name` of a workdir, which need not exist. Raises UserError for a link, which could lead out of it."""
+    folder = epath.Path(workdir) / name
+    if not is_remote(folder) and os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise UserError(f"{folder} is not a folder (a workdir may be a link, but not what is in it)")
+    return folder
+
+
 def set_damaged_aside(workdir: os.PathLike | str, warn: Callable[[str], None]) -> int | None:
     """The step of the latest good checkpoint, None where a run is new. Later ones are moved out of the way.
 
     Call it on one process, before `open_checkpoints`. Raises UserError where all are damaged.
     """
-    workdir, found, last = epath.Path(workdir), 0, None
-    if not (workdir / FOLDER).exists():
+    aside, checkpoints = own_folder(workdir, ASIDE), own_folder(workdir, FOLDER)
+    found, last = 0, None
+    if not checkpoints.exists():
         return None
-    for folder in sorted((workdir / FOLDER).iterdir(), key=lambda p: _step(p) or 0, reverse=True):
-        if not folder.name.isdigit():
-            continue
+    for folder in sorted(checkpoints.iterdir(), key=lambda p: (step_of(p.name) or 0, p.name), reverse=True):
+        step = step_of(folder.name)
+        if step is None and not folder.name.isdigit() and (is_remote(folder) or not os.path.islink(folder)):
+            continue  # what saves leave that were killed, which Orbax removes
         found += 1
-        # Orbax reads the metrics of all of them. A kill while it removes an old one leaves some of its files.
-        trouble = damage(folder) if last is None else damage(folder, "metrics/") if _has_metrics(folder) else None
+        trouble = _trouble(folder, step, older=last is not None)
         if trouble is None:
-            last = int(folder.name) if last is None else last
+            last = step if last is None else last
             continue
         try:
-            (workdir / ASIDE).mkdir(exist_ok=True)
-            place = _free(workdir / ASIDE / folder.name)
+            aside.mkdir(exist_ok=True)
+            place = _free(aside / folder.name)
             folder.rename(place)
         except OSError as error:
             raise UserError(f"the checkpoint {folder} is damaged ({trouble}) and cannot be moved: {error}") from error
         warn(f"warning: the checkpoint {folder} is damaged ({trouble}): moved to {place}")
     if found and last is None:
-        raise UserError(
-            f"no checkpoint of {workdir} can be read; they are in {workdir / ASIDE}. Start anew in another --workdir"
-        )
+        raise UserError(f"no checkpoint of {workdir} can be read; they are in {aside}. Start anew in another --workdir")
     return last
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: PyTree, data: Any, metrics: dict[str, float] | None) -> None:
-    """Start to write `state` and `data` (JSON-able: the position in the data, ...) as the checkpoint of `step`.
+def _trouble(folder: epath.Path, step: int | None, older: bool) -> str | None:
+    """What is wrong with a checkpoint, of which no more than the metrics are read if it is `older` than a good one."""
+    if not is_remote(folder) and os.path.islink(folder):
+        return "it is a link"
+    if not folder.is_dir():
+        return "it is not a folder"
+    if step is None:
+        return "its name is not a step"
+    # Orbax reads the metrics of all of them. A kill while it removes an old one leaves some of its files.
+    if older and not _has_metrics(folder):
+        return None
+    if trouble := damage(folder, METRICS if older else ""):
+        return trouble
+    try:
+        read_json(folder / METRICS, dict[str, float])
+    except UserError as error:
+        return str(error)
+    return None
 
-    `metrics` are those of the evaluation at this step, None between evaluations. Raises Unsaved when this checkpoint
-    or the one before it cannot be written.
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: PyTree, position: Position, metrics: dict[str, float] | None
+) -> None:
+    """Start to write `state` and `position` as the checkpoint of `step`.
+
+    `metrics` are those of the evaluation at this step, None between evaluations. The first checkpoint of a run is read
+    back at once: a run does not go on for days where nothing can be read. Raises Unsaved when this checkpoint or the
+    one before it cannot be written.
     """
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position._asdict()))
+    first = manager.latest_step() is None
     _or_stop(lambda: manager.save(step, args=items, metrics=metrics or {}))
+    if first:
+        finish(manager)
+        # Opens every array, but reads none: their bytes are covered by the checksums.
+        _or_stop(lambda: manager.item_metadata(step))
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -118,12 +201,6 @@ def _or_stop(action: Callable[[], Any]) -> None:
         raise Unsaved(f"a checkpoint cannot be written: {one_line(error)}") from error
 
 
-def last_good(workdir: os.PathLike | str) -> int | None:
-    """The step of the latest checkpoint that was completed."""
-    folder = epath.Path(workdir) / FOLDER
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None) if folder.exists() else None
-
-
 @contextlib.contextmanager
 def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
     """Close `manager` in the end. Raises Unsaved when something is left that cannot be written."""
@@ -137,32 +214,43 @@ def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` without the pages that tensorstore adds."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
+    """The message of `error` without the pages that tensorstore adds; a system error's reason is never cut off."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    if len(text) <= LONGEST:
+        return text
+    reasons = {os.strerror(number) for number in errno.errorcode}
+    reason = next((reason for reason in reasons if reason in text), None)
+    return f"{reason}: {text[:LONGEST]} ..." if reason else f"{text[:LONGEST]} ..."
 
 
-def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Any]:
-    """The state and the data of `step`. `state`: abstract, with shardings; another mesh than the one saved will do.
+def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Position]:
+    """The state and the position of `step`. `state`: abstract, with shardings; another mesh than the one saved will do.
 
-    Raises UserError for a checkpoint that is damaged or of another model.
+    Raises UserError for a checkpoint that is damaged, of another model or of another step.
     """
+    place = _place(manager.directory / str(step))
     items = ocp.args.Composite(state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore())
     try:
         restored = manager.restore(step, args=items)
+        position = from_json(restored["data"], Position)
     except Exception as error:  # see save
-        raise UserError(f"the checkpoint {manager.directory / str(step)} cannot be read: {one_line(error)}") from error
-    return restored["state"], restored["data"]
+        raise UserError(f"the checkpoint {place} cannot be read: {one_line(error)}") from error
+    if int(restored["state"].step) != step:
+        raise UserError(f"the checkpoint {place} is that of step {int(restored['state'].step)}, renamed")
+    return restored["state"], position
 
 
-def _step(folder: epath.Path) -> int | None:
-    """The step of a checkpoint, complete or not."""
-    number = folder.name.partition(".")[0]
-    return int(number) if number.isdigit() else None
+METRICS = "metrics/metrics"  # in a checkpoint, as Orbax names it
+LONGEST = 200  # characters of a message
+
+
+def _place(folder: epath.Path) -> epath.Path:
+    """`folder` by the name that the user knows, if `orbax_path` gave another."""
+    return folder if is_remote(folder) else epath.Path(os.path.realpath(folder))
 
 
 def _has_metrics(folder: epath.Path) -> bool:
-    return (folder / "metrics" / "metrics").exists()
+    return (folder / METRICS).exists()
 
 
 def _free(path: epath.Path) -> epath.Path:

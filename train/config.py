@@ -289,14 +289,3 @@ def with_absolute_paths(config: Config) -> Config:
         ),
         distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
     )
-
-
-def config_from_dict(kind: type, values: dict):
-    """The dataclass `kind` from what `dataclasses.asdict` and JSON made of it. Unknown keys raise TypeError."""
-    parts = {field.name: field.default_factory for field in dataclasses.fields(kind)}
-    built = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = config_from_dict(parts[name], value)
-        built[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**built)

@@ -1,26 +1,131 @@
-"""Files of a run, on a local disk or wherever etils.epath reaches (gs://, s3://, ...)."""
+"""Files of a run, on a local disk or wherever etils.epath reaches (gs://, s3://, ...).
 
+A workdir may come from a stranger: no file in it is opened through a link, which could lead out of it, and only regular
+files are, as a pipe or a device would never end.
+"""
+
+import errno
 import os
+import re
+import secrets
+import stat
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePath
 
+import jax
 from etils import epath
+
+from train.config import UserError
+
+SMALL = 2**24  # bytes; no configuration, table of checksums or record of metrics comes near
 
 
 def is_remote(path: os.PathLike | str) -> bool:
     """Whether `path` lies in an object store, where files are whole or absent and nothing can be appended or locked."""
-    return "://" in os.fspath(path)
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
 
 
-def write_atomically(path: os.PathLike | str, text: str) -> None:
+def expand_user(argv: list[str]) -> list[str]:
+    """`argv` with `~` for the home folder where a path can begin: ~/x, --option=~/x, folder:~/x."""
+    parts = [re.fullmatch(r"((?:--?[\w.-]+=)?(?:folder:)?)(~.*)", arg, re.DOTALL) for arg in argv]
+    return [m[1] + os.path.expanduser(m[2]) if m else arg for m, arg in zip(parts, argv, strict=True)]
+
+
+def reachable(path: os.PathLike | str) -> epath.Path:
+    """`path`, which need not exist. Raises UserError for a store that cannot be asked, as its library is missing."""
+    try:
+        place = epath.Path(path)
+        if is_remote(place):
+            place.exists()
+    except KeyError:
+        raise UserError(f"{path}: expected a local path, or one that begins with gs:// or s3://") from None
+    except Exception as error:  # every store has its own kinds: no library, no credentials, no network
+        raise UserError(f"{path} cannot be reached: {' '.join(str(error).split())[:300]}") from error
+    return place
+
+
+def orbax_path(folder: os.PathLike | str) -> epath.Path:
+    """An absolute path of `folder`, which exists, that Orbax and tensorstore take as it is.
+
+    They read a backslash as a slash, brackets and wildcards as a pattern, `gs:/` as a store, and only UTF-8. A folder
+    with such a name is opened, and reached through its descriptor, for as long as this process lives.
+    """
+    check_orbax_name(folder)
+    path = epath.Path(folder)
+    if is_remote(path):
+        return path
+    path = path.resolve()
+    if _is_plain(path):
+        return path
+    return epath.Path(f"{DESCRIPTORS}/{os.open(path, os.O_RDONLY | os.O_DIRECTORY)}")
+
+
+def check_orbax_name(folder: os.PathLike | str) -> None:
+    """Raises UserError for a folder that `orbax_path` cannot handle: here, or where several processes share it."""
+    if is_remote(folder) or _is_plain(epath.Path(folder).resolve()):
+        return
+    if jax.process_count() > 1 or not os.path.isdir(DESCRIPTORS):
+        raise UserError(
+            f"checkpoints cannot be written to {os.path.abspath(folder)!a}: expected printable characters "
+            r"other than * ? [ \, and no name that ends in a colon"
+        )
+
+
+DESCRIPTORS = "/proc/self/fd"  # Linux: a link to each open file and folder, by the descriptor's number
+
+
+def _is_plain(path: os.PathLike | str) -> bool:
+    text = os.fspath(path)
+    return not re.search(r"[*?\[\\]|:/", text) and text.isprintable()
+
+
+def open_regular(path: os.PathLike | str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a local regular file. Raises OSError for anything else, without following or waiting for it."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise OSError(errno.ELOOP, "it is a link; expected a regular file", os.fspath(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return descriptor
+
+
+def read_small(path: os.PathLike | str, limit: int = SMALL) -> bytes:
+    """What is in a file. Raises OSError for one that is larger than `limit` bytes or not regular."""
+    if is_remote(path):
+        size = epath.Path(path).stat().length
+        content = epath.Path(path).read_bytes() if size <= limit else b""
+    else:
+        with open(open_regular(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(limit + 1) if size <= limit else b""
+    if max(size, len(content)) > limit:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {limit:,}", os.fspath(path))
+    return content
+
+
+def draft(path: PurePath) -> PurePath:
+    """A name beside `path` that nobody can have taken before: what is written there is then moved to `path`."""
+    return path.parent / f"{path.name}.{secrets.token_hex(8)}.tmp"
+
+
+def write_atomically(path: os.PathLike | str, content: str | bytes) -> None:
     """Write a file so that a kill at any moment leaves the old one or the new one whole."""
     path = epath.Path(path)
-    draft = path.parent / f"{path.name}.{os.getpid()}.tmp"
+    content = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        path.write_bytes(content)  # a store's files are whole or absent
+        return
+    part = draft(path)
     try:
-        draft.write_text(text)
-        draft.replace(path)
+        with open(open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            file.write(content)
+        part.replace(path)
     except OSError:
-        draft.unlink(missing_ok=True)  # a full disk is not to be filled further
+        part.unlink(missing_ok=True)  # a full disk is not to be filled further
         raise
 
 

@@ -7,50 +7,83 @@ what it hands out, so of files there only the sizes are compared.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from etils import epath
 
-from train.files import is_remote
+from train.files import is_remote, open_regular, read_small
+from train.json_files import parse_json
 
 FILE = "checksums.json"
 # Written at the moment of completion, after the checksums, and read for nothing that a run needs.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
-def seal(folder: epath.Path) -> None:
-    """Write the checksums of all that is in `folder`."""
+class Seal(NamedTuple):
+    """What a checkpoint held when it was complete: the state after `step`, in files with these checksums."""
+
+    step: int
+    files: dict[str, str]
+
+
+def seal(folder: epath.Path, step: int) -> None:
+    """Write the checksums of all that is in `folder`, the checkpoint of `step`."""
     sums = {name: _checksum(folder / name) for name in _files(folder) if name not in (FILE, *LATE)}
-    (folder / FILE).write_text(json.dumps(sums, indent=0))
+    (folder / FILE).write_text(json.dumps(Seal(step, sums)._asdict(), indent=0))
 
 
 def damage(folder: os.PathLike | str, only: str = "") -> str | None:
-    """What is wrong with a folder that was sealed, in words; None: nothing. `only`: of files below that folder."""
+    """What is wrong with a checkpoint that was sealed, in words; None: nothing. `only`: of files below that folder.
+
+    Opens no file but those found in the folder, whatever the checksums name.
+    """
     folder = epath.Path(folder)
     try:
-        sums = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
-        return f"{FILE} cannot be read"
-    for name, expected in sums.items():
-        if name.startswith(only):
-            try:
-                if _checksum(folder / name) != expected:
-                    return f"{name} is not as it was written"
-            except OSError as error:
-                return f"{name} cannot be read: {error.strerror or error}"
+        found = set(_files(folder))
+        sealed = parse_json(read_small(folder / FILE), Seal)
+    except OSError as error:
+        return f"{_name(error, folder)} cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        return f"{FILE} cannot be read: {error}"
+    if str(sealed.step) != folder.name:
+        return f"it is the checkpoint of step {sealed.step}, renamed"
+    for name, expected in sealed.files.items():
+        if not name.startswith(only):
+            continue
+        if name not in found:
+            return f"{name!r} is missing"
+        try:
+            if _checksum(folder / name) != expected:
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
     return None
 
 
-def _files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _files(entry, f"{prefix}{entry.name}/")
-        else:
-            yield prefix + entry.name
+def _files(folder: epath.Path) -> Iterator[str]:
+    """The names of all files below `folder`. Raises OSError for what is neither a file nor a folder, such as a link."""
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        for entry in sorted((folder / prefix).iterdir(), key=lambda entry: entry.name):
+            name = prefix + entry.name
+            mode = 0 if is_remote(entry) else os.lstat(entry).st_mode
+            if entry.is_dir() if is_remote(entry) else stat.S_ISDIR(mode):
+                folders.append(f"{name}/")
+            elif is_remote(entry) or stat.S_ISREG(mode):
+                yield name
+            else:
+                raise OSError(0, "it is neither a regular file nor a folder", os.fspath(entry))
+
+
+def _name(error: OSError, folder: epath.Path) -> str:
+    return os.path.relpath(error.filename, folder) if error.filename else FILE
 
 
 def _checksum(file: epath.Path) -> str:
     if is_remote(file):
         return f"{file.stat().length} bytes"
-    with open(os.fspath(file), "rb") as content:
+    with open(open_regular(file), "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

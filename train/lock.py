@@ -8,7 +8,7 @@ import time
 from etils import epath
 
 from train.config import Stopped, UserError
-from train.files import is_remote
+from train.files import is_remote, open_regular, read_small
 
 FILE = "lock"
 
@@ -23,27 +23,59 @@ class Lock:
     def __init__(self, workdir: os.PathLike | str):
         self._path = epath.Path(workdir) / FILE
         self._owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        self._file = None
-        if not is_remote(workdir):
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                os.close(self._file)
-                self._file = None
-                if isinstance(error, BlockingIOError):
-                    holder = self._path.read_text() or "another process"
-                    raise UserError(f"--workdir {workdir} is in use by {holder}: name another, or wait") from error
-        self._path.write_text(self._owner)
+        self._file = None if is_remote(workdir) else self._locked()
+        self._write(self._owner)
 
     def check(self) -> None:
-        """Raises Stopped where a later process has taken the workdir over. Call it before what cannot be undone."""
-        if self._file is None and (owner := self._path.read_text()) != self._owner:
-            raise Stopped(
-                f"{self._path.parent} was taken over by {owner or 'another process'}, which goes on with the run"
-            )
+        """Raises Stopped where another process has taken the workdir over. Call it before what cannot be undone.
+
+        A lock file that somebody has deleted is made again.
+        """
+        if self._file is not None and not os.path.lexists(self._path):
+            self.close()
+            self._file = self._locked()
+            self._write(self._owner)
+        mine = self._is_in_place(self._file) if self._file is not None else self._holder() == self._owner
+        if not mine:
+            raise Stopped(f"{self._path.parent} was taken over by {self._holder()}, which goes on with the run")
 
     def close(self) -> None:
         if self._file is not None:
-            self._path.write_text("")
+            self._write("")
             os.close(self._file)
+            self._file = None
+
+    def _locked(self) -> int | None:
+        """The descriptor of the lock file, locked; None where the file system has no locks."""
+        while True:
+            file = open_regular(self._path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(file)
+                raise UserError(
+                    f"--workdir {self._path.parent} is in use by {self._holder()}: name another, or wait"
+                ) from error
+            except OSError:
+                os.close(file)
+                return None
+            if self._is_in_place(file):
+                return file
+            os.close(file)  # deleted before it was locked: what is locked must be what others find
+
+    def _is_in_place(self, file: int) -> bool:
+        return os.path.lexists(self._path) and os.path.samestat(os.fstat(file), os.lstat(self._path))
+
+    def _write(self, text: str) -> None:
+        if is_remote(self._path):
+            self._path.write_text(text)
+            return
+        file = self._file if self._file is not None else open_regular(self._path, os.O_RDWR | os.O_CREAT)
+        os.truncate(file, 0)
+        os.pwrite(file, text.encode(), 0)
+        if file != self._file:
+            os.close(file)
+
+    def _holder(self) -> str:
+        """Who has written into the file, escaped."""
+        return repr(read_small(self._path).decode(errors="replace")[:200])[1:-1] or "another process"

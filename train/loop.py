@@ -25,7 +25,7 @@ from train.step import TrainState
 from train.teacher import load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.trunk import grafted, load_trunk
-from train.workdir import as_begun, claim, disk_trouble, standing
+from train.workdir import as_begun, check_place, claim, disk_trouble, standing
 
 
 def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
@@ -36,6 +36,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     """
     preemption = preemption or Preemption()
     check(config)
+    check_place(config.workdir)
     check_names(config)
     config = with_views(config)
     mesh = make_mesh(config.mesh)
@@ -60,14 +61,17 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         closing(claim(config, info)) as claimed,
         Progress(claimed.start, total) as progress,
         checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
-        closing(Metrics(claimed.workdir, claimed.start)) as metrics,
+        closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,
         closing(training_batches(dataset, config, claimed.start, progress.warn)) as batches,
         together(),
     ):
         workdir, start = claimed.workdir, claimed.start
-        window = []
+        window = ()
         if start:
-            state, window = checkpoint.restore(checkpoints, start, program.state)
+            state, (window, recorded) = checkpoint.restore(checkpoints, start, program.state)
+            if is_lead() and metrics.records < recorded:
+                lost = f"{recorded - metrics.records:,} of {recorded:,} records"
+                progress.warn(f"warning: {workdir / 'metrics.jsonl'} has lost {lost}; the run itself has not")
         else:
             state = program.new_state(*init_inputs(config, info))
             state = pretrained(state, weights["params"]) if weights else state
@@ -118,7 +122,8 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
                     check_parameters(state.params, step)
                     metrics.publish()
                     claimed.check()
-                    checkpoint.save(checkpoints, step, state, window, result if is_due(step) else None)
+                    position = checkpoint.Position(tuple(window), metrics.records)
+                    checkpoint.save(checkpoints, step, state, position, result if is_due(step) else None)
                 if is_due(step):
                     log.restart_clock()
                 if leaves:

@@ -1,13 +1,14 @@
 """What a run says: a progress bar or lines, metrics.jsonl, TensorBoard events, and curves.png at the end."""
 
-import contextlib
 import io
 import json
 import math
+import numbers
 import os
+import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from train.config import Stopped
 from train.distributed import is_lead
-from train.files import Desk, write_atomically
+from train.files import Desk, is_remote, open_regular, write_atomically
+from train.json_files import parse_json
 
 
 class Diverged(Stopped):
@@ -36,27 +38,55 @@ def check_finite(loss: float, where: str) -> None:
 
 def read_records(workdir: os.PathLike | str) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; what is none, such as a last line that a kill cut short, is left out."""
+    return [record for record in _records(workdir) if record]
+
+
+def _records(workdir: os.PathLike | str) -> Iterator[dict[str, Any] | None]:
+    """The record in each whole line of metrics.jsonl, None for a line that is none.
+
+    Raises OSError for a file that is no regular one.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    records = []
-    for line in lines[:-1]:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return records
+    if not path.exists():
+        return
+    with io.BytesIO(path.read_bytes()) if is_remote(path) else open(open_regular(path), "rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield _record(line)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line, dict[str, numbers.Real | str])
+    except ValueError:
+        return None
+    typed = all(isinstance(value, str) == (name == "split") for name, value in record.items())
+    return record if typed and "split" in record and type(record.get("step")) is int else None
 
 
 class Metrics:
-    """The writer of a workdir's metrics, which begins after `step`: a continued run drops what it will do again."""
+    """The writer of a workdir's metrics, which begins after `step`: a continued run drops what it will do again.
 
-    def __init__(self, workdir: os.PathLike | str, step: int):
+    `records` is their number so far. `warn` is told of lines that are no records.
+    """
+
+    def __init__(self, workdir: os.PathLike | str, step: int, warn: Callable[[str], None] = print):
+        self.records = 0
         if not is_lead():
             return
-        kept = [json.dumps(record) + "\n" for record in read_records(workdir) if record["step"] <= step]
+        found = list(_records(workdir))
+        if None in found:
+            name = epath.Path(workdir) / "metrics.jsonl"
+            warn(f"warning: {found.count(None):,} lines of {name} are no records: they are left out")
+        kept = [json.dumps(record) + "\n" for record in found if record and record["step"] <= step]
+        self.records = len(kept)
         self._desk = Desk(workdir)
-        write_atomically(self._desk.path / "metrics.jsonl", "".join(kept))
-        self._lines = open(self._desk.path / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115, open for the whole run
+        path = self._desk.path / "metrics.jsonl"
+        write_atomically(path, "".join(kept))
+        self._lines = open(open_regular(path, os.O_WRONLY | os.O_APPEND), "a", buffering=1)  # noqa: SIM115, for the run
         # Not tensorboardX's SummaryWriter: it writes in a thread, which a full disk would end, and then wait for ever.
-        self._events = EventsWriter(str(self._desk.path / "events"), f".{os.getpid()}")
+        # It opens its file by name: by one that nobody can have put a link at.
+        self._events = EventsWriter(str(self._desk.path / "events"), f".{secrets.token_hex(8)}")
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -64,6 +94,7 @@ class Metrics:
         if not is_lead():
             return
         self._lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        self.records += 1
         scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in values.items()]
         self._events.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
 
@@ -206,9 +237,7 @@ def draw_curves(workdir: os.PathLike | str) -> epath.Path:
         axes.grid(alpha=0.3)
         axes.legend()
     path = epath.Path(workdir) / "curves.png"
-    draft = path.parent / "curves.tmp.png"
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format="png")
-    draft.write_bytes(drawn.getvalue())
-    draft.replace(path)
+    write_atomically(path, drawn.getvalue())
     return path

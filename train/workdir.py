@@ -11,10 +11,10 @@ from typing import NamedTuple
 from etils import epath
 
 from train.build import DataInfo, read_run_file
-from train.checkpoint import last_good, set_damaged_aside
+from train.checkpoint import last_step, set_damaged_aside
 from train.config import MAY_CHANGE, Config, Stopped, UserError, with_absolute_paths
 from train.distributed import is_lead, on_lead
-from train.files import write_atomically
+from train.files import check_orbax_name, reachable, write_atomically
 from train.lock import Lock
 
 
@@ -33,6 +33,12 @@ class Claim(NamedTuple):
     def close(self) -> None:
         if self.lock:
             self.lock.close()
+
+
+def check_place(workdir: os.PathLike | str) -> None:
+    """Raises UserError for a workdir that cannot be reached, or in whose name checkpoints would be lost."""
+    reachable(workdir)
+    check_orbax_name(workdir)
 
 
 def claim(config: Config, info: DataInfo) -> Claim:
@@ -96,7 +102,7 @@ def as_begun(config: Config, info: DataInfo) -> DataInfo:
     They are measured on images, of which one may have become unreadable since: that must not keep a run from going on.
     """
     try:
-        _, there = read_run_file(config.workdir)
+        there = read_run_file(config.workdir).dataset
     except UserError:
         return info
     old, new = there.mean + there.std, info.mean + info.std
@@ -106,7 +112,7 @@ def as_begun(config: Config, info: DataInfo) -> DataInfo:
 
 def standing(workdir: os.PathLike | str) -> str:
     """What is safe in a workdir, in words."""
-    last = last_good(workdir)
+    last = last_step(workdir)
     return f"In {workdir} " + (f"the last good checkpoint is step {last}" if last else "no checkpoint precedes it")
 
 
@@ -121,7 +127,8 @@ def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
 
 
 def _not_written(workdir: os.PathLike | str, error: OSError) -> UserError:
-    return UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}")
+    where = f" ({error.filename})" if error.filename else ""
+    return UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}{where}")
 
 
 def _flatten(run: dict) -> dict:

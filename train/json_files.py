@@ -1,0 +1,77 @@
+"""The small JSON files of a run, which may be damaged or a stranger's: bounded in size and depth, and validated.
+
+What a file holds is declared as a dataclass or a NamedTuple; its annotations are the types and the ranges.
+"""
+
+import dataclasses
+import json
+import os
+import reprlib
+import typing
+from typing import Any
+
+from train.config import UserError
+from train.files import read_small
+from train.ranges import accepts, expected
+
+
+def read_json(path: os.PathLike | str, kind: Any) -> Any:
+    """The `kind` in a file. Raises UserError that names the file, and the key that is wrong."""
+    try:
+        return parse_json(read_small(path), kind)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{os.fspath(path)} cannot be read: {error}") from error
+
+
+def parse_json(content: str | bytes, kind: Any) -> Any:
+    """The `kind` in JSON. Raises ValueError that names the key that is wrong."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("its values are nested too deep") from None
+    return from_json(value, kind)
+
+
+def from_json(value: Any, kind: Any, name: str = "") -> Any:
+    """The `kind` that `dataclasses.asdict` or `_asdict` and JSON made `value` of.
+
+    `kind` is a dataclass, a NamedTuple, a dict[str, ...], a tuple of any of these, or what `train.ranges` accepts. Keys
+    with a default may be missing. Raises ValueError that names the key that is wrong.
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict:
+        return {key: from_json(inner, parts[1], _below(name, key)) for key, inner in _mapping(value, name).items()}
+    if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+        return _record(_mapping(value, name), kind, name)
+    if origin is tuple and isinstance(value, list):
+        each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        if len(each) != len(value):
+            raise ValueError(f"{name} is {reprlib.repr(value)}; it must be {len(each)} values")
+        return tuple(from_json(inner, each[i], f"{name}[{i}]") for i, inner in enumerate(value))
+    leaf = tuple(value) if isinstance(value, list) else value  # in a union
+    if not accepts(kind, leaf):
+        raise ValueError(f"{name or 'it'} is {reprlib.repr(value)}; it must be {expected(kind)}")
+    return leaf
+
+
+def _record(value: dict[str, Any], kind: Any, name: str) -> Any:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if unknown := value.keys() - hints.keys():
+        raise ValueError(f"{_below(name, min(unknown))} is not a key of this version")
+    optional = getattr(kind, "_field_defaults", hints)  # a dataclass of ours has defaults for all
+    if missing := hints.keys() - value.keys() - optional.keys():
+        raise ValueError(f"{_below(name, min(missing))} is missing")
+    return kind(**{key: from_json(inner, hints[key], _below(name, key)) for key, inner in value.items()})
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name or 'it'} is {reprlib.repr(value)}; it must be an object with keys")
+    return value
+
+
+def _below(name: str, key: str) -> str:
+    key = key if key.isidentifier() else reprlib.repr(key)
+    return f"{name}.{key}" if name else key
