@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from train.commandline import MODULES
-from train.main import silence_third_party_logging
+from train.startup import set_up_process
 
 USAGE = f"usage: vit-jax {{{','.join(MODULES)}}} ...; vit-jax COMMAND --help lists the options of a command"
 
@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     if command not in MODULES:
         print(f"error: unknown command {command!r}; {USAGE}" if command else USAGE, file=sys.stderr)
         return 2
-    silence_third_party_logging()
+    if argv is None:  # this process is the command
+        set_up_process()
     return importlib.import_module(f"train.{MODULES[command]}").main(others)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -60,10 +61,16 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
 HELP = ("--help", "-h", "--tyro-print-completion", "--tyro-write-completion")
 
 
+def expand_user(argv: list[str]) -> list[str]:
+    """`argv` with `~` expanded where a path can begin: ~/x, --option=~/x, folder:~/x. Shells expand the first alone."""
+    found = [re.fullmatch(r"((?:--[\w.-]+=)?(?:folder:)?)(~.*)", arg, re.DOTALL) for arg in argv]
+    return [m[1] + os.path.expanduser(m[2]) if m else arg for m, arg in zip(found, argv, strict=True)]
+
+
 def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
-    """`argv` option by option; `short` names stand for others, `_` in names for `-`."""
+    """`argv` option by option; `short` names stand for others, `_` in names for `-`, `~` for the home folder."""
     groups: list[Group] = []
-    for token in argv:
+    for token in expand_user(argv):
         if token.startswith("--") or token == "-h":
             name, equals, value = token.partition("=")
             name = name.replace("_", "-")

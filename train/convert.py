@@ -5,6 +5,9 @@ command wrote, or a workdir of the trainer. PATH ends in .safetensors for torch'
 folder of Flax variables, written by Orbax.
 """
 
+import os
+import secrets
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +21,13 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from train.build import is_workdir, load_run, make_network, model_variables, parse_arguments
+from train.checkpoint import one_line
+from train.commandline import expand_user
 from train.config import UserError
+from train.files import check_orbax_name, draft, orbax_path
+from train.integrity import files_below
 from train.pretrained import weights_file
+from train.startup import set_up_process
 from vit_jax.convert import from_torch, to_torch
 
 
@@ -39,8 +47,9 @@ def convert(
         model_args: Arguments over the preset's, as KEY=VALUE.
         input_shape: Shape of one input without the batch; default: an image of the model's size and channels.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out {out} exists: name a new one")
+    check_orbax_name(out.parent)
     if is_workdir(source):
         network, variables = model_variables(load_run(source))
     elif model is None:
@@ -69,20 +78,34 @@ def read(source: str, model: str, network: nn.Module, inputs: jax.Array) -> PyTr
     if not Path(source).is_dir():
         return from_torch(network, weights_file(model, source), inputs)
     abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(Path(source).absolute(), abstract)
+    list(files_below(Path(source)))  # raises OSError for links and pipes, which Orbax would open
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(orbax_path(source), abstract)
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        raise ValueError(f"{source} cannot be read: {one_line(error)}") from error
 
 
 def write(out: Path, network: nn.Module, variables: PyTree) -> None:
     """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix != ".safetensors":
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(out.absolute(), variables)
+        # Under a name that Orbax takes as it is.
+        part = orbax_path(out.parent) / f"{secrets.token_hex(8)}.tmp"
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(part, variables)
+                checkpointer.wait_until_finished()
+                checkpointer.metadata(part)  # opens every array: what cannot be read back is not written
+            os.rename(part, out)
+        except ValueError as error:  # tensorstore's
+            raise OSError(one_line(error)) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         return
     from safetensors.numpy import save_file
 
-    part = out.with_name(f"{out.name}.part")
+    part = draft(out)
     try:
         save_file({key: np.ascontiguousarray(value) for key, value in to_torch(network, variables).items()}, part)
         part.replace(out)
@@ -93,7 +116,8 @@ def write(out: Path, network: nn.Module, variables: PyTree) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
     try:
-        tyro.cli(convert, args=argv, prog="python -m train.convert", description=__doc__)
+        arguments = expand_user(sys.argv[1:] if argv is None else argv)
+        tyro.cli(convert, args=arguments, prog="python -m train.convert", description=__doc__)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -101,4 +125,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    set_up_process()
     sys.exit(main())

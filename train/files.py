@@ -25,12 +25,6 @@ def is_remote(path: os.PathLike | str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
 
 
-def expand_user(argv: list[str]) -> list[str]:
-    """`argv` with `~` for the home folder where a path can begin: ~/x, --option=~/x, folder:~/x."""
-    parts = [re.fullmatch(r"((?:--?[\w.-]+=)?(?:folder:)?)(~.*)", arg, re.DOTALL) for arg in argv]
-    return [m[1] + os.path.expanduser(m[2]) if m else arg for m, arg in zip(parts, argv, strict=True)]
-
-
 def reachable(path: os.PathLike | str) -> epath.Path:
     """`path`, which need not exist. Raises UserError for a store that cannot be asked, as its library is missing."""
     try:

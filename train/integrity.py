@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import NamedTuple
 
 from etils import epath
@@ -30,7 +31,7 @@ class Seal(NamedTuple):
 
 def seal(folder: epath.Path, step: int) -> None:
     """Write the checksums of all that is in `folder`, the checkpoint of `step`."""
-    sums = {name: _checksum(folder / name) for name in _files(folder) if name not in (FILE, *LATE)}
+    sums = {name: _checksum(folder / name) for name in files_below(folder) if name not in (FILE, *LATE)}
     (folder / FILE).write_text(json.dumps(Seal(step, sums)._asdict(), indent=0))
 
 
@@ -41,7 +42,7 @@ def damage(folder: os.PathLike | str, only: str = "") -> str | None:
     """
     folder = epath.Path(folder)
     try:
-        found = set(_files(folder))
+        found = set(files_below(folder))
         sealed = parse_json(read_small(folder / FILE), Seal)
     except OSError as error:
         return f"{_name(error, folder)} cannot be read: {error.strerror or error}"
@@ -62,7 +63,7 @@ def damage(folder: os.PathLike | str, only: str = "") -> str | None:
     return None
 
 
-def _files(folder: epath.Path) -> Iterator[str]:
+def files_below(folder: PurePath) -> Iterator[str]:
     """The names of all files below `folder`. Raises OSError for what is neither a file nor a folder, such as a link."""
     folders = [""]
     while folders:

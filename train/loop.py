@@ -102,13 +102,13 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         def is_due(step):
             return step % eval_every == 0 or step == total
 
-        preemption.saves = True  # from here on SIGTERM has something to save
+        preemption.saves = True  # from here on there is something to save
         result = None
         try:
             if start and is_due(start) and not checkpoints.metrics(start):
                 result = evaluated(start)
                 if result is None:
-                    raise Preempted(f"step {start}/{total} had been saved; {CONTINUES}")
+                    raise Preempted(f"step {start}/{total} had been saved; {CONTINUES}", preemption.signal)
             for step in range(start + 1, total + 1):
                 batch = with_teacher(next(batches), teacher_logits)
                 state, values = train_step(state, to_devices(batch, mesh), frozen)
@@ -128,7 +128,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
                     log.restart_clock()
                 if leaves:
                     checkpoint.finish(checkpoints)
-                    raise Preempted(f"saved after step {step}/{total}; {CONTINUES}")
+                    raise Preempted(f"saved after step {step}/{total}; {CONTINUES}", preemption.signal)
         except Diverged as error:
             checkpoint.finish(checkpoints)
             raise Diverged(f"{error}. {standing(workdir)}. {ADVICE}") from None

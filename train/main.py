@@ -1,15 +1,13 @@
 """Train a model: `python -m train.main --model=t2t`. `--help` lists every option."""
 
 import dataclasses
-import logging
 import os
 import sys
-
-import absl.logging
 
 from train.commandline import Group, last, read_options, split
 from train.config import Config, Stopped, UserError, check, with_absolute_paths
 from train.recipes import base_config
+from train.startup import set_up_process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +45,7 @@ def run(config: Config) -> int:
     except Stopped as error:
         return tell(1, f"stopped: {error}")
     except preemption.Preempted as error:
-        return tell(preemption.STATUS, f"preempted: {error}")
+        return tell(error.status, f"{error.word}: {error}")
     except KeyboardInterrupt:
         return tell(130, "interrupted: the same command continues from the last checkpoint")
     return 0
@@ -116,14 +114,6 @@ def require_tpu() -> None:
         raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, jax.devices()))}")
 
 
-def silence_third_party_logging() -> None:
-    """Keep libraries from printing tracebacks of errors that end a run in one line of ours."""
-    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax, Grain
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax does not wait for all writes once one has failed
-    show = sys.unraisablehook
-    sys.unraisablehook = lambda error: None if str(error.exc_value) == "Event loop is closed" else show(error)
-
-
 if __name__ == "__main__":
-    silence_third_party_logging()
+    set_up_process()
     sys.exit(main())

@@ -12,6 +12,7 @@ from train.commandline import HELP, Group, check_known, last, options, read_opti
 from train.config import Config, UserError
 from train.main import SHORT, parse_groups
 from train.ranges import Range
+from train.startup import set_up_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,4 +51,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    set_up_process()
     sys.exit(main())

@@ -11,8 +11,10 @@ import tyro
 from train.attention_picture import attention_panels, draw_attention
 from train.augment import normalize
 from train.build import load_run
+from train.commandline import expand_user
 from train.config import UserError
 from train.data import image_to_input
+from train.startup import set_up_process
 from vit_jax.objectives.protocol import Classifier
 
 
@@ -59,7 +61,8 @@ def predict(
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
     try:
-        tyro.cli(predict, args=argv, prog="python -m train.predict", description=__doc__)
+        arguments = expand_user(sys.argv[1:] if argv is None else argv)
+        tyro.cli(predict, args=arguments, prog="python -m train.predict", description=__doc__)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,4 +70,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    set_up_process()
     sys.exit(main())

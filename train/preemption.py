@@ -1,61 +1,78 @@
-"""SIGTERM, by which schedulers say that they take a machine away: noted here, seen by the loop between two steps."""
+"""SIGTERM, by which schedulers say that they take a machine away, and Ctrl-C: both save the run before it ends."""
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
-# 128 + SIGTERM, which shells and container runtimes report for a process that the signal ended. So what starts killed
-# jobs again (Kubernetes' restartPolicy OnFailure, Slurm with RequeueExit=143) does so after our own exit too.
-STATUS = 143
-
 
 class Preempted(Exception):
-    """The run was asked to leave, and has saved what it had."""
+    """The run was asked to leave by the signal `number`, and has saved what it had.
+
+    `status` is what shells and container runtimes report for a process that the signal ended. So what restarts killed
+    jobs (Kubernetes' restartPolicy OnFailure, Slurm with RequeueExit=143) does so after our own exit too.
+    """
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.status = 128 + (number or signal.SIGTERM)
+        self.word = "interrupted" if number == signal.SIGINT else "preempted"
 
 
 class Preemption:
-    """Whether the run has been asked to leave.
+    """Whether the run has been asked to leave, and by which `signal`.
 
-    Until `saves` is set there is nothing to save, and the process ends at once.
+    Until `saves` is set there is nothing to save, and the signal ends the process at once. So does a second Ctrl-C.
     """
 
     def __init__(self):
-        self._noted = threading.Event()
+        self.signal: int | None = None
         self.saves = False
+        self._interrupt = signal.getsignal(signal.SIGINT)
 
-    def note(self, *_) -> None:
-        """The signal's handler."""
-        self._noted.set()
+    def note(self, number: int, frame) -> None:
+        """The handler of both signals."""
+        if number == signal.SIGINT and (self.signal or not self.saves):
+            self._interrupt(number, frame)
+            return
         if not self.saves:
-            print("preempted: before the first step, so nothing is lost", file=sys.stderr, flush=True)
-            os._exit(STATUS)  # an exception could come to light anywhere in what starts up
+            _say("preempted: before the first step, so nothing is lost")
+            os._exit(128 + number)  # an exception could come to light anywhere in what starts up
+        if number == signal.SIGINT:
+            _say("interrupted: the run saves after this step, and ends; once more ends it at once")
+        self.signal = self.signal or number
 
     def asked(self) -> bool:
         """Whether `reached` will be true, known within a step already. Several processes have to wait for it."""
-        return jax.process_count() == 1 and self._noted.is_set()
+        return jax.process_count() == 1 and self.signal is not None
 
     def reached(self, step: int) -> bool:
-        """Whether the run saves and leaves after `step`. All processes ask after every step, and hear the same."""
+        """Whether the run saves and leaves after `step`. Called by every process after every step; all get the same."""
         if jax.process_count() > 1:  # JAX has a handler of its own, and lets them agree on a step
             return multihost_utils.reached_preemption_sync_point(step)
         return self.asked()
 
 
+def _say(line: str) -> None:
+    os.write(2, f"{line}\n".encode())  # `print` may be at work already
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[Preemption]:
-    """A Preemption that SIGTERM tells, as long as this lasts."""
+    """A Preemption that hears SIGTERM and SIGINT, as long as this lasts."""
     preemption = Preemption()
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield preemption
         return
-    before = signal.signal(signal.SIGTERM, preemption.note)
+    # A shell starts background jobs with SIGINT ignored, which stays so.
+    heard = [n for n in (signal.SIGTERM, signal.SIGINT) if n == signal.SIGTERM or callable(signal.getsignal(n))]
+    before = {number: signal.signal(number, preemption.note) for number in heard}
     try:
         yield preemption
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from typing import Annotated
 from train.commandline import read_options, split
 from train.config import MOST_IMAGES, UserError
 from train.ranges import Range
+from train.startup import set_up_process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,4 +51,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    set_up_process()
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,7 +20,11 @@ DIED = (
 
 
 def die_with_parent(*_) -> None:
-    """Make this worker end when the process that started it has gone, which a SIGKILL would not tell it."""
+    """Make this worker end when the process that started it has gone, which a SIGKILL would not tell it.
+
+    And not before: a terminal sends Ctrl-C to the workers too, whose batches the run may need until it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()
