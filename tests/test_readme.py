@@ -1,4 +1,4 @@
-"""The README's commands and code do what it says."""
+"""The commands and the code of README.md run as written."""
 
 import re
 import shlex
@@ -19,6 +19,7 @@ from vit_jax import create_model
 from vit_jax.convert import to_torch
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -32,7 +33,7 @@ def commands(prefix: str) -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory that the README's reader would have."""
+    """A working directory with the files that the commands name."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split, name in [(s, n) for s in ("train", "test") for n in ("cat", "dog")]:
@@ -56,7 +57,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_command_lines_run(folder, capsys):
-    """Two steps each, in the README's order, since later ones read what earlier ones wrote."""
+    """Two steps each, in their order, since later ones read what earlier ones wrote."""
     ran = 0
     for _python, _m, module, *argv in commands("python -m train"):
         if "--tpu" in argv:
@@ -83,7 +84,15 @@ def test_command_lines_run(folder, capsys):
     assert ran == 15
 
 
+def test_commands_come_after_the_environment_that_they_need():
+    """`make train` installs into .venv; what stands below is for its interpreter."""
+    lines = [" ".join(command) for command in commands("")]
+    assert lines[:2] == ["make train", "source .venv/bin/activate"]
+    assert "\nBIN := .venv/bin\n" in MAKEFILE
+    assert {line.split()[0] for line in lines[2:]} == {"make", "python3", ".venv/bin/python", "python"}
+    assert len(commands("python -m train")) == 15
+
+
 def test_make_targets_exist():
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     for _make, target, *_ in commands("make"):
-        assert f"\n{target}:" in makefile
+        assert f"\n{target}:" in MAKEFILE
