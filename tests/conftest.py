@@ -3,16 +3,11 @@
 import gc
 import os
 
+from tests import compiler
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tiny cases spend their time in the compiler; eight devices show that sharding changes nothing.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-    ]
-)
+# Eight devices show that sharding changes nothing.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.flags(devices=8)}"
 
 import jax
 import jaxtyping

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from tests import compiler
 from train.build import abstract_state, build_objective, read_run_file
 from train.checkpoint import open_checkpoints, restore
 from train.main import main
@@ -29,12 +30,11 @@ def train(workdir, *options, base=TINY) -> int:
 
 def start(workdir, *options, devices=1, cache=None):
     """A run in a process of its own, with so many devices."""
-    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": compiler.flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache or workdir.parent / "cache"),  # many processes, one compilation
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from tests.cases import CASES, CLASSIFIERS, FIRST
 from tests.cases.case import Case, Inner, build, build_upstream
-from tests.test_models import inputs_of, variables_of
+from tests.test_models import abstract, inputs_of, variables_of
 from vit_jax import create_model
 from vit_jax.capture import attention, embeddings, rollout
 from vit_jax.convert import from_torch
@@ -50,7 +50,7 @@ def rows(usual) -> list:
 @pytest.mark.parametrize("case", rows(lambda case: case is FIRST[case.name]))
 def test_rows_sum_to_one(case):
     _model, maps_of, variables, x = capture(case)
-    maps = named(jax.jit(maps_of)(variables, x))
+    maps = jax.device_get(named(jax.jit(maps_of)(variables, x)))
     assert len(maps) == case.maps
     others = [name for name, attn in maps.items() if (attn < 0).any() or (np.abs(attn.sum(axis=-1) - 1) > 1e-5).any()]
     if case is FIRST[case.name]:
@@ -65,18 +65,20 @@ QUICK = [FIRST[name] for name in ("vit", "cait", "t2t", "twins_svt", "vit_3d")] 
 @pytest.mark.parametrize("case", rows(lambda case: case in QUICK))
 def test_jit_changes_nothing(case):
     _model, maps_of, variables, x = capture(case)
-    maps, eager = named(jax.jit(maps_of)(variables, x)), named(maps_of(variables, x))
+    maps, eager = jax.device_get((named(jax.jit(maps_of)(variables, x)), named(maps_of(variables, x))))
     assert list(maps) == list(eager)
     for name, attn in eager.items():  # operations that are compiled together round otherwise; large scores tell
         np.testing.assert_allclose(maps[name], attn, rtol=0, atol=1e-5 * np.abs(attn).max(), err_msg=name)
 
 
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_the_program_is_that_of_a_model_without_capture(case, monkeypatch):
-    model, (x, kwargs) = build(case), inputs_of(case)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x, **kwargs)
+@pytest.mark.parametrize("name", FIRST)
+def test_the_program_is_that_of_a_model_without_capture(name, monkeypatch):
+    model, variables, x, kwargs = abstract(name)
 
-    program = lambda: str(jax.make_jaxpr(lambda variables, x: model.apply(variables, x, **kwargs))(variables, x))
+    def program():
+        apply = lambda variables, x, kwargs: model.apply(variables, x, **kwargs)
+        return str(jax.make_jaxpr(apply)(variables, x, kwargs))
+
     plain = program()
     monkeypatch.setattr(nn.Module, "sow", lambda *_: False)
     assert program() == plain
@@ -159,11 +161,11 @@ def test_torchvisions_networks_have_theirs():
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_embeddings_are_what_models_without_classes_give(name):
     """Those are compared with upstream in rows with `num_classes=0`."""
-    case = FIRST[name]
-    model, (x, kwargs) = build(case), inputs_of(case)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x, **kwargs)
-    features = jax.eval_shape(lambda variables, x: embeddings(model, variables, x, **kwargs), variables, x)
-    init = build(case, num_classes=0).init_with_output
+    model, variables, x, kwargs = abstract(name)
+    features = jax.eval_shape(
+        lambda variables, x, kwargs: embeddings(model, variables, x, **kwargs), variables, x, kwargs
+    )
+    init = build(FIRST[name], num_classes=0).init_with_output
     expected, needed = jax.eval_shape(init, jax.random.key(0), x, **kwargs)
     assert features == expected
     assert {path for path, _ in jax.tree.leaves_with_path(needed)} < {

@@ -87,7 +87,8 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
         elif not jnp.issubdtype(value.dtype, jnp.floating):
             problems.append(f"{leaf} cannot take torch key {key} of type {value.dtype}")
         else:
-            variables[path] = jnp.array(value, target.dtype)  # a copy: torch may change its tensor later
+            # A copy, as torch may change its tensor later. jnp.array would compile a program for every shape.
+            variables[path] = jax.device_put(np.array(value, target.dtype))
 
     counters, derived = _counters(keys), _derived(model, keys.values())
     for key in state.keys() - set(keys.values()) - counters - derived.keys():
