@@ -25,7 +25,7 @@ import jax
 from train.main import main
 
 on_tpu = jax.default_backend() == "tpu"
-steps = 1_300 if jax.default_backend() != "cpu" else 40
+steps = 1_300 if jax.default_backend() != "cpu" else 120
 options = ["--model=t2t", f"--steps={steps}", "--workdir=runs/t2t-digits", *(["--tpu"] if on_tpu else [])]
 status = main(options)
 assert status == 0
@@ -40,6 +40,7 @@ from pathlib import Path
 
 records = [json.loads(line) for line in Path("runs/t2t-digits/metrics.jsonl").read_text().splitlines()]
 print(records[-1])
+assert records[-1]["accuracy"] > 0.9
 
 # %%
 import matplotlib.image
