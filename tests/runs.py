@@ -28,6 +28,16 @@ def train(workdir, *options, base=TINY) -> int:
     return main([*base, *options, f"--workdir={workdir}"])
 
 
+def error(capsys, workdir, *options, base=TINY) -> str:
+    """The one line that a mistake gives."""
+    assert train(workdir, *options, base=base) == 2
+    _out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert len(err) < 2000
+    return err
+
+
 def start(workdir, *options, devices=1, cache=None):
     """A run in a process of its own, with so many devices."""
     environment = {

@@ -68,6 +68,12 @@ def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
         (["{weights}", "--out", "new", "--model=vti"], "did you mean vit"),
         (["{weights}", "--out", "new", "--model=vit/tiny", "--model-args", "num_classes=5"], "does not fit ViT"),
         (
+            ["{weights}", "--out", "new", *VIT, "--input-shape", "1000000000", "8", "1"],
+            "--input-shape .* must hold from 1",
+        ),
+        (["{weights}", "--out", "new", *VIT, "--input-shape", "-8", "-8", "1"], "--input-shape .* must hold from 1"),
+        (["{weights}", "--out", "new", "--model=vit", "--model-args", "depth=100000"], "so many are not built"),
+        (
             ["IMAGENET1K_V3", "--out", "new", "--model=resnet50"],
             "IMAGENET1K_V3 does not exist: .* or one of IMAGENET1K_V1",
         ),

@@ -5,6 +5,7 @@ command wrote, or a workdir of the trainer. PATH ends in .safetensors for torch'
 folder of Flax variables, written by Orbax.
 """
 
+import math
 import os
 import secrets
 import shutil
@@ -29,6 +30,8 @@ from train.integrity import files_below
 from train.pretrained import weights_file
 from train.startup import set_up_process
 from vit_jax.convert import from_torch, to_torch
+
+MOST_NUMBERS = 2**28  # of an input, which is made, though only its shape matters
 
 
 def convert(
@@ -57,7 +60,10 @@ def convert(
     else:
         try:
             network = make_network(model, **parse_arguments("--model-args", model_args))
-            variables = read(source, model, network, jnp.zeros((1, *(input_shape or image_shape(network)))))
+            shape = input_shape or image_shape(network)
+            if min(shape) < 1 or math.prod(shape) > MOST_NUMBERS:
+                raise UserError(f"--input-shape is {shape}; it must hold from 1 to {MOST_NUMBERS:,} numbers")
+            variables = read(source, model, network, jnp.zeros((1, *shape)))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(str(error)) from error
     try:

@@ -1,0 +1,179 @@
+"""Mistakes on the command line of a run: each is one line with status 2, and nothing is left on disk."""
+
+import re
+
+import pytest
+
+import train.loop
+import train.memory
+from tests.runs import error
+from train.main import main
+
+# Found before any data is read. The first options follow --model-args.
+EARLY = [
+    ("dmi=3", "--model vit/tiny: unknown argument of model 'vit': 'dmi'; did you mean dim"),
+    ("depth", "--model-args 'depth': expected KEY=VALUE"),
+    (f"dim={10**20}", "--model-args 'dim=100000000000000000000': whole numbers are at most 1,048,576"),
+    ("dim=-1048577", "whole numbers are at most 1,048,576"),
+    ("dim=" + "9" * 900, "whole numbers are at most 1,048,576"),
+    ("dim=" + "9" * 5000, "--model-args dim: its value has 5,000 characters; at most 1,000 are read"),
+    ("dropout=1e999", "expected finite numbers"),
+    ("dim=2j", "expected finite numbers"),
+    ("depth=100000", "--model-args 'depth=100000': so many are not built; at most 500 are"),
+    ("depth=(400, 400)", "so many are not built"),
+    ("dim=" + "[" * 100 + "]" * 100, "nested more than 8 deep"),
+    ("dim={{}: 1}", "its value is no Python literal (unhashable type: 'dict')"),
+    ("--model=vti", "--model vti: unknown model: 'vti'; did you mean vit"),
+    ("--model=ViT", "unknown model: 'ViT'; did you mean vit"),
+    ("--model=" + "v" * 10000, "unknown model: 'vvvv"),
+    ("--model=vit/huge", "unknown preset of model 'vit': 'huge'; expected one of tiny, "),
+    ("--model=vit/TINY", "unknown preset of model 'vit': 'TINY'; did you mean tiny"),
+    ("--model=", "--model is ''; it must be text that is not empty"),
+    ("--objective=", "--objective is ''"),
+    ("--objective=MAE", "unknown objective: 'MAE'; did you mean mae"),
+    ("--objective-args a=1", "--objective classify: unknown argument of objective 'classify': 'a'"),
+    ("--init=", "--init is ''"),
+    ("--init-from=", "--init-from is ''"),
+    ("--mesh=", "--mesh is ''"),
+    ("--data=", "--data.name is ''"),
+    ("--data=mnist", "unknown data 'mnist': expected digits, tfds:NAME or folder:PATH"),
+    ("--data=folder:", "unknown data 'folder:'"),
+    ("--data.dir=here", "--data.dir is 'here'; it goes with --data=tfds:NAME only"),
+    ("--recipe=nope", "--recipe nope: expected one of digits"),
+    ("--recipe=", "--recipe : expected one of digits"),
+    ("--recipe", "--recipe needs a value"),
+    ("--nonsense", "unknown option --nonsense; --help lists all options"),
+    ("--lr=3", "unknown option --lr; did you mean --optim.lr?"),
+    ("--name=adamw", "unknown option --name; did you mean --data.name or --optim.name?"),
+    ("--warmup-epoch=3", "unknown option --warmup-epoch; did you mean --optim.warmup-epochs?"),
+    ("--modle=vit", "unknown option --modle; did you mean --model"),
+    ("--" + "x" * 5000, "unknown option --xxx"),
+    ("--steps=abc", "--steps is abc; it must be a whole number from 1 to 2,147,483,647"),
+    ("--steps=" + "9" * 5000, "--steps is 9999"),
+    (
+        "--steps=99999999999999999999999",
+        "--steps is 99999999999999999999999; it must be a whole number from 1 to 2,147,",
+    ),
+    ("--steps=1.5", "--steps is 1.5; it must be a whole number"),
+    ("--steps=0", "--steps is 0; it must be a whole number from 1 to 2,147,483,647"),
+    ("--dtype=float16", "--dtype is float16; it must be float32 or bfloat16"),
+    ("--optim.name=adam", "--optim.name is adam; it must be adamw or sgd or lamb or lion"),
+    ("--augment.flip=maybe", "--augment.flip takes no value; it was given maybe"),
+    ("--tpu=yes", "--tpu takes no value"),
+    ("--epochs=0", "--epochs is 0.0; it must be a number above 0 and at most 1,000,000,000"),
+    ("--epochs=nan", "--epochs is nan"),
+    ("--epochs=1e300", "--epochs is 1e+300"),
+    ("--eval-epochs=0", "--eval-epochs is 0.0"),
+    ("--eval-epochs=inf", "--eval-epochs is inf"),
+    ("--batch-size=1000000000", "--batch-size is 1000000000; it must be a whole number from 1 to 1,048,576"),
+    ("--batch-size=33", "--batch-size is 33; it must be a positive multiple of 8: 8 devices share a batch"),
+    ("--eval-batch-size=1000000000", "--eval-batch-size is 1000000000; it must be a whole number from 1 to 1,048,576"),
+    ("--eval-batch-size=33", "--eval-batch-size is 33; it must be a positive multiple of 8"),
+    ("--log-steps=0", "--log-steps is 0"),
+    ("--keep=0", "--keep is 0"),
+    ("--save-steps=-1", "--save-steps is -1; it must be a whole number from 0 to"),
+    ("--seed=-1", "--seed is -1"),
+    ("--seed=4294967296", "--seed is 4294967296; it must be a whole number at least 0 and below 4,294,967,296"),
+    ("--label-smoothing=1", "--label-smoothing is 1.0; it must be a number at least 0 and below 1"),
+    ("--auxiliary-weight=nan", "--auxiliary-weight is nan"),
+    ("--data.image-size=0", "--data.image-size is (0, 0); it must be 2 values, each a whole number from 1 to 16,384"),
+    ("--data.image-size 1 2 3", "--data.image-size is 1 2 3; it must be 2 values"),
+    ("--data.image-size=big", "--data.image-size is big; it must be 2 values"),
+    ("--data.image-size=1000000000", "--data.image-size is (1000000000, 1000000000)"),
+    ("--data.min-crop=0", "--data.min-crop is 0.0; it must be a number above 0 and at most 1"),
+    ("--data.eval-crop=nan", "--data.eval-crop is nan"),
+    (
+        "--data.mean 123.7 0 0",
+        "--data.mean is (123.7, 0.0, 0.0); it must be one or more values, each a number from 0 to 1",
+    ),
+    ("--data.mean nan", "--data.mean is (nan,)"),
+    ("--data.std inf", "--data.std is (inf,)"),
+    ("--data.std 0", "--data.std is (0.0,)"),
+    ("--data.workers=-1", "--data.workers is -1"),
+    (
+        "--augment.crop-padding=1000000000",
+        "--augment.crop-padding is 1000000000; it must be a whole number from 0 to 1,024",
+    ),
+    ("--augment.randaugment-layers=1000000", "--augment.randaugment-layers is 1000000"),
+    ("--augment.randaugment-magnitude=11", "--augment.randaugment-magnitude is 11.0; it must be a number from 0 to 10"),
+    ("--augment.erasing=1.5", "--augment.erasing is 1.5; it must be a number from 0 to 1"),
+    ("--augment.mixup=-1", "--augment.mixup is -1.0"),
+    ("--augment.mixup=1e300", "--augment.mixup is 1e+300; it must be a number 0 or from 1e-06 to 1,000"),
+    ("--augment.mixup=1e-300", "--augment.mixup is 1e-300"),
+    ("--augment.cutmix=inf", "--augment.cutmix is inf"),
+    ("--optim.lr=0", "--optim.lr is 0.0; it must be a number from 1e-35 to 1,000"),
+    ("--optim.lr -1", "--optim.lr is -1.0"),
+    ("--optim.lr=nan", "--optim.lr is nan"),
+    ("--optim.warmup-epochs=1e300", "--optim.warmup-epochs is 1e+300; it must be a number from 0 to 1,000,000,000"),
+    ("--optim.beta2=0.9999999999", "--optim.beta2 is 0.9999999999; it must be a number from 0 to 0.999999"),
+    ("--optim.clip-norm=nan", "--optim.clip-norm is nan"),
+    ("--optim.ema=1", "--optim.ema is 1.0"),
+    ("--optim.accumulate=0", "--optim.accumulate is 0"),
+    ("--optim.accumulate=3", "--batch-size is 32; it must be a positive multiple of 24: 8 devices share a batch in 3"),
+    ("--mesh=tensor=3", "--mesh tensor=3: has 6 places for the 8 devices"),
+    ("--mesh=data=" + "9" * 5000, "--mesh data=9999"),
+    ("--mesh=data=0", "--mesh data=0: expected sizes of data, fsdp, tensor, each once"),
+    ("--processes=2", "--coordinator HOST:PORT, --processes and --process go together, or not at all"),
+    (
+        "--coordinator=::: --processes=2 --process=0",
+        "--coordinator is :::; it must be HOST:PORT with a port from 1 to 65535",
+    ),
+    ("--coordinator=host --processes=2 --process=0", "--coordinator is host; it must be HOST:PORT"),
+    ("--coordinator=host:99999 --processes=2 --process=0", "--coordinator is host:99999"),
+    ("--coordinator=:1234 --processes=2 --process=0", "--coordinator is :1234"),
+    ("--coordinator=host:1234 --processes=2 --process=2", "--process is 2; it must be 0 to 1, as --processes says"),
+    ("--distill.image-size 0 8", "--distill.image-size is (0, 8); it must be own or 2 values"),
+    ("--distill.image-size=mine", "--distill.image-size is mine; it must be own or 2 values"),
+    ("--distill.views=-1", "--distill.views is -1"),
+    ("--distill.temperature=0", "--distill.temperature is 0.0"),
+    ("--distill.temperature=nan", "--distill.temperature is nan"),
+    ("--distill.alpha=1.1", "--distill.alpha is 1.1"),
+    ("--teacher-weights=x.pth", "--distill.weights is set without --distill.teacher"),
+    ("--distill.hard", "--distill.hard is set without --distill.teacher"),
+    ("--teacher=vti --teacher-weights=x.pth", "--distill.teacher vti: unknown model: 'vti'; did you mean vit"),
+]
+
+# Found once the data is known.
+LATE = [
+    ("depth=many", "--model vit/tiny: depth='many': expected int"),
+    ("heads=0", "--model vit/tiny: "),
+    ("image_size=8", "--model-args image_size: comes from the data; see --data.image-size"),
+    ("patch_size=3", "image_size=8: expected multiples of patch_size=3"),
+    ("--data=folder:/nowhere", "/nowhere"),
+    ("--data=tfds:nothing", "tfds build nothing --file_format=array_record"),
+    ("--distill.teacher=vit/tiny", "--distill.teacher vit/tiny: expected a workdir with checkpoints, or a model name"),
+    ("--init=/nowhere.pth", "/nowhere.pth"),
+    ("--epochs=1e9", "the run has 44,906,250,000 steps, 44.9062 an epoch; it must be at most 2,147,483,647"),
+    ("--optim.warmup-epochs=1e9", "--optim.warmup-epochs makes 44,906,250,000 steps"),
+]
+
+
+@pytest.mark.parametrize(("option", "expected"), EARLY, ids=[option[:40] for option, _ in EARLY])
+def test_mistakes_are_found_before_any_data_is_read(option, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.loop, "load_dataset", lambda _: pytest.fail("data was read"))
+    options = option.split(" ") if option.startswith("--") else [option]
+    assert expected in error(capsys, tmp_path / "run", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_workdir_is_refused(capsys):
+    assert main(["--workdir="]) == 2
+    assert "--workdir is ''; it must be text that is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "expected"), LATE, ids=[option for option, _ in LATE])
+def test_mistakes_are_one_line_and_leave_nothing(option, expected, tmp_path, capsys):
+    assert expected in error(capsys, tmp_path / "run", option)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_into_memory_is_refused_with_both_numbers(tmp_path, capsys, monkeypatch):
+    message = error(capsys, tmp_path / "run", "dim=1048576", "mlp_dim=1048576")  # two matrices of 4 TiB, and moments
+    assert re.search(
+        r"--model vit needs 2\d\d,\d+\.\d\d GiB for its state .* but there are only .* GiB of memory", message
+    )
+    monkeypatch.setattr(train.memory, "host_memory", lambda: 2**20)
+    message = error(capsys, tmp_path / "run", "--eval-batch-size=8192")
+    # 8,192 images of 8x8 pixels as uint8 and float32
+    assert "--eval-batch-size 8192 at least 2.50 MiB for images, but there are only 1.00 MiB of memory" in message
+    assert list(tmp_path.iterdir()) == []
