@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,12 +84,18 @@ def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
 
 
 def check_known(groups: list[Group], known: dict[str, Any]) -> None:
-    """Raises UserError for an option that is not `known`, and for a switch with a value."""
-    for group in groups:
-        if group.option not in known and group.option not in HELP:
-            raise UserError(_unknown(group, known))
-        if known.get(group.option) is bool and group.values:
-            raise UserError(f"{group.option} takes no value; it was given {shortened(group.values[0])}")
+    """Raises UserError for an option that is not `known`, and for more values than an option takes."""
+    for option, values in groups:
+        if option in HELP:
+            continue
+        if option not in known:
+            raise UserError(_unknown(option, values, known))
+        if "" in known:  # values behind an option may be those that no option names
+            continue
+        if known[option] is bool and values:
+            raise UserError(f"{option} takes no value; it was given {shortened(values[0])}")
+        if len(values) > 1 and not any(typing.get_origin(part) is tuple for part in inner_types(known[option])):
+            raise UserError(f"{option} takes one value; it was given {shortened(' '.join(values))}")
 
 
 def last(groups: list[Group], option: str) -> str | None:
@@ -97,9 +104,12 @@ def last(groups: list[Group], option: str) -> str | None:
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, Any]:
-    """The options that a dataclass makes, and the annotation of each."""
+    """The options that a dataclass makes, and the annotation of each; "" is what is given without an option."""
     found = {}
     for field, hint in hints(kind).items():
+        if tyro.conf.Positional in typing.get_args(hint):
+            found[""] = typing.get_args(hint)[0]
+            continue
         name = prefix + field.replace("_", "-")
         if dataclasses.is_dataclass(hint):
             found |= options(hint, f"{name}.")
@@ -138,19 +148,19 @@ def _tokens(group: Group) -> list[str]:
     return [option, *values]
 
 
-def _unknown(group: Group, known: dict[str, Any]) -> str:
+def _unknown(option: str, values: tuple[str, ...], known: dict[str, Any]) -> str:
     """The message for an option that does not exist, with those that may be meant."""
-    if not group.option:
-        return f"unexpected argument {shortened(group.values[0])}: options start with --"
-    name = group.option.removeprefix("--").lower()
-    near = [option for option in known if option.rpartition(".")[2].removeprefix("--") == name]
+    if not option:
+        return f"unexpected argument {shortened(values[0])}: options start with --"
+    name = option.removeprefix("--").lower()
+    near = [other for other in known if other.rpartition(".")[2].removeprefix("--") == name]
     if not near:
-        ends = {option.rpartition(".")[2].removeprefix("--"): option for option in known}
-        spelt = {option.removeprefix("--"): option for option in known}
+        ends = {other.rpartition(".")[2].removeprefix("--"): other for other in known}
+        spelt = {other.removeprefix("--"): other for other in known}
         close = difflib.get_close_matches(name[:100], [*spelt, *ends], n=3, cutoff=0.7)
         near = list(dict.fromkeys(spelt.get(match) or ends[match] for match in close))
     hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all options"
-    return f"unknown option {shortened(group.option)}; {hint}"
+    return f"unknown option {shortened(option)}; {hint}"
 
 
 def _complaint(text: str, groups: list[Group], known: dict[str, Any]) -> str:
