@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import train.build
 import train.loop
 import train.memory
 from tests.runs import error
@@ -19,7 +20,7 @@ EARLY = [
     ("dim=" + "9" * 5000, "--model-args dim: its value has 5,000 characters; at most 1,000 are read"),
     ("dropout=1e999", "expected finite numbers"),
     ("dim=2j", "expected finite numbers"),
-    ("depth=100000", "--model-args 'depth=100000': so many are not built; at most 500 are"),
+    ("depth=100000", "--model-args 'depth=100000': so many are not built; at most 256 are"),
     ("depth=(400, 400)", "so many are not built"),
     ("dim=" + "[" * 100 + "]" * 100, "nested more than 8 deep"),
     ("dim={{}: 1}", "its value is no Python literal (unhashable type: 'dict')"),
@@ -155,6 +156,17 @@ def test_mistakes_are_found_before_any_data_is_read(option, expected, tmp_path, 
     monkeypatch.setattr(train.loop, "load_dataset", lambda _: pytest.fail("data was read"))
     options = option.split(" ") if option.startswith("--") else [option]
     assert expected in error(capsys, tmp_path / "run", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_too_large_to_be_made_is_named(tmp_path, capsys, monkeypatch):
+    """Such as the sine positions of cct with `padding=1000000`: 8 TiB, asked for while the model is built."""
+
+    def build(*_, **__):
+        raise MemoryError("Unable to allocate 8.00 TiB")
+
+    monkeypatch.setattr(train.build, "make_network", build)
+    assert "--model vit/tiny: Unable to allocate 8.00 TiB" in error(capsys, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

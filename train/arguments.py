@@ -18,7 +18,7 @@ LARGEST = 2**20  # sizes and numbers of units
 
 # What is built one by one, and compiled for minutes if there are many.
 REPEATED = re.compile(r"(^|_)(depths?|layers|loops?|looped_blocks|block_repeats|stages|branches|orders|views)$")
-MOST_REPEATED = 500
+MOST_REPEATED = 256
 
 
 def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def build_model(
     try:
         model = make_network(name, **arguments, **from_data)
         jax.eval_shape(model.init, jax.random.key(0), info.images)
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise UserError(f"{option} {model_name(name)}: {error}") from error
     return model
 
@@ -182,7 +182,7 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
         objective = create_objective(name, model, **from_run, **given)
         jax.eval_shape(objective.init, jax.random.key(0), info.images)
         return objective
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise UserError(f"--objective {name}: {error}") from error
 
 

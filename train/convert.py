@@ -64,7 +64,7 @@ def convert(
             if min(shape) < 1 or math.prod(shape) > MOST_NUMBERS:
                 raise UserError(f"--input-shape is {shape}; it must hold from 1 to {MOST_NUMBERS:,} numbers")
             variables = read(source, model, network, jnp.zeros((1, *shape)))
-        except (OSError, TypeError, ValueError) as error:
+        except (ArithmeticError, MemoryError, OSError, TypeError, ValueError) as error:
             raise UserError(str(error)) from error
     try:
         write(out, network, variables)

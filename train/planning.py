@@ -187,7 +187,7 @@ def data_like(config: Config, classes: int) -> DataInfo:
     arguments = parse_arguments("--model-args", config.model_args)
     try:
         network = make_network(config.model, **arguments, num_classes=classes)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise UserError(f"--model {model_name(config.model)}: {error}") from error
     size = config.data.image_size or getattr(network, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
