@@ -28,6 +28,7 @@ from vit_jax.registry import list_presets, model_arguments, unknown
 from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
 
 MOST_VALUES = 2**26  # in an image: 8192 x 8192 pixels of one channel
+MOST_PATCHES = 2**16  # 4096 x 4096 pixels in patches of 16
 
 
 class DataInfo(NamedTuple):
@@ -133,10 +134,19 @@ def build_model(
         raise UserError(f"{ARGUMENTS[option]} {min(clash)}: comes from the data; see --data.image-size")
     try:
         model = make_network(name, **arguments, **from_data)
+        _check_patches(model, height, width)
         jax.eval_shape(model.init, jax.random.key(0), info.images)
     except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise UserError(f"{option} {model_name(name)}: {error}") from error
     return model
+
+
+def _check_patches(model: nn.Module, height: int, width: int) -> None:
+    """Raises ValueError for an absurd number of patches: tables of positions are computed while shapes are found."""
+    size = getattr(model, "patch_size", None) or 1
+    patches = height * width // max(1, size**2 if isinstance(size, int) else math.prod(size))
+    if hasattr(model, "patch_size") and patches > MOST_PATCHES:
+        raise ValueError(f"images of {height}x{width} have {patches:,} patches; expected at most {MOST_PATCHES:,}")
 
 
 # Objectives whose model tells classes.

@@ -102,7 +102,7 @@ def best_step(workdir: os.PathLike | str) -> int:
     scores = {}
     for step in steps_of(workdir):
         if _has_metrics(folder / str(step)):
-            scores[step] = score(read_json(folder / str(step) / METRICS, dict[str, float]))
+            scores[step] = _read_score(folder / str(step))
     if not scores:
         raise UserError(f"{workdir} holds no checkpoint yet")
     best = max(scores, key=lambda step: (scores[step], step))
@@ -163,7 +163,7 @@ def _trouble(folder: epath.Path, step: int | None, older: bool) -> str | None:
     if trouble := damage(folder, METRICS if older else ""):
         return trouble
     try:
-        read_json(folder / METRICS, dict[str, float])
+        _read_score(folder)
     except UserError as error:
         return str(error)
     return None
@@ -247,6 +247,14 @@ LONGEST = 200  # characters of a message
 def _place(folder: epath.Path) -> epath.Path:
     """`folder` by the name that the user knows, if `orbax_path` gave another."""
     return folder if is_remote(folder) else epath.Path(os.path.realpath(folder))
+
+
+def _read_score(folder: epath.Path) -> float:
+    """The score of a checkpoint. Raises UserError where its metrics are damaged."""
+    metrics = read_json(folder / METRICS, dict[str, numbers.Real])
+    if metrics and not math.isfinite(metrics.get("loss", math.nan)):
+        raise UserError(f"{folder / METRICS} cannot be read: it has no loss")
+    return score(metrics)
 
 
 def _has_metrics(folder: epath.Path) -> bool:

@@ -70,7 +70,7 @@ DESCRIPTORS = "/proc/self/fd"  # Linux: a link to each open file and folder, by 
 
 def _is_plain(path: os.PathLike | str) -> bool:
     text = os.fspath(path)
-    return not re.search(r"[*?\[\\]|:/", text) and text.isprintable()
+    return not re.search(r"[*?\[\\]|:(/|$)", text) and text.isprintable()
 
 
 def open_regular(path: os.PathLike | str, flags: int = os.O_RDONLY) -> int:

@@ -235,7 +235,8 @@ def draw_curves(workdir: os.PathLike | str) -> epath.Path:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:  # all records may have been lost
+            axes.legend()
     path = epath.Path(workdir) / "curves.png"
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=120, format="png")

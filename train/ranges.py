@@ -6,6 +6,7 @@ be finite, and a `str` must not be empty.
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def expected(hint: Any) -> str:
         return f"one or more values, each {expected(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} values, each {expected(parts[0])}"
-    return {str: "text that is not empty", bool: "true or false", Path: "a path"}.get(kind, str(kind))
+    words = {str: "text that is not empty", bool: "true or false", Path: "a path", numbers.Real: "a number or NaN"}
+    return words.get(kind, str(kind))
 
 
 def violations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -1,5 +1,6 @@
 """What a process does first when it is a command, rather than a program that imports this package."""
 
+import inspect
 import io
 import logging
 import os
@@ -28,6 +29,8 @@ def end_at_once(*_) -> None:
 def silence_third_party_logging() -> None:
     """Keep libraries from printing tracebacks of errors that end a run in one line of ours."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax, Grain
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax does not wait for all writes once one has failed
+    # Orbax does not wait for all reads and writes once one has failed, and leaves their coroutines behind.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     show = sys.unraisablehook
-    sys.unraisablehook = lambda error: None if str(error.exc_value) == "Event loop is closed" else show(error)
+    left = lambda error: inspect.iscoroutine(error.object) or str(error.exc_value) == "Event loop is closed"
+    sys.unraisablehook = lambda error: None if left(error) else show(error)

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from train.config import Augment, Config, UserError
 from train.data import Dataset, view_batches
-from train.files import is_remote
+from train.files import is_remote, open_regular
 from train.sharding import replicated, to_devices
 from train.step import cast
 from vit_jax.objectives.distill import Teacher
@@ -72,6 +72,8 @@ def cached_logits(
     if not path.exists():
         samples, classes = config.distill.views * len(dataset.train), len(dataset.class_names)
         part = local.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        os.close(open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(samples, classes))
         reserve(part)
 
@@ -90,6 +92,7 @@ def cached_logits(
         part.replace(local)
         if is_remote(path):
             epath.Path(local).copy(path)
+    os.close(open_regular(local))  # no link, no pipe
     return np.load(local, mmap_mode="r")
 
 
