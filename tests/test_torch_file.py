@@ -9,12 +9,14 @@ import random
 import re
 import struct
 import sys
+import tracemalloc
 import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from vit_jax import torch_file, torch_pickle
 from vit_jax.torch_file import load_torch_file
 
 # A small assembler for the pickles that torch.save writes (pickle protocol 2).
@@ -395,18 +397,47 @@ def test_entries_cannot_claim_more_than_the_file_holds(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "neither"),
-        (b"<!DOCTYPE html><html>", "neither"),
-        (b"version https://git-lfs.github.com/spec/v1", "neither"),
-        (pickle.dumps({"x": 1}, 2), "neither"),
-        (LEGACY_NUMBER + pickle.dumps(1001, 2), "damaged or incomplete"),
-        (b"PK\x03\x04", "damaged or incomplete (BadZipFile"),
+        (b"", "it is empty"),
+        (b"\xff\xd8\xff\xe0", "was it cut short?"),
+        (b"\n <!DOCTYPE html><html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a Git LFS pointer"),
+        (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
+        (b"\x93NUMPY\x01\x00", "it is one NumPy array (.npy)"),
+        (b"GGUF\x03", "it is a GGUF file"),
+        (b"\x1f\x8b\x08", "it is a compressed file; unpack it first (gunzip)"),
+        (b"model.pth" + bytes(248) + b"ustar\x00", "it is a tar archive"),
+        (b'{"weight_map": {}}', "it is JSON text"),
+        (pickle.dumps({"x": 1}, 2), "it is a pickle that torch.save did not write"),
+        (pickle.dumps({"x": 1}, 5), "it is a pickle that torch.save did not write"),
+        (LEGACY_NUMBER + pickle.dumps(1001, 2), "is damaged or incomplete"),
+        (b"PK\x03\x04", "is damaged or incomplete (BadZipFile"),
     ],
 )
-def test_other_files_are_refused_by_their_content(tmp_path, content, expected):
+def test_other_files_are_told_by_their_content(tmp_path, content, expected):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
-    assert expected in refusal(path)
+    message = refusal(path)
+    assert expected in message
+    assert message.startswith("is neither a file from torch.save nor a safetensors file") != expected.startswith("is ")
+
+
+def test_other_files_are_told_by_their_suffix(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    assert "it is an ONNX graph" in refusal(tmp_path / "model.onnx")
+
+
+def test_other_archives_are_told_by_what_they_hold(tmp_path):
+    np.savez(tmp_path / "model.npz", **{"head.weight": VALUES})
+    message = refusal(tmp_path / "model.npz")
+    assert "is a NumPy archive (.npz); pass its arrays: from_torch(model, dict(numpy.load(path)), ...)" in message
+    for names, expected in (
+        (("config.json", "model.weights.h5"), "is a Keras archive"),
+        (("readme.txt", "a\x1b[2J/b"), r"lacks data.pkl and holds readme.txt, a\x1b[2J/b"),
+    ):
+        with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+            for entry in names:
+                archive.writestr(entry, b"")
+        assert expected in refusal(tmp_path / "model.zip")
 
 
 def test_reads_the_format_of_before_torch_1_6(tmp_path):
@@ -449,6 +480,9 @@ def test_the_saved_object_must_be_a_dict(tmp_path):
 
 def test_a_path_must_be_a_file(tmp_path):
     assert "is a directory" in refusal(tmp_path)
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "is a pipe, a device or a socket" in refusal(tmp_path / "pipe.pth")
+    assert "is a pipe, a device or a socket" in refusal("/dev/zero")
     with pytest.raises(FileNotFoundError):
         load_torch_file(tmp_path / "missing.pth")
 
@@ -525,6 +559,76 @@ def test_malformed_pickles(tmp_path, body):
 @pytest.mark.parametrize("what", [dump("os.system"), name("torch.float32"), name("torch.FloatStorage"), b"]"])
 def test_only_admitted_functions_are_called(tmp_path, what):
     assert "a call of something that is not a function" in refused(tmp_path, what + b")R")
+
+
+# Time and memory.
+
+
+def test_storages_of_the_old_format_are_looked_at_once(tmp_path, monkeypatch):
+    lengths = 0
+
+    class Counting(bytearray):
+        def __len__(self):
+            nonlocal lengths
+            lengths += 1
+            return super().__len__()
+
+    monkeypatch.setattr(torch_file, "bytearray", Counting, raising=False)
+    keys = [str(i) for i in range(300)]
+    body = dict_of(**{key: legacy_storage(numel=0).replace(dump("0"), dump(key)) for key in keys})
+    path = save_legacy(tmp_path / "model.pth", body, keys=keys, count=0, data=struct.pack("<q", 0) * (len(keys) - 1))
+    assert len(load_torch_file(path)) == len(keys)
+    assert len(keys) <= lengths <= 5 * len(keys)
+
+
+def test_integer_keys_that_may_collide_are_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MOST_INTEGER_KEYS", 5)
+    dict_with = lambda keys: b"}" + b"".join(dump(key) + b"Ns" for key in keys)
+    colliding = [i * sys.hash_info.modulus for i in range(1, 7)]
+    path = save(tmp_path / "model.pth", dict_of(a=dict_with(range(100)), b=dict_with(colliding[:5])))
+    assert {key: len(value) for key, value in load_torch_file(path).items()} == {"a": 100, "b": 5}
+    message = "has dicts with more than 5 integer keys that do not count up from 0"
+    assert message in refused(tmp_path, dict_with(colliding))
+    assert message in refused(tmp_path, dict_of(a=dict_with(colliding[:3]), b=dict_with(colliding[:3])))
+
+
+def test_memo_numbers_do_not_pass_the_count_of_values(tmp_path):
+    assert load_torch_file(save(tmp_path / "a.pth", dict_of(a=dump("one") + b"q\x15"))) == {"a": "one"}
+    assert "memo number beyond" in refused(tmp_path, dict_of(a=dump("one") + b"r\xff\xff\xff\x00"))
+
+
+def test_objects_that_take_more_memory_than_bytes_are_few(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MOST_OBJECTS", 100)
+    assert len(load_torch_file(save(tmp_path / "a.pth", dict_of(a=dump(list(range(1000))))))["a"]) == 1000
+    for body in (b"]" * 101, b"}" * 101, b"(" * 101, b")" + b"\x85" * 101, dict_of(a=b"](" + tensor() * 20 + b"e")):
+        assert "holds more than 100 containers and tensors" in refused(tmp_path, body)
+
+
+def test_tensors_share_memory_within_reason(tmp_path):
+    values = np.zeros(50_000, np.float32)
+    aliases = lambda count: dict_of(**{str(i): tensor((50_000,), (1,)) for i in range(count)})
+    path = save(tmp_path / "model.pth", aliases(50), {"0": values.tobytes()})
+    assert len(load_torch_file(path)) == 50  # as a block that is used by many layers
+    assert "more than 100 times its size" in refused(tmp_path, aliases(150), {"0": values.tobytes()})
+
+
+@pytest.mark.parametrize("opcode", [b"X\xff\xff\xff\xff", b"\x8b\xff\xff\xff\x7f", b"B\xff\xff\xff\xff"])
+def test_no_memory_is_taken_for_what_a_pickle_only_claims(tmp_path, opcode):
+    path = save_legacy(tmp_path / "model.pth", opcode + b"abc")
+    tracemalloc.start()
+    try:
+        assert "damaged" in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("depth", [1, 400_000])
+def test_the_keys_of_the_old_format_are_strings(tmp_path, depth):
+    path = save_legacy(tmp_path / "model.pth", dict_of(w=legacy_tensor()))
+    deep = pickled(b"])" + b"\x85" * depth + b"a")  # its hash overflows the C stack
+    path.write_bytes(path.read_bytes().replace(pickle.dumps(["0"], 2), deep))
+    assert "storages that are not those of the tensors" in refusal(path)
 
 
 # Malice.
@@ -651,7 +755,7 @@ def test_reads_every_dtype_of_safetensors(tmp_path):
 def test_safetensors_cut_short_or_scrambled(tmp_path):
     path, _ = safetensors_file(tmp_path / "model.safetensors")
     content, rng = path.read_bytes(), random.Random(0)
-    for cut in range(0, len(content), 9):
+    for cut in range(9, len(content), 9):
         path.write_bytes(content[:cut])
         assert "damaged or incomplete" in refusal(path)
     for _ in range(150):  # the format has no checksum: a changed number reads as that number
@@ -672,5 +776,5 @@ def test_safetensors_of_an_unknown_dtype(tmp_path):
 def test_safetensors_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(b"")
+    path.write_bytes(b"\x01")
     assert "pip install safetensors" in refusal(path)
