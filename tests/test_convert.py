@@ -169,14 +169,6 @@ def test_what_is_no_tensor_is_named(vit):
     assert "state_dict: 'epoch' holds a int, expected a tensor" in refusal(model, {"epoch": 3, **state}, x)
 
 
-@pytest.mark.parametrize("outer", [{}, {"epoch": 3, "arch": "vit"}])
-def test_nested_checkpoints_are_not_guessed(vit, outer):
-    model, state, x = vit
-    message = refusal(model, {**outer, "model": state}, x)
-    assert "holds a dict under 'model'" in message
-    assert "load_torch_file(path)['model']" in message
-
-
 @pytest.mark.parametrize("wrong", [None, 3, ["a"]])
 @pytest.mark.usefixtures("unchecked_types")
 def test_only_mappings_are_weights(vit, wrong):

@@ -36,7 +36,10 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vit_jax.torch_file import load_torch_file
+from vit_jax.printable import printable
+from vit_jax.state_dict import check_names, list_mismatches, named_state_dict, select
+
+__all__ = ("from_torch", "select", "to_torch")
 
 _ARRAYS = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 _TORCH_LEAF = {
@@ -47,6 +50,13 @@ _TORCH_LEAF = {
     ("batch_stats", "var"): "running_var",
 }
 
+# Kinds of mismatches, in the order in which an error lists them.
+_EMPTY = "Flax leaves that are left empty"
+_MISFIT = "Flax leaves that cannot take their torch key"
+_MISSING = "torch keys that are missing"
+_DIFFERENT = "torch keys that differ from what they derive from"
+_LEFT_OVER = "torch keys that are left over"
+
 
 def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLike, *inputs, **kwargs) -> dict:
     """Flax variables for `model` with the weights of its torch twin.
@@ -56,52 +66,43 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
     of arrays only shape and dtype matter, everything else (flags, numbers, strings, None) is passed on as it is, on its
     own or inside lists, tuples and dicts. Values take the dtype of the Flax leaf that they fill.
 
-    Raises ValueError for a file that cannot be read, and, listing both sides, unless every torch key is used exactly
-    once and every Flax leaf is filled exactly once with its own shape.
+    Raises ValueError for a file that cannot be read, where `select` must first pick the weights out of a checkpoint,
+    and, listing both sides, unless every torch key is used exactly once and every Flax leaf is filled exactly once with
+    its own shape.
     """
-    source = "state_dict"
-    if isinstance(state_dict, str | os.PathLike):
-        source, state_dict = os.fspath(state_dict), load_torch_file(state_dict)
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(
-            f"{source} is a {type(state_dict).__name__}: expected a mapping of names to tensors, or a path"
-        )
-    if nested := [key for key, value in state_dict.items() if isinstance(value, Mapping)]:
-        raise ValueError(
-            f"{source} holds a dict under {' and '.join(map(repr, nested))}: where weights are nested, pass those "
-            f"alone: from_torch(model, load_torch_file(path)[{nested[0]!r}], ...)"
-        )
-    state = {_current_key(model, key): _to_numpy(source, key, value) for key, value in state_dict.items()}
+    source, state_dict = named_state_dict(state_dict)
     targets = flatten_dict(_abstract_variables(model, inputs, kwargs))
     keys = {path: _torch_key(model, path) for path in targets}
+    check_names(source, state_dict, type(model).__name__, set(keys.values()))
+    state = {_current_key(model, key): _to_numpy(source, key, value) for key, value in state_dict.items()}
 
     variables, problems = {}, []
     for path, target in targets.items():
         key, leaf = keys[path], f"Flax leaf {'/'.join(path)} {target.shape}"
         if key not in state:
-            problems.append(f"{leaf} is left empty: there is no torch key {key}")
+            problems.append((_EMPTY, f"{leaf} is left empty: there is no torch key {key}"))
             continue
         value = _from_torch_layout(path, state[key])
         if value.shape != target.shape:
-            problems.append(f"{leaf} cannot take torch key {key} {state[key].shape}")
+            problems.append((_MISFIT, f"{leaf} cannot take torch key {key} {printable(state[key].shape)}"))
         elif not jnp.issubdtype(value.dtype, jnp.floating):
-            problems.append(f"{leaf} cannot take torch key {key} of type {value.dtype}")
+            problems.append((_MISFIT, f"{leaf} cannot take torch key {key} of type {printable(value.dtype)}"))
         else:
             # A copy, as torch may change its tensor later. jnp.array would compile a program for every shape.
             variables[path] = jax.device_put(np.array(value, target.dtype))
 
     counters, derived = _counters(keys), _derived(model, keys.values())
     for key in state.keys() - set(keys.values()) - counters - derived.keys():
-        problems.append(f"torch key {key} {state[key].shape} is left over")
+        problems.append((_LEFT_OVER, f"torch key {printable(key)} {printable(state[key].shape)} is left over"))
     for key, origin in derived.items():
         value = state.get(origin) if isinstance(origin, str) else origin
         if key not in state:
-            problems.append(f"there is no torch key {key}, which upstream stores beside its parameters")
+            problems.append((_MISSING, f"there is no torch key {key}, which upstream stores beside its parameters"))
         elif value is not None and not _agree(state[key], value):
-            problems.append(f"torch key {key} differs from {origin if isinstance(origin, str) else 'its formula'}")
+            differs = origin if isinstance(origin, str) else "its formula"
+            problems.append((_DIFFERENT, f"torch key {key} differs from {differs}"))
     if problems:
-        lines = "\n  ".join(sorted(problems))
-        raise ValueError(f"{source} does not fit {type(model).__name__}, {len(problems)} mismatches:\n  {lines}")
+        raise ValueError(list_mismatches(source, type(model).__name__, problems))
     return unflatten_dict(variables)
 
 
@@ -218,7 +219,7 @@ def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:
         value = value.detach().cpu()
         value = value.float().numpy().astype(jnp.bfloat16) if str(value.dtype) == "torch.bfloat16" else value
     if not hasattr(value, "__array__"):
-        raise ValueError(f"{source}: {key!r} holds a {type(value).__name__}, expected a tensor")
+        raise ValueError(f"{source}: {printable(key)!r} holds a {type(value).__name__}, expected a tensor")
     return np.asarray(value)
 
 
