@@ -37,6 +37,26 @@ def test_there_and_back_again(weights, tmp_path, capsys):
         np.testing.assert_array_equal(value, second[key])
 
 
+def test_a_prefix_is_named_and_picks_the_weights(weights, tmp_path, capsys):
+    wrapped = tmp_path / "wrapped.safetensors"
+    save_file({f"module.{key}": value for key, value in load_file(weights).items()}, wrapped)
+    out = tmp_path / "out.safetensors"
+    assert convert([str(wrapped), "--out", str(out), *VIT]) == 2
+    expected = f"error: {wrapped} holds the weights of ViT under 'module.': pass --prefix=module.\n"
+    assert capsys.readouterr().err == expected
+    assert convert([str(wrapped), "--out", str(out), "--prefix=module.", *VIT]) == 0
+    assert load_file(out).keys() == load_file(weights).keys()
+
+
+def test_home_is_spelled_out(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").write_bytes(weights.read_bytes())
+    assert convert(["~/w.safetensors", "--out", "~/out.SafeTensors", *VIT]) == 0
+    assert (tmp_path / "out.SafeTensors").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_teacher(tmp_path):
     teacher = create_teacher("resnet18", num_classes=2)
     variables = teacher.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -65,6 +85,11 @@ def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
         (["{weights}", "--out", "{weights}"], "exists: name a new one"),
         (["{weights}", "--out", "new"], "--model is missing"),
         (["{weights}", "--out", "{weights}/in/a/file.safetensors", *VIT], "cannot be written"),
+        (["{weights}", "--out", "new.pth", *VIT], r"--out new.pth: .pth is not written, expected .* .safetensors"),
+        (["{weights}", "--out", "new.NPZ", *VIT], r"--out new.NPZ: .NPZ is not written, expected .* .safetensors"),
+        (["{weights}", "--out", "new", "--prefix=ema", *VIT], "no names that begin with 'ema'"),
+        ([".", "--out", "new", "--prefix=ema", *VIT], "--prefix ema is for torch files, and . is a folder"),
+        ([".", "--out", "new", *VIT], "^error: . does not hold variables of ViT: [^\n]*$"),
         (["{weights}", "--out", "new", "--model=vti"], "did you mean vit"),
         (["{weights}", "--out", "new", "--model=vit/tiny", "--model-args", "num_classes=5"], "does not fit ViT"),
         (
@@ -84,4 +109,5 @@ def test_mistakes_are_told_in_one_line(arguments, named, weights, tmp_path, monk
     assert convert([argument.format(weights=weights) for argument in arguments]) == 2
     message = capsys.readouterr().err
     assert re.search(named, message), message
-    assert not (tmp_path / "new").exists()
+    assert message.count("\n") <= 20
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,13 @@
 """Published weights, from a server that is a folder of this machine."""
 
 import dataclasses
+import email.message
 import hashlib
+import http.client
+import io
+import urllib.request
+import urllib.response
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +25,41 @@ from vit_jax.teachers import TEACHERS, create_teacher
 from vit_jax.teachers.weights import HALF, IMAGENET, WEIGHTS, Weights, preprocessing_of, published_weights
 
 
+class Server(urllib.request.BaseHandler):
+    """Answers https requests from a folder of this machine in place of the network; a test may set other `answers`."""
+
+    folder: Path
+    answers: dict  # name of a file to a function that gives (status, headers, body)
+
+    def https_open(self, request):
+        name = request.full_url.rpartition("/")[2]
+        file = self.folder / name
+        if name in self.answers:
+            status, headers, body = self.answers[name]()
+        elif file.exists():
+            status, headers, body = 200, {"Content-Length": str(file.stat().st_size)}, io.BytesIO(file.read_bytes())
+        else:
+            status, headers, body = 404, {}, io.BytesIO()
+        message = email.message.Message()
+        for key, value in headers.items():
+            message[key] = value
+        response = urllib.response.addinfourl(body, message, request.full_url, status)
+        response.msg = http.client.responses[status]
+        return response
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A folder that is asked instead of torchvision's server, with one file for resnet18."""
+    """One file for resnet18, which `Server` gives in place of torchvision's."""
     content = b"weights" * 1000
     file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     folder = tmp_path / "server"
     folder.mkdir()
     (folder / file).write_bytes(content)
-    monkeypatch.setattr(pretrained, "URL", folder.as_uri() + "/")
+    monkeypatch.setattr(Server, "folder", folder, raising=False)
+    monkeypatch.setattr(Server, "answers", {}, raising=False)
+    replaced = [Server if h is urllib.request.HTTPSHandler else h for h in pretrained.HANDLERS]
+    monkeypatch.setattr(pretrained, "HANDLERS", replaced)
     published = Weights(file, preprocessing_of("resnet18"))
     monkeypatch.setitem(WEIGHTS, "resnet18", {"IMAGENET1K_V1": published})
     return folder / file
@@ -56,6 +88,76 @@ def test_another_file_under_that_name_is_refused(server, tmp_path):
     (tmp_path / server.name).write_bytes(b"half of it")
     with pytest.raises(UserError, match="delete it"):
         pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path)
+
+
+class Failing(io.BytesIO):
+    """A body that breaks off with an error of the HTTP layer."""
+
+    def read(self, *_):
+        raise http.client.IncompleteRead(b"half", 1000)
+
+
+def raising(error: Exception):
+    def answer():
+        raise error
+
+    return answer
+
+
+def redirect(url: str):
+    return lambda: (302, {"Location": url}, io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    {
+        "a cut body": (lambda: (200, {}, Failing()), r"IncompleteRead\(4 bytes read, 1000 more expected\)"),
+        "no HTTP": (raising(http.client.BadStatusLine("\x1b[2J")), r"\\x1b\[2J"),
+        "a long header": (raising(http.client.LineTooLong("header line")), "got more than 65536 bytes"),
+        "no answer": (raising(TimeoutError("timed out")), "timed out"),
+        "an error without words": (raising(http.client.CannotSendRequest()), "CannotSendRequest"),
+        "an error of the server": (lambda: (500, {}, io.BytesIO()), "HTTP Error 500: Internal Server Error"),
+        "less than promised": (lambda: (200, {"Content-Length": "9"}, io.BytesIO(b"abc")), "ended after 3 of 9 bytes"),
+        "too much, as it says": (
+            lambda: (200, {"Content-Length": "1001"}, io.BytesIO()),
+            "has 1,001 bytes, expected at",
+        ),
+        "too much, untold": (lambda: (200, {}, io.BytesIO(bytes(1001))), "more than 1,000 bytes"),
+        "plain http": (redirect("http://elsewhere/file"), "redirects to http://elsewhere/file, expected an https"),
+        "a file of this machine": (
+            redirect("file:///etc/passwd"),
+            "file:///etc/passwd.* is not allowed",
+        ),
+        "an address that is none": (redirect("https://[::1/file"), "Invalid IPv6 URL"),
+        "itself": (lambda: redirect(f"https://here/{Server.name}")(), "redirect"),
+    }.values(),
+)
+def test_whatever_a_server_answers_is_one_line(server, tmp_path, monkeypatch, answer, reason):
+    monkeypatch.setattr(pretrained, "LARGEST", 1000)
+    monkeypatch.setattr(Server, "name", server.name, raising=False)
+    Server.answers[server.name] = answer
+    with pytest.raises(UserError, match=f"cannot be fetched .*{reason}") as error:
+        pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path / "cache")
+    assert str(error.value).isprintable()
+    assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("length", ["many", "-1", "\u0663", "9" * 5000, "7000, 7000"])
+def test_a_length_that_is_no_number_is_passed_over(server, tmp_path, length):
+    Server.answers[server.name] = lambda: (200, {"Content-Length": length}, io.BytesIO(server.read_bytes()))
+    path = pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path / "cache")
+    assert path.read_bytes() == server.read_bytes()
+
+
+def test_a_redirect_to_https_is_followed(server, tmp_path):
+    Server.answers[server.name] = lambda: Server.answers.clear() or redirect(f"https://there/{server.name}")()
+    assert pretrained.published_file("resnet18", "IMAGENET1K_V1", tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("url", ["http://here/file", "file:///etc/passwd", "ftp://here/file", "data:,x"])
+def test_other_schemes_than_https_are_not_opened(url):
+    with pytest.raises(OSError, match="unknown url type"):
+        pretrained.opener().open(url)
 
 
 def test_a_source_is_a_file_or_the_name_of_weights(server, tmp_path, monkeypatch):

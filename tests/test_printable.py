@@ -2,6 +2,8 @@
 
 import pytest
 
+from train.config import Stopped, UserError
+from train.data.transforms import Unreadable
 from vit_jax.printable import printable
 
 
@@ -29,6 +31,16 @@ def test_long_text_loses_its_middle(text, limit):
     assert len(short) == limit
     assert "..." in short
     assert short.isprintable()
+
+
+@pytest.mark.parametrize("kind", [UserError, Stopped, Unreadable])
+def test_errors_that_are_shown_are_printable(kind):
+    message = str(kind(f"class \x1b[2J{'x' * 200_000}\nnext line\u202e"))
+    first, second = message.split("\n")
+    assert second == r"next line\u202e"
+    assert first.startswith(r"class \x1b[2Jxxx")
+    assert len(first) == 2000
+    assert first.isprintable()
 
 
 def test_both_ends_of_a_long_text_stay():

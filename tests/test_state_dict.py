@@ -1,10 +1,17 @@
 """State dicts as files wrap them: under a prefix, in a checkpoint, or of another model."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from vit_jax.convert import from_torch, select
+from train.build import DataInfo, load_weights
+from train.config import Config, Distill, UserError, check
+from train.teacher import load_teacher
+from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.state_dict import PrefixError, check_names, list_mismatches
 from vit_jax.teachers import create_teacher
 
@@ -103,6 +110,29 @@ def test_a_selection_is_not_empty_and_has_each_name_once():
 def test_networks_of_torchvisions_refuse_numbers_as_names():
     with pytest.raises(ValueError, match=r"state_dict has the key 1 \(int\)"):
         from_torch(create_teacher("alexnet", num_classes=2), {1: np.zeros(3)}, jnp.zeros((1, 64, 64, 3)))
+
+
+def test_the_trainer_names_its_option_and_takes_it(tmp_path):
+    network = create_teacher("squeezenet1_1", num_classes=2)
+    info = DataInfo(("a", "b"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+    abstract = jax.eval_shape(network.init, jax.random.key(0), info.images)
+    state = to_torch(network, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))
+    path = str(tmp_path / "w.safetensors")
+    save_file({f"net.{key}": value for key, value in state.items()}, path)
+    with pytest.raises(UserError, match=r"^--init: .*w.safetensors holds .* under 'net.': pass --init-prefix=net.$"):
+        load_weights(network, path, None, info, "--init")
+    assert load_weights(network, path, "net.", info, "--init").keys() == abstract.keys()
+    teacher = Distill(teacher="squeezenet1_1", weights=path)
+    with pytest.raises(UserError, match=r"pass --distill.weights-prefix=net.$"):
+        load_teacher(Config(distill=teacher), info)
+    assert load_teacher(Config(distill=dataclasses.replace(teacher, weights_prefix="net")), info)[0] is not None
+
+
+def test_a_prefix_needs_a_file():
+    with pytest.raises(UserError, match=r"--init-prefix net. goes with --init, which is not given"):
+        check(Config(init_prefix="net."))
+    with pytest.raises(UserError, match=r"--distill.weights-prefix net. goes with --distill.weights"):
+        check(Config(distill=Distill(weights_prefix="net.")))
 
 
 def test_few_mismatches_are_listed_in_full():

@@ -19,12 +19,13 @@ from train.optim import make_optimizer, make_schedule
 from train.ranges import Range
 from train.step import TrainState, init_state
 from vit_jax import create_model
-from vit_jax.convert import from_torch
+from vit_jax.convert import from_torch, select
 from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, objective_arguments
 from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.objectives.protocol import Objective
 from vit_jax.registry import list_presets, model_arguments, unknown
+from vit_jax.state_dict import PrefixError
 from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
 
 MOST_VALUES = 2**26  # in an image: 8192 x 8192 pixels of one channel
@@ -196,10 +197,15 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
         raise UserError(f"--objective {name}: {error}") from error
 
 
-def load_weights(model: nn.Module, path: str, info: DataInfo, option: str) -> PyTree:
-    """Variables of `model` from a torch file. Raises UserError for a file that does not fit."""
+def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo, option: str) -> PyTree:
+    """Variables of `model` from a torch file, of the names that begin with `prefix`.
+
+    Raises UserError for a file that does not fit; `option` names the file, and `option`-prefix the prefix.
+    """
     try:
-        return from_torch(model, path, info.images)
+        return from_torch(model, select(path, prefix) if prefix else path, info.images)
+    except PrefixError as error:
+        raise UserError(f"{option}: {error.found}: pass {option}-prefix={error.prefixes[0]}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: {error}") from error
 

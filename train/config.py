@@ -10,13 +10,22 @@ from typing import Annotated, Literal
 
 from train.ranges import Range, violations
 
-
-class UserError(Exception):
-    """A mistake of the user's, told in one line without a traceback (exit status 2)."""
+from vit_jax.printable import printable
 
 
-class Stopped(Exception):
-    """What a run cannot go on after, told in one line without a traceback (exit status 1)."""
+class Explained(Exception):
+    """An error that is printed without a traceback. What its message quotes from files does nothing to the terminal."""
+
+    def __str__(self) -> str:
+        return "\n".join(printable(line, 2000) for line in super().__str__().split("\n"))
+
+
+class UserError(Explained):
+    """A mistake of the user's, told in one line (exit status 2)."""
+
+
+class Stopped(Explained):
+    """What a run cannot go on after, told in one line (exit status 1)."""
 
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
@@ -116,6 +125,8 @@ class Distill:
     weights: str | None = None
     """The teacher's torch weights (.pth, .pt or .safetensors), or the name of those that torchvision has published
     (IMAGENET1K_V1), where `teacher` is a name; `--teacher-weights` for short."""
+    weights_prefix: str | None = None
+    """Beginning of the names in `weights` that belong to the teacher; see `init-prefix`."""
     args: tuple[str, ...] = ()
     """The teacher's arguments as KEY=VALUE, where `teacher` is a name."""
     image_size: Literal["own"] | tuple[Side, Side] | None = None
@@ -150,6 +161,9 @@ class Config:
     """Arguments of the objective, as KEY=VALUE: `--objective-args masking_ratio=0.6`."""
     init: str | None = None
     """Torch weights (.pth, .pt or .safetensors) to start from; default: random."""
+    init_prefix: str | None = None
+    """Beginning of the names in `init` that belong to the model, as in `module.` or, for a dict within a dict,
+    `state_dict.model.`; default: the names are the model's own."""
     init_from: str | None = None
     """A workdir of this trainer whose trunk (the encoder that it pretrained, or a classifier without its head) the
     model starts from; the rest is new."""
@@ -230,6 +244,12 @@ def check(config: Config) -> None:
             if field.name not in ("teacher", "views") and getattr(config.distill, field.name) != field.default:
                 option = field.name.replace("_", "-")
                 raise UserError(f"--distill.{option} is set without --distill.teacher")
+    for option, prefix, of, file in (
+        ("init-prefix", config.init_prefix, "init", config.init),
+        ("distill.weights-prefix", config.distill.weights_prefix, "distill.weights", config.distill.weights),
+    ):
+        if prefix is not None and file is None:
+            raise UserError(f"--{option} {shortened(prefix)} goes with --{of}, which is not given")
     _check_processes(config)
 
 

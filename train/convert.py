@@ -29,7 +29,12 @@ from train.files import check_orbax_name, draft, orbax_path
 from train.integrity import files_below
 from train.pretrained import weights_file
 from train.startup import set_up_process
-from vit_jax.convert import from_torch, to_torch
+from vit_jax.convert import from_torch, select, to_torch
+from vit_jax.state_dict import PrefixError
+
+# Names under which somebody may expect a file of another form, and would get a folder.
+OTHER_FORMS = (".bin", ".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle", ".pkl")
+OTHER_FORMS += (".pt", ".pth", ".tar", ".zip")
 
 MOST_NUMBERS = 2**28  # of an input, which is made, though only its shape matters
 
@@ -40,6 +45,7 @@ def convert(
     model: str | None = None,
     model_args: tuple[str, ...] = (),
     input_shape: tuple[int, ...] | None = None,
+    prefix: str | None = None,
 ) -> None:
     """Read weights in one form and write them in the other.
 
@@ -49,10 +55,12 @@ def convert(
         model: Name of a model (NAME or NAME/PRESET) or of a torchvision network; a workdir knows its own.
         model_args: Arguments over the preset's, as KEY=VALUE.
         input_shape: Shape of one input without the batch; default: an image of the model's size and channels.
+        prefix: Beginning of the names in a torch file that belong to the model, as in `module.` or, for a dict within a
+            dict, `state_dict.model.`; default: the names are the model's own.
     """
-    if os.path.lexists(out):
-        raise UserError(f"--out {out} exists: name a new one")
-    check_orbax_name(out.parent)
+    check_out(out)
+    if prefix and os.path.isdir(source):
+        raise UserError(f"--prefix {prefix} is for torch files, and {source} is a folder")
     if is_workdir(source):
         network, variables = model_variables(load_run(source))
     elif model is None:
@@ -63,7 +71,9 @@ def convert(
             shape = input_shape or image_shape(network)
             if min(shape) < 1 or math.prod(shape) > MOST_NUMBERS:
                 raise UserError(f"--input-shape is {shape}; it must hold from 1 to {MOST_NUMBERS:,} numbers")
-            variables = read(source, model, network, jnp.zeros((1, *shape)))
+            variables = read(source, model, network, jnp.zeros((1, *shape)), prefix)
+        except PrefixError as error:
+            raise UserError(f"{error.found}: pass --prefix={error.prefixes[0]}") from error
         except (ArithmeticError, MemoryError, OSError, TypeError, ValueError) as error:
             raise UserError(str(error)) from error
     try:
@@ -73,16 +83,29 @@ def convert(
     print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {out}")
 
 
+def check_out(out: Path) -> None:
+    """Raises UserError unless `out` is the name of something new in a form that this command writes."""
+    if os.path.lexists(out):
+        raise UserError(f"--out {out} exists: name a new one")
+    check_orbax_name(out.parent)
+    if out.suffix.lower() in OTHER_FORMS:
+        raise UserError(
+            f"--out {out}: {out.suffix} is not written, expected a file that ends in .safetensors (torch's names; "
+            "safetensors.torch.load_file reads it) or a folder"
+        )
+
+
 def image_shape(network: nn.Module) -> tuple[int, int, int]:
     """Height, width and channels that `network` was made for."""
     size = getattr(network, "image_size", None) or 224
     return (*((size, size) if isinstance(size, int) else size), getattr(network, "channels", 3))
 
 
-def read(source: str, model: str, network: nn.Module, inputs: jax.Array) -> PyTree:
+def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix: str | None) -> PyTree:
     """Variables of `network` from what `source` names. Raises ValueError for weights that do not fit."""
     if not Path(source).is_dir():
-        return from_torch(network, weights_file(model, source), inputs)
+        file = weights_file(model, source)
+        return from_torch(network, select(file, prefix) if prefix else file, inputs)
     abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
     list(files_below(Path(source)))  # raises OSError for links and pipes, which Orbax would open
     try:
@@ -95,7 +118,7 @@ def read(source: str, model: str, network: nn.Module, inputs: jax.Array) -> PyTr
 def write(out: Path, network: nn.Module, variables: PyTree) -> None:
     """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         # Under a name that Orbax takes as it is.
         part = orbax_path(out.parent) / f"{secrets.token_hex(8)}.tmp"
         try:

@@ -54,7 +54,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     check_memory(config, info, program, mesh)
 
     # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
-    weights = load_weights(objective.model, config.init, info, "--init") if config.init else None
+    weights = load_weights(objective.model, config.init, config.init_prefix, info, "--init") if config.init else None
     trunk = load_trunk(config.init_from, objective, program.state.params) if config.init_from else None
     with (
         disk_trouble(config.workdir),

@@ -96,6 +96,7 @@ SHORT = {
     "--data": "--data.name",
     "--teacher": "--distill.teacher",
     "--teacher-weights": "--distill.weights",
+    "--teacher-weights-prefix": "--distill.weights-prefix",
     "--cache-teacher": "--distill.cache",
 }
 

@@ -1,17 +1,41 @@
 """torchvision's published weights, fetched once and kept."""
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import BinaryIO
+from urllib.response import addinfourl
 
 import rich.progress
 
 from train.config import UserError
+from vit_jax.printable import printable
 from vit_jax.teachers.weights import URL, WEIGHTS, Weights, published_weights
 
-CACHE = Path(os.environ.get("VIT_JAX_CACHE", Path.home() / ".cache" / "vit_jax"))
+CACHE = Path(os.environ.get("VIT_JAX_CACHE", "~/.cache/vit_jax")).expanduser()
+LARGEST = 4 << 30  # bytes; the largest of torchvision's files has 2.6 GB
+
+
+class HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to other https addresses alone."""
+
+    def redirect_request(self, request, response, code, message, headers, url):
+        if not url.lower().startswith("https://"):
+            raise OSError(f"it redirects to {url}, expected an https address")
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
+# Of urllib's handlers those for https: another scheme is "unknown".
+HANDLERS = (
+    urllib.request.HTTPSHandler,
+    urllib.request.HTTPErrorProcessor,
+    urllib.request.HTTPDefaultErrorHandler,
+    urllib.request.ProxyHandler,
+    urllib.request.UnknownHandler,
+    HttpsOnly,
+)
 
 
 def published_file(teacher: str, name: str, cache: Path = CACHE) -> Path:
@@ -36,6 +60,7 @@ def weights_file(network: str, source: str) -> str:
 
     Raises UserError when it is neither.
     """
+    source = os.path.expanduser(source)
     if network in WEIGHTS and source in WEIGHTS[network]:
         return str(published_file(network, source))
     if not os.path.exists(source):
@@ -50,18 +75,44 @@ def fetch(weights: Weights, path: Path) -> None:
     part = path.with_suffix(f".part{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=30) as response, open(part, "wb") as file:
-            total = int(response.headers.get("Content-Length", 0)) or None
-            with rich.progress.wrap_file(response, total or 0, description=f"fetching {weights.file}") as source:
-                while chunk := source.read(1 << 20):
-                    file.write(chunk)
+        with opener().open(url, timeout=30) as response, open(part, "wb") as file:
+            copy(response, file, description=f"fetching {weights.file}")
         if not is_published(part, weights):
             raise UserError(f"{url} did not give the published file: its SHA-256 does not begin with {weights.sha256}")
         part.replace(path)
-    except (OSError, urllib.error.URLError) as error:
-        raise UserError(f"{url} cannot be fetched ({error}): fetch it elsewhere, and put it at {path}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last from malformed addresses
+        reason = printable(str(error) or type(error).__name__, 300)
+        raise UserError(f"{url} cannot be fetched ({reason}): fetch it elsewhere, and put it at {path}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def opener() -> urllib.request.OpenerDirector:
+    """Opens https addresses, through the proxy that the environment names."""
+    director = urllib.request.OpenerDirector()
+    for handler in HANDLERS:
+        director.add_handler(handler())
+    return director
+
+
+def copy(response: http.client.HTTPResponse | addinfourl, file: BinaryIO, description: str) -> None:
+    """Write the body of `response` to `file` under a progress bar.
+
+    Raises OSError unless the body is whole and not too large.
+    """
+    length = response.headers.get("Content-Length", "")
+    total = int(length) if length.isdecimal() and length.isascii() and len(length) < 20 else None
+    if total is not None and total > LARGEST:
+        raise OSError(f"it has {total:,} bytes, expected at most {LARGEST:,}")
+    done = 0
+    with rich.progress.wrap_file(response, total or 0, description=description) as source:
+        while chunk := source.read(1 << 20):
+            done += len(chunk)
+            if done > LARGEST:
+                raise OSError(f"it has more than {LARGEST:,} bytes")
+            file.write(chunk)
+    if total is not None and done != total:
+        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
 def is_published(path: Path, weights: Weights) -> bool:

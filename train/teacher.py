@@ -47,7 +47,8 @@ def _teacher_of_weights(path: str, config: Config, info: DataInfo) -> tuple[Teac
     published = preprocessing_of(name, Path(path).name) if name in WEIGHTS else None
     seen = _image_seen(config, info, own=(published.crop, published.crop) if published else None)
     network = build_model(name, config.distill.args, info._replace(image_shape=seen), option="--distill.teacher")
-    variables = load_weights(network, path, info._replace(image_shape=seen), "--distill.weights")
+    prefix = config.distill.weights_prefix
+    variables = load_weights(network, path, prefix, info._replace(image_shape=seen), "--distill.weights")
     if published is None:
         return Teacher(network, info.mean, info.std, info.mean, info.std, seen[:2]), variables
     own = (published.mean, published.std)
