@@ -1,0 +1,207 @@
+"""Kinds of files for `fuzz.py`: valid ones, the project's reader, and the errors that the reader declares."""
+
+import dataclasses
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tests.runs import train as run_trainer
+from train.build import load_run, read_run_file
+from train.config import Data, UserError
+from train.data import transforms
+from train.data.sources import open_tfds
+from train.integrity import damage
+from train.metrics import read_records
+from vit_jax.state_dict import PrefixError, check_names
+from vit_jax.torch_file import load_torch_file
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Files of one kind."""
+
+    make: Callable[[Path], None]
+    """Writes valid files into an empty folder."""
+    targets: str
+    """Which of them are damaged: a pattern for Path.glob."""
+    read: Callable[[Path, Path], object]
+    """Reads a damaged file, given the folder and the file."""
+    declared: tuple[type[Exception], ...]
+    """What `read` may raise: subclasses of UserError too, but of ValueError no others."""
+    share: float
+    """Of all files."""
+
+
+# Weights.
+
+
+def make_weights(folder: Path) -> None:
+    """State dicts and checkpoints in every format that torch and safetensors write, and some that are refused."""
+    rng = np.random.default_rng(0)
+    state = {f"block.{i}.weight": rng.normal(size=(4, 3)).astype(np.float32) for i in range(3)}
+    state["steps"] = np.array(7)
+    np.savez(folder / "weights.npz", **state)
+    try:
+        import safetensors.numpy
+
+        safetensors.numpy.save_file(state, folder / "weights.safetensors")
+        import torch
+    except ImportError as error:
+        raise SystemExit(f"{error}: the fuzzer needs the extra `test`") from error
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    tensors |= {"half": torch.ones(3).bfloat16(), "turned": tensors["block.0.weight"].t(), "none": torch.ones(0)}
+    checkpoint = {"model": tensors, "epoch": 3, "args": {"lr": 0.1, "name": "vit"}, "list": [1, None, (True, 2.5)]}
+    for name, content in (("flat", tensors), ("checkpoint", checkpoint), ("keys", {0: tensors, 1: {2: 3}})):
+        torch.save(content, folder / f"{name}.pth")
+        torch.save(content, folder / f"{name}-old.pt", _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(folder / "script.pt", "w") as archive:  # as TorchScript arranges it
+        for entry, content in {"data.pkl": pickle.dumps({}, 2), "code/__torch__.py": b"", "constants.pkl": b""}.items():
+            archive.writestr(f"script/{entry}", content)
+
+
+def read_weights(folder: Path, file: Path) -> None:
+    """As `from_torch` begins."""
+    check_names("weights", load_torch_file(file), "Net", {"block.0.weight", "block.1.weight", "steps"})
+
+
+# Images.
+
+
+def make_images(folder: Path) -> None:
+    """An image of every format and mode that Pillow writes and the trainer opens."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (13, 11, 3), np.uint8))
+    deep = Image.fromarray(rng.integers(0, 2**16, (9, 10), np.uint16))
+    modes = {mode: colour.convert(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")} | {"I16": deep}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for form in getattr(transforms, "FORMATS", ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")):
+        if form not in Image.SAVE:
+            continue
+        for mode, image in modes.items():
+            try:
+                image.save(folder / f"{form}-{mode}.{form.lower()}", form, exif=exif)
+            except (OSError, ValueError, KeyError, TypeError):  # a mode that the format does not have
+                (folder / f"{form}-{mode}.{form.lower()}").unlink(missing_ok=True)
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4"):
+        image = modes["1"] if compression == "group4" else colour
+        image.save(folder / f"{compression}.tiff", "TIFF", compression=compression)
+    frames = [modes["P"], modes["P"].rotate(90)]
+    for form in ("GIF", "PNG", "WEBP"):
+        frames[0].save(folder / f"animated.{form.lower()}", form, save_all=True, append_images=frames)
+
+
+def read_image(folder: Path, file: Path) -> None:
+    """As training does: channels first, then pixels."""
+    transforms.image_channels(str(file), file.name)
+    for channels in (1, 3):
+        pixels = transforms.decode(str(file), channels, file.name)
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[2] == channels
+
+
+# Workdirs.
+
+
+def make_workdir(folder: Path) -> None:
+    """A run of one step."""
+    if status := run_trainer(folder / "run", "--steps=1", "--epochs=1"):
+        raise SystemExit(f"the trainer ended with status {status}")
+
+
+def read_configuration(folder: Path, file: Path) -> None:
+    """As every command that is given a workdir begins."""
+    read_run_file(folder / "run")
+
+
+def read_metrics(folder: Path, file: Path) -> None:
+    """As a run that continues does."""
+    for record in read_records(folder / "run"):
+        assert isinstance(record["step"], int)
+        assert isinstance(record["split"], str)
+
+
+def read_sums(folder: Path, file: Path) -> str | None:
+    """Damage is no error here but the answer."""
+    return damage(file.parent)
+
+
+def read_checkpoint(folder: Path, file: Path) -> None:
+    """Under right checksums, as a stranger would make them."""
+    step = next(parent for parent in file.parents if parent.name.isdigit())
+    sums = step / "checksums.json"
+    stored = sums.read_bytes()
+    if file != sums:
+        import hashlib
+
+        inside = json.dumps(file.relative_to(step).as_posix())
+        lines = stored.decode().splitlines()
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines = [
+            f"{inside}: {json.dumps(digest)}{',' * line.endswith(',')}" if inside in line else line for line in lines
+        ]
+        sums.write_text("\n".join(lines))
+    try:
+        load_run(folder / "run")
+    finally:
+        sums.write_bytes(stored)
+
+
+# Datasets of TFDS.
+
+
+def make_tfds(folder: Path) -> None:
+    """A dataset of four images, as TFDS prepares it."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    class Blobs(tfds.core.GeneratorBasedBuilder):
+        """Four images of two classes."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names="ab"),
+            }
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(3), "test": self._generate_examples(1)}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                file = io.BytesIO()
+                Image.new("RGB", (4, 4), (i, 0, 0)).save(file, "PNG")
+                file.seek(0)
+                yield i, {"image": file, "label": i % 2}
+
+    Blobs(data_dir=str(folder), file_format="array_record").download_and_prepare()
+
+
+def read_tfds(folder: Path, file: Path) -> None:
+    """All examples of both splits."""
+    for source in open_tfds("blobs", Data(name="tfds:blobs", dir=str(folder)))[:2]:
+        for i in range(len(source)):
+            source[i]
+
+
+WEIGHTS = (ValueError, PrefixError)
+KINDS = {
+    "weights": Kind(make_weights, "*", read_weights, WEIGHTS, 0.4),
+    "images": Kind(make_images, "*", read_image, (UserError,), 0.35),
+    "configurations": Kind(make_workdir, "run/config.json", read_configuration, (UserError,), 0.1),
+    "metrics": Kind(make_workdir, "run/metrics.jsonl", read_metrics, (UserError,), 0.05),
+    "checksums": Kind(make_workdir, "run/checkpoints/1/checksums.json", read_sums, (), 0.05),
+    "checkpoints": Kind(make_workdir, "run/checkpoints/1/**/*", read_checkpoint, (UserError,), 0.02),
+    "tfds": Kind(make_tfds, "blobs/1.0.0/*", read_tfds, (UserError,), 0.03),
+}
