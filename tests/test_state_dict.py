@@ -132,7 +132,7 @@ def test_a_prefix_needs_a_file():
     with pytest.raises(UserError, match=r"--init-prefix net. goes with --init, which is not given"):
         check(Config(init_prefix="net."))
     with pytest.raises(UserError, match=r"--distill.weights-prefix net. goes with --distill.weights"):
-        check(Config(distill=Distill(weights_prefix="net.")))
+        check(Config(distill=Distill(teacher="runs/teacher", weights_prefix="net.")))
 
 
 def test_few_mismatches_are_listed_in_full():

@@ -9,7 +9,6 @@ import re
 from typing import Annotated, Literal
 
 from train.ranges import Range, violations
-
 from vit_jax.printable import printable
 
 
