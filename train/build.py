@@ -92,7 +92,7 @@ ARGUMENTS = {"--model": "--model-args", "--distill.teacher": "--distill.args"}
 
 
 def check_names(config: Config) -> None:
-    """Raises UserError for a model, preset, objective or argument that does not exist, before any data is read."""
+    """Raises UserError for a model, preset, objective, argument or file that does not exist, before data is read."""
     objective, teacher = objective_name(config), config.distill.teacher
     networks = [("--model", config.model, config.model_args)]
     if config.distill.weights is not None and not is_workdir(teacher):
@@ -100,6 +100,9 @@ def check_names(config: Config) -> None:
     for option, name, pairs in networks:
         given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
         _check_keys(f"{option} {model_name(name)}", f"model {name.partition('/')[0]!r}", given, accepted)
+    for option, path in (("--init", config.init), ("--init-from", config.init_from)):
+        if path is not None and not reachable(path).exists():
+            raise UserError(f"{option} {shortened(path)} does not exist")
     given = parse_arguments("--objective-args", config.objective_args)
     _check_keys(f"--objective {objective}", f"objective {objective!r}", given, objective_arguments(objective))
 

@@ -90,7 +90,7 @@ class Optim:
 
     name: Literal["adamw", "sgd", "lamb", "lion"] = "adamw"
     """Optimizer; `sgd` has Nesterov momentum `beta1`."""
-    lr: Annotated[float, Range(1e-35, 1000)] = 1e-3
+    lr: Annotated[float, Range(1e-35, 1e35)] = 1e-3
     """Peak learning rate, as given: never rescaled by the batch size."""
     schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
     """Shape after warm-up; `rsqrt` falls with the inverse square root of the step."""
