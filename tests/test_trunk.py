@@ -1,5 +1,8 @@
 """What one run hands to the next: encoders to fine-tune, and to probe."""
 
+import json
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -42,6 +45,16 @@ def test_a_classifier_starts_from_a_pretrained_encoder(pretrained, tmp_path, cap
         np.testing.assert_allclose(leaf, expected, atol=1e-7, err_msg=path)
     changed = [path for path in theirs if not np.allclose(theirs[path], fresh[path.removeprefix("['params']")])]
     assert len(changed) > 10
+
+    random = ["mlp_head/bias", "mlp_head/kernel"]
+    counts = rf"start from +{pretrained}: {len(theirs)} variables loaded, 0 resampled, 2 left random"
+    assert re.search(rf"{counts} \({', '.join(random)}\)\n", capsys.readouterr().out)
+    stored = json.loads((tmp_path / "config.json").read_text())["init"]
+    assert (stored["source"], stored["resampled"], stored["random"]) == (str(pretrained), [], random)
+    assert sorted(stored["loaded"]) == stored["loaded"]
+    assert len(stored["loaded"]) == len(theirs)
+    assert "transformer/attn_0/to_qkv/kernel" in stored["loaded"]
+    assert run(tmp_path, *STILL, f"--init-from={pretrained}", "--optim.ema=0.5") == 0  # the same run, to be continued
 
 
 def test_pretraining_goes_on_from_a_classifier_without_its_head(classifier, tmp_path):

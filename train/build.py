@@ -46,11 +46,29 @@ class DataInfo(NamedTuple):
         return jnp.zeros((1, *self.image_shape))
 
 
+class InitReport(NamedTuple):
+    """What a run that does not start from random numbers alone started from, with the names of its variables."""
+
+    source: str = ""
+    loaded: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
+    """Of those loaded; none today, as shapes must agree."""
+    random: tuple[str, ...] = ()
+
+
 class RunFile(NamedTuple):
-    """What config.json holds."""
+    """What a run goes by of its config.json."""
 
     config: Config
     dataset: DataInfo
+
+
+class StoredRun(NamedTuple):
+    """All that config.json holds."""
+
+    config: Config
+    dataset: DataInfo
+    init: InitReport = InitReport()
 
 
 class Run(NamedTuple):
@@ -217,7 +235,8 @@ def read_run_file(workdir: os.PathLike | str) -> RunFile:
     """What config.json of `workdir` says. Raises UserError where there is none."""
     path = reachable(workdir) / "config.json"
     try:
-        found = read_json(path, RunFile)
+        stored = read_json(path, StoredRun)
+        found = RunFile(stored.config, stored.dataset)
         check(found.config)
         channels = found.dataset.image_shape[2]
         if not len(found.dataset.mean) == len(found.dataset.std) == channels:

@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts."""
+"""The lines that a run prints before it starts."""
 
 import dataclasses
 
@@ -6,14 +6,21 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from train.build import model_name, objective_name
+from train.build import InitReport, model_name, objective_name
 from train.config import Config
 from train.data import Dataset
 from train.step import TrainState
 
 
 def describe(
-    config: Config, dataset: Dataset, state: TrainState, mesh: Mesh, total: int, eval_every: int, start: int
+    config: Config,
+    dataset: Dataset,
+    state: TrainState,
+    mesh: Mesh,
+    total: int,
+    eval_every: int,
+    start: int,
+    init: InitReport | None,
 ) -> list[str]:
     """Lines of "name  value" for the user."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -27,6 +34,7 @@ def describe(
             f"{height}x{width}x{channels}, {len(dataset.class_names)} classes",
         ),
         *(("", note) for note in dataset.notes),
+        *([("start from", _loaded(init))] if init else []),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
         ("teacher", f"{config.distill.teacher}, {'hard' if config.distill.hard else 'soft'}"),
@@ -47,6 +55,14 @@ def describe(
     if config.distill.teacher is None:
         rows = [row for row in rows if row[0] != "teacher"]
     return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _loaded(init: InitReport, most: int = 6) -> str:
+    """How many variables were loaded, resampled and left random, and the names of the first `most` random ones."""
+    counts = f"{len(init.loaded)} variables loaded, {len(init.resampled)} resampled, {len(init.random)} left random"
+    others = [f"and {len(init.random) - most} more"] if len(init.random) > most else []
+    names = ", ".join([*init.random[:most], *others])
+    return f"{init.source}: {counts}" + (f" ({names})" if names else "")
 
 
 def _changed(part) -> str:

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train import checkpoint
-from train.build import DataInfo, build_objective, check_names, load_weights
+from train.build import DataInfo, build_objective, check_names
 from train.config import Config, check
 from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.describe import describe
 from train.distributed import is_lead, together
+from train.initial import load_initial, started_from
 from train.memory import check_memory
 from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
 from train.preemption import Preempted, Preemption
@@ -24,7 +25,6 @@ from train.sharding import check_batch, make_mesh, replicated, to_devices
 from train.step import TrainState
 from train.teacher import load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
-from train.trunk import grafted, load_trunk
 from train.workdir import as_begun, check_place, claim, disk_trouble, standing
 
 
@@ -54,11 +54,11 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     check_memory(config, info, program, mesh)
 
     # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
-    weights = load_weights(objective.model, config.init, config.init_prefix, info, "--init") if config.init else None
-    trunk = load_trunk(config.init_from, objective, program.state.params) if config.init_from else None
+    initial = load_initial(config, objective, info, program.state)
+    init = initial.report if initial else None
     with (
         disk_trouble(config.workdir),
-        closing(claim(config, info)) as claimed,
+        closing(claim(config, info, init)) as claimed,
         Progress(claimed.start, total) as progress,
         checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
         closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,
@@ -74,8 +74,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
                 progress.warn(f"warning: {workdir / 'metrics.jsonl'} has lost {lost}; the run itself has not")
         else:
             state = program.new_state(*init_inputs(config, info))
-            state = pretrained(state, weights["params"]) if weights else state
-            state = grafted(state, objective, trunk) if trunk else state
+            state = started_from(state, initial) if initial else state
         frozen = jax.device_put(frozen, replicated(mesh))
         teacher_logits = None
         if config.distill.cache:
@@ -83,7 +82,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
             teacher_logits = cached_logits(workdir, config, dataset, teacher, frozen["teacher"], prepare, mesh)
             frozen = {}
 
-        for line in describe(config, dataset, state, mesh, total, eval_every, start):
+        for line in describe(config, dataset, state, mesh, total, eval_every, start, init):
             progress.message(line)
         if start < total:
             train_step = compile_step(program.train_step, state, program.batch, frozen, progress)
@@ -136,20 +135,14 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
             result = evaluate(program.eval_step, state, dataset, config, mesh, skipped, lambda: False)
         checkpoint.finish(checkpoints)
         metrics.publish()
+        best = checkpoints.best_step()
         progress.message(
             f"done: {show(result)} on {len(dataset.eval):,} {config.data.eval_split or 'evaluation'} images "
-            f"after {total:,} steps; best at step {checkpoints.best_step():,}"
+            f"after {total:,} steps; best at step {best:,}: {show(checkpoints.metrics(best))}"
         )
         if is_lead():
             progress.message(f"see {draw_curves(workdir)} and {workdir / 'metrics.jsonl'}")
     return result
-
-
-def pretrained(state: TrainState, params: PyTree) -> TrainState:
-    """The new `state` with `params` in place of its own."""
-    params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, state.params))
-    average = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema=average)
 
 
 def compile_step(train_step: Callable, state: TrainState, batch: PyTree, frozen: PyTree, progress: Progress) -> Any:

@@ -3,14 +3,12 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from train.build import Run, load_run
 from train.config import UserError
-from train.step import TrainState
 from vit_jax.objectives.protocol import Objective
 
 
@@ -43,19 +41,3 @@ def load_trunk(workdir: str, objective: Objective, params: PyTree) -> Trunk:
     if misfits:
         raise UserError(f"--init-from {workdir} does not fit this model: {'; '.join(misfits)}")
     return trunk
-
-
-def grafted(state: TrainState, objective: Objective, trunk: Trunk) -> TrainState:
-    """The new `state` with `trunk` in place of its own, in every average of the parameters too."""
-
-    def graft(tree: PyTree, trained: PyTree) -> PyTree:
-        flat = flatten_dict(tree)
-        for path, leaf in flatten_dict(trained).items():
-            place = objective.trunk_path + path
-            flat[place] = jax.device_put(jnp.copy(leaf), flat[place].sharding)  # the step is given each for good
-        return unflatten_dict(flat)
-
-    trained = dict(trunk.variables) | {"ema": trunk.variables["params"]}
-    extras = {name: graft(tree, trained[name]) if name in trained else tree for name, tree in state.extras.items()}
-    average = None if state.ema is None else graft(state.ema, trained["params"])
-    return state.replace(params=graft(state.params, trained["params"]), extras=extras, ema=average)

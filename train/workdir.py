@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from train.build import DataInfo, read_run_file
+from train.build import DataInfo, InitReport, read_run_file
 from train.checkpoint import last_step, set_damaged_aside
 from train.config import MAY_CHANGE, Config, Stopped, UserError, with_absolute_paths
 from train.distributed import is_lead, on_lead
@@ -41,7 +41,7 @@ def check_place(workdir: os.PathLike | str) -> None:
     check_orbax_name(workdir)
 
 
-def claim(config: Config, info: DataInfo) -> Claim:
+def claim(config: Config, info: DataInfo, init: InitReport | None = None) -> Claim:
     """The workdir of `config`, for this run alone; damaged checkpoints are set aside. All processes ask together.
 
     Raises UserError when another run has it, and as `claim_workdir`.
@@ -55,7 +55,7 @@ def claim(config: Config, info: DataInfo) -> Claim:
         except OSError as error:
             raise _not_written(config.workdir, error) from error
         try:
-            workdir = claim_workdir(config, info)
+            workdir = claim_workdir(config, info, init)
             return set_damaged_aside(workdir, warn=lambda line: print(line, file=sys.stderr)) or 0
         except BaseException:
             locks.pop().close()
@@ -65,8 +65,8 @@ def claim(config: Config, info: DataInfo) -> Claim:
     return Claim(epath.Path(config.workdir), start, locks[0] if is_lead() else None)
 
 
-def claim_workdir(config: Config, info: DataInfo) -> epath.Path:
-    """The workdir of `config`, with a config.json that says so.
+def claim_workdir(config: Config, info: DataInfo, init: InitReport | None = None) -> epath.Path:
+    """The workdir of `config`, with a config.json that says so, and what the run starts from (`init`).
 
     Raises UserError when it cannot be written, or holds a run of another configuration (and names the difference).
     """
@@ -75,7 +75,8 @@ def claim_workdir(config: Config, info: DataInfo) -> epath.Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
-            write_atomically(workdir / "config.json", json.dumps(mine, indent=2) + "\n")
+            start = {"init": init._asdict()} if init else {}
+            write_atomically(workdir / "config.json", json.dumps(mine | start, indent=2) + "\n")
     except OSError as error:
         raise _not_written(workdir, error) from error
 
