@@ -8,7 +8,8 @@
 # %% [markdown]
 # # Train on a folder of your own images
 #
-# A folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (or `test/`) is a dataset, whatever formats Pillow reads.
+# A folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (or `test/`) is a dataset; PNG, WebP, TIFF
+# and others may be mixed.
 
 # %%
 # %pip install --quiet "vit-jax[train]"

@@ -6,6 +6,7 @@ A source has a length, and its item i is (uint8 image (h, w, c) of the file's ow
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,10 @@ import grain
 import numpy as np
 
 from train.config import Data, UserError
-from train.data.transforms import Unreadable, decode, image_channels
+from train.data.channels import folder_channels
+from train.data.transforms import SUFFIXES, Unreadable, decode, image_channels
 
 EVAL_SPLITS = ("val", "validation", "test")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pbm", ".pgm", ".ppm"}
-
 STAND_INS = 100  # neighbours to try in place of an unreadable image; beyond that, the fault is not the image's
 
 Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
@@ -126,17 +126,9 @@ def open_folder(root: Path, config: Data) -> Parts:
         raise UserError(f"{config.name}: {eval_root} has a class that train lacks: {', '.join(unknown)}")
 
     class_names = tuple(train)
-    channels = _channels(train[class_names[0]])
+    channels, mixed = folder_channels(*(list(itertools.chain(*files.values())) for files in (train, evaluation)))
     sources = [_folder_source(files, class_names, channels) for files in (train, evaluation)]
-    return *sources, class_names, _skipped_note(root, skipped)
-
-
-def _channels(paths: list[str]) -> int:
-    """Those of the first file that can be read."""
-    for path in paths[:STAND_INS]:
-        with contextlib.suppress(Unreadable):
-            return image_channels(path, path)
-    return image_channels(paths[0], paths[0])
+    return *sources, class_names, (*mixed, *_skipped_note(root, skipped))
 
 
 def _scan(split: Path, skipped: list[str]) -> dict[str, list[str]]:
@@ -155,7 +147,7 @@ def _scan(split: Path, skipped: list[str]) -> dict[str, list[str]]:
 def _is_image(file: os.DirEntry) -> bool:
     suffix = os.path.splitext(file.name)[1].lower()
     visible = not file.name.startswith(".")
-    return visible and suffix in IMAGE_SUFFIXES and file.is_file() and file.stat().st_size > 0
+    return visible and suffix in SUFFIXES and file.is_file() and file.stat().st_size > 0
 
 
 def _folder_source(files: dict[str, list[str]], class_names: tuple[str, ...], channels: int) -> FolderSource:

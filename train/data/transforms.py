@@ -3,41 +3,96 @@
 Images are uint8 (h, w, c). In pixels, a size is (height, width) and a box (left, top, right, bottom).
 """
 
+import contextlib
 import io
 import math
 import os
+import stat
+import warnings
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from train.config import UserError
 
 File = str | os.PathLike | io.BytesIO
 Box = tuple[float, float, float, float]
-GREYSCALE_MODES = ("1", "L", "LA", "I;16")
+
+# Formats that Pillow decodes within this process. Of its others, some start a program (EPS starts Ghostscript), some
+# open a file of any format that they embed (IPTC), and some decode in slow Python what a few bytes expand to (QOI).
+# TGA is last as its files have no signature.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PCX", "SGI", "SUN")
+FORMATS += ("TGA",)
+Image.init()
+PLUGINS = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF needs Pillow 11.3; JPEG's plugin reads MPO
+SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+# Each thread that decodes takes up to 12 bytes a pixel, for JPEG 2000 up to 28.
+MAX_PIXELS = 2**26
+
+# Pillow warns of damage that leaves the pixels whole, without naming the file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+WHITE_IS_ZERO = 0  # a value of TIFF's tag PhotometricInterpretation
+UNSIGNED = (1,)  # the value of TIFF's tag SampleFormat for unsigned integers
+TRANSPOSE = {  # by the value of EXIF's tag Orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Unreadable(UserError):
-    """A file that is no whole image."""
+    """A file that is not a whole image of a supported format."""
 
 
 def image_channels(file: File, name: str) -> int:
-    """1 for a greyscale image, 3 for any other; `name` says in Unreadable which file it is."""
+    """Number of channels of an image, from its header.
+
+    Args:
+        file: Path or contents of the file.
+        name: What error messages call the file.
+
+    Returns:
+        1 for a greyscale image of any depth, 3 for any other.
+
+    Raises:
+        Unreadable: If the header is not that of a supported image.
+    """
     with _opened(file, name) as image:
-        return 1 if image.mode in GREYSCALE_MODES else 3
+        return 1 if _is_grey(image) else 3
 
 
 def decode(file: File, channels: int, name: str) -> np.ndarray:
-    """The image in `file`, at its own size, with 1 (grey) or 3 (RGB) channels.
+    """Decode an image at its own size, turned as its EXIF orientation says.
 
-    Palettes are resolved and alpha is dropped. Raises Unreadable with `name` if the file is no whole image.
+    Palettes are resolved, alpha is dropped, samples of more than 8 bits are reduced to their upper 8, and of several
+    frames or pages the first is read.
+
+    Args:
+        file: Path or contents of the file.
+        channels: 1 for greyscale, 3 for RGB.
+        name: What error messages call the file.
+
+    Returns:
+        Pixels, uint8 (h, w, channels).
+
+    Raises:
+        Unreadable: If the file is not a whole image of a supported format.
     """
     with _opened(file, name) as image:
-        try:
-            pixels = np.asarray(_converted(image, "L" if channels == 1 else "RGB"))
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and more
-            raise _unreadable(name, error) from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+        image.load()
+        turn = TRANSPOSE.get(_orientation(image))
+        image = _converted(image, "L" if channels == 1 else "RGB")
+        pixels = np.asarray(image if turn is None else image.transpose(turn))
+        return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def center_crop(image: np.ndarray, size: tuple[int, int], share: float) -> np.ndarray:
@@ -56,23 +111,77 @@ def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: 
     return _resize(image, _random_box(image.shape[:2], size, min_area, rng), size)
 
 
-def _opened(file: File, name: str) -> Image.Image:
+@contextlib.contextmanager
+def _opened(file: File, name: str) -> Iterator[Image.Image]:
+    """The image in `file`, checked but not decoded yet. Raises Unreadable for whatever fails here or in the body."""
     try:
-        return Image.open(file)
-    except Exception as error:  # see decode
-        raise _unreadable(name, error) from error
+        with (
+            contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else _open_regular(file) as stream,
+            Image.open(stream, formats=PLUGINS) as image,
+        ):
+            _check(image)
+            yield image
+    except UnidentifiedImageError as error:
+        raise Unreadable(f"cannot read the image {name}: it is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, MemoryError and more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(f"cannot read the image {name}: {reason}") from error
 
 
-def _unreadable(name: str, error: Exception) -> Unreadable:
-    return Unreadable(f"cannot read the image {name}: {' '.join(str(error).split())}")
+def _open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file open for reading. Raises OSError for a pipe or a device, whose reading may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a regular file")
+    return open(path, "rb")
+
+
+def _check(image: Image.Image) -> None:
+    """Raises ValueError for an image that is too large, or whose samples have no fixed range."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
+    if image.mode == "F":
+        raise ValueError("its samples are floating-point numbers, which have no fixed range")
+    if image.format == "TIFF" and {*image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, UNSIGNED)} != {*UNSIGNED}:
+        raise ValueError("its samples are signed numbers, which have no fixed range")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet is greyscale: Pillow reads 16-bit grey with alpha as RGBA."""
+    return image.mode in GREY_MODES or any(tile[3] == "LA;16B" for tile in image.tile)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's Orientation of a decoded image; 1, which is upright, if there is none or EXIF is damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in _opened
+        return 1
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == "I;16":  # Pillow would clip 16 bits at 255; keep the upper 8
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if "transparency" in image.info:  # Pillow warns when a transparent palette loses its alpha in one step
-        image = image.convert("RGBA")
-    return image.convert(mode)
+    """A decoded image in `mode`, L or RGB."""
+    image.info.pop("transparency", None)  # a colour or palette entry that would become alpha
+    if image.mode.startswith("I"):
+        image = _upper_bits(image)
+    elif image.mode in ("La", "RGBa"):  # premultiplied by alpha
+        image = image.convert(image.mode.upper())
+    elif image.mode not in GREY_MODES:  # Pillow converts LAB to RGB alone
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 bits of greyscale samples, as Pillow itself reduces RGB of 16 bits."""
+    samples, bits = np.asarray(image), 16  # of any depth up to 16, Pillow makes 16 bits; except in TIFF
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if tags:
+        (bits,) = tags[TiffImagePlugin.BITSPERSAMPLE]
+    if bits == 32:
+        samples = samples.view(np.uint32)  # Pillow says int32
+    samples = (samples >> (bits - 8)).astype(np.uint8)
+    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO  # Pillow inverts 8 bits alone
+    return Image.fromarray(255 - samples if inverted else samples)
 
 
 def _center_box(full: tuple[int, int], size: tuple[int, int], share: float) -> Box:
