@@ -1,4 +1,8 @@
-"""What `train.predict --attention` draws: whose attention, over which patches, into which file."""
+"""What `train.predict` prints and draws: probabilities, errors, whose attention over which patches."""
+
+import json
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,7 @@ from train.build import DataInfo, Run, build_objective, load_run
 from train.config import Config, Distill, UserError
 from train.data import load_dataset
 from train.predict import main as predict
+from train.prediction import are_independent, make_predict
 from vit_jax.capture import attention, rollout
 
 INFO = DataInfo(("a", "b"), (8, 12, 3), (0.5,) * 3, (0.25,) * 3)
@@ -166,6 +171,118 @@ def test_pictures_that_cannot_be_written_are_one_line(workdir, tmp_path, capsys)
         assert err.startswith(f"error: --attention {tmp_path / out} cannot be written: ")
         assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_a_picture_that_is_drawn_is_told(workdir, tmp_path, capsys):
+    write_images(tmp_path, 1)
+    assert predict([f"{tmp_path}/0.png", f"--workdir={workdir}", f"--attention={tmp_path}/out.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"attention drawn to {tmp_path}/out.png"
+    assert (tmp_path / "out.png").exists()
+
+
+def write_images(folder, count):
+    """Grey images 0.png, 1.png ... of the size of digits, and their paths."""
+    paths = [str(folder / f"{i}.png") for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(path)
+    return paths
+
+
+def test_broken_images_are_errors_beside_the_others(workdir, tmp_path, capsys, monkeypatch):
+    """With batches of two: one broken, none broken, all broken, and a rest."""
+    monkeypatch.setattr("train.prediction.BATCH", 2)
+    paths = write_images(tmp_path, 7)
+    assert predict([*paths, f"--workdir={workdir}", "--top=2"]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    broken = {0, 4, 5}
+    for i in broken:
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    assert predict([*paths, f"--workdir={workdir}", "--top=2"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [line for i in range(7) if i not in broken for line in whole[3 * i : 3 * i + 3]]
+    assert [line.split(": it is")[0] for line in err.splitlines()] == [
+        f"error: cannot read the image {paths[i]}" for i in sorted(broken)
+    ]
+    assert predict([paths[0], paths[4], f"--workdir={workdir}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("error: ") == err.count("\n") == 2
+
+
+def test_a_picture_shows_the_images_that_can_be_read(workdir, tmp_path, capsys, monkeypatch):
+    paths = write_images(tmp_path, 3)
+    (tmp_path / "1.png").write_bytes(b"broken")
+    drawn = []
+    monkeypatch.setattr("train.prediction.draw_attention", lambda panels, pixels, titles, path: drawn.append(titles))
+    assert predict([*paths, f"--workdir={workdir}", f"--attention={tmp_path}/out.png"]) == 1
+    (titles,) = drawn
+    assert [title.split("\n")[0] for title in titles] == ["0.png", "2.png"]
+    assert "attention drawn" in capsys.readouterr().out
+    assert predict([paths[1], f"--workdir={workdir}", f"--attention={tmp_path}/out.png"]) == 2
+    assert "attention drawn" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("loss", "head", "is_sigmoid"),
+    [
+        ("sigmoid", None, True),
+        ("softmax", None, False),
+        ("sigmoid", "class", True),
+        ("sigmoid", "mean", False),  # the distillation head learns a softmax
+        ("sigmoid", "distill", False),
+    ],
+)
+def test_probabilities_are_those_that_the_loss_trains(loss, head, is_sigmoid):
+    distill = Distill(teacher="t", predict=head) if head else Distill()
+    config = Config(model="vit", model_args=PATCHES, loss=loss, distill=distill)
+    objective = build_objective(config, INFO)
+    params, extras = jax.jit(objective.init)(jax.random.key(0), INFO.images)
+    run = Run(config, INFO, objective, jax.tree.map(lambda x: 3 * x, params), extras)
+    pixels = pixels_of(run, 3)
+    images = jnp.asarray(((pixels / 255 - 0.5) / 0.25).astype(np.float32))
+    logits = np.asarray(objective.predict(run.params, run.extras, images), np.float64)
+    exponentials = np.exp(logits)
+    expected = exponentials / (1 + exponentials if is_sigmoid else exponentials.sum(-1, keepdims=True))
+    assert are_independent(run) == is_sigmoid
+    np.testing.assert_allclose(make_predict(run)(pixels), expected, atol=1e-5)
+
+
+def test_the_output_says_that_probabilities_are_independent(workdir, tmp_path, capsys):
+    """The same run, as if it had been trained with the sigmoid loss."""
+    shutil.copytree(workdir, tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    stored = json.loads(file.read_text())
+    stored["config"]["loss"] = "sigmoid"
+    file.write_text(json.dumps(stored))
+    (path,) = write_images(tmp_path, 1)
+    assert predict([path, f"--workdir={tmp_path}/run", "--top=10"]) == 0
+    first, second, *rows = capsys.readouterr().out.splitlines()
+    assert first == "each percentage is a class's own probability (--loss=sigmoid): they need not add up to 100%"
+    assert second == path
+    assert abs(sum(float(row.split()[0].rstrip("%")) for row in rows) - 100) > 10
+
+
+@pytest.mark.parametrize("top", ["0", "-1"])
+def test_at_least_one_class_is_asked_for(top, capsys):
+    assert predict(["x.png", "--workdir=nowhere", f"--top={top}"]) == 2
+    assert capsys.readouterr().err == f"error: --top is {top}; it must be 1 or more\n"
+
+
+def test_a_picture_has_room_for_so_many_images(capsys):
+    assert predict([*["x.png"] * 101, "--workdir=nowhere", "--attention=out.png"]) == 2
+    assert capsys.readouterr().err == "error: --attention draws up to 100 images; 101 are given\n"
+
+
+def test_names_that_do_not_print_are_escaped(workdir, tmp_path, capfd):
+    """Bytes that are not UTF-8, and a sequence that clears a terminal."""
+    (path,) = write_images(tmp_path, 1)
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[2J.png")
+    os.rename(path, strange)
+    assert predict([strange, strange + "!", f"--workdir={workdir}", f"--attention={tmp_path}/out.png"]) == 1
+    out, err = capfd.readouterr()
+    assert out.splitlines()[0] == rf"{tmp_path}/\udcff\x1b[2J.png"
+    assert rf"cannot read the image {tmp_path}/\udcff\x1b[2J.png!" in err
+    assert "\x1b" not in out + err
 
 
 @pytest.mark.slow

@@ -7,22 +7,21 @@ import importlib
 import sys
 
 from train.commandline import MODULES
-from train.startup import set_up_process
+from train.terminal import run_command, tell
 
 USAGE = f"usage: vit-jax {{{','.join(MODULES)}}} ...; vit-jax COMMAND --help lists the options of a command"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that `argv` begins with, and return its exit status: 2 for one that does not exist."""
-    command, *others = (sys.argv[1:] if argv is None else argv) or [""]
+    if argv is None:  # this process is the command
+        return run_command(lambda: main(sys.argv[1:]))
+    command, *others = argv or [""]
     if command in ("--help", "-h"):
         print(USAGE)
         return 0
     if command not in MODULES:
-        print(f"error: unknown command {command!r}; {USAGE}" if command else USAGE, file=sys.stderr)
-        return 2
-    if argv is None:  # this process is the command
-        set_up_process()
+        return tell(2, f"error: unknown command {command!r}; {USAGE}" if command else USAGE)
     return importlib.import_module(f"train.{MODULES[command]}").main(others)
 
 

@@ -28,8 +28,9 @@ from train.config import UserError
 from train.files import check_orbax_name, draft, orbax_path
 from train.integrity import files_below
 from train.pretrained import weights_file
-from train.startup import set_up_process
+from train.terminal import run_command, tell
 from vit_jax.convert import from_torch, select, to_torch
+from vit_jax.printable import printable
 from vit_jax.state_dict import PrefixError
 
 # Names under which somebody may expect a file of another form, and would get a folder.
@@ -80,7 +81,7 @@ def convert(
         write(out, network, variables)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {out}")
+    print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {printable(out, None)}")
 
 
 def check_out(out: Path) -> None:
@@ -148,11 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments = expand_user(sys.argv[1:] if argv is None else argv)
         tyro.cli(convert, args=arguments, prog="python -m train.convert", description=__doc__)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(2, f"error: {error}")
     return 0
 
 
 if __name__ == "__main__":
-    set_up_process()
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -7,7 +7,7 @@ import sys
 from train.commandline import Group, last, read_options, split
 from train.config import Config, Stopped, UserError, check, with_absolute_paths
 from train.recipes import base_config
-from train.startup import set_up_process
+from train.terminal import run_command, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,12 +49,6 @@ def run(config: Config) -> int:
     except KeyboardInterrupt:
         return tell(130, "interrupted: the same command continues from the last checkpoint")
     return 0
-
-
-def tell(status: int, line: str) -> int:
-    """`status`, after a last line to the user."""
-    print(line, file=sys.stderr)
-    return status
 
 
 def parse(argv: list[str]) -> Config:
@@ -116,5 +110,4 @@ def require_tpu() -> None:
 
 
 if __name__ == "__main__":
-    set_up_process()
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -24,6 +24,7 @@ from train.config import Stopped
 from train.distributed import is_lead
 from train.files import Desk, is_remote, open_regular, write_atomically
 from train.json_files import parse_json
+from vit_jax.printable import printable
 
 
 class Diverged(Stopped):
@@ -200,14 +201,14 @@ class Progress:
         self._bar.stop()
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(printable(text, None), markup=False)
 
     def warn(self, text: str) -> None:
         """A message that is seen from every process."""
         if is_lead():
             self.message(text)
         else:
-            print(text, file=sys.stderr)
+            print(printable(text, None), file=sys.stderr)
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)

@@ -12,7 +12,7 @@ from train.commandline import HELP, Group, check_known, last, options, read_opti
 from train.config import Config, UserError
 from train.main import SHORT, parse_groups
 from train.ranges import Range
-from train.startup import set_up_process
+from train.terminal import run_command, tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
         show_plan(config, asked.topology, asked.classes, largest_batch=asked.sweep)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(2, f"error: {error}")
     return 0
 
 
 if __name__ == "__main__":
-    set_up_process()
-    sys.exit(main())
+    sys.exit(run_command(main))

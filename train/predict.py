@@ -4,18 +4,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import numpy as np
 import tyro
 
-from train.attention_picture import attention_panels, draw_attention
-from train.augment import normalize
-from train.build import load_run
-from train.commandline import expand_user
+from train.commandline import expand_user, prog
 from train.config import UserError
-from train.data import image_to_input
-from train.startup import set_up_process
-from vit_jax.objectives.protocol import Classifier
+from train.terminal import run_command, tell
+
+DRAWN = 100  # most images in one picture, which has a row for each
 
 
 def predict(
@@ -23,11 +18,11 @@ def predict(
     workdir: str,
     top: int = 5,
     attention: Path | None = None,
-) -> None:
-    """Print the most probable classes of each image, by the best checkpoint of a run.
+) -> int:
+    """Print the most probable classes of each image, by the best checkpoint of a run. Returns the exit status.
 
     Args:
-        images: Image files, of any format that Pillow reads.
+        images: Image files (docs/images.md).
         workdir: The run's folder.
         top: Classes to print for each image.
         attention: Picture to draw, such as OUT.png: what the class token attends to in each image, per head of the last
@@ -35,40 +30,26 @@ def predict(
     """
     if not images:
         raise UserError("no image given: python -m train.predict --workdir W IMAGE...")
-    run = load_run(workdir)
-    if not isinstance(run.objective, Classifier):
-        raise UserError(f"{workdir} holds an encoder that tells no classes apart: fine-tune it first, by --init-from")
-    shape, names = run.info.image_shape, run.info.class_names
-    pixels = np.stack([image_to_input(path, shape, run.config.data) for path in images])
+    if top < 1:
+        raise UserError(f"--top is {top}; it must be 1 or more")
+    if attention and len(images) > DRAWN:
+        raise UserError(f"--attention draws up to {DRAWN} images; {len(images)} are given")
+    from train.prediction import show_predictions  # here, as JAX takes seconds to import
 
-    @jax.jit
-    def probabilities(pixels):
-        logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
-        return jax.nn.softmax(logits.astype(np.float32))
-
-    table = np.asarray(probabilities(pixels))
-    if attention is not None:
-        titles = [
-            f"{path.name}\n{row.max():.1%} {names[row.argmax()]}" for path, row in zip(images, table, strict=True)
-        ]
-        draw_attention(attention_panels(run, pixels), pixels, titles, attention)
-    for path, row in zip(images, table, strict=True):
-        print(path)
-        for index in np.argsort(-row)[:top]:
-            print(f"  {row[index]:7.2%}  {names[index]}")
+    return show_predictions(images, workdir, top, attention)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
+    """Run the command line `argv` and return its exit status.
+
+    2: invalid user input, or none of the images can be read. 1: some of them cannot.
+    """
     try:
         arguments = expand_user(sys.argv[1:] if argv is None else argv)
-        tyro.cli(predict, args=arguments, prog="python -m train.predict", description=__doc__)
+        return tyro.cli(predict, args=arguments, prog=prog("predict"), description=__doc__)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return tell(2, f"error: {error}")
 
 
 if __name__ == "__main__":
-    set_up_process()
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -12,7 +12,8 @@ from typing import Annotated
 from train.commandline import read_options, split
 from train.config import MOST_IMAGES, UserError
 from train.ranges import Range
-from train.startup import set_up_process
+from train.terminal import run_command, tell
+from vit_jax.printable import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,15 @@ def main(argv: list[str] | None = None) -> int:
 
         found = probe(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return tell(2, f"error: {error}")
     what = "untrained encoder" if options.untrained else "encoder"
-    print(f"{what} of {options.workdir}: {options.neighbours} nearest neighbours {found['knn']:.2%}, ", end="")
+    print(
+        f"{what} of {printable(options.workdir, None)}: {options.neighbours} nearest neighbours {found['knn']:.2%}, ",
+        end="",
+    )
     print(f"linear {found['linear']:.2%}")
     return 0
 
 
 if __name__ == "__main__":
-    set_up_process()
-    sys.exit(main())
+    sys.exit(run_command(main))

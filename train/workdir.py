@@ -16,6 +16,7 @@ from train.config import MAY_CHANGE, Config, Stopped, UserError, with_absolute_p
 from train.distributed import is_lead, on_lead
 from train.files import check_orbax_name, reachable, write_atomically
 from train.lock import Lock
+from vit_jax.printable import printable
 
 
 class Claim(NamedTuple):
@@ -56,7 +57,7 @@ def claim(config: Config, info: DataInfo, init: InitReport | None = None) -> Cla
             raise _not_written(config.workdir, error) from error
         try:
             workdir = claim_workdir(config, info, init)
-            return set_damaged_aside(workdir, warn=lambda line: print(line, file=sys.stderr)) or 0
+            return set_damaged_aside(workdir, warn=lambda line: print(printable(line, None), file=sys.stderr)) or 0
         except BaseException:
             locks.pop().close()
             raise

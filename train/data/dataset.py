@@ -17,6 +17,7 @@ from train.config import Data, UserError
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, open_digits, open_folder, open_tfds, read
 from train.data.transforms import center_crop
+from vit_jax.printable import printable
 
 SAMPLE = 1000  # images on which sizes, means and deviations are measured
 MEMORY = 2**30  # bytes up to which a split is decoded once and kept
@@ -131,7 +132,7 @@ def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Sour
 
 def warn(line: str) -> None:
     """Shows a line to the user."""
-    print(line, file=sys.stderr)
+    print(printable(line, None), file=sys.stderr)
 
 
 def _sample(source: Source) -> Sequence[int]:

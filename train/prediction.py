@@ -1,0 +1,114 @@
+"""The classes that a trained run gives to image files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from train.attention_picture import attention_panels, draw_attention
+from train.augment import normalize
+from train.build import Run, load_run
+from train.config import UserError
+from train.data import Unreadable, image_to_input
+from train.terminal import tell
+from vit_jax.objectives.protocol import Classifier
+from vit_jax.printable import printable
+
+BATCH = 64  # images in memory at a time
+INDEPENDENT = "each percentage is a class's own probability (--loss=sigmoid): they need not add up to 100%"
+
+
+def show_predictions(images: Sequence[Path], workdir: str, top: int, attention: Path | None) -> int:
+    """Print the `top` most probable classes of each image, by the best checkpoint of a run.
+
+    Args:
+        images: Image files, one or more. One that cannot be read is an error line, and the rest goes on.
+        workdir: The run's folder.
+        top: Number of classes to print for each image.
+        attention: Picture of the run's attention to draw, if any.
+
+    Returns:
+        The exit status: 0, 1 if some of the images could not be read, 2 if none could.
+
+    Raises:
+        UserError: If there is no such run, or it is not a classifier, or the picture cannot be drawn.
+    """
+    run = load_run(workdir)
+    if not isinstance(run.objective, Classifier):
+        raise UserError(f"{workdir} holds an encoder that tells no classes apart: fine-tune it first, by --init-from")
+    size = len(images) if attention else min(BATCH, len(images))  # a picture shows all of them
+    predict = make_predict(run)
+    failed = 0
+    if are_independent(run):
+        print(INDEPENDENT)
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        pixels, errors = read_images(run, batch, size)
+        table = np.asarray(predict(pixels))
+        if attention and len(errors) < len(batch):
+            draw(run, attention, batch, pixels, table, errors)
+        for i, (path, row) in enumerate(zip(batch, table, strict=False)):
+            if i in errors:
+                tell(1, f"error: {errors[i]}")
+            else:
+                show(path, row, run.info.class_names, top)
+        failed += len(errors)
+    if attention and failed < len(images):
+        print(f"attention drawn to {printable(attention, None)}")
+    return 0 if not failed else 1 if failed < len(images) else 2
+
+
+def are_independent(run: Run) -> bool:
+    """Whether the classes' probabilities are independent: sigmoids of the logits, not their softmax.
+
+    A distillation head learns the teacher's softmax, whatever the loss of the class head.
+    """
+    return run.config.loss == "sigmoid" and getattr(run.objective, "head", "class") == "class"
+
+
+def make_predict(run: Run):
+    """A compiled function from pixels, uint8 (b, h, w, c), to the classes' probabilities (b, k)."""
+    link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
+
+    @jax.jit
+    def predict(pixels: Array) -> Float[Array, "b k"]:
+        logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
+        return link(logits.astype(np.float32))
+
+    return predict
+
+
+def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray, dict[int, Unreadable]]:
+    """Images as `run` sees them, blank where one cannot be read and up to `size`, and why those cannot."""
+    pixels = np.zeros((size, *run.info.image_shape), np.uint8)
+    errors = {}
+    for i, path in enumerate(paths):
+        try:
+            pixels[i] = image_to_input(path, run.info.image_shape, run.config.data)
+        except Unreadable as error:
+            errors[i] = error
+    return pixels, errors
+
+
+def show(path: Path, probabilities: np.ndarray, class_names: Sequence[str], top: int) -> None:
+    """Print an image's most probable classes."""
+    print(printable(path, None))
+    for index in np.argsort(-probabilities)[:top]:
+        print(f"  {probabilities[index]:7.2%}  {printable(class_names[index])}")
+
+
+def draw(
+    run: Run,
+    file: Path,
+    paths: Sequence[Path],
+    pixels: np.ndarray,
+    probabilities: np.ndarray,
+    errors: dict[int, Unreadable],
+) -> None:
+    """Draw the attention to all images that could be read into `file`."""
+    good = [i for i in range(len(paths)) if i not in errors]
+    best = lambda row: f"{row.max():.1%} {printable(run.info.class_names[row.argmax()])}"
+    titles = [f"{printable(paths[i].name)}\n{best(probabilities[i])}" for i in good]
+    draw_attention(attention_panels(run, pixels[good]), pixels[good], titles, file)

@@ -1,0 +1,55 @@
+"""A command and its terminal: what is printed is safe to print, and a reader that has gone ends the command."""
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from train.startup import set_up_process
+from vit_jax.printable import printable
+
+BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report a process that the signal ended
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command as the whole of this process.
+
+    If nobody reads the output any more, as in `... | head`, it ends without a word.
+
+    Args:
+        command: What to run; it returns the exit status.
+
+    Returns:
+        The exit status; BROKEN_PIPE if nobody reads the output any more.
+    """
+    set_up_process()
+    try:
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()  # which would otherwise fail when Python exits
+    except BrokenPipeError:
+        if not any(map(_has_no_reader, (sys.stdout, sys.stderr))):
+            raise  # another pipe
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # which Rich turns into SystemExit
+            raise
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())  # for what Python flushes when it exits
+    return BROKEN_PIPE
+
+
+def tell(status: int, line: str) -> int:
+    """Show a last line to the user, and return `status`."""
+    print(printable(line, None), file=sys.stderr)
+    return status
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
