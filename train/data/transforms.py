@@ -5,6 +5,7 @@ Images are uint8 (h, w, c). In pixels, a size is (height, width) and a box (left
 
 import contextlib
 import io
+import logging
 import math
 import os
 import stat
@@ -32,8 +33,9 @@ SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().it
 # Decoding takes 11 to 25 bytes a pixel, depending on the format, in each thread: up to 1.6 GiB.
 MAX_PIXELS = 2**26
 
-# Pillow warns of damage that leaves the pixels whole, without naming the file.
+# Pillow warns of damage, and logs it, without naming the file. Unreadable says what leaves no pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 WHITE_IS_ZERO = 0  # a value of TIFF's tag PhotometricInterpretation
