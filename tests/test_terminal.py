@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax.printable import printable
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,11 +53,6 @@ def test_characters_that_standard_output_lacks_are_escaped(encoding, expected):
         assert process.stdout.buffer.read() == expected + b"\n"
         assert process.stderr.read() == ""
     assert process.returncode == 3
-
-
-def test_what_does_not_print_is_escaped():
-    assert printable("photo of a caf\xe9.png") == "photo of a caf\xe9.png"
-    assert printable(Path("a\x1b[2J\r\nb\udcff\u202e")) == r"a\x1b[2J\r\nb\udcff\u202e"
 
 
 def test_every_command_runs_so():

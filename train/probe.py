@@ -44,12 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         found = probe(options)
     except UserError as error:
         return tell(2, f"error: {error}")
-    what = "untrained encoder" if options.untrained else "encoder"
-    print(
-        f"{what} of {printable(options.workdir, None)}: {options.neighbours} nearest neighbours {found['knn']:.2%}, ",
-        end="",
-    )
-    print(f"linear {found['linear']:.2%}")
+    what = f"{'untrained ' if options.untrained else ''}encoder of {printable(options.workdir, None)}"
+    print(f"{what}: {options.neighbours} nearest neighbours {found['knn']:.2%}, linear {found['linear']:.2%}")
     return 0
 
 
