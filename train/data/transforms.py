@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
-WHITE_IS_ZERO = 0  # a value of TIFF's tag PhotometricInterpretation
+WHITE_IS_ZERO, YCBCR = 0, 6  # values of TIFF's tag PhotometricInterpretation
 UNSIGNED = (1,)  # the value of TIFF's tag SampleFormat for unsigned integers
 TRANSPOSE = {  # by the value of EXIF's tag Orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -138,14 +138,18 @@ def _open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def _check(image: Image.Image) -> None:
-    """Raises ValueError for an image that is too large, or whose samples have no fixed range."""
+    """Raises ValueError for an image that is too large, or whose samples have no fixed range or would be misread."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
     if image.mode == "F":
         raise ValueError("its samples are floating-point numbers, which have no fixed range")
-    if image.format == "TIFF" and {*image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, UNSIGNED)} != {*UNSIGNED}:
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if {*tags.get(TiffImagePlugin.SAMPLEFORMAT, UNSIGNED)} != {*UNSIGNED}:
         raise ValueError("its samples are signed numbers, which have no fixed range")
+    is_ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == YCBCR
+    if is_ycbcr and image.mode == "RGB" and image.tile[0][0] == "raw":
+        raise ValueError("its colours are YCbCr, which Pillow reads since version 13")  # and took for RGB before
 
 
 def _is_grey(image: Image.Image) -> bool:
