@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from tests.runs import assert_same, flat
 from train.build import DataInfo, build_objective
@@ -15,8 +16,10 @@ from train.config import Augment, Config
 from train.planning import lowered
 from train.program import build_program
 from train.sharding import make_mesh
-from train.step import init_state, make_eval_step, make_train_step, slice_batch
+from train.step import add_share, init_state, make_eval_step, make_train_step, slice_batch
 from vit_jax import create_model
+from vit_jax.layers import BatchNorm, Dense
+from vit_jax.objectives import create_objective
 from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill
 
@@ -176,6 +179,56 @@ def test_slices_drop_out_differently():
     ]
     assert float(losses[0]) != pytest.approx(float(losses[1]), rel=1e-4)
     assert metrics["loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dino", "es_vit"])
+def test_accumulation_moves_centers_to_the_mean_of_the_whole_batch(name):
+    """Every view is the image itself, so that slices draw nothing that the whole batch does not."""
+    same = lambda key, pixels: pixels
+    whole = dict(local_lower_crop_scale=1.0, local_upper_crop_scale=1.0, global_lower_crop_scale=1.0)
+    sizes = dict(projection_hidden_size=8, num_classes_K=12, bottleneck_dim=4, projection_layers=2, num_local_views=1)
+    encoder = create_model("vit", **SIZES | dict(num_classes=0))
+    objective = create_objective(name, encoder, augment_fn=same, augment_fn2=same, **whole, **sizes)
+    runs = [set_up(objective, optax.sgd(0.1), accumulate=n) for n in (1, 4)]
+    (one, _), (four, _) = (step(state, BATCH, {}) for state, step in runs)
+    for center in objective.centers:
+        assert float(jnp.abs(one.extras[center]["now"]).max()) > 1e-4
+        for when in ("now", "next"):
+            np.testing.assert_allclose(four.extras[center][when], one.extras[center][when], rtol=1e-4, atol=1e-7)
+    assert int(four.extras["step"]) == 1
+    decay = objective.decay(jnp.int32(0))
+    for path, old in flat(runs[1][0].extras["ema"]).items():
+        expected = decay * old + (1 - decay) * flat(four.params)[path]
+        np.testing.assert_allclose(flat(four.extras["ema"])[path], expected, rtol=1e-6, atol=1e-7)
+
+
+class Normed(nn.Module):
+    """A batch norm of the pixels, and a head."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return Dense(5, name="head")(BatchNorm(name="norm")(x.reshape(x.shape[0], -1), train=train))
+
+
+def test_accumulation_moves_running_statistics_once_from_the_whole_batch():
+    """The mean by that of the batch, the variance by the mean of those that the slices were normalised by."""
+    state, step = set_up(Classify(Normed()), optax.sgd(0.1), accumulate=4)
+    start = {"mean": jnp.full(64, 0.5), "var": jnp.full(64, 2.0)}
+    new, _ = step(state.replace(extras={"batch_stats": {"norm": start}}), BATCH, {})
+    images = np.asarray(prepare(None, BATCH)[0], np.float64).reshape(16, -1)
+    slices = np.asarray(slice_batch(jnp.asarray(images), 4))
+    got = new.extras["batch_stats"]["norm"]
+    np.testing.assert_allclose(got["mean"], 0.9 * 0.5 + 0.1 * images.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(got["var"], 0.9 * 2.0 + 0.1 * slices.var(axis=1).mean(axis=0), rtol=1e-5)
+
+
+def test_what_no_slice_changes_stays_to_the_last_bit():
+    extras = {"average": jnp.asarray(RNG.standard_normal(100), jnp.float32), "count": jnp.int32(7)}
+    total = extras
+    for _ in range(3):
+        total = add_share(total, extras, {**extras, "count": jnp.int32(8)}, 3)
+    np.testing.assert_array_equal(total["average"], extras["average"])
+    assert int(total["count"]) == 8
 
 
 def test_slices_draw_from_every_device():

@@ -59,8 +59,11 @@ def make_train_step(
     (b, k), and may hold a teacher's logits, `teacher` (b, k). `frozen` holds variables that the objective reads and
     nothing changes (a teacher's).
     Randomness follows from `seed` and the step's number alone. Matrices are multiplied in `dtype`; the parameters
-    themselves, gradients and losses are float32. With `accumulate` above 1 the batch is worked off in so many slices,
-    one after the other, before the one update. `gather` brings the parameters to where they are needed.
+    themselves, gradients and losses are float32. With `accumulate` above 1 the batch is processed in that many slices,
+    one after the other, before the one update. Every slice starts from the extras of before the step, and the step's
+    are the mean of the slices': DINO's centre and a running mean are then those of the whole batch; a running variance
+    is the mean of the slices' variances, by which the slices were normalised. `gather` brings the parameters to where
+    they are needed.
     """
 
     def loss_of(params, extras, frozen, batch, key):
@@ -80,13 +83,14 @@ def make_train_step(
         given = {"teacher": batch["teacher"]} if "teacher" in batch else {}
         batch = {"image": images, "target": targets, **given}
 
-        def one_slice(extras, inputs):
-            (_, (metrics, extras)), grads = gradients_of(state.params, extras, frozen, *inputs)
-            return extras, (metrics, grads)
-
         if accumulate == 1:
-            extras, (metrics, grads) = one_slice(state.extras, (batch, dropout_key))
+            (_, (metrics, extras)), grads = gradients_of(state.params, state.extras, frozen, batch, dropout_key)
         else:
+
+            def one_slice(extras, inputs):
+                (_, (metrics, new)), grads = gradients_of(state.params, state.extras, frozen, *inputs)
+                return add_share(extras, state.extras, new, accumulate), (metrics, grads)
+
             slices = jax.tree.map(lambda x: slice_batch(x, accumulate), batch)
             keys = jax.random.split(dropout_key, accumulate)
             extras, stacked = jax.lax.scan(one_slice, state.extras, (slices, keys))
@@ -128,6 +132,18 @@ def make_eval_step(
 def cast(tree: PyTree, dtype: str) -> PyTree:
     """The floating leaves of `tree` in `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def add_share(total: PyTree, old: PyTree, new: PyTree, slices: int) -> PyTree:
+    """`total` plus this slice's share of the change from `old` to `new`; of integers, such as counters, `new` itself.
+
+    Adding changes leaves alone, exactly, what no slice changes: an average of the parameters, for one.
+    """
+
+    def add(total: Array, old: Array, new: Array) -> Array:
+        return total + (new - old) / slices if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+    return jax.tree.map(add, total, old, new)
 
 
 def slice_batch(x: Array, slices: int) -> Array:
