@@ -89,7 +89,8 @@ def cut(video: tuple[int, ...], sound: tuple[int, ...]):
     pixels, samples = math.prod(video), math.prod(sound)
 
     def call(forward, x, **kwargs):
-        return forward(x[:, :pixels].reshape(-1, *video), x[:, pixels:].reshape(-1, *sound), **kwargs)
+        batch = x.shape[0]
+        return forward(x[:, :pixels].reshape(batch, *video), x[:, pixels:].reshape(batch, *sound), **kwargs)
 
     return (2, pixels + samples), call
 

@@ -152,7 +152,7 @@ class ActionTransformer(nn.Module, kw_only=True):
         `shape` is (b, v, f); `views` names both the argument that says how many views to tell apart and, before "_emb",
         the parameter. No gradient goes back if `freeze`. Raises ValueError for another number of views.
         """
-        batch, count, frames = shape
+        _, count, frames = shape
         dim, place = trajectory[0].shape[-1], 0.0
         if frames > 1:
             place = self.param("time_pos_emb", _learned, (frames, dim))[None, None, :, None]
@@ -162,12 +162,13 @@ class ActionTransformer(nn.Module, kw_only=True):
             place = place + self.param(f"{views}_emb", _learned, (count, dim))[None, :, None, None]
         contexts = [trajectory[layer] for layer in layers]
         contexts = jax.lax.stop_gradient(contexts) if freeze else contexts
-        return [(x.reshape(*shape, -1, dim) + place).reshape(batch, -1, dim) for x in contexts]
+        apart = [x.reshape(*shape, *x.shape[1:]) + place for x in contexts]
+        return [jax.lax.collapse(x, 1, 4) for x in apart]
 
     def look(self, vit: nn.Module, video: Video, views: str, *, freeze: bool, train: bool) -> Contexts:
         """For each layer the context that `vit`, a model with a `trajectory`, makes of images or videos."""
         video = self.with_axes(video)
-        trajectory = vit.trajectory(video.reshape(-1, *video.shape[3:]), train=train)
+        trajectory = vit.trajectory(jax.lax.collapse(video, 0, 3), train=train)
         layers = self.layers_read("vit_layer_indices", len(trajectory) - 1)
         return self.place(trajectory, layers, video.shape[:3], views, freeze=freeze)
 
@@ -190,7 +191,7 @@ class ActionTransformer(nn.Module, kw_only=True):
         and for those that the arguments leave no place for.
         """
         first = next(iter(contexts.values()))[0]
-        batch, dtype = len(first), first.dtype
+        batch, dtype = first.shape[0], first.dtype
         learned = lambda name, count: self.param(name, _learned, (count, self.dim))
         everywhere = lambda tokens: jnp.broadcast_to(tokens, (batch, *tokens.shape))
         parts = [everywhere(learned("register_tokens", self.num_register_tokens))] if self.num_register_tokens else []

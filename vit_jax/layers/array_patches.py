@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -47,8 +48,7 @@ def split_patches(x: Any, patch_size: tuple[int, ...]) -> Any:
 def array_patches(x: Float[Array, "b *shape c"], patch_size: tuple[int, ...]) -> Float[Array, "b n p"]:
     """Patches in the order of their axes; so are the features of each, channels last. Raises as `array_grid`."""
     array_grid("image_size", x.shape[1:-1], patch_size)
-    patches = split_patches(x, patch_size)
-    return patches.reshape(*patches.shape[:2], -1)
+    return jax.lax.collapse(split_patches(x, patch_size), 2)
 
 
 class ArrayPatchEmbed(nn.Module):

@@ -30,7 +30,7 @@ def sigreg_loss(
     points = np.linspace(*domain, knots, dtype=np.float32)
     normal = np.exp(-0.5 * points**2)[None]
     along = jnp.einsum("bnd,md->bnm", x, directions.astype(x.dtype)).astype(jnp.float32)
-    angles = along.reshape(-1, len(directions), 1) * points[None, None]
+    angles = jax.lax.collapse(along, 0, 2)[..., None] * points[None, None]
     if weights is None:
         mean = lambda values: values.mean(axis=0)
     else:

@@ -71,7 +71,7 @@ class SamplingAttention(Attention):
         if x.shape[1] - 1 > max_tokens:
             quantiles = (jnp.arange(max_tokens)[None] + 0.5) / max_tokens
             if train:
-                quantiles = jax.random.uniform(self.make_rng("dropout"), (len(x), max_tokens))
+                quantiles = jax.random.uniform(self.make_rng("dropout"), (x.shape[0], max_tokens))
             drawn = draw(significance(attn, v, mask), quantiles)
             few = mask[:, 1:].sum(axis=-1, keepdims=True) <= max_tokens
             ids, mask = compact(jnp.where(few, mask[:, 1:], drawn), max_tokens)

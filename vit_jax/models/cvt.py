@@ -51,7 +51,7 @@ class Attention(nn.Module):
         kv = ConvProjection(2 * inner_dim, self.proj_kernel, self.kv_stride, name="to_kv")(pixels, train=train)
         q = rearrange(q, "b r c (h d) -> b h (r c) d", h=self.heads)
         k, v = rearrange(kv, "b r c (kv h d) -> kv b h (r c) d", kv=2, h=self.heads)
-        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape(*x.shape[:3], -1)
+        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape(*x.shape[:3], inner_dim)
         return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 

@@ -51,7 +51,7 @@ class LinearAttention(nn.Module):
         dim, (rows, columns) = v.shape[-1], grid
         hidden = jax.nn.silu(Dense(dim // 4, name="squeeze")(v.mean(axis=1)))
         kernels = rearrange(Dense(9 * dim, name="expand")(hidden), "b (e i j) -> i j b 1 1 e", i=3, j=3)
-        padded = jnp.pad(v.reshape(-1, rows, columns, dim), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        padded = jnp.pad(v.reshape(v.shape[0], rows, columns, dim), ((0, 0), (1, 1), (1, 1), (0, 0)))
         shifted = lambda i, j: padded[:, i : i + rows, j : j + columns]
         out = sum(shifted(i, j) * kernels[i, j] for i in range(3) for j in range(3))
         return out.reshape(v.shape)

@@ -30,7 +30,7 @@ class Transformer(Blocks):
     def __call__(self, x: Tokens, memories: Float[Array, "l m d"] | None = None, *, train: bool = False) -> Tokens:
         contexts, mask = [None] * self.depth, None
         if memories is not None:
-            contexts = jnp.broadcast_to(memories[:, None], (self.depth, len(x), *memories.shape[1:]))
+            contexts = jnp.broadcast_to(memories[:, None], (self.depth, x.shape[0], *memories.shape[1:]))
             mask = jnp.asarray(memory_mask(x.shape[1] - 1, memories.shape[1]))[None, None]
         for i in range(self.depth):
             x = x + self.attention(name=f"attn_{i}")(x, contexts[i], mask, train=train)

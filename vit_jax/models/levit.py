@@ -59,7 +59,8 @@ class Attention(nn.Module):
         _, rows, columns, _ = x.shape
         biases = nn.Embed(rows * columns, self.heads, embedding_init=nn.initializers.zeros, name="pos_bias").embedding
         bias = rearrange(biases[distances(rows, columns, self.stride)], "i j h -> 1 h i j") * self.dim_key**0.5
-        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train).reshape(*queries.shape[:3], -1)
+        out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
+        out = out.reshape(*queries.shape[:3], out.shape[-1])
         out = jax.nn.hard_swish(out) if self.paper else gelu(out)
         init = nn.initializers.zeros if self.stride == 1 else nn.initializers.ones
         out = Projection(self.dim, use_bias=not self.paper, scale_init=init, name="to_out")(out, train=train)

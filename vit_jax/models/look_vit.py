@@ -111,7 +111,7 @@ class LookViT(nn.Module):
         patches = nn.Conv(self.dim, (self.patch_conv_kernel_size,) * 2, name="to_patches")(patches)
         positions = jnp.asarray(sincos_2d(rows, columns, self.dim), patches.dtype).reshape(1, rows, columns, self.dim)
         patches = OffsetNorm(name="patch_norm")(patches) + positions
-        x = jax.image.resize(patches, (len(patches), *few, self.dim), "bilinear", antialias=False)
+        x = jax.image.resize(patches, (patches.shape[0], *few, self.dim), "bilinear", antialias=False)
         x, highres = (rearrange(grid, "b h w d -> b (h w) d") for grid in (x, patches))
 
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)

@@ -48,7 +48,7 @@ class RegionalToLocal(nn.Module):
     def __call__(
         self, local: Float[Array, "b lr ls d"], regions: Float[Array, "b r s d"], *, train: bool = False
     ) -> tuple[Float[Array, "b lr ls d"], Float[Array, "b r s d"]]:
-        batch, rows, columns, _ = regions.shape
+        _, rows, columns, _ = regions.shape
         window = dict(p=local.shape[1] // rows, q=local.shape[2] // columns)
         # A number for each offset between local tokens, and none (zero) from and to the region's token.
         reach = 2 * self.window_size - 1
@@ -67,7 +67,7 @@ class RegionalToLocal(nn.Module):
             x = x + attn(x, bias, train=train)
             feed_forward = FeedForward(4 * x.shape[-1], self.ff_dropout, last_dropout=0.0, name=f"ff_{i}")
             x = x + feed_forward(x, train=train)
-            regions, local = rearrange(x[:, 0], "(b n) d -> b n d", b=batch), x[:, 1:]
+            regions, local = rearrange(x[:, 0], "(b n) d -> b n d", n=rows * columns), x[:, 1:]
         local = rearrange(local, "(b r s) (p q) d -> b (r p) (s q) d", r=rows, s=columns, **window)
         return local, rearrange(regions, "b (r s) d -> b r s d", r=rows)
 

@@ -37,7 +37,8 @@ class ScalableSelfAttention(nn.Module):
         k = nn.Conv(self.heads * self.dim_key, window, name="to_k", **reduce)(x)
         v = nn.Conv(self.heads * self.dim_value, window, name="to_v", **reduce)(x)
         q, k, v = (rearrange(t, "b x y (h d) -> b h (x y) d", h=self.heads) for t in (q, k, v))
-        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape((*x.shape[:3], -1))
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
+        out = out.reshape(*x.shape[:3], out.shape[-1])
         return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 

@@ -45,7 +45,7 @@ class DepthPool(nn.Module):
         query = context[:, -1:]
         if self.learned_query:
             query = self.param("learned_query", nn.initializers.normal(0.02), context.shape[-1:])
-            query = jnp.broadcast_to(query, (len(context), 1, query.size))
+            query = jnp.broadcast_to(query, (context.shape[0], 1, query.size))
         return self.attention(name="attn")(query, context).reshape(history[0].shape)
 
 

@@ -49,7 +49,7 @@ class Transformer(Blocks):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, Float[Array, "b"]]:
-        mean_openness = jnp.zeros(len(x))
+        mean_openness = jnp.zeros(x.shape[0])
         for i in range(self.depth):
             out, openness = self.attention(name=f"attn_{i}")(x, train=train)
             x, mean_openness = x + out, mean_openness + openness / self.depth

@@ -66,7 +66,7 @@ class GlobalAttention(nn.Module):
         kv = nn.Conv(2 * HEADS * DIM_HEAD, window, window, padding="VALID", use_bias=False, name="to_kv")(pixels)
         q = rearrange(q, "b r c (h d) -> b h (r c) d", h=HEADS)
         k, v = rearrange(kv, "b r c (kv h d) -> kv b h (r c) d", kv=2, h=HEADS)
-        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape(*x.shape[:3], -1)
+        out = attend(self, q, k, v, dropout=self.dropout, train=train).reshape(*x.shape[:3], HEADS * DIM_HEAD)
         return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="to_out")(out), deterministic=not train)
 
 

@@ -59,7 +59,7 @@ class EncodedViTND(vit_nd.ViTND):
         """With `return_embed`, and where there are no classes, tokens as a grid, (b, *grid, d)."""
         x, grid = self.embed_patches(x)
         x = self.transform(x, grid, *self.positions(grid), train=train)
-        embed = x.reshape(len(x), *grid, self.dim)
+        embed = x.reshape(x.shape[0], *grid, self.dim)
         logits = Dense(self.num_classes, name="mlp_head")(x.mean(axis=1)) if self.num_classes else embed
         return embed if return_embed else logits
 

@@ -29,7 +29,7 @@ class PatchMerger(nn.Module):
     def __call__(self, x: Tokens) -> Float[Array, "b m d"]:
         queries = self.param("queries", nn.initializers.normal(1.0), (self.num_tokens_out, x.shape[-1]))
         x = LayerNorm(name="norm")(x)[:, None]  # one head
-        return attend(self, jnp.broadcast_to(queries, (len(x), 1, *queries.shape)), x, x)
+        return attend(self, jnp.broadcast_to(queries, (x.shape[0], 1, *queries.shape)), x, x)
 
 
 class Transformer(Blocks):
