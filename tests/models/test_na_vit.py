@@ -185,6 +185,8 @@ def test_dropout_acts_on_embedding_attention_and_feed_forward(name):
         ([[(4, 4)] * 3], dict(max_images=2), "max_images=2: expected at least 3, as these images need"),
         ([(4, 4, 3)], {}, r"image of shape \(4, 4, 3, 3\): expected \(height, width, channels=3\)"),
         ([[(4, 4)] * 3], dict(seq_len=2), "seq_len=2: expected at least 3, as these images need"),
+        ([], {}, r"images=\[\]: expected at least one image"),
+        ([[(4, 4)], []], {}, r"images in rows of \[1, 0\]: expected at least one in each"),
     ],
 )
 def test_images_that_do_not_fit_are_named(name, sizes, pack, message):

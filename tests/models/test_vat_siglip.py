@@ -68,7 +68,7 @@ def test_smaller_images_get_the_first_positions():
     model = create_model("vat_siglip:SigLIP", **TOWER)
     variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     assert jax.eval_shape(model.apply, variables, IMAGES[:, :4]).shape == (2, 2, 24)
-    with pytest.raises(ValueError, match=r"images give 8 tokens: expected at most 4"):
+    with pytest.raises(ValueError, match=r"images of shape .*: expected at most image_size=\("):
         jax.eval_shape(model.apply, variables, jnp.zeros((2, 8, 16, 3)))
 
 

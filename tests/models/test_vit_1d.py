@@ -48,6 +48,6 @@ def test_bad_series_are_named(name, shape, message):
 
 def test_only_learned_positions_end():
     init = lambda name: jax.eval_shape(build(FIRST[name]).init, jax.random.key(0), jnp.ones((2, 24, 3)))
-    with pytest.raises(ValueError, match="series give 7 tokens: expected at most 6, as seq_len says"):
+    with pytest.raises(ValueError, match=r"series of shape .*: expected at most seq_len="):
         init("vit_1d")
     init("simple_vit_1d")

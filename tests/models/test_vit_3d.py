@@ -57,7 +57,7 @@ def test_bad_videos_are_named(name, shape, message):
 
 def test_only_learned_positions_end():
     init = lambda name: jax.eval_shape(build(FIRST[name]).init, jax.random.key(0), jnp.ones((2, 8, 8, 8, 3)))
-    with pytest.raises(ValueError, match="video gives 17 tokens: expected at most 13, as frames and image_size say"):
+    with pytest.raises(ValueError, match=r"video of shape .*: expected at most frames, image_size=\("):
         init("vit_3d")
     for name in SIMPLE:
         init(name)

@@ -1,8 +1,12 @@
 """Arguments that many models take, checked and brought to one form."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 from jax import Array
 
 
@@ -68,12 +72,26 @@ def expect(model: nn.Module, name: str, holds: bool, expected: str) -> None:
         raise ValueError(f"{name}={getattr(model, name)!r}: expected {expected}")
 
 
+def frozen(value: Any) -> Any:
+    """`value` with tuples in place of lists and frozen dicts in place of dicts, at any depth."""
+    if type(value) in (list, tuple):
+        return tuple(map(frozen, value))
+    if isinstance(value, Mapping):
+        return FrozenDict({key: frozen(item) for key, item in value.items()})
+    return value
+
+
 def check_arguments(model: nn.Module) -> None:
-    """Checks the arguments that models have in common, by their names, where `model` has them.
+    """Checks the arguments that models have in common, by their names, where `model` has them, and freezes all.
+
+    Lists become tuples, so that a model built from a configuration file can be hashed, as `jax.jit(model.apply)` does.
 
     Raises ValueError for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
     than "cls" and "mean", and a `patch_size` that does not divide `image_size`.
     """
+    for field in dataclasses.fields(model):
+        if field.name not in ("parent", "name"):
+            object.__setattr__(model, field.name, frozen(getattr(model, field.name)))
     at_least(model, **_AT_LEAST)
     arguments = vars(model)
     for name in _RATES:
@@ -96,21 +114,47 @@ def check_sides(name: str, size: int | Sequence[int], fits: Callable[[int], bool
             raise ValueError(f"{name}={size!r}: expected sides such as {' or '.join(near) or 'none: no size fits'}")
 
 
-def check_images(images: Array, channels: int) -> None:
-    """Raises ValueError unless `images` is (b, height, width, channels)."""
+def check_images(images: Array, channels: int, at_most: int | Sequence[int] | None = None) -> None:
+    """Raises ValueError unless `images` is (b, height, width, channels), in floating point.
+
+    `at_most` is the model's `image_size`, where it has positions for images of this height and width and no larger.
+    """
     check_array("images", images, "height, width", channels)
+    if at_most is not None:
+        check_fits("images", images, pair("image_size", at_most), "image_size")
 
 
 def check_video(video: Array, channels: int | None = None) -> None:
-    """Raises ValueError unless `video` is (b, frames, height, width, channels), with any channels for None."""
+    """Raises ValueError unless `video` is (b, frames, height, width, channels) in floating point.
+
+    Any channels will do for None.
+    """
     check_array("video", video, "frames, height, width", channels)
 
 
 def check_array(what: str, array: Array, axes: str, channels: int | None) -> None:
-    """Raises ValueError, calling it `what`, unless `array` is (b, *axes, channels), with any channels for None.
+    """Raises ValueError, calling it `what`, unless `array` is (b, *axes, channels) in floating point.
 
-    `axes` are names between commas.
+    `axes` are names between commas; any channels will do for None.
     """
     if array.ndim != axes.count(",") + 3 or channels not in (None, array.shape[-1]):
         expected = f"(batch, {axes}, channels)" + ("" if channels is None else f" with channels={channels}")
         raise ValueError(f"{what} of shape {array.shape}: expected {expected}")
+    check_floating(what, array)
+
+
+def check_floating(what: str, array: Array) -> None:
+    """Raises ValueError, calling it `what`, unless `array` is of floating point: models compute in its type."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{what} of dtype {array.dtype}: expected floating-point numbers, such as float32")
+
+
+def check_fits(what: str, array: Array, sides: Sequence[int], name: str) -> None:
+    """Raises ValueError, calling it `what`, when an axis of `array` (b, *axes, c) is longer than that of `sides`.
+
+    `sides` are what the argument `name` says: the axes that a table of positions is for. One that is longer along an
+    axis and shorter along another may have no more patches than the table, but would get positions of other places.
+    """
+    if any(side > limit for side, limit in zip(array.shape[1:-1], sides, strict=True)):
+        limit = tuple(sides) if len(sides) > 1 else sides[0]
+        raise ValueError(f"{what} of shape {array.shape}: expected at most {name}={limit} along each axis")

@@ -9,17 +9,30 @@ from typing import ClassVar
 from flax import linen as nn
 from jax import Array
 
-from vit_jax.layers.check import check_array, check_images, check_video, pair, patch_count, patch_grid
+from vit_jax.layers.check import check_array, check_fits, check_images, check_video, pair, patch_count, patch_grid
 
 
 class ImageInput(nn.Module):
     """Images (b, H, W, c), of a model with `image_size`, `channels`, and `patch_size` or a `grid` of its own."""
 
-    wording: ClassVar[tuple[str, str]] = ("images give", "image_size says")  # of the message of `add_positions`
+    kind: ClassVar[str] = "images"
+    says_sides: ClassVar[str] = "image_size"  # names of the arguments that `sides` come from
 
     def check_input(self, images: Array) -> None:
-        """Raises ValueError unless `images` is what the model takes."""
+        """Raises ValueError unless `images` is what the model takes, of any size that patches fill."""
         check_images(images, self.channels)
+
+    def check_positions(self, x: Array) -> None:
+        """As `check_input`, also for an input that is larger than the model, whose positions are a table.
+
+        A smaller one gets the first positions.
+        """
+        self.check_input(x)
+        check_fits(self.kind, x, self.sides(), self.says_sides)
+
+    def sides(self) -> tuple[int, ...]:
+        """The size along each axis that the model is made for."""
+        return pair("image_size", self.image_size)
 
     def patch_sides(self) -> tuple[int, ...]:
         """Size of a patch along each axis."""
@@ -33,7 +46,8 @@ class ImageInput(nn.Module):
 class SeriesInput(nn.Module, kw_only=True):
     """Series (b, n, c) of `seq_len` steps, in patches of `patch_size`, of a model with `channels`."""
 
-    wording: ClassVar[tuple[str, str]] = ("series give", "seq_len says")
+    kind: ClassVar[str] = "series"
+    says_sides: ClassVar[str] = "seq_len"
     image_size: ClassVar[None] = None
     seq_len: int
     patch_size: int
@@ -46,6 +60,9 @@ class SeriesInput(nn.Module, kw_only=True):
         check_array("series", series, "length", self.channels)
         self.grid(series.shape[1:2])
 
+    def sides(self) -> tuple[int, ...]:
+        return (self.seq_len,)
+
     def patch_sides(self) -> tuple[int, ...]:
         return (self.patch_size,)
 
@@ -57,7 +74,8 @@ class SeriesInput(nn.Module, kw_only=True):
 class VideoInput(nn.Module, kw_only=True):
     """Video (b, f, H, W, c) in patches of some frames and pixels, of a model with `channels`."""
 
-    wording: ClassVar[tuple[str, str]] = ("video gives", "frames and image_size say")
+    kind: ClassVar[str] = "video"
+    says_sides: ClassVar[str] = "frames, image_size"
     patch_size: ClassVar[None] = None
     image_size: int | tuple[int, int]
     image_patch_size: int | tuple[int, int]
@@ -71,6 +89,9 @@ class VideoInput(nn.Module, kw_only=True):
     def check_input(self, video: Array) -> None:
         check_video(video, self.channels)
         self.grid(video.shape[1:4])
+
+    def sides(self) -> tuple[int, ...]:
+        return (self.frames, *pair("image_size", self.image_size))
 
     def patch_sides(self) -> tuple[int, ...]:
         return (self.frame_patch_size, *pair("image_patch_size", self.image_patch_size))

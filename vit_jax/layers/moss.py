@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import at_least, check_arguments, expect
+from vit_jax.layers.check import at_least, check_arguments, check_floating, expect
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import ChannelNorm, l2_normalize
@@ -33,7 +33,7 @@ class SimilarityEncoder(nn.Module):
         for i in (1, 2):
             x = nn.Conv(self.hidden_dim, (3, 3), padding=1, name=f"conv_{i}")(x)
             x = gelu(ChannelNorm(use_bias=False, name=f"norm_{i}")(x))
-        x = rearrange(x, "(b t l) h w d -> b t h w (l d)", b=len(similarity), l=self.local_time)
+        x = rearrange(x, "(b t l) h w d -> b t h w (l d)", t=similarity.shape[1], l=self.local_time)
         return Dense(self.dim, name="time_to_out")(x)
 
 
@@ -65,8 +65,9 @@ class MOSS(nn.Module):
     ) -> Features | tuple[Features, tuple]:
         if x.shape[-1] != self.dim:
             raise ValueError(f"features of shape {x.shape}: expected (b, t, h, w, dim) with dim={self.dim}")
+        check_floating("features", x)
         before, after = (self.local_time - 1, 0) if self.causal else (self.local_time // 2,) * 2
-        frames = lambda count: jnp.zeros((len(x), count, *x.shape[2:]), x.dtype)
+        frames = lambda count: jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype)
         past = (frames(before),) * self.orders if cache is None else cache
         if cache is not None:
             expect(self, "causal", self.causal, "True, as a cache is given")

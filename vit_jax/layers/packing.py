@@ -41,11 +41,15 @@ def pack_images(
     A list of images is distributed over rows in its order, or put in one if there is no `seq_len`; a list of lists has
     its rows already. A size that is not given is what these images need. Numpy images give numpy arrays; of traced ones
     the patches are traced, while the layout stays numpy, as it follows from their shapes.
-    Raises ValueError when the images need more than a given size, or patches do not fill one.
+    Raises ValueError when the images need more than a given size, patches do not fill one, or a row has no image.
     """
+    if not images:
+        raise ValueError("images=[]: expected at least one image")
     if not isinstance(images[0], Sequence):
         lengths = [count_patches(image, patch_size) for image in images]
         images = [images] if seq_len is None else group_images(images, lengths, seq_len, max_images)
+    if not all(images):
+        raise ValueError(f"images in rows of {[len(row) for row in images]}: expected at least one in each")
     lengths = [sum(count_patches(image, patch_size) for image in row) for row in images]
     rows = _within("rows", len(images), rows)
     seq_len = _within("seq_len", max(lengths), seq_len)
@@ -70,10 +74,17 @@ def pack_images(
 
 def pack_batch(images, patch_size: Sides, token_dropout_prob: Rate = None) -> PackedImages:
     """A batch (b, h, w, c) with a row for each image."""
-    batch, count = len(images), count_patches(images[0], patch_size)
-    positions = np.tile(grid_positions(grid_of(images[0], patch_size)), (batch, 1, 1))
-    kept = np.full((batch, 1), count_kept(images[0], patch_size, token_dropout_prob), np.int32)
-    return PackedImages(to_patches(images, patch_size), positions, np.zeros((batch, count), np.int32), kept)
+    image, batch = one_of_batch(images), images.shape[0]
+    positions = grid_positions(grid_of(image, patch_size))
+    positions = jnp.broadcast_to(positions[None], (batch, *positions.shape))
+    segment_ids = jnp.zeros((batch, positions.shape[1]), jnp.int32)
+    kept = jnp.full((batch, 1), count_kept(image, patch_size, token_dropout_prob), jnp.int32)
+    return PackedImages(to_patches(images, patch_size), positions, segment_ids, kept)
+
+
+def one_of_batch(images: jax.Array) -> jax.ShapeDtypeStruct:
+    """The shape and type of each image of a batch, which may be empty."""
+    return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
 
 
 def group_images(
@@ -113,8 +124,9 @@ def to_patches(images, patch_size: Sides):
     """Images (..., h, w, c) as patches (..., n, p), row by row."""
     patches = split_patches(images, patch_size)
     *batch, count = patches.shape[: -1 - len(patch_size)]
-    patches = patches.reshape(*batch, count, math.prod(patch_size), patches.shape[-1])
-    return patches.swapaxes(-1, -2).reshape(*batch, count, -1)
+    pixels, channels = math.prod(patch_size), patches.shape[-1]
+    patches = patches.reshape(*batch, count, pixels, channels)
+    return patches.swapaxes(-1, -2).reshape(*batch, count, channels * pixels)
 
 
 def grid_of(image, patch_size: Sides) -> Sides:

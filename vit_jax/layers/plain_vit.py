@@ -31,9 +31,9 @@ class TokenViT(ImageInput):
 
     def embed(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
-        self.check_input(images)
+        self.check_positions(images)
         x = prepend(self.cls_token, self.patches(images, train=train))
-        x = add_positions(x, self.pos_embedding, self.wording)
+        x = add_positions(x, self.pos_embedding)
         if extra_tokens is not None:
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)

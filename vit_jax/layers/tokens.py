@@ -14,18 +14,8 @@ def append(x: Float[Array, "b n d"], tokens: Float[Array, "*_ m d"]) -> Float[Ar
     return jnp.concatenate([x, _for_batch(tokens, x)], axis=1)
 
 
-def add_positions(
-    x: Float[Array, "b n d"],
-    positions: Float[Array, "*_ m d"],
-    wording: tuple[str, str] = ("images give", "image_size says"),
-) -> Float[Array, "b n d"]:
-    """`x` plus the first n of `positions`, (m, d) or (1, m, d).
-
-    Raises ValueError when there are fewer than n, telling in `wording` what gives the tokens and what limits them.
-    """
-    if x.shape[1] > positions.shape[-2]:
-        gives, says = wording
-        raise ValueError(f"{gives} {x.shape[1]} tokens: expected at most {positions.shape[-2]}, as {says}")
+def add_positions(x: Float[Array, "b n d"], positions: Float[Array, "*_ m d"]) -> Float[Array, "b n d"]:
+    """`x` plus the first n of `positions`, (m, d) or (1, m, d). Models check the size of their input beforehand."""
     return x + positions.reshape(1, *positions.shape[-2:])[:, : x.shape[1]]
 
 
@@ -35,4 +25,4 @@ def pool_tokens(x: Float[Array, "b n d"], pool: str) -> Float[Array, "b d"]:
 
 
 def _for_batch(tokens: Array, x: Array) -> Array:
-    return jnp.broadcast_to(tokens, (len(x), *tokens.shape[-2:]))
+    return jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[-2:]))

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers import MOSS, Dense
-from vit_jax.layers.check import at_least, check_video, expect, pair, patch_grid
+from vit_jax.layers.check import at_least, check_arguments, check_video, expect, pair, patch_grid
 from vit_jax.layers.shapes import Videos
 
 Embedding = Float[Array, "b t *n d"]
@@ -50,6 +50,7 @@ class AcceptVideoWrapper(nn.Module):
     moss: MOSS | Mapping[str, Any] | None = None
 
     def __post_init__(self):
+        check_arguments(self)
         expect(self, "image_net", isinstance(self.image_net, nn.Module), "a module, as create_model makes them")
         method = getattr(self.image_net, self.method, None)
         fits = callable(method) and "train" in inspect.signature(method).parameters

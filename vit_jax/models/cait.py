@@ -127,7 +127,7 @@ class CaiT(nn.Module):
 
     def embed(self, images: Images, *, train: bool) -> tuple[Float[Array, "b 1 d"], Tokens]:
         """The class token of every image, and its patches with positions."""
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.image_size)
         init, patches = nn.initializers.normal(0.02), math.prod(patch_grid(self.image_size, self.patch_size))
         cls_token = self.param("cls_token", init, (*self.leading, self.dim)).reshape(1, 1, self.dim)
         pos_embedding = self.param("pos_embedding", init, (1, patches, self.dim))

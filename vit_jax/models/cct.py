@@ -126,7 +126,8 @@ class CCT(ImageInput):
 
     @nn.compact
     def __call__(self, images: Inputs, *, train: bool = False) -> Output:
-        self.check_input(images)
+        check = self.check_input if self.positional_embedding == "none" else self.check_positions
+        check(images)
         self.grid(images.shape[1:-1])
         convs, pools = zip(*self.axes(), strict=True)
         kernel, stride, padding = zip(*convs, strict=True)
@@ -169,7 +170,7 @@ class CCT(ImageInput):
         else:
             sines = self.param("positional_emb", lambda key: jnp.asarray(sincos_1d(*shape[1:]))[None])
             positions = jax.lax.stop_gradient(sines)
-        return add_positions(x, positions, self.wording)
+        return add_positions(x, positions)
 
 
 def _function(layers):

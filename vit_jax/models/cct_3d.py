@@ -28,7 +28,8 @@ class CCT3D(cct.CCT):
     Raises ValueError as `CCT`, also for a video whose frames give not one token.
     """
 
-    wording: ClassVar[tuple[str, str]] = ("video gives", "num_frames and image_size say")
+    kind: ClassVar[str] = "video"
+    says_sides: ClassVar[str] = "num_frames, image_size"
     num_frames: int = 8
     frame_stride: int = 1
     frame_kernel_size: int = 3
@@ -56,6 +57,9 @@ class CCT3D(cct.CCT):
         check_sides("num_frames", frames, lambda frames: along(frames) > 0)
         return (along(frames), *super().grid(size))
 
+    def sides(self) -> tuple[int, ...]:
+        return (self.num_frames, *super().sides())
+
     def check_input(self, video: Array) -> None:
         check_array("video", video, "frames, height, width", self.channels)
 
@@ -63,7 +67,7 @@ class CCT3D(cct.CCT):
         if self.positional_embedding != "sine":
             return super().add_positions(x)
         sines = sincos_1d(self.count_tokens(), self.embedding_dim)
-        return add_positions(x, jnp.asarray(sines, x.dtype), self.wording)
+        return add_positions(x, jnp.asarray(sines, x.dtype))
 
 
 PRESETS = {name: preset for name, preset in cct.PRESETS.items() if name.startswith("cct_")}

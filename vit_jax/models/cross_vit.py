@@ -109,7 +109,7 @@ class CrossViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False):
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.image_size)
         embedder = functools.partial(ImageEmbedder, self.image_size, self.emb_dropout)
         small = embedder(self.sm_dim, self.sm_patch_size, name="sm_image_embedder")(images, train=train)
         large = embedder(self.lg_dim, self.lg_patch_size, name="lg_image_embedder")(images, train=train)

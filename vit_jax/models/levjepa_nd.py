@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, ToHeads, array_grid, attend, prepend
-from vit_jax.layers.check import check_arguments, expect
+from vit_jax.layers.check import check_arguments, check_floating, expect
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import Tokens
 
@@ -36,9 +36,10 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *shape c"]) -> Tokens:
         axes, grid = len(self.patch_size), array_grid("input_shape", x.shape[1:-1], self.patch_size)
-        x = x.reshape(len(x), *np.ravel([*zip(grid, self.patch_size, strict=True)]), x.shape[-1])
+        x = x.reshape(x.shape[0], *np.ravel([*zip(grid, self.patch_size, strict=True)]), x.shape[-1])
         x = x.transpose(0, *range(1, 2 * axes, 2), 2 * axes + 1, *range(2, 2 * axes + 1, 2))
-        x = LayerNorm(use_bias=False, name="norm_in")(x.reshape(len(x), math.prod(grid), -1))
+        x = jax.lax.collapse(jax.lax.collapse(x, axes + 1), 1, axes + 1)
+        x = LayerNorm(use_bias=False, name="norm_in")(x)
         # A blank patch must not become zero: without biases after it, norms would multiply its gradient in every block.
         x = nn.Dense(self.dim, bias_init=nn.initializers.normal(0.02), name="proj")(x)
         return LayerNorm(use_bias=False, name="norm_out")(x)
@@ -113,6 +114,7 @@ class CausalTrunk(nn.Module):
         if x.ndim != len(self.patch) + 2 or x.shape[-1] != self.channels:
             expected = f"(batch, {len(self.patch)} sides, channels) with channels={self.channels}"
             raise ValueError(f"input of shape {x.shape}: expected {expected}")
+        check_floating("input", x)
         grid = array_grid("input_shape", x.shape[1:-1], self.patch)
         places = np.indices(grid).reshape(len(grid), -1).T
         # The class token is nowhere: it does not turn, sees everything, and nothing but itself sees it.

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, add_positions, attend, gelu, l2_normalize, prepend
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, per_axis
-from vit_jax.layers.check import at_least, check_arguments, expect
+from vit_jax.layers.check import at_least, check_arguments, check_fits, check_floating, expect
 from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.layers.to_heads import ToHeads
@@ -56,7 +56,7 @@ class ExitGate(nn.Module):
         dim, shape = x.shape[-1], (self.heads, 4, self.dim_head)
         queries = self.param("queries", nn.initializers.normal(self.dim_head**-0.5), shape)
         k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(LayerNorm(name="norm_kv")(x))
-        q = jnp.broadcast_to(queries, (len(x), *shape))
+        q = jnp.broadcast_to(queries, (x.shape[0], *shape))
         out = attend(self, q, k, v, dropout=self.dropout, train=train)
         out = Dense(dim, use_bias=False, name="to_out")(out).mean(axis=1)
         hidden = gelu(Dense(2 * dim, name="fc1")(LayerNorm(name="norm")(out)))
@@ -153,6 +153,8 @@ class LoopedViT(nn.Module):
             axes = "height, width" if len(shape) == 2 else f"*{shape}"
             expected = f"(batch, {axes}, channels) with channels={self.channels}"
             raise ValueError(f"images of shape {x.shape}: expected {expected}")
+        check_floating("images", x)
+        check_fits("images", x, shape, "image_size" if self.input_shape is None else "input_shape")
         loops = self.loop_depth if loop_depth is None else loop_depth
         gated = adaptive_exit or return_exit_benefits or (self.adaptive_loop and self.is_initializing())
         expect(self, "adaptive_loop", self.adaptive_loop or not gated, "True, as there is no gate to ask otherwise")

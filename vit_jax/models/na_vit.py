@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, l2_normalize, packing
-from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
+from vit_jax.layers.check import check_arguments, check_floating, check_images, expect, pair, patch_grid
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Tokens
@@ -136,7 +136,7 @@ class NaViT(nn.Module):
 
     def _check_batch(self, images: Array) -> None:
         check_images(images, self.channels)
-        self._check_image(images[0])
+        self._check_image(packing.one_of_batch(images))
 
     def _check_image(self, image) -> None:
         if image.ndim != 3 or image.shape[-1] != self.channels:
@@ -159,6 +159,7 @@ class NaViT(nn.Module):
             self._check_batch(images)
             on_host = packing.pack_batch(images, patch, self.token_dropout_prob)
         packed = jax.tree.map(jnp.asarray, on_host)
+        check_floating("images", packed.patches)
         (_, count), (_, slots) = packed.segment_ids.shape, packed.kept.shape
         if rate:
             length = count if callable(rate) else min(count, int(count * (1 - rate)) + slots)  # an image keeps one
@@ -177,12 +178,14 @@ class NaViT(nn.Module):
         x = Norm(name="norm")(x)
 
         query = self.param("attn_pool_queries", init, (self.dim,))
-        queries = jnp.broadcast_to(query.reshape(1, 1, self.dim), (len(x), slots, self.dim))
+        queries = jnp.broadcast_to(query.reshape(1, 1, self.dim), (x.shape[0], slots, self.dim))
         of_image = jnp.arange(slots).reshape(1, slots, 1) == ids[:, None, :]
         x = self.pool_images(queries, of_image, x, train=train)
         if self.num_classes:
             x = Dense(self.num_classes, use_bias=False, name="mlp_head")(Norm(name="norm_head")(x))
-        return x if isinstance(images, packing.PackedImages) else x[on_host.kept > 0]
+        if isinstance(images, packing.PackedImages):
+            return x
+        return x[on_host.kept > 0] if isinstance(images, Sequence) else x[:, 0]
 
 
 PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}

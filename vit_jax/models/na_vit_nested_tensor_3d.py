@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vit_jax.layers import append
+from vit_jax.layers import append, packing
 from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.presets import TINY
 from vit_jax.models import na_vit_nested_tensor
@@ -52,14 +52,14 @@ class NaViTNestedTensor3D(na_vit_nested_tensor.NaViTNestedTensor, kw_only=True):
             return x, ids
         registers = self.param("register_tokens", nn.initializers.normal(0.02), (self.num_registers, self.dim))
         of_slots = jnp.repeat(jnp.arange(slots, dtype=ids.dtype), self.num_registers)
-        of_slots = jnp.broadcast_to(of_slots, (len(ids), *of_slots.shape))
+        of_slots = jnp.broadcast_to(of_slots, (ids.shape[0], *of_slots.shape))
         return append(x, jnp.tile(registers, (slots, 1))), jnp.concatenate([ids, of_slots], axis=1)
 
     def _check_batch(self, images: Array) -> None:
         if images.ndim != 5:
             expected = f"(batch, frames, height, width, channels) with channels={self.channels}"
             raise ValueError(f"volumes of shape {images.shape}: expected {expected}")
-        self._check_image(images[0])
+        self._check_image(packing.one_of_batch(images))
 
     def _check_image(self, image) -> None:
         largest, shape = (self.max_frames, *pair("image_size", self.image_size)), image.shape

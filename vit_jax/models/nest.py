@@ -18,7 +18,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from vit_jax.layers import Blocks, ChannelNorm, ConvFeedForward, Dense, MapViT, PointwiseConv, add_positions, attend
-from vit_jax.layers.check import at_least, expect, pair, patch_grid
+from vit_jax.layers.check import at_least, check_images, expect, pair, patch_grid
 from vit_jax.layers.rules import TRANSFORMER_RULES
 from vit_jax.layers.shapes import Images, Maps
 from vit_jax.layers.stages import per_stage
@@ -85,6 +85,7 @@ class NesT(MapViT, kw_only=True):
         return math.prod(grid) // blocks**2
 
     def maps(self, images: Images, *, train: bool) -> Maps:
+        check_images(images, self.channels, self.image_size)
         ph, pw = pair("patch_size", self.patch_size)
         x = rearrange(images, "b (h ph) (w pw) c -> b h w (ph pw c)", ph=ph, pw=pw)
         x = PointwiseConv(self.dim, name="patch_proj")(ChannelNorm(name="patch_norm_in")(x))

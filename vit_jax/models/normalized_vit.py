@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vit_jax.layers import Blocks, add_positions, append, attend, l2_normalize
-from vit_jax.layers.check import at_least, check_images, pair, patch_grid
+from vit_jax.layers.check import at_least, pair, patch_grid
 from vit_jax.layers.packing import to_patches
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
@@ -112,7 +112,7 @@ class NormalizedViT(SimpleViT):
 
     def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
         """Tokens before the transformer, of length 1: the patches with positions, and the extra tokens."""
-        check_images(images, self.channels)
+        self.check_positions(images)
         patch_grid(images.shape[1:3], self.patch_size)
         x = self.to_patch_embedding(to_patches(images, pair("patch_size", self.patch_size)))
         x = add_positions(x, l2_normalize(self.abs_pos_emb))

@@ -70,7 +70,7 @@ class PiT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.image_size)
         patch = pair("patch_size", self.patch_size)
         stride = (patch[0] // 2, patch[1] // 2)
         positions = math.prod(unfold_grid(pair("image_size", self.image_size), patch, stride)) + 1

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, Trajectory, prepend, sincos_2d
 from vit_jax.layers.actions import Actions, Contexts, Extra, Video, no_registers, take_module, with_hiddens
-from vit_jax.layers.check import at_least, check_arguments, expect, one_of, pair
+from vit_jax.layers.check import at_least, check_arguments, check_floating, expect, one_of, pair
 from vit_jax.layers.rules import feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import vat
@@ -119,6 +120,7 @@ class AST(nn.Module):
             raise ValueError(
                 f"audio of shape {audio_or_spec.shape}: expected {layout}, as accept_spec={self.accept_spec}"
             )
+        check_floating("audio", audio_or_spec)
         spec = audio_or_spec if self.accept_spec else self.spectrogram(audio_or_spec)
         if self.accept_spec and self.accept_spec_time_first:
             spec = spec.swapaxes(1, 2)
@@ -175,7 +177,7 @@ class VAAT(ActionViT, kw_only=True):
         if x.ndim != axes:
             layout = "(batch, views, time, frequency)" if self.ast.accept_spec else "(batch, views, samples)"
             raise ValueError(f"audio_or_spec of shape {sound.shape}: expected {layout}, without views if there is one")
-        trajectory = self.ast.trajectory(x.reshape(-1, *x.shape[2:]), train=train)
+        trajectory = self.ast.trajectory(jax.lax.collapse(x, 0, 2), train=train)
         layers = self.layers_read("ast_layer_indices", self.ast.depth)
         return self.place(trajectory, layers, (*x.shape[:2], 1), "audio_view", freeze=freeze)
 

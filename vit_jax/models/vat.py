@@ -35,7 +35,7 @@ from vit_jax.layers import (
     prepend,
 )
 from vit_jax.layers.actions import Actions, Extra, Video, no_registers, take_module, with_hiddens
-from vit_jax.layers.check import check_images, expect
+from vit_jax.layers.check import expect
 from vit_jax.layers.presets import TINY
 from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
@@ -98,7 +98,7 @@ class ViT(PlainViT):
 
     def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens before the transformer: registers, the class token, patches with positions, the extra tokens."""
-        check_images(images, self.channels)
+        self.check_positions(images)
         x = prepend(self.cls_token[None], add_positions(self.patches(images, train=train), self.pos_embedding))
         x = x if self.register_tokens is None else prepend(self.register_tokens, x)
         x = x if extra_tokens is None else append(x, extra_tokens)

@@ -89,7 +89,7 @@ class SigLIP(nn.Module):
     @nn.compact
     def trajectory(self, images: Images, *, train: bool = False) -> list[Tokens]:
         """What each block reads, and last the tokens."""
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.image_size)
         norm = functools.partial(LayerNorm, self.norm_eps)
         attention = functools.partial(Attention, self.heads, self.dim // self.heads, 0.0, self.norm_eps)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, norm=norm, activation=gelu_tanh)

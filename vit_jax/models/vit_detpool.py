@@ -65,7 +65,7 @@ class ViTDetPool(nn.Module):
     def __call__(
         self, images: Images, *, object_mask: Bool[Array, "b *grid"] | None = None, train: bool = False
     ) -> Output:
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.image_size)
         init, patches = nn.initializers.normal(0.01), math.prod(patch_grid(self.image_size, self.patch_size))
         x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
         x = add_positions(x, self.param("pos_embedding", init, (patches, self.dim)))

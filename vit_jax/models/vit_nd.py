@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, ToHeads, add_positions, attend, prepend
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, grid_positions, per_axis
 from vit_jax.layers.causal import causal_axes, causal_mask
-from vit_jax.layers.check import at_least, check_arguments
+from vit_jax.layers.check import at_least, check_arguments, check_floating
 from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Output, Tokens
 
@@ -90,6 +90,7 @@ class ViTND(nn.Module):
         if x.ndim != self.ndim + 2 or x.shape[-1] != self.channels:
             sides = ", ".join(map(str, shape))
             raise ValueError(f"input of shape {x.shape}: expected (batch, {sides}, channels={self.channels})")
+        check_floating("input", x)
         grid = array_grid("input_shape", x.shape[1:-1], patch)
         return ArrayPatchEmbed(patch, self.dim, name="to_patch_embedding")(x), grid
 
@@ -121,7 +122,7 @@ class ViTND(nn.Module):
         x = self.transform(x, grid, train=train)
         pooled = x[:, 1:].mean(axis=1) if self.pool == "mean" else x[:, 0]
         logits = Dense(self.num_classes, name="mlp_head")(pooled) if self.num_classes else x
-        return (x[:, 0], x[:, 1:].reshape(len(x), *grid, self.dim)) if return_nd_patches else logits
+        return (x[:, 0], x[:, 1:].reshape(x.shape[0], *grid, self.dim)) if return_nd_patches else logits
 
 
 _BLOCKS = dict(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from vit_jax.layers import PatchDropout, PatchProjection, PlainViT, add_positions, append, prepend
-from vit_jax.layers.check import check_images, expect, pair
+from vit_jax.layers.check import expect, pair
 from vit_jax.layers.presets import TINY, vit_sizes
 from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, TRANSFORMER_RULES
 from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
@@ -43,7 +43,7 @@ class ViTWithPatchDropout(PlainViT):
 
     def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
         """Tokens before the transformer: the class token, the patches that stay, the extra tokens."""
-        check_images(images, self.channels)
+        self.check_positions(images)
         x = add_positions(self.to_patch_embedding(images), self.pos_embedding)
         x = prepend(self.cls_token, self.drop_patches(x, train=train))
         if extra_tokens is not None:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax import layers
 from vit_jax.layers import Dense, FeedForward, NormedBlocks, ToHeads, VideoPatchEmbed, attend, pool_tokens, prepend
-from vit_jax.layers.check import at_least, check_arguments, check_video, expect, one_of, pair, patch_grid
+from vit_jax.layers.check import at_least, check_arguments, check_fits, check_video, expect, one_of, pair, patch_grid
 from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Output, Tokens, Videos
 
@@ -70,7 +70,7 @@ class FactorizedTransformer(NormedBlocks):
     def __call__(self, x: FrameTokens, mask: Mask | None = None, *, train: bool = False) -> FrameTokens:
         shape, swap = x.shape, lambda x, count: rearrange(x, "(b m) n d -> (b n) m d", m=count)
         mask = None if mask is None else jnp.repeat(mask, shape[2], axis=0)
-        x = x.reshape(-1, *shape[2:])
+        x = jax.lax.collapse(x, 0, 2)
         for i in range(self.depth):
             x = swap(x + self.attention(name=f"spatial_attn_{i}")(x, train=train), shape[1])
             x = x + self.attention(name=f"temporal_attn_{i}")(x, mask, train=train)
@@ -144,11 +144,10 @@ class ViViT(nn.Module, kw_only=True):
     def embed(self, video: Videos, start: int | Int[Array, ""] = 0, *, train: bool = False) -> FrameTokens:
         """Tokens of every frame of patches, with positions from number `start` on; behind the class token, if any."""
         check_video(video, self.channels)
+        sides = (self.frames, *pair("image_size", self.image_size))
+        check_fits("video", video, sides, "frames, image_size")
         x = self.to_patch_embedding(video)
-        (frames, patches), (most_frames, most) = x.shape[1:3], self.pos_embedding.shape[1:3]
-        if frames > most_frames or patches > most:
-            most = f"{most_frames} of {most}, as frames and image_size say"
-            raise ValueError(f"video gives {frames} frames of {patches} patches: expected at most {most}")
+        frames, patches = x.shape[1:3]
         x = x + jax.lax.dynamic_slice_in_dim(self.pos_embedding, start, frames, axis=1)[:, :, :patches]
         if self.pool == "cls":
             token = jnp.broadcast_to(self.spatial_cls_token, x[:, :, :1].shape)
@@ -157,7 +156,7 @@ class ViViT(nn.Module, kw_only=True):
 
     def attend_space(self, x: FrameTokens, *, train: bool) -> FrameTokens:
         """What the tokens of a frame make of each other."""
-        return self.spatial_transformer(x.reshape(-1, *x.shape[2:]), train=train).reshape(x.shape)
+        return self.spatial_transformer(jax.lax.collapse(x, 0, 2), train=train).reshape(x.shape)
 
     def with_class(self, x: Float[Array, "b f d"]) -> Tokens:
         """Tokens of frames behind the temporal class token, if any."""

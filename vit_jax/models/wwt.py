@@ -64,7 +64,7 @@ class AutoencodingHead(nn.Module):
     def __call__(self, hierarchy_features: Levels, masks: Masks, interactions: Pairs, *, train: bool = False) -> Any:
         steps, maps, patches = {}, [], self.patch_pathway_id
         for (i, j), mask in zip(interactions, masks, strict=True):
-            mask = mask.reshape(len(mask), -1, *mask.shape[-2:]).mean(axis=1)
+            mask = mask.mean(axis=tuple(range(1, mask.ndim - 2)))
             steps |= {(j, i): mask, (i, j): mask.swapaxes(1, 2)}
         pathways = self.pathways or [(j, i) for i, j in interactions if i == patches]
         if not pathways:
@@ -76,7 +76,10 @@ class AutoencodingHead(nn.Module):
                     raise ValueError(f"pathways={pathways!r}: expected steps of interactions={interactions!r}")
                 features = jnp.einsum("bts,bsd->btd", softmax(steps[step]), features)
             if pathway[-1] == patches:
-                rows, _ = patch_grid(self.image_size, self.patch_size)
+                rows, columns = patch_grid(self.image_size, self.patch_size)
+                if features.shape[1] != rows * columns:
+                    expected = f"{rows * columns} patches, as image_size={self.image_size!r} says"
+                    raise ValueError(f"hierarchy_features of {features.shape[1]} patches: expected {expected}")
                 layout = "b d h w" if self.channel_first else "b h w d"
                 features = rearrange(features, f"b (h w) d -> {layout}", h=rows)
             maps.append(self.decoder(features, train=train) if self.decoder else features)
@@ -201,7 +204,7 @@ class WWT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Images, *, return_embeddings: bool = False, train: bool = False) -> Any:
-        check_images(images, self.channels)
+        check_images(images, self.channels, self.image_size)
         registers = (self.num_register_tokens, *self.per_level("num_register_slots"))
         learned = lambda name, count: self.param(name, nn.initializers.normal(0.02), (count, self.dim))
         embed = PatchEmbed(pair("patch_size", self.patch_size), self.dim, Norm, name="to_patch_embedding")
@@ -214,7 +217,7 @@ class WWT(nn.Module):
                 x[i] = prepend(learned(name, count), x[i])
 
         pairs, groups = self.pairs(), 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
-        shape = lambda i, j: (len(images), groups, self.heads, x[i].shape[1], x[j].shape[1])
+        shape = lambda i, j: (images.shape[0], groups, self.heads, x[i].shape[1], x[j].shape[1])
         masks = [jnp.zeros(shape(i, j), x[0].dtype) for i, j in pairs]
         for layer in range(self.depth):
             x, masks = self.block(layer, x, masks, train=train)
