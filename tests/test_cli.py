@@ -82,7 +82,6 @@ def test_one_number_is_both_sides():
     assert parse(["--data.image-size", "64", "--seed=1"]).data.image_size == (64, 64)
     assert parse(["--distill.image-size=64"]).distill.image_size == (64, 64)
     assert parse(["--distill.image-size=own"]).distill.image_size == "own"
-    assert parse(["--data.image-size", "None"]).data.image_size is None
 
 
 def test_paths_are_stored_absolute(tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ EARLY = [
         "--steps=99999999999999999999999",
         "--steps is 99999999999999999999999; it must be a whole number from 1 to 2,147,",
     ),
-    ("--steps 3 4", "--steps takes one value; it was given 3 4"),
+    ("--steps 3 4", "--steps is 3 4; it must be a whole number"),
     ("--steps=1.5", "--steps is 1.5; it must be a whole number"),
     ("--steps=0", "--steps is 0; it must be a whole number from 1 to 2,147,483,647"),
     ("--dtype=float16", "--dtype is float16; it must be float32 or bfloat16"),

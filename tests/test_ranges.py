@@ -8,8 +8,8 @@ import pytest
 
 import train.plan
 import train.probe
-from train.config import Augment, Config, Data, Distill, Optim, config_from_dict
-from train.ranges import Range, accepts, expected, hints, violations
+from train.config import Augment, Config, Data, Distill, Optim
+from train.ranges import Range, accepts, expected, hints, readable, violations
 
 HALF_OPEN = Range(0, 1, open_high=True)
 
@@ -56,9 +56,25 @@ def test_every_number_of_a_command_has_a_range(kind):
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_violations_of_a_stored_configuration_are_named():
-    stored = {"steps": "many", "seed": None, "data": {"image_size": [8], "mean": [math.nan]}, "optim": {"lr": True}}
-    found = [(name, value) for name, value, _ in violations(config_from_dict(Config, stored))]
+def test_violations_are_named_down_to_the_nested_field():
+    data, optim = Data(image_size=(8,), mean=(math.nan,)), Optim(lr=True)
+    found = [(name, value) for name, value, _ in violations(Config(steps="many", seed=None, data=data, optim=optim))]
     assert found[:2] == [("steps", "many"), ("seed", None)]
     assert [name for name, _ in found[2:]] == ["data.image_size", "data.mean", "optim.lr"]
     assert list(violations(Data(name=""))) == [("name", "", "text that is not empty")]
+
+
+@pytest.mark.parametrize(
+    ("hint", "right", "wrong"),
+    [
+        (Annotated[int, Range(1, 3)], ["2", "99"], ["x", "1.5", ""]),
+        (float | None, ["1e3", "nan", "None"], ["x"]),
+        (Literal["a", "b"], ["a"], ["c"]),
+        (tuple[int, int] | None, ["1 2", "None"], ["1", "1 2 3", "1 x"]),
+        (tuple[float, ...], ["1", "1 2"], ["1 x"]),
+    ],
+)
+def test_what_can_be_read_as_a_type(hint, right, wrong):
+    assert [text for text in right if not readable(hint, tuple(text.split()))] == []
+    assert [text for text in wrong if readable(hint, tuple(text.split()))] == []
+    assert not readable(int, ())

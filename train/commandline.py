@@ -10,14 +10,13 @@ import io
 import os
 import re
 import sys
-import typing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
 from train.config import Side, UserError, check_values, shortened
-from train.ranges import expected, hints, inner_types
+from train.ranges import expected, hints, inner_types, readable
 
 T = TypeVar("T")
 
@@ -45,7 +44,11 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
     """
     known = options(kind)
     check_known(groups, known)
-    arguments = [token for group in _joined(groups, known) for token in _tokens(group)]
+    groups = _joined(groups, known)
+    for option, values in groups:  # tyro would take the next option for a value of this one
+        if option not in HELP and known[option] is not bool and not readable(known[option], values):
+            raise UserError(f"{option} is {shortened(' '.join(values))}; it must be {expected(known[option])}")
+    arguments = [token for group in groups for token in _tokens(group)]
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):
@@ -54,7 +57,7 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise UserError(_complaint(written.getvalue(), groups, known)) from None
+        raise UserError(_complaint(written.getvalue(), known)) from None
     check_values(config)
     return config
 
@@ -84,18 +87,16 @@ def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
 
 
 def check_known(groups: list[Group], known: dict[str, Any]) -> None:
-    """Raises UserError for an option that is not `known`, and for more values than an option takes."""
+    """Raises UserError for an option that is not `known`, and for values that it cannot take."""
     for option, values in groups:
         if option in HELP:
             continue
         if option not in known:
             raise UserError(_unknown(option, values, known))
-        if "" in known:  # values behind an option may be those that no option names
-            continue
         if known[option] is bool and values:
             raise UserError(f"{option} takes no value; it was given {shortened(values[0])}")
-        if len(values) > 1 and not any(typing.get_origin(part) is tuple for part in inner_types(known[option])):
-            raise UserError(f"{option} takes one value; it was given {shortened(' '.join(values))}")
+        if not values and known[option] is not bool and not readable(known[option], values):
+            raise UserError(f"{option} needs a value: {expected(known[option])}")
 
 
 def last(groups: list[Group], option: str) -> str | None:
@@ -104,12 +105,9 @@ def last(groups: list[Group], option: str) -> str | None:
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, Any]:
-    """The options that a dataclass makes, and the annotation of each; "" is what is given without an option."""
+    """The options that a dataclass makes, and the annotation of each."""
     found = {}
     for field, hint in hints(kind).items():
-        if tyro.conf.Positional in typing.get_args(hint):
-            found[""] = typing.get_args(hint)[0]
-            continue
         name = prefix + field.replace("_", "-")
         if dataclasses.is_dataclass(hint):
             found |= options(hint, f"{name}.")
@@ -163,15 +161,9 @@ def _unknown(option: str, values: tuple[str, ...], known: dict[str, Any]) -> str
     return f"unknown option {shortened(option)}; {hint}"
 
 
-def _complaint(text: str, groups: list[Group], known: dict[str, Any]) -> str:
-    """The message for a value that tyro could not read, out of the box that it has printed."""
-    named = [option for option in re.findall(r"--[\w.-]+", text) if option in known]
-    for option in named:
-        for group in reversed(groups):
-            if group.option == option and not group.values:
-                return f"{option} needs a value: {expected(known[option])}"
-            if group.option == option:
-                return f"{option} is {shortened(' '.join(group.values))}; it must be {expected(known[option])}"
-    if named:
-        return f"{named[0]} is missing; it must be {expected(known[named[0]])}"
-    return shortened(" ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split()), 300)
+def _complaint(box: str, known: dict[str, Any]) -> str:
+    """The message for what tyro refuses although every value can be read: most often, an option that is missing."""
+    for option in re.findall(r"--[\w.-]+", box):
+        if option in known:
+            return f"{option} is missing; it must be {expected(known[option])}"
+    return shortened(" ".join(re.sub(r"[│╭╮╰╯─]", " ", box).split()), 300)

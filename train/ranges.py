@@ -76,6 +76,28 @@ def accepts(hint: Any, value: Any) -> bool:
     return isinstance(value, kind) and not (kind is str and (not value or "\0" in value))
 
 
+def readable(hint: Any, texts: tuple[str, ...]) -> bool:
+    """Whether the values that the command line gives can be read as `hint`, within its range or not."""
+    kind, _ = _limits(hint)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(readable(part, texts) for part in parts)
+    if origin is tuple:
+        each = parts[:1] * len(texts) if parts[-1] is Ellipsis else parts
+        return len(each) == len(texts) and all(readable(part, (text,)) for part, text in zip(each, texts, strict=True))
+    if len(texts) != 1:
+        return False
+    if kind in (None, types.NoneType):
+        return texts == ("None",)
+    if origin is Literal:
+        return texts[0] in map(str, parts)
+    try:
+        kind(texts[0])
+    except ValueError:
+        return False
+    return True
+
+
 def expected(hint: Any) -> str:
     """What `hint` accepts, in words that follow "it must be"."""
     kind, limits = _limits(hint)
