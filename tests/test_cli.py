@@ -216,7 +216,7 @@ def test_the_installed_command_starts_the_same_commands(capsys):
         assert capsys.readouterr().err.startswith(said)
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "probe"])
+@pytest.mark.parametrize("command", ["train", "predict", "plan", "probe"])
 def test_help_needs_nothing_that_takes_long_to_import(command, tmp_path):
     """As the installed command does it, in a folder whose own `train.py` it must not run."""
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train.py')")
