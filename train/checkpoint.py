@@ -218,9 +218,9 @@ def one_line(error: BaseException) -> str:
     text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
     if len(text) <= LONGEST:
         return text
-    reasons = {os.strerror(number) for number in errno.errorcode}
-    reason = next((reason for reason in reasons if reason in text), None)
-    return f"{reason}: {text[:LONGEST]} ..." if reason else f"{text[:LONGEST]} ..."
+    reasons = [reason for number in errno.errorcode if (reason := os.strerror(number)) in text]
+    last = max(reasons, key=text.rfind, default="")  # messages end with their cause
+    return f"{last}{': ' if last else ''}{text[:LONGEST]} ..."
 
 
 def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Position]:
