@@ -10,7 +10,7 @@ from tests.cases.looped_vit import LOOPED, PLAIN, Case
 from vit_jax import create_model
 
 pytest.importorskip("torch")
-from tests.test_parity import assert_parity
+from tests.test_parity import Row, assert_parity
 
 GATED = PLAIN | dict(adaptive_loop=True, loop_depth=3)
 IMAGES = jax.random.normal(jax.random.key(0), INPUT)
@@ -27,7 +27,7 @@ IMAGES = jax.random.normal(jax.random.key(0), INPUT)
     ids=str,
 )
 def test_options_equal_upstreams(options):
-    assert_parity(Case(*LOOPED, INPUT, 0, GATED, options=options), 1e-5, 1e-5)
+    assert_parity(Row(Case(*LOOPED, INPUT, 0, GATED, options=options)), 1e-5, 1e-5)
 
 
 ROUNDING = 4e-6  # of logits near 1, between compiled and not

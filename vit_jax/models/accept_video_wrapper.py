@@ -50,7 +50,6 @@ class AcceptVideoWrapper(nn.Module):
     moss: MOSS | Mapping[str, Any] | None = None
 
     def __post_init__(self):
-        check_arguments(self)
         expect(self, "image_net", isinstance(self.image_net, nn.Module), "a module, as create_model makes them")
         method = getattr(self.image_net, self.method, None)
         fits = callable(method) and "train" in inspect.signature(method).parameters
@@ -67,6 +66,7 @@ class AcceptVideoWrapper(nn.Module):
         expect(self, "moss", named or moss is None or isinstance(moss, MOSS), "a vivit_with_moss:MOSS or its arguments")
         if named:
             self.moss = MOSS(**moss, parent=None)
+        check_arguments(self)
         super().__post_init__()
 
     @property
