@@ -14,7 +14,7 @@ from tests.runs import train as run_trainer
 from train.build import load_run, read_run_file
 from train.config import Data, UserError
 from train.data import transforms
-from train.data.sources import open_tfds
+from train.data.dataset import load_dataset
 from train.integrity import damage
 from train.metrics import read_records
 from vit_jax.state_dict import PrefixError, check_names
@@ -190,7 +190,8 @@ def make_tfds(folder: Path) -> None:
 
 def read_tfds(folder: Path, file: Path) -> None:
     """All examples of both splits."""
-    for source in open_tfds("blobs", Data(name="tfds:blobs", dir=str(folder)))[:2]:
+    dataset = load_dataset(Data(name="tfds:blobs", dir=str(folder)))
+    for source in (dataset.train, dataset.eval):
         for i in range(len(source)):
             source[i]
 
