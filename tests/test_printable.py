@@ -3,7 +3,9 @@
 import pytest
 
 from train.config import Stopped, UserError
+from train.data.dataset import warn
 from train.data.transforms import Unreadable
+from train.metrics import Progress
 from vit_jax.printable import printable
 
 
@@ -41,6 +43,17 @@ def test_errors_that_are_shown_are_printable(kind):
     assert first.startswith(r"class \x1b[2Jxxx")
     assert len(first) == 2000
     assert first.isprintable()
+
+
+def test_what_a_run_says_is_printable(capsys):
+    name = "class \x1b[2J\u202e[bold]"
+    with Progress(0, 1) as progress:
+        progress.message(name)
+        progress.warn(name)
+    warn(name)
+    printed = capsys.readouterr()
+    assert printed.out == "class \\x1b[2J\\u202e[bold]\nclass \\x1b[2J\\u202e[bold]\n"
+    assert printed.err == "class \\x1b[2J\\u202e[bold]\n"
 
 
 def test_both_ends_of_a_long_text_stay():
