@@ -1,10 +1,12 @@
 """Decoding: right pixel values for files of every kind, and a clear line for those that have none."""
 
+import contextlib
 import io
 import os
 import re
 import runpy
 import subprocess
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -355,6 +357,20 @@ def test_only_regular_files_are_opened(tmp_path):
     for path in (tmp_path / "pipe.png", tmp_path, "/dev/zero"):
         with pytest.raises(Unreadable, match="it is not a regular file"):
             decode(path, 3, "it")
+
+
+def test_a_length_that_a_file_claims_takes_no_memory(tmp_path):
+    """Pillow reads the rest of the pixels' chunk at once: 2 GiB, says a file of a few bytes."""
+    path, contents = tmp_path / "claims.png", png(SHALLOW, GREY)
+    at = contents.index(b"IDAT")
+    path.write_bytes(contents[: at - 4] + (2**31 - 1).to_bytes(4, "big") + contents[at:])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(Unreadable):
+            decode(path, 1, "it")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
 
 
 def test_pixels_are_limited_before_any_is_decoded(monkeypatch):

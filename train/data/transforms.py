@@ -130,11 +130,23 @@ def _opened(file: File, name: str) -> Iterator[Image.Image]:
         raise Unreadable(f"cannot read the image {name}: {reason}") from error
 
 
+class _BoundedReader(io.BufferedReader):
+    """A file whose `read` allocates no more than is left of it, whatever length a damaged image claims."""
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, count: int | None = -1) -> bytes:
+        is_small = count is None or count < io.DEFAULT_BUFFER_SIZE
+        return super().read(count if is_small else min(count, max(0, self._size - self.tell())))
+
+
 def _open_regular(path: str | os.PathLike) -> BinaryIO:
     """A file open for reading. Raises OSError for a pipe or a device, whose reading may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("it is not a regular file")
-    return open(path, "rb")
+    return _BoundedReader(path)
 
 
 def _check(image: Image.Image) -> None:
