@@ -2,18 +2,15 @@
 
 import contextlib
 import dataclasses
-import io
 import json
+import math
+import os
 import shutil
 
 import grain
 import jax
 import numpy as np
 import pytest
-
-# Here, not in a test: while TFDS imports itself it replaces Python's import, and a semaphore of an earlier test's
-# workers that is collected meanwhile fails.
-import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -246,11 +243,22 @@ def break_size(root):
     (break_all, {}, "cannot read the image ROOT/train/a/000.png: "),
     (break_size, {}, "differ in size (12x10 and 9x9): pass --data.image-size H W"),
     (break_nothing, {"mean": (0.5,)}, "data.mean has 1 values: expected 3"),
-    (break_nothing, {"std": (0.5, 0.0, 0.5)}, "data.std is (0.5, 0.0, 0.5): expected positive"),
-    (break_nothing, {"min_crop": 0.0}, "data.min_crop is 0.0: expected more than 0 and at most 1"),
-    (break_nothing, {"eval_crop": 1.5}, "data.eval_crop is 1.5: expected more than 0 and at most 1"),
-    (break_nothing, {"image_size": (0, 8)}, "data.image_size is (0, 8): expected two positive"),
-    (break_nothing, {"workers": -1}, "data.workers is -1: expected 0 or more"),
+    (break_nothing, {"std": (0.5, 0.0, 0.5)}, "--data.std is (0.5, 0.0, 0.5); it must be one or more values, each"),
+    (break_nothing, {"min_crop": 0.0}, "--data.min-crop is 0.0; it must be a number from 0.001 to 1"),
+    (break_nothing, {"eval_crop": 1.5}, "--data.eval-crop is 1.5; it must be a number from 0.001 to 1"),
+    (break_nothing, {"image_size": (0, 8)}, "--data.image-size is (0, 8); it must be 2 values, each a whole number"),
+    (break_nothing, {"workers": -1}, "--data.workers is -1; it must be a whole number from 0 to 1,024"),
+    (break_nothing, {"workers": 10**6}, "--data.workers is 1000000; it must be"),
+    (break_nothing, {"eval_crop": 1e-300}, "--data.eval-crop is 1e-300; it must be"),
+    (break_nothing, {"min_crop": math.nan}, "--data.min-crop is nan; it must be"),
+    (break_nothing, {"mean": (123.7, 116.8, 103.9)}, "--data.mean is (123.7, 116.8, 103.9); it must be"),
+    (break_nothing, {"mean": (math.nan,) * 3}, "--data.mean is (nan, nan, nan); it must be one or more values, each"),
+    (break_nothing, {"mean": (-0.1, 0.5, 0.5)}, "--data.mean is (-0.1, 0.5, 0.5); it must be one or more values, each"),
+    (break_nothing, {"std": (58.4, 57.1, 57.4)}, "--data.std is (58.4, 57.1, 57.4); it must be"),
+    (break_nothing, {"std": (math.inf,) * 3}, "--data.std is (inf, inf, inf); it must be one or more values, each"),
+    (break_nothing, {"std": (math.nan,) * 3}, "--data.std is (nan, nan, nan); it must be one or more values, each"),
+    (break_nothing, {"std": (1e-300,) * 3}, "--data.std is (1e-300, 1e-300, 1e-300); it must be"),
+    (break_nothing, {"image_size": (10**9, 10**9)}, "--data.image-size is (1000000000, 1000000000); it must be"),
     (break_nothing, {"name": "imagenet"}, "data 'imagenet': expected digits, tfds:NAME or folder:PATH"),
     (break_nothing, {"name": "folder:"}, "unknown data 'folder:'"),
     (break_nothing, {"name": "digits", "eval_split": "val"}, "has no split val to evaluate on; it has: test"),
@@ -262,6 +270,17 @@ def test_mistakes_get_one_clear_line(tmp_path, change, config, message):
         load_dataset(Data(**{"name": f"folder:{root}"} | config))
     assert message.replace("ROOT", str(root)) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("numbers", "bytes_per_value"), [({}, 20), ({"mean": (0.5,), "std": (0.5,)}, 4)])
+def test_an_image_size_beyond_memory_is_refused_unseen(monkeypatch, numbers, bytes_per_value):
+    """Every thread holds an image in bytes, and where the mean is measured, its squares in float64."""
+    config = Data(image_size=(16_000, 10_000), **numbers)
+    need = 16_000 * 10_000 * 3 * bytes_per_value * os.cpu_count()
+    monkeypatch.setattr("train.data.dataset.host_memory", lambda: need - 1)
+    monkeypatch.setattr("train.data.dataset.open_digits", lambda config: pytest.fail("the data was opened"))
+    with pytest.raises(UserError, match=rf"\(16000, 10000\): .* need {need / 2**30:.2f} GiB, but there are only "):
+        load_dataset(config)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -313,89 +332,6 @@ def test_first_image_may_be_broken(tmp_path, capsys):
     dataset = load_dataset(Data(f"folder:{tmp_path}"))
     np.testing.assert_array_equal(dataset.train[0][0], noise(12, 10, seed=2))
     assert dataset.image_shape == (12, 10, 3)
-
-
-# TFDS
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A dataset that TFDS prepared as ArrayRecord from encoded files, and what went in."""
-
-    class Blobs(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "picture": tfds.features.Image(shape=(None, None, 3)),
-                "kind": tfds.features.ClassLabel(names=["round", "square"]),
-                "id": tfds.features.Text(),
-            }
-            keys = ("picture", "kind")
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=keys
-            )
-
-        def _split_generators(self, manager):
-            return {"train": self._generate_examples(9), "test": self._generate_examples(4)}
-
-        def _generate_examples(self, count):
-            for i in range(count):
-                file = io.BytesIO()
-                Image.fromarray(noise(12, 10, seed=i)).save(file, "PNG")
-                file.seek(0)
-                yield i, {"picture": file, "kind": i % 2, "id": str(i)}
-
-    directory = tmp_path_factory.mktemp("tfds")
-    Blobs(data_dir=str(directory), file_format="array_record").download_and_prepare()
-    return directory
-
-
-def test_tfds_round_trip(prepared):
-    dataset = load_dataset(Data("tfds:blobs", dir=str(prepared)))
-    assert dataset.class_names == ("round", "square")
-    assert (len(dataset.train), len(dataset.eval)) == (9, 4)
-    # TFDS shuffles as it prepares.
-    found = sorted((image.tobytes(), label) for image, label in dataset.train)
-    assert found == sorted((noise(12, 10, seed=i).tobytes(), i % 2) for i in range(9))
-
-
-def test_tfds_lazily_and_in_workers(prepared):
-    config = Data("tfds:blobs", dir=str(prepared), image_size=(6, 5))
-    dataset = load_dataset(config)
-    batches = list(eval_batches(dataset, config, 4))
-    expected = [(center_crop(noise(12, 10, seed=i), (6, 5), 1.0).tobytes(), i % 2) for i in range(4)]
-    found = zip(batches[0]["image"], batches[0]["label"], strict=True)
-    assert sorted((image.tobytes(), int(label)) for image, label in found) == sorted(expected)
-    in_worker = Data("tfds:blobs", dir=str(prepared), image_size=(6, 5), workers=1)
-    assert_equal(list(eval_batches(dataset, in_worker, 4)), batches)
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({}, "tfds:mnist is not prepared in DIR: tfds build mnist --file_format=array_record --data_dir=DIR"),
-    ({"name": "tfds:a/b/c"}, "tfds:a/b/c is not prepared in DIR: tfds build"),
-    ({"name": "tfds:blobs", "eval_split": "dev"}, "has no split dev to evaluate on; it has: train, test"),
-])  # fmt: skip
-def test_tfds_mistakes(prepared, change, message):
-    with pytest.raises(UserError) as caught:
-        load_dataset(Data(**{"name": "tfds:mnist", "dir": str(prepared)} | change))
-    assert message.replace("DIR", str(prepared)) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("fileFormat", "tfrecord", "is prepared as tfrecord, not array_record: tfds build blobs"),
-    ("supervisedKeys", {"tuple": {"items": [{"featureKey": "picture"}, {"featureKey": "id"}]}},
-     "tfds:blobs is not for image classification: its features are"),
-])  # fmt: skip
-def test_tfds_of_another_kind(prepared, tmp_path, key, value, message):
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "blobs/1.0.0/dataset_info.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(UserError) as caught:
-        load_dataset(Data("tfds:blobs", dir=str(tmp_path)))
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 # Transforms
@@ -509,6 +445,15 @@ def test_batch_may_be_larger_than_an_epoch():
     counts = np.bincount(batch["image"][:, 0, 0, 0], minlength=5)
     assert counts.sum() == 12
     assert set(counts) <= {2, 3}
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize("start", [0, 7])
+def test_batches_of_one_image(views, start):
+    """An endless dataset in memory has so many of them that their number must not be rounded up."""
+    ones = take(train_batches(numbered(5), Data(), 1, seed=0, views=views, start=start), 8)
+    whole = take(train_batches(numbered(5), Data(), 15, seed=0, views=views), 1)[0]
+    assert_equal(ones, [{key: rows[start + i : start + i + 1] for key, rows in whole.items()} for i in range(8)])
 
 
 @pytest.mark.parametrize("kind", ["memory", "memory, cropped", "folder", "folder, cropped"])

@@ -85,7 +85,7 @@ EARLY = [
     ("--data.image-size 1 2 3", "--data.image-size is 1 2 3; it must be 2 values"),
     ("--data.image-size=big", "--data.image-size is big; it must be 2 values"),
     ("--data.image-size=1000000000", "--data.image-size is (1000000000, 1000000000)"),
-    ("--data.min-crop=0", "--data.min-crop is 0.0; it must be a number above 0 and at most 1"),
+    ("--data.min-crop=0", "--data.min-crop is 0.0; it must be a number from 0.001 to 1"),
     ("--data.eval-crop=nan", "--data.eval-crop is nan"),
     (
         "--data.mean 123.7 0 0",
@@ -145,7 +145,7 @@ LATE = [
     ("image_size=8", "--model-args image_size: comes from the data; see --data.image-size"),
     ("patch_size=3", "image_size=8: expected multiples of patch_size=3"),
     ("--data=folder:/nowhere", "/nowhere"),
-    ("--data=tfds:nothing", "tfds build nothing --file_format=array_record"),
+    ("--data=tfds:nothing", "tfds:nothing is not prepared in "),
     ("--distill.teacher=vit/tiny", "--distill.teacher vit/tiny: expected a workdir with checkpoints, or a model name"),
     ("--epochs=1e9", "the run has 44,906,250,000 steps, 44.9062 an epoch; it must be at most 2,147,483,647"),
     ("--optim.warmup-epochs=1e9", "--optim.warmup-epochs makes 44,906,250,000 steps"),

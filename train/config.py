@@ -33,7 +33,7 @@ MOST_STEPS = 2**31 - 1  # steps are counted in int32
 MOST_IMAGES = 2**20  # at a time; whether so many fit into memory is known once their size is
 
 Side = Annotated[int, Range(1, 16384)]  # pixels
-Share = Annotated[float, Range(0, 1, open_low=True)]
+Share = Annotated[float, Range(0.001, 1)]  # of an image; less would be no pixel
 Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # below and above, float32 draws NaN or always the same
 Decay = Annotated[float, Range(0, 1 - 1e-6)]  # nearer to 1 it would be 1 in float32
 
@@ -58,7 +58,7 @@ class Data:
     """Share of the shorter side that the centre crop keeps at evaluation (0.875 is usual on ImageNet)."""
     mean: tuple[Annotated[float, Range(0, 1)], ...] | None = None
     """Channel means to subtract, of pixels in 0..1; default: measured on up to 1,000 training images."""
-    std: tuple[Annotated[float, Range(1e-6, 100)], ...] | None = None
+    std: tuple[Annotated[float, Range(1e-6, 10)], ...] | None = None
     """Channel deviations to divide by, of pixels in 0..1; default: measured on the same images."""
     workers: Annotated[int, Range(0, 1024)] = 0
     """Processes that decode images; 0: threads of this process."""

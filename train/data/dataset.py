@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import rich.progress
 
-from train.config import Data, UserError
+from train.config import Data, UserError, check_values
+from train.data.fingerprint import Fingerprint
 from train.data.skipped import Skipped
-from train.data.sources import ArraySource, Source, open_digits, open_folder, open_tfds, read
+from train.data.sources import ArraySource, Source, open_digits, open_folder, open_images, read
+from train.data.tfds import open_tfds
 from train.data.transforms import center_crop
+from train.memory import host_memory, in_words
 from vit_jax.printable import printable
 
 SAMPLE = 1000  # images on which sizes, means and deviations are measured
@@ -28,7 +31,8 @@ class Dataset:
     """Two splits and what a model must know about them.
 
     `image_shape` is (height, width, channels) as the model sees it, `mean` and `std` are per channel, of
-    pixels in 0..1, and `notes` are for the user to read at the start of a run.
+    pixels in 0..1, and `notes` are for the user to read at the start of a run. `fingerprints` are those of "train"
+    and "eval". Without labels there are no `class_names`, and every label is 0.
     """
 
     train: Source
@@ -38,40 +42,53 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...]
+    fingerprints: Mapping[str, Fingerprint] = dataclasses.field(default_factory=dict)
 
 
-def load_dataset(config: Data) -> Dataset:
-    """Open `config.name`, and decode it at once if it is small. Raises UserError for a user's mistakes."""
-    _check(config)
+def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
+    """Open `config.name`, and decode it at once if it is small.
+
+    Args:
+        config: Which data, and how its images are cropped.
+        labels: Whether the labels are needed. Without them a folder of images needs no folders of classes.
+
+    Raises:
+        UserError: A mistake in `config` or in the data.
+    """
+    check_values(config, "data.")
+    _check_image_size(config)
     kind, _, rest = config.name.partition(":")
     if config.name == "digits":
-        train, evaluation, class_names, notes = open_digits(config)
+        parts = open_digits(config)
     elif kind == "folder" and rest:
-        train, evaluation, class_names, notes = open_folder(Path(rest).expanduser(), config)
+        parts = (open_folder if labels else open_images)(Path(rest).expanduser(), config)
     elif kind == "tfds" and rest:
-        train, evaluation, class_names, notes = open_tfds(rest, config)
+        parts = open_tfds(rest, config, labels=labels)
     else:
         raise UserError(f"unknown data {config.name!r}: expected digits, tfds:NAME or folder:PATH")
-    if len(class_names) < 2:
+    train, evaluation, class_names, notes, fingerprints = parts
+    if labels and len(class_names) < 2:
         raise UserError(f"{config.name} has a single class, {class_names[0]!r}: expected two or more")
 
     image_shape = _image_shape(train, config)
     train = _into_memory(train, image_shape, "training")
     evaluation = _into_memory(evaluation, image_shape, "evaluation")
     mean, std = _statistics(train, image_shape, config)
-    return Dataset(train, evaluation, class_names, image_shape, mean, std, notes)
+    return Dataset(train, evaluation, class_names, image_shape, mean, std, notes, fingerprints)
 
 
-def _check(config: Data) -> None:
-    for name in ("min_crop", "eval_crop"):
-        if not 0 < getattr(config, name) <= 1:
-            raise UserError(f"data.{name} is {getattr(config, name)}: expected more than 0 and at most 1")
-    if config.image_size is not None and min(config.image_size) < 1:
-        raise UserError(f"data.image_size is {config.image_size}: expected two positive numbers of pixels")
-    if config.workers < 0:
-        raise UserError(f"data.workers is {config.workers}: expected 0 or more")
-    if config.std is not None and min(config.std, default=0) <= 0:
-        raise UserError(f"data.std is {config.std}: expected positive numbers")
+def _check_image_size(config: Data) -> None:
+    """Raises UserError for a size whose images would take more memory than there is."""
+    if config.image_size is None:
+        return
+    measured = config.mean is None or config.std is None
+    bytes_per_value = 20 if measured else 4  # an image and its resized copy, and the squares of the latter in float64
+    need = math.prod(config.image_size) * 3 * bytes_per_value * os.cpu_count()
+    if need > host_memory():
+        raise UserError(
+            f"--data.image-size is {config.image_size}: {os.cpu_count()} threads that decode such images need "
+            f"{in_words(need)}, but there are only {in_words(host_memory())} of memory"
+        )
 
 
 def _image_shape(source: Source, config: Data) -> tuple[int, int, int]:

@@ -154,7 +154,9 @@ def _gathered(
         return {"image": source.images[rows], "label": source.labels[rows], **sample}
 
     inline = grain.ReadOptions(num_threads=0)
-    return _own(samples, first).batch(share, batch_fn=gather).to_iter_dataset(inline)
+    # Batches of 1 leave no remainder. Asked to keep one, Grain rounds their number up beyond what an int can hold.
+    batches = _own(samples, first).batch(share, batch_fn=gather, drop_remainder=share == 1)
+    return batches.to_iter_dataset(inline)
 
 
 def _decoded(

@@ -1,28 +1,40 @@
-"""Where images come from: the embedded digits, a folder per class, or a dataset that TFDS has prepared.
+"""Where images come from: the embedded digits or a folder of files; `tfds.py` has what TFDS has prepared.
 
 A source has a length, and its item i is (uint8 image (h, w, c) of the file's own size, int label).
 """
 
 import contextlib
 import dataclasses
-import io
 import itertools
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from train.config import Data, UserError
 from train.data.channels import folder_channels
-from train.data.transforms import SUFFIXES, Unreadable, decode, image_channels
+from train.data.fingerprint import Fingerprint, fingerprint_of_arrays, fingerprint_of_files
+from train.data.transforms import SUFFIXES, Unreadable, decode
 
 EVAL_SPLITS = ("val", "validation", "test")
 STAND_INS = 100  # neighbours to try in place of an unreadable image; beyond that, the fault is not the image's
 
+HELD_OUT = 0.1  # of the images, for evaluation, where there is no split for it and nobody needs labels
+
 Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
-Parts = tuple[Source, Source, tuple[str, ...], tuple[str, ...]]  # training, evaluation, class names, notes
+
+
+class Parts(NamedTuple):
+    """What opening a dataset gives. Without labels there are no class names, and every label is 0."""
+
+    train: Source
+    eval: Source
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+    fingerprints: Mapping[str, Fingerprint]  # "train" and "eval"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,28 +69,6 @@ class FolderSource:
         return self.paths[index]
 
 
-@dataclasses.dataclass(frozen=True)
-class TfdsSource:
-    """Records of encoded images, decoded when asked for."""
-
-    records: Any  # of tfds, with images left encoded
-    image_key: str
-    label_key: str
-    channels: int
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        record = self.records[index]
-        image = decode(io.BytesIO(record[self.image_key]), self.channels, self.name_of(index))
-        return image, int(record[self.label_key])
-
-    def name_of(self, index: int) -> str:
-        return f"{index} of {self.name}"
-
-
 def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
     """Image and label of an example, or where it cannot be read, of the next that can; and the index that was read.
 
@@ -96,29 +86,34 @@ def open_digits(config: Data) -> Parts:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    _choose_split(config, ["test"])
+    choose_split(config, ["test"])
     scans = load_digits()
     images = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = scans.target.astype(np.int32)
     rows = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
     train, test = (ArraySource(images[r], labels[r]) for r in rows)
-    return train, test, tuple(str(name) for name in scans.target_names), ()
+    fingerprints = {
+        name: fingerprint_of_arrays("images in memory", len(part), (part.images, part.labels))
+        for name, part in (("train", train), ("eval", test))
+    }
+    return Parts(train, test, tuple(str(name) for name in scans.target_names), (), fingerprints)
 
 
 def open_folder(root: Path, config: Data) -> Parts:
     """root/train/CLASS/FILE, and root/val, root/validation or root/test likewise."""
     if not (root / "train").is_dir():
         missing = root / "train" if root.is_dir() else root
-        raise UserError(f"{config.name}: there is no folder {missing}")
-    splits = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name != "train")
-    eval_root = root / _choose_split(config, splits)
+        hint = _flat_hint([entry.path for entry in _entries(root) if _is_image(entry)]) if root.is_dir() else ""
+        raise UserError(f"{config.name}: there is no folder {missing}{hint}")
+    eval_root = root / choose_split(config, _folders(root))
 
     skipped: list[str] = []
-    train = _scan(root / "train", skipped)
-    evaluation = _scan(eval_root, skipped)
+    misplaced: list[str] = []
+    train = _scan(root / "train", skipped, misplaced)
+    evaluation = _scan(eval_root, skipped, misplaced)
     for folder, files in ((root / "train", train), (eval_root, evaluation)):
         if not any(files.values()):
-            raise UserError(f"{config.name}: no images in {folder}/CLASS/")
+            raise UserError(f"{config.name}: no images in {folder}/CLASS/{_flat_hint(misplaced)}")
     for name, paths in train.items():
         if not paths:
             raise UserError(f"{config.name}: no images in {root / 'train' / name}")
@@ -128,20 +123,118 @@ def open_folder(root: Path, config: Data) -> Parts:
     class_names = tuple(train)
     channels, mixed = folder_channels(*(list(itertools.chain(*files.values())) for files in (train, evaluation)))
     sources = [_folder_source(files, class_names, channels) for files in (train, evaluation)]
-    return *sources, class_names, (*mixed, *_skipped_note(root, skipped))
+    notes = mixed + _misplaced_note(root, misplaced) + _skipped_note(root, skipped)
+    fingerprints = {
+        "train": _fingerprint(root / "train", train, "split train"),
+        "eval": _fingerprint(eval_root, evaluation, f"split {eval_root.name}"),
+    }
+    return Parts(*sources, class_names, notes, fingerprints)
 
 
-def _scan(split: Path, skipped: list[str]) -> dict[str, list[str]]:
-    """Class name to image files, both sorted; whatever else lies there is appended to `skipped`."""
+def open_images(root: Path, config: Data) -> Parts:
+    """All images below root/train, or below root where there is no such folder, for objectives without labels.
+
+    They are evaluated on root/val, root/validation or root/test, or else on a part of them that is held out.
+    """
+    if not root.is_dir():
+        raise UserError(f"{config.name}: there is no folder {root}")
+    train_root = root / "train" if (root / "train").is_dir() else root
+    split = choose_split(config, _folders(root), required=False)
+    eval_root = root / split if split else None
+    skipped: list[str] = []
+    train = _images_below(train_root, skipped, without=eval_root)
+    evaluation = _images_below(eval_root, skipped) if eval_root else []
+    notes = _skipped_note(root, skipped)
+    if eval_root is None and len(train) > 1:
+        train, evaluation = _hold_out(train)
+        notes = (held_out_note(len(evaluation)), *notes)
+    for folder, paths in ((train_root, train), (eval_root or train_root, evaluation)):
+        if not paths:
+            raise UserError(f"{config.name}: no images in {folder}" + ("" if eval_root else ": expected two or more"))
+
+    channels, mixed = folder_channels(train, evaluation)
+    sources = [FolderSource(paths, [0] * len(paths), channels) for paths in (train, evaluation)]
+    fingerprints = {
+        "train": _fingerprint(train_root, {"": train}, "all images"),
+        "eval": _fingerprint(eval_root or train_root, {"": evaluation}, f"split {split}" if split else "held out"),
+    }
+    return Parts(*sources, (), mixed + notes, fingerprints)
+
+
+def _hold_out(paths: list[str]) -> tuple[list[str], list[str]]:
+    """The paths but for HELD_OUT of them, drawn at random and always the same, and these."""
+    count = max(1, round(HELD_OUT * len(paths)))
+    drawn = set(np.random.default_rng(0).permutation(len(paths))[:count].tolist())
+    return [p for i, p in enumerate(paths) if i not in drawn], [p for i, p in enumerate(paths) if i in drawn]
+
+
+def held_out_note(count: int) -> str:
+    """Tells the user what evaluations see where there is no split for them."""
+    return f"no split {' or '.join(EVAL_SPLITS)}: {_images(count)} held out for evaluation"
+
+
+def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, list[str]]:
+    """Class name to image files, both sorted.
+
+    Images that do not lie in split/CLASS/ itself are appended to `misplaced`, whatever else lies there to `skipped`.
+    """
     files: dict[str, list[str]] = {}
-    for entry in sorted(os.scandir(split), key=lambda entry: entry.name):
+    for entry in _entries(split):
         if entry.name.startswith(".") or not entry.is_dir():
-            skipped.append(entry.path)
+            (misplaced if _is_image(entry) else skipped).append(entry.path)
             continue
         files[entry.name] = []
-        for file in sorted(os.scandir(entry.path), key=lambda file: file.name):
-            (files[entry.name] if _is_image(file) else skipped).append(file.path)
+        for file in _entries(entry.path):
+            if _is_image(file):
+                files[entry.name].append(file.path)
+            elif file.is_dir() and not file.name.startswith(".") and (below := _images_below(file.path, [])):
+                misplaced += below
+            else:
+                skipped.append(file.path)
     return files
+
+
+def _images_below(folder: Path | str, skipped: list[str], without: Path | None = None) -> list[str]:
+    """Image files at any depth, sorted by folder and name, `without` those of a folder.
+
+    Whatever else lies there is appended to `skipped`.
+    """
+    images = []
+    seen = {_identity(without)} if without else set()  # a link may lead back to a folder above
+
+    def walk(folder):
+        if (found := _identity(folder)) in seen:
+            return
+        seen.add(found)
+        for entry in _entries(folder):
+            if _is_image(entry):
+                images.append(entry.path)
+            elif entry.is_dir() and not entry.name.startswith("."):
+                walk(entry.path)
+            else:
+                skipped.append(entry.path)
+
+    walk(folder)
+    return images
+
+
+def _identity(path: Path | str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry]:
+    """What lies in a folder, by name. Raises UserError if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}") from error
+
+
+def _folders(root: Path) -> list[str]:
+    """Names of what may be splits besides "train"."""
+    return [entry.name for entry in _entries(root) if entry.is_dir() and entry.name != "train"]
 
 
 def _is_image(file: os.DirEntry) -> bool:
@@ -156,6 +249,12 @@ def _folder_source(files: dict[str, list[str]], class_names: tuple[str, ...], ch
     return FolderSource([path for path, _ in pairs], [number for _, number in pairs], channels)
 
 
+def _fingerprint(folder: Path, files: Mapping[str, Sequence[str]], origin: str) -> Fingerprint:
+    """Of the files of a split, whose names are their paths within its folder."""
+    start = len(os.path.join(folder, ""))
+    return fingerprint_of_files(origin, {name: [path[start:] for path in paths] for name, paths in files.items()})
+
+
 def _skipped_note(root: Path, skipped: list[str]) -> tuple[str, ...]:
     if not skipped:
         return ()
@@ -163,47 +262,37 @@ def _skipped_note(root: Path, skipped: list[str]) -> tuple[str, ...]:
     return (f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'} skipped, empty or no image: {names}",)
 
 
-def open_tfds(name: str, config: Data) -> Parts:
-    """What TFDS has prepared as ArrayRecord: read without TensorFlow and without the dataset's own code."""
-    import tensorflow_datasets as tfds  # slow to import
+def _misplaced_note(root: Path, misplaced: list[str]) -> tuple[str, ...]:
+    if not misplaced:
+        return ()
+    example = os.path.relpath(misplaced[0], root)
+    return (f"{_images(len(misplaced))} not used, as not in SPLIT/CLASS/ itself, such as {example}: move it there",)
 
-    data_dir = os.path.expanduser(config.dir or tfds.core.constants.DATA_DIR)
-    command = f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
-    try:
-        # Unlike tfds.builder, this looks at the disk alone: it never asks the network for metadata.
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except ValueError as error:
-        raise UserError(f"{config.name} is not prepared in {data_dir}: {command}") from error
-    info = builder.info
-    if "train" not in info.splits:
-        raise UserError(f"{config.name} has no split 'train'; it has: {', '.join(info.splits)}")
-    eval_split = _choose_split(config, list(info.splits))
-    image_key, label_key = (info.supervised_keys or ("image", "label"))[:2]
-    features = dict(info.features.items())
-    image, label = features.get(image_key), features.get(label_key)
-    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"{config.name} is not for image classification: its features are {', '.join(features)}")
 
-    names = ("train", eval_split)
-    encoded = {image_key: tfds.decode.SkipDecoding()}
-    try:
-        splits = [builder.as_data_source(split, decoders=encoded) for split in names]
-    except NotImplementedError as error:
-        form = info.file_format.value
-        raise UserError(f"{config.name} is prepared as {form}, not array_record: {command} --overwrite") from error
-    channels = image_channels(io.BytesIO(splits[0][0][image_key]), f"0 of {config.name} train")
-    train, evaluation = (
-        TfdsSource(records, image_key, label_key, channels, f"{config.name} {split}")
-        for records, split in zip(splits, names, strict=True)
+def _flat_hint(misplaced: Sequence[str]) -> str:
+    """For an error: images that objectives without labels would take."""
+    if not misplaced:
+        return ""
+    return (
+        f", but {_images(len(misplaced))} elsewhere, such as {misplaced[0]}: classes need a folder each; "
+        "objectives without labels, such as --objective=mae, take images as they lie"
     )
-    return train, evaluation, tuple(label.names), ()
 
 
-def _choose_split(config: Data, splits: list[str]) -> str:
-    """The evaluation split: the one asked for, or the first usual one, among `splits`."""
+def _images(count: int) -> str:
+    return f"{count:,} {'image' if count == 1 else 'images'}"
+
+
+def choose_split(config: Data, splits: Sequence[str], *, required: bool = True) -> str | None:
+    """The evaluation split: the one asked for, or the first usual one, among `splits`.
+
+    None if it is not `required`, not asked for, and not there. Raises UserError if it is missing otherwise.
+    """
     wanted = EVAL_SPLITS if config.eval_split is None else (config.eval_split,)
     for name in wanted:
         if name in splits:
             return name
+    if not required and config.eval_split is None:
+        return None
     others = f"it has: {', '.join(splits)}" if splits else "it has none"
     raise UserError(f"{config.name} has no split {' or '.join(wanted)} to evaluate on; {others}")
