@@ -25,13 +25,14 @@ def describe(
     """Lines of "name  value" for the user."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     height, width, channels = dataset.image_shape
+    classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
     device = jax.devices()[0]
     rows = [
         ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),
         (
             "data",
             f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "
-            f"{height}x{width}x{channels}, {len(dataset.class_names)} classes",
+            f"{height}x{width}x{channels}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
         *([("start from", _loaded(init))] if init else []),

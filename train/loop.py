@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train import checkpoint
-from train.build import DataInfo, build_objective, check_names
+from train.build import CLASSIFIERS, DataInfo, build_objective, check_names, objective_name
 from train.config import Config, check
 from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.describe import describe
@@ -23,7 +23,7 @@ from train.preemption import Preempted, Preemption
 from train.program import build_program, init_inputs, prepare_training
 from train.sharding import check_batch, make_mesh, replicated, to_devices
 from train.step import TrainState
-from train.teacher import load_teacher
+from train.teacher import fingerprint_of_weights, load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
 from train.workdir import as_begun, check_place, claim, disk_trouble, standing
 
@@ -42,11 +42,12 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
     info = as_begun(config, DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std))
     steps_per_epoch = len(dataset.train) / config.batch_size
     total = config.steps or max(1, round(config.epochs * steps_per_epoch))
     teacher, frozen = load_teacher(config, info)
+    fingerprints = {**dataset.fingerprints, **({"teacher": fingerprint_of_weights(frozen)} if teacher else {})}
     objective = build_objective(config, info, teacher, total)
 
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
@@ -58,7 +59,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     init = initial.report if initial else None
     with (
         disk_trouble(config.workdir),
-        closing(claim(config, info, init)) as claimed,
+        closing(claim(config, info, init, fingerprints=fingerprints)) as claimed,
         Progress(claimed.start, total) as progress,
         checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
         closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,

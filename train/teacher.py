@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import jax
 from jaxtyping import PyTree
 
 from train.build import DataInfo, Run, build_model, is_workdir, load_run, load_weights, model_variables
 from train.config import Config, UserError
+from train.data.fingerprint import Fingerprint, fingerprint_of_arrays
 from train.pretrained import weights_file
 from vit_jax.objectives.distill import Teacher
+from vit_jax.objectives.protocol import Classifier
 from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
 
 
@@ -28,17 +31,45 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
     return teacher, {"teacher": variables}
 
 
+def fingerprint_of_weights(variables: PyTree) -> Fingerprint:
+    """Of a teacher's variables: the run that it is taken from may have gone on, and a file may have been replaced."""
+    fingerprint = fingerprint_of_arrays("", 1, jax.tree.leaves(variables))
+    return fingerprint._replace(origin=f"weights {fingerprint.digest[:8]}")
+
+
 def _teacher_of_run(run: Run, config: Config, info: DataInfo) -> tuple[Teacher, PyTree]:
     """A run of this trainer as teacher, which sees images as it did when it learned."""
+    teacher = f"--distill.teacher {config.distill.teacher}"
+    if not isinstance(run.objective, Classifier):
+        raise UserError(f"{teacher} is an encoder without classes: expected a classifier")
     seen = _image_seen(config, info, own=run.info.image_shape[:2])
-    if len(run.info.class_names) != len(info.class_names) or run.info.image_shape != seen:
+    if run.info.image_shape != seen:
         raise UserError(
-            f"--distill.teacher {config.distill.teacher} knows {len(run.info.class_names)} classes of images "
-            f"{run.info.image_shape}: it would see {seen} of {len(info.class_names)} classes; "
+            f"{teacher} has learned images of {run.info.image_shape} and would see {seen}: "
             "--distill.image-size=own resizes them for it"
         )
+    order = _class_order(teacher, run.info.class_names, info.class_names)
     network, variables = model_variables(run)
-    return Teacher(network, run.info.mean, run.info.std, info.mean, info.std, seen[:2]), variables
+    return Teacher(network, run.info.mean, run.info.std, info.mean, info.std, seen[:2], order=order), variables
+
+
+def _class_order(teacher: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[int, ...] | None:
+    """For each of our classes its number among the teacher's, by name; None if they are in the same order.
+
+    Raises UserError unless both have the same names.
+    """
+    if set(theirs) != set(ours):
+        raise UserError(
+            f"{teacher} has {len(theirs)} classes, and the data has {len(ours)}, with other names: "
+            f"only the teacher has {_only(theirs, ours)}; only the data has {_only(ours, theirs)}"
+        )
+    return None if theirs == ours else tuple(theirs.index(name) for name in ours)
+
+
+def _only(names: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """Up to three of the `names` that `others` lack."""
+    found = sorted(set(names) - set(others))
+    return ", ".join((*found[:3], *(["..."] if found[3:] else []))) or "none"
 
 
 def _teacher_of_weights(path: str, config: Config, info: DataInfo) -> tuple[Teacher, PyTree]:

@@ -17,12 +17,15 @@ from jaxtyping import PyTree
 
 from train.config import Augment, Config, UserError
 from train.data import Dataset, view_batches
+from train.data.fingerprint import changes, read_fingerprints, write_fingerprints
 from train.files import is_remote, open_regular
 from train.sharding import replicated, to_devices
 from train.step import cast
+from train.teacher import fingerprint_of_weights
 from vit_jax.objectives.distill import Teacher
 
 FILE = "teacher_logits.npy"
+FINGERPRINTS = "teacher_logits.json"  # of the images and the teacher
 
 
 def with_views(config: Config) -> Config:
@@ -60,21 +63,26 @@ def cached_logits(
 ) -> np.ndarray:
     """Logits (views * examples, k), float32, in the order of "sample", from `workdir` if they are there.
 
-    `prepare(key, batch)` makes the images of a batch.
+    `prepare(key, batch)` makes the images of a batch. Raises UserError for logits of other images or another teacher.
+    Those of which that is not known (an older version kept them) are computed again.
     """
     path = epath.Path(workdir) / FILE
+    fingerprints = {"train": dataset.fingerprints["train"], "teacher": fingerprint_of_weights(variables)}
+    shape = (config.distill.views * len(dataset.train), len(dataset.class_names))
+    is_known = (path.parent / FINGERPRINTS).exists()
+    if is_known and (told := changes(read_fingerprints(path.parent / FINGERPRINTS), fingerprints)):
+        raise UserError(f"{path} is of other images or another teacher ({told}): delete it to compute the logits again")
     local = Path(workdir) / FILE
     if is_remote(path):  # it is read at random: from a copy on the disk
         local = Path(tempfile.mkdtemp()) / FILE
         atexit.register(shutil.rmtree, local.parent, ignore_errors=True)
         if path.exists():
             path.copy(local)
-    if not path.exists():
-        samples, classes = config.distill.views * len(dataset.train), len(dataset.class_names)
+    if not (path.exists() and is_known):
         part = local.with_suffix(".part")
         part.unlink(missing_ok=True)
         os.close(open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(samples, classes))
+        table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
         reserve(part)
 
         def logits_of(variables, batch):
@@ -83,7 +91,7 @@ def cached_logits(
 
         logits_of = jax.jit(logits_of, out_shardings=replicated(mesh))
         batches = view_batches(dataset, config.data, config.eval_batch_size, config.seed, config.distill.views)
-        steps = -(-samples // config.eval_batch_size)
+        steps = -(-shape[0] // config.eval_batch_size)
         for batch in rich.progress.track(batches, total=steps, description=f"teacher, into {path}"):
             count = len(batch["sample"])
             batch = {name: _padded(rows, config.eval_batch_size) for name, rows in batch.items()}
@@ -91,9 +99,22 @@ def cached_logits(
         table.flush()
         part.replace(local)
         if is_remote(path):
-            epath.Path(local).copy(path)
-    os.close(open_regular(local))  # no link, no pipe
-    return np.load(local, mmap_mode="r")
+            epath.Path(local).copy(path, overwrite=True)
+        write_fingerprints(path.parent / FINGERPRINTS, fingerprints)
+    return _loaded(local, shape)
+
+
+def _loaded(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The table in a file, read when asked for. Raises UserError for a damaged one."""
+    try:
+        os.close(open_regular(path))  # no link, no pipe
+        table = np.load(path, mmap_mode="r")
+        if (table.shape, table.dtype) == (shape, np.float32):
+            return table
+        trouble = f"it holds {table.dtype} {table.shape}, not float32 {shape}"
+    except (EOFError, OSError, ValueError) as error:
+        trouble = " ".join(str(error).split())
+    raise UserError(f"{path} is damaged ({trouble}): delete it to compute the teacher's logits again")
 
 
 def reserve(file: Path) -> None:

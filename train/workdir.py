@@ -5,18 +5,24 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+import jax
 from etils import epath
 
 from train.build import DataInfo, InitReport, read_run_file
 from train.checkpoint import last_step, set_damaged_aside
 from train.config import MAY_CHANGE, Config, Stopped, UserError, with_absolute_paths
+from train.data.fingerprint import FILE as FINGERPRINTS
+from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
 from train.distributed import is_lead, on_lead
 from train.files import check_orbax_name, reachable, write_atomically
 from train.lock import Lock
 from vit_jax.printable import printable
+
+NONE: Mapping[str, Fingerprint] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
@@ -42,34 +48,54 @@ def check_place(workdir: os.PathLike | str) -> None:
     check_orbax_name(workdir)
 
 
-def claim(config: Config, info: DataInfo, init: InitReport | None = None) -> Claim:
+def claim(
+    config: Config,
+    info: DataInfo,
+    init: InitReport | None = None,
+    *,
+    fingerprints: Mapping[str, Fingerprint] = NONE,
+) -> Claim:
     """The workdir of `config`, for this run alone; damaged checkpoints are set aside. All processes ask together.
 
-    Raises UserError when another run has it, and as `claim_workdir`.
+    Raises UserError when another run has it, on a process whose inputs are not those of process 0, and as
+    `claim_workdir`.
     """
     locks: list[Lock] = []
+    digests = {name: fingerprint.digest for name, fingerprint in fingerprints.items()}
 
-    def lead() -> int:
+    def lead() -> tuple[int, dict[str, str]]:
         try:
             epath.Path(config.workdir).mkdir(parents=True, exist_ok=True)
             locks.append(Lock(config.workdir))
         except OSError as error:
             raise _not_written(config.workdir, error) from error
         try:
-            workdir = claim_workdir(config, info, init)
-            return set_damaged_aside(workdir, warn=lambda line: print(printable(line, None), file=sys.stderr)) or 0
+            workdir = claim_workdir(config, info, init, fingerprints=fingerprints)
+            start = set_damaged_aside(workdir, warn=lambda line: print(printable(line, None), file=sys.stderr)) or 0
+            return start, digests
         except BaseException:
             locks.pop().close()
             raise
 
-    start = on_lead(lead)
+    start, of_lead = on_lead(lead)
+    if different := [name for name in digests if digests[name] != of_lead.get(name)]:
+        raise UserError(f"process {jax.process_index()} has other inputs than process 0: {', '.join(different)}")
     return Claim(epath.Path(config.workdir), start, locks[0] if is_lead() else None)
 
 
-def claim_workdir(config: Config, info: DataInfo, init: InitReport | None = None) -> epath.Path:
-    """The workdir of `config`, with a config.json that says so, and what the run starts from (`init`).
+def claim_workdir(
+    config: Config,
+    info: DataInfo,
+    init: InitReport | None = None,
+    *,
+    fingerprints: Mapping[str, Fingerprint] = NONE,
+) -> epath.Path:
+    """The workdir of `config`, with a config.json that says so and what the run starts from (`init`).
 
-    Raises UserError when it cannot be written, or holds a run of another configuration (and names the difference).
+    The `fingerprints` of what the run reads are kept beside it.
+
+    Raises UserError when it cannot be written, or holds a run of another configuration or with other inputs (and names
+    the difference).
     """
     workdir = epath.Path(config.workdir)
     mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
@@ -77,6 +103,7 @@ def claim_workdir(config: Config, info: DataInfo, init: InitReport | None = None
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
             start = {"init": init._asdict()} if init else {}
+            write_fingerprints(workdir / FINGERPRINTS, fingerprints)
             write_atomically(workdir / "config.json", json.dumps(mine | start, indent=2) + "\n")
     except OSError as error:
         raise _not_written(workdir, error) from error
@@ -95,7 +122,22 @@ def claim_workdir(config: Config, info: DataInfo, init: InitReport | None = None
             f"--workdir {workdir} holds a run of another configuration: {'; '.join(differences)}. "
             "Pass the options it was started with to continue it, or another --workdir"
         )
+    _check_fingerprints(workdir, fingerprints)
     return workdir
+
+
+def _check_fingerprints(workdir: epath.Path, fingerprints: Mapping[str, Fingerprint]) -> None:
+    """Raises UserError if the run of `workdir` began with other inputs. One that kept no fingerprints gets today's."""
+    path = workdir / FINGERPRINTS
+    if not path.exists():
+        line = f"warning: {path} is missing: changes of the data since the run began go unnoticed"
+        print(printable(line, None), file=sys.stderr)
+        write_fingerprints(path, fingerprints)
+    if told := changes(read_fingerprints(path), fingerprints):
+        raise UserError(
+            f"--workdir {workdir} holds a run that began with other inputs: {told}. "
+            "Restore them to continue it, or pass another --workdir"
+        )
 
 
 def as_begun(config: Config, info: DataInfo) -> DataInfo:

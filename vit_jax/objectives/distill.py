@@ -99,7 +99,7 @@ class Teacher:
 
     They come as pixels in 0..1 less the channels' `student_mean` over `student_std`; the network gets them with `mean`
     and `std` instead, and resized to `image_size` (height, width) if that is given, by `interpolation`, as
-    `jax.image.resize` calls it.
+    `jax.image.resize` calls it. `order` gives the network's number of each of the student's classes; None: the same.
     """
 
     network: nn.Module
@@ -109,9 +109,10 @@ class Teacher:
     student_std: tuple[float, ...]
     image_size: tuple[int, int] | None = None
     interpolation: str = "bicubic"
+    order: tuple[int, ...] | None = None
 
     def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
-        """The network's logits, by the rules of evaluation."""
+        """The network's logits in the order of the student's classes, by the rules of evaluation."""
         if (self.mean, self.std) != (self.student_mean, self.student_std):
             per_channel = lambda values: jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
             pixels = images * per_channel(self.student_std) + per_channel(self.student_mean)
@@ -120,7 +121,7 @@ class Teacher:
             shape = (len(images), *self.image_size, images.shape[-1])
             images = jax.image.resize(images, shape, self.interpolation).astype(images.dtype)
         logits, _ = logits_and_auxiliary(self.network.apply(variables, images))
-        return logits
+        return logits if self.order is None else logits[:, jnp.asarray(self.order)]
 
 
 @dataclasses.dataclass(frozen=True)
