@@ -31,8 +31,8 @@ class Dataset:
     """Two splits and what a model must know about them.
 
     `image_shape` is (height, width, channels) as the model sees it, `mean` and `std` are per channel, of
-    pixels in 0..1, and `notes` are for the user to read at the start of a run. `fingerprints` are those of "train"
-    and "eval". Without labels there are no `class_names`, and every label is 0.
+    pixels in 0..1, and `notes` are for the user to read at the start of a run. `fingerprints` are those of "train" and
+    "eval". If labels are not needed, they may all be 0, and there may be no `class_names`.
     """
 
     train: Source

@@ -28,7 +28,7 @@ Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
 
 
 class Parts(NamedTuple):
-    """What opening a dataset gives. Without labels there are no class names, and every label is 0."""
+    """An opened dataset. If labels are not needed, they may all be 0, and there may be no class names."""
 
     train: Source
     eval: Source

@@ -1,0 +1,159 @@
+"""The folder of a dataset that TFDS has prepared: found, and checked before TFDS sees it.
+
+TFDS imports every Python class that the folder's features.json names, and trusts its other files as well.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from train.config import UserError
+
+NAME = re.compile(r"(?P<name>\w+)(/(?P<config>(?!\.)[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?", re.ASCII)
+VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){2}", re.ASCII)
+MOST_CLASSES = 1_000_000
+
+
+def find_prepared(tfds: ModuleType, name: str, data_dir: Path) -> Path:
+    """The folder of the dataset `name`: data_dir/NAME[/CONFIG]/VERSION, of the highest version that is meant.
+
+    TFDS's own search would import the Python module of a dataset to learn its default configuration.
+    Raises UserError if there is none.
+    """
+    parsed = NAME.fullmatch(name)
+    if parsed is None:
+        raise UserError(f"unknown data 'tfds:{name}': expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0")
+    with one_line_errors(f"tfds:{name} cannot be read in {data_dir}"):
+        folder = data_dir / tfds.core.naming.camelcase_to_snakecase(parsed["name"])
+        if parsed["config"]:
+            folder /= parsed["config"]
+        elif folder.is_dir() and not _versions(folder):
+            folder /= _only_configuration(name, folder)
+        wanted = (parsed["version"] or "*.*.*").split(".")
+        fits = lambda version: all(w in ("*", v) for w, v in zip(wanted, version.split("."), strict=True))
+        versions = [version for version in _versions(folder) if fits(version)]
+    if not versions:
+        raise UserError(f"tfds:{name} is not prepared in {data_dir}: {how_to_prepare(name, data_dir)}")
+    return folder / versions[-1]
+
+
+def _only_configuration(name: str, folder: Path) -> str:
+    """The configuration in the folder of a dataset; "" if there is none. Raises UserError if there are several."""
+    found = sorted(child.name for child in folder.iterdir() if _versions(child))
+    if len(found) > 1:
+        raise UserError(f"tfds:{name} has several configurations: expected one of {', '.join(found)} after a /")
+    return found[0] if found else ""
+
+
+def _versions(folder: Path) -> list[str]:
+    """Names of the versions in a folder, in ascending order."""
+    if not folder.is_dir():
+        return []
+    found = [child.name for child in folder.iterdir() if VERSION.fullmatch(child.name) and child.is_dir()]
+    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+
+
+def how_to_prepare(name: str, data_dir: Path) -> str:
+    """A command that prepares a dataset. TFDS's own, `tfds build`, needs Apache Beam as well."""
+    arguments = f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record'"
+    return (
+        "to prepare it, in an environment with TensorFlow (pip install tensorflow tensorflow-datasets "
+        "importlib_resources), run python -c "
+        f'"import tensorflow_datasets as tfds; tfds.builder({arguments}).download_and_prepare()"'
+    )
+
+
+def check_metadata(tfds: ModuleType, folder: Path) -> None:
+    """Raises UserError if TFDS would wait for ever when it reads a folder, or would run code that it names."""
+    with one_line_errors(f"{folder} cannot be read"):
+        for path in folder.iterdir():
+            if not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is no regular file")
+        _check_classes(tfds, folder)
+
+
+def _check_classes(tfds: ModuleType, folder: Path) -> None:
+    """Raises UserError if the dataset names a Python class that is not one of TFDS's own features."""
+    features, info = (_read_json(folder / name) for name in ("features.json", "dataset_info.json"))
+    base = tfds.features.FeatureConnector
+    classes = [c for c in vars(tfds.features).values() if isinstance(c, type) and issubclass(c, base)]
+    own = {f"{c.__module__}.{c.__name__}" for c in classes} | {alias for c in classes for alias in c.ALIASES}
+    for path, part in (("features.json", features), ("dataset_info.json", info.get("features"))):
+        for name in _named_classes(part):
+            if name not in own:
+                raise UserError(
+                    f"{folder / path} names the class {name[:100]!r}: only features of TFDS itself are read, "
+                    "as others would run Python code that came with the data"
+                )
+
+
+def _named_classes(node: Any) -> Iterator[str]:
+    """Every class that is named somewhere in the JSON of features, in any form that TFDS reads."""
+    left = [node]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            names = map(node.get, ("pythonClassName", "python_class_name", "type"))
+            yield from (name for name in names if isinstance(name, str))
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+        elif isinstance(node, str):  # some features hold others as JSON within a string
+            with contextlib.suppress(ValueError):
+                left.append(json.loads(node))
+
+
+def _read_json(path: Path) -> dict:
+    with one_line_errors(f"{path} cannot be read"):
+        if not path.is_file():
+            raise FileNotFoundError("there is no such file")
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, not {type(content).__name__}")
+        return content
+
+
+def read_class_names(label: Any, key: str, folder: Path) -> tuple[str, ...]:
+    """The names of the classes, or their numbers where there are none. TFDS ignores a file that does not fit."""
+    count, path = label.num_classes or 0, folder / f"{key.replace('/', '.')}.labels.txt"
+    if not 0 < count <= MOST_CLASSES:
+        raise UserError(f"{folder / 'features.json'} says {count} classes: expected 1 to {MOST_CLASSES:,}")
+    if not path.exists():
+        return tuple(map(str, range(count)))
+    with one_line_errors(f"{path} cannot be read"):
+        names = tuple(line.strip() for line in path.read_text().split("\n") if line.strip())
+    if len(set(names)) != count or len(names) != count:
+        raise UserError(f"{path} is damaged: it has {len(set(names))} different names, of {count} classes")
+    return names
+
+
+def check_shards(split: Any, folder: Path) -> None:
+    """Raises UserError for files of a split that are missing, not below `folder`, or too short."""
+    if split.num_examples < 1:
+        raise UserError(f"split {split.name!r} of {folder} is empty")
+    for shard in split.file_instructions:
+        path = Path(shard.filename)
+        if ".." in path.parts or not path.is_relative_to(folder) or not path.is_file():
+            raise UserError(f"{path} is missing: TFDS has not finished preparing {folder}, or it is damaged")
+        if shard.examples_in_shard > path.stat().st_size:
+            raise UserError(f"{path} is damaged: it cannot hold {shard.examples_in_shard:,} examples")
+
+
+@contextlib.contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """Turns any error into a UserError that begins with `what`: TFDS raises all kinds for damaged files."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, shortened."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
