@@ -150,7 +150,7 @@ def test_processes_with_different_data_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_teachers_weights_are_compared():
-    there, here = ({"a": np.ones(2), "b": np.full(3, value)} for value in (1.0, 2.0))
+    there, here = ({"a": jnp.ones(2), "b": np.full(3, value)} for value in (1.0, 2.0))
     before, after = fingerprint_of_weights(there), fingerprint_of_weights(here)
     assert difference(before, fingerprint_of_weights({"b": there["b"], "a": there["a"]})) == ""
     told = difference(before, after)

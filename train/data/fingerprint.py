@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from train.config import UserError
@@ -46,7 +47,7 @@ def digest_of(parts: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def fingerprint_of_arrays(origin: str, count: int, arrays: Iterable[np.ndarray]) -> Fingerprint:
+def fingerprint_of_arrays(origin: str, count: int, arrays: Iterable[np.ndarray | jax.Array]) -> Fingerprint:
     """Of `count` examples that lie in memory."""
     return Fingerprint(origin, count, digest_of(np.asarray(array).tobytes() for array in arrays), {}, ())
 
