@@ -148,4 +148,4 @@ def test_a_step_without_labels(tmp_path):
     assert metrics["loss"].shape == ()
     batch = program.batch | {"mask": jax.ShapeDtypeStruct((8,), np.float32)}
     assert jax.eval_shape(program.eval_step, state.params, state.extras, batch)["loss"].shape == ()
-    assert "no labels" in describe(config, dataset, state, make_mesh(), 2, 1, 0)[1]
+    assert "no labels" in describe(config, dataset, state, make_mesh(), 2, 1, 0, None)[1]
