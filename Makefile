@@ -31,7 +31,7 @@ clean:
 # One stamp per extra of pyproject.toml: a second make installs nothing, a changed pyproject.toml installs again.
 .venv/.train .venv/.dev .venv/.test: .venv/.%: pyproject.toml | $(BIN)/pip
 	@echo 'Installing vit-jax[$*] into .venv: a few minutes, once per change of pyproject.toml'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' || { \
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[$*]' || { \
 		echo "make: pip could not install vit-jax[$*] for $$($(BIN)/python --version), see its message above." \
 			"Another interpreter may do: make clean, then make PYTHON=..." >&2; exit 1; }
 	@touch $@

@@ -38,14 +38,15 @@ def error(capsys, workdir, *options, base=TINY) -> str:
     return err
 
 
-def start(workdir, *options, devices=1, cache=None):
+def start(workdir, *options, devices=1):
     """A run in a process of its own, with so many devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": compiler.flags(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(cache or workdir.parent / "cache"),  # many processes, one compilation
+        # Many processes, one compilation.
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "train.main", *TINY, *options, f"--workdir={workdir}"]
