@@ -24,13 +24,17 @@ def inputs_of(case: Case):
 
 def variables_of(model, x, kwargs):
     """Variables of about their usual size, every one of them with noise, without compiling the model's init."""
+    return filled(jax.eval_shape(model.init, jax.random.key(0), x, **kwargs))
+
+
+def filled(shapes):
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
         name, noise = jax.tree_util.keystr(path[-1:]), rng.standard_normal(leaf.shape, np.float32) * 0.2
         return jax.device_put(np.exp(noise) if "scale" in name or "var" in name else noise)
 
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(model.init, jax.random.key(0), x, **kwargs))
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 @functools.cache

@@ -58,6 +58,6 @@ def test_the_papers_form_has_as_many_parameters_as_the_papers_table(preset, mill
 def test_features_are_alive_at_the_start():
     """Halving attention has no residual, so that its norm must not start at 0 (residual branches do)."""
     model, images = build(FIRST["levit"], num_classes=0), jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
-    features, variables = model.init_with_output(jax.random.key(1), images)
+    features, variables = jax.jit(model.init_with_output)(jax.random.key(1), images)
     assert features.std() > 0.1
     assert not variables["params"]["attn_0_0"]["to_out"]["norm"]["scale"].any()

@@ -12,6 +12,7 @@ from tests.cases import FIRST, IMAGE_CLASSIFIERS
 from tests.cases.case import BLOCKS, IMAGE, build
 from tests.runs import TINY, records, train
 from tests.test_learns import digits
+from tests.test_models import filled, variables_of
 from tests.test_step import equations
 from train.build import load_run
 from train.main import ENCODERS, parse
@@ -185,7 +186,7 @@ def test_reconstructions_read_what_is_seen_alone(model):
     encoder = encoder_of(model, **blocks(model, 2 if model == "vit_with_keel_post_ln" else 1))
     for name in ("mae", "simmim") if model in MOVABLE else ("simmim",):
         objective, images, _ = ready(name, encoder)
-        params, extras = jax.jit(objective.init)(jax.random.key(0), images)
+        params, extras = filled(jax.eval_shape(objective.init, jax.random.key(0), images))
         drawn = objective.draw(jax.random.key(1), images)
         seen = np.ones(to_patches(images, encoder).shape[:2], bool)
         seen[np.arange(len(seen))[:, None], drawn["masked"]] = False
@@ -210,7 +211,7 @@ def test_tokens_are_the_patches_in_their_order(model):
     """Without blocks a token comes of its patch, or of that and its neighbours; the last are those of the patches."""
     encoder = encoder_of(model, **blocks(model, 0))
     _, images, _ = ready("mpp", encoder)
-    variables = jax.jit(encoder.init)(jax.random.key(0), images)
+    variables = variables_of(encoder, images, {})
     encode = jax.jit(lambda images: encoder.apply(variables, images, method="encode"))
     patches = to_patches(images, encoder)
     changed = encode(to_images(patches.at[:, 5].add(jnp.arange(patches.shape[-1])[None]), encoder, images.shape[1:3]))
