@@ -57,4 +57,5 @@ def channels_first(images: np.ndarray | list):
     """Images (b, h, w, c) as torch has them, or a list of images (h, w, c); sequences (b, n, d) as they are."""
     if isinstance(images, list):
         return [channels_first(image[None])[0] for image in images]
-    return torch.from_numpy(np.moveaxis(images, -1, 1).copy() if images.ndim > 3 else images)
+    # A copy, as torch warns of arrays that it cannot write to, such as JAX's.
+    return torch.from_numpy((np.moveaxis(images, -1, 1) if images.ndim > 3 else images).copy())
