@@ -30,6 +30,7 @@ class Case:
     unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
     repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
     tolerance: float = 1e-5  # relative, for values and gradients
+    compiler_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of parity, instead of the tests'
 
     def __str__(self) -> str:
         return f"{self.name}-{self.note}" if self.note else self.name

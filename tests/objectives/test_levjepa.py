@@ -90,7 +90,11 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
 
     # The quick compilation of tests adds up one by one, and statistics of so few rows amplify its rounding: on some
     # CPUs to 2.2e-5.
-    ordinary = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    ordinary = {
+        "xla_backend_optimization_level": 3,
+        "xla_llvm_disable_expensive_passes": False,
+        "xla_cpu_use_fusion_emitters": True,
+    }
     step = jax.jit(jax.value_and_grad(value, has_aux=True), compiler_options=ordinary)
     (loss, moved), gradients = step(variables["params"])
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
