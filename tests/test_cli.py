@@ -1,28 +1,20 @@
-"""The command line: every option documented, what options mean together, and the installed command."""
+"""The command line of a run: every option documented, and what options mean together."""
 
 import dataclasses
-import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import jax
 import pytest
 
-import train.cli
 import train.loop
 import train.main
 import train.memory
 from tests.runs import TINY, error
-from train.commandline import MODULES
 from train.config import Config, UserError
 from train.main import main, parse
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_help_documents_every_option_with_its_default(capsys, monkeypatch):
@@ -199,38 +191,3 @@ def test_diverging_and_interruption_have_their_own_status(monkeypatch, capsys):
         monkeypatch.setattr(train.loop, "fit", stop)
         assert main([]) == status
         assert capsys.readouterr().err.startswith(said)
-
-
-def test_the_installed_command_starts_the_same_commands(capsys):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"vit-jax": "train.cli:main"}
-    assert train.cli.main(["--help"]) == 0
-    usage = capsys.readouterr().out
-    for command, module in MODULES.items():
-        assert command in usage
-        assert importlib.util.find_spec(f"train.{module}")
-    assert train.cli.main(["train", "--lr=3"]) == 2
-    assert "did you mean --optim.lr?" in capsys.readouterr().err
-    for argv, said in (([], "usage: vit-jax {train,"), (["trian"], "error: unknown command 'trian'; usage: ")):
-        assert train.cli.main(argv) == 2
-        assert capsys.readouterr().err.startswith(said)
-
-
-@pytest.mark.parametrize("command", ["train", "predict", "plan", "probe"])
-def test_help_needs_nothing_that_takes_long_to_import(command, tmp_path):
-    """As the installed command does it, in a folder whose own `train.py` it must not run."""
-    (tmp_path / "train.py").write_text("raise SystemExit('the wrong train.py')")
-    heavy = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib", "sklearn", "numpy")
-    script = f"""
-import atexit, sys
-sys.argv[0] = "/somewhere/bin/vit-jax"
-atexit.register(lambda: print("imported", [name for name in {heavy} if name in sys.modules]))
-from train.cli import main
-main([{command!r}, "--help"])
-"""
-    command_line = [sys.executable, "-P", "-c", script]  # -P: the current folder is not searched, as in a script
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command_line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: vit-jax {command} [-h]")
-    assert done.stdout.splitlines()[-1] == "imported []"

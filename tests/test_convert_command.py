@@ -93,10 +93,11 @@ def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
         (["{weights}", "--out", "new", "--model=vti"], "did you mean vit"),
         (["{weights}", "--out", "new", "--model=vit/tiny", "--model-args", "num_classes=5"], "does not fit ViT"),
         (
-            ["{weights}", "--out", "new", *VIT, "--input-shape", "1000000000", "8", "1"],
+            ["{weights}", "--out", "new", *VIT, "--input-shape", "100000", "100000", "1"],
             "--input-shape .* must hold from 1",
         ),
-        (["{weights}", "--out", "new", *VIT, "--input-shape", "-8", "-8", "1"], "--input-shape .* must hold from 1"),
+        (["{weights}", "--out", "new", *VIT, "--input-shape", "1000000000", "8", "1"], "each a whole number from 1 to"),
+        (["{weights}", "--out", "new", *VIT, "--input-shape", "-8", "-8", "1"], r"--input-shape is \(-8, -8, 1\); it"),
         (["{weights}", "--out", "new", "--model=vit", "--model-args", "depth=100000"], "so many are not built"),
         (
             ["IMAGENET1K_V3", "--out", "new", "--model=resnet50"],

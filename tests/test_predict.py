@@ -265,7 +265,7 @@ def test_the_output_says_that_probabilities_are_independent(workdir, tmp_path, c
 @pytest.mark.parametrize("top", ["0", "-1"])
 def test_at_least_one_class_is_asked_for(top, capsys):
     assert predict(["x.png", "--workdir=nowhere", f"--top={top}"]) == 2
-    assert capsys.readouterr().err == f"error: --top is {top}; it must be 1 or more\n"
+    assert capsys.readouterr().err == f"error: --top is {top}; it must be a whole number from 1 to 1,000,000\n"
 
 
 def test_a_picture_has_room_for_so_many_images(capsys):

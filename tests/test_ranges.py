@@ -2,14 +2,17 @@
 
 import math
 import typing
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 
+import train.convert
 import train.plan
+import train.predict
 import train.probe
 from train.config import Augment, Config, Data, Distill, Optim
-from train.ranges import Range, accepts, expected, hints, readable, violations
+from train.ranges import Range, accepts, expected, hints, most_values, readable, violations
 
 HALF_OPEN = Range(0, 1, open_high=True)
 
@@ -50,7 +53,10 @@ def unlimited(hint):
     return [hint] if hint in (int, float) else [number for part in typing.get_args(hint) for number in unlimited(part)]
 
 
-@pytest.mark.parametrize("kind", [Config, Data, Augment, Optim, Distill, train.plan.Options, train.probe.Options])
+OPTIONS = [module.Options for module in (train.convert, train.plan, train.predict, train.probe)]
+
+
+@pytest.mark.parametrize("kind", [Config, Data, Augment, Optim, Distill, *OPTIONS])
 def test_every_number_of_a_command_has_a_range(kind):
     assert [name for name, hint in hints(kind).items() if unlimited(hint)] == []
 
@@ -78,3 +84,14 @@ def test_what_can_be_read_as_a_type(hint, right, wrong):
     assert [text for text in right if not readable(hint, tuple(text.split()))] == []
     assert [text for text in wrong if readable(hint, tuple(text.split()))] == []
     assert not readable(int, ())
+    assert not readable(tuple[str, ...], ())
+    for empty in ("", "a\0b"):
+        assert not readable(str, (empty,))
+        assert not readable(Path | None, (empty,))
+        assert not readable(tuple[Path, ...], ("a", empty))
+
+
+def test_how_many_values_an_option_takes():
+    assert most_values(Annotated[int, Range(1, 3)]) == most_values(Path | None) == 1
+    assert most_values(Literal["own"] | tuple[int, int]) == 2
+    assert most_values(Annotated[tuple[Path, ...], "positional"]) == math.inf

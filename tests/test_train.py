@@ -242,7 +242,7 @@ def test_predict_refuses_in_one_line(learned, tmp_path, capsys):
         assert named in err
     assert sorted(p.name for p in unfinished.iterdir()) == ["config.json"]
     assert predict(["--workdir", str(learned[0])]) == 2
-    assert capsys.readouterr().err.startswith("error: no image given")
+    assert capsys.readouterr().err.startswith("error: IMAGES is missing")
 
 
 # Interrupted runs

@@ -7,22 +7,24 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import os
 import re
 import sys
+import typing
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
 from train.config import Side, UserError, check_values, shortened
-from train.ranges import expected, hints, inner_types, readable
+from train.ranges import expected, hints, inner_types, most_values, readable
 
 T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """An option as it was given, "" for what precedes the first, and the values behind it."""
+    """An option as it was given, "" for what belongs to none, and the values behind it."""
 
     option: str
     values: tuple[str, ...]
@@ -39,12 +41,17 @@ MODULES = {"train": "main", "predict": "predict", "probe": "probe", "convert": "
 def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:
     """The dataclass `kind` from what the command line gives, over `default`; `--help` prints and exits.
 
-    Raises UserError for an option that `kind` does not have, for a value that cannot be read, and for one out of its
-    range.
+    A field annotated as `tyro.conf.Positional` is given without an option; `kind` may have one such field.
+
+    Raises UserError for an option that `kind` does not have, for one that is missing, for a value that cannot be read,
+    and for one out of its range.
     """
     known = options(kind)
+    groups = _with_positional(groups, known)
     check_known(groups, known)
     groups = _joined(groups, known)
+    if default is None:
+        _check_complete(groups, kind)
     for option, values in groups:  # tyro would take the next option for a value of this one
         if option not in HELP and known[option] is not bool and not readable(known[option], values):
             raise UserError(f"{option} is {shortened(' '.join(values))}; it must be {expected(known[option])}")
@@ -57,7 +64,8 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise UserError(_complaint(written.getvalue(), known)) from None
+        box = re.sub(r"[│╭╮╰╯─]", " ", written.getvalue())
+        raise UserError(shortened(" ".join(box.split()), 300)) from None
     check_values(config)
     return config
 
@@ -72,10 +80,16 @@ def expand_user(argv: list[str]) -> list[str]:
 
 
 def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
-    """`argv` option by option; `short` names stand for others, `_` in names for `-`, `~` for the home folder."""
+    """`argv` option by option; `short` names stand for others, `_` in names for `-`, `~` for the home folder.
+
+    Behind `--` nothing is an option.
+    """
     groups: list[Group] = []
-    for token in expand_user(argv):
-        if token.startswith("--") or token == "-h":
+    tokens = iter(expand_user(argv))
+    for token in tokens:
+        if token == "--":
+            groups += [Group("", (free,)) for free in tokens]
+        elif token.startswith("--") or token == "-h":
             name, equals, value = token.partition("=")
             name = name.replace("_", "-")
             groups.append(Group((short or {}).get(name, name), (value,) if equals else ()))
@@ -105,10 +119,10 @@ def last(groups: list[Group], option: str) -> str | None:
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, Any]:
-    """The options that a dataclass makes, and the annotation of each."""
+    """The options that a dataclass makes, and the annotation of each. A positional argument is in capital letters."""
     found = {}
     for field, hint in hints(kind).items():
-        name = prefix + field.replace("_", "-")
+        name = _name(field, hint, prefix)
         if dataclasses.is_dataclass(hint):
             found |= options(hint, f"{name}.")
             continue
@@ -116,6 +130,39 @@ def options(kind: type, prefix: str = "--") -> dict[str, Any]:
         if hint is bool:
             found[f"{prefix}no-{field.replace('_', '-')}"] = hint
     return found
+
+
+def _name(field: str, hint: Any, prefix: str = "--") -> str:
+    """How the command line calls a field."""
+    return field.upper() if tyro.conf.Positional in typing.get_args(hint) else prefix + field.replace("_", "-")
+
+
+def _with_positional(groups: list[Group], known: dict[str, Any]) -> list[Group]:
+    """`groups` with what no option takes under the name of the positional argument, if there is one, as the first."""
+    name = next((name for name in known if not name.startswith("-")), None)
+    if name is None:
+        return groups
+    kept, free = [], []
+    for option, values in groups:
+        most = most_values(known[option]) if option in known else math.inf if option else 0
+        taken = min(most, len(values))
+        kept += [Group(option, values[:taken])] if option else []
+        free += values[taken:]
+    taken = min(most_values(known[name]), len(free))
+    surplus = [Group("", tuple(free[taken:]))] if free[taken:] else []
+    return [*([Group(name, tuple(free[:taken]))] if free else []), *kept, *surplus]
+
+
+def _check_complete(groups: list[Group], kind: type) -> None:
+    """Raises UserError for a field of `kind` that has no default and is not given, unless help is asked for."""
+    given = {group.option for group in groups}
+    if given.intersection(HELP):
+        return
+    annotations = hints(kind)
+    for field in dataclasses.fields(kind):
+        option = _name(field.name, annotations[field.name])
+        if field.default is field.default_factory is dataclasses.MISSING and option not in given:
+            raise UserError(f"{option} is missing; it must be {expected(annotations[field.name])}")
 
 
 def _joined(groups: list[Group], known: dict[str, Any]) -> list[Group]:
@@ -137,10 +184,10 @@ def _joined(groups: list[Group], known: dict[str, Any]) -> list[Group]:
 
 
 def _tokens(group: Group) -> list[str]:
-    """What tyro reads: a value is attached to its option if it could be taken for one."""
+    """What tyro reads: a value is attached to its option, or becomes a path, if it could be taken for an option."""
     option, values = group
-    if not option:
-        return list(values)
+    if not option.startswith("-"):
+        return [f"./{value}" if value.startswith("-") else value for value in values]
     if len(values) == 1 and (values[0].startswith("-") or not values[0]):
         return [f"{option}={values[0]}"]
     return [option, *values]
@@ -159,11 +206,3 @@ def _unknown(option: str, values: tuple[str, ...], known: dict[str, Any]) -> str
         near = list(dict.fromkeys(spelt.get(match) or ends[match] for match in close))
     hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all options"
     return f"unknown option {shortened(option)}; {hint}"
-
-
-def _complaint(box: str, known: dict[str, Any]) -> str:
-    """The message for what tyro refuses although every value can be read: most often, an option that is missing."""
-    for option in re.findall(r"--[\w.-]+", box):
-        if option in known:
-            return f"{option} is missing; it must be {expected(known[option])}"
-    return shortened(" ".join(re.sub(r"[│╭╮╰╯─]", " ", box).split()), 300)

@@ -5,149 +5,47 @@ command wrote, or a workdir of the trainer. PATH ends in .safetensors for torch'
 folder of Flax variables, written by Orbax.
 """
 
-import math
-import os
-import secrets
-import shutil
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 import tyro
-from flax import linen as nn
-from jaxtyping import PyTree
 
-from train.build import is_workdir, load_run, make_network, model_variables, parse_arguments
-from train.checkpoint import one_line
-from train.commandline import expand_user
+from train.commandline import read_options, split
 from train.config import UserError
-from train.files import check_orbax_name, draft, orbax_path
-from train.integrity import files_below
-from train.pretrained import weights_file
+from train.ranges import Range
 from train.terminal import run_command, tell
-from vit_jax.convert import from_torch, select, to_torch
-from vit_jax.printable import printable
-from vit_jax.state_dict import PrefixError
-
-# Names under which somebody may expect a file of another form, and would get a folder.
-OTHER_FORMS = (".bin", ".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle", ".pkl")
-OTHER_FORMS += (".pt", ".pth", ".tar", ".zip")
 
 MOST_NUMBERS = 2**28  # of an input, which is made, though only its shape matters
 
 
-def convert(
-    source: Annotated[str, tyro.conf.Positional],
-    out: Path,
-    model: str | None = None,
-    model_args: tuple[str, ...] = (),
-    input_shape: tuple[int, ...] | None = None,
-    prefix: str | None = None,
-) -> None:
-    """Read weights in one form and write them in the other.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which weights, of which model, and where to."""
 
-    Args:
-        source: Torch file, name of published weights, folder of Flax variables, or workdir of the trainer.
-        out: File that ends in .safetensors, or folder; it must not exist yet.
-        model: Name of a model (NAME or NAME/PRESET) or of a torchvision network; a workdir knows its own.
-        model_args: Arguments over the preset's, as KEY=VALUE.
-        input_shape: Shape of one input without the batch; default: an image of the model's size and channels.
-        prefix: Beginning of the names in a torch file that belong to the model, as in `module.` or, for a dict within a
-            dict, `state_dict.model.`; default: the names are the model's own.
-    """
-    check_out(out)
-    if prefix and os.path.isdir(source):
-        raise UserError(f"--prefix {prefix} is for torch files, and {source} is a folder")
-    if is_workdir(source):
-        network, variables = model_variables(load_run(source))
-    elif model is None:
-        raise UserError(f"--model is missing, and {source} does not say which model its weights are of")
-    else:
-        try:
-            network = make_network(model, **parse_arguments("--model-args", model_args))
-            shape = input_shape or image_shape(network)
-            if min(shape) < 1 or math.prod(shape) > MOST_NUMBERS:
-                raise UserError(f"--input-shape is {shape}; it must hold from 1 to {MOST_NUMBERS:,} numbers")
-            variables = read(source, model, network, jnp.zeros((1, *shape)), prefix)
-        except PrefixError as error:
-            raise UserError(f"{error.found}: pass --prefix={error.prefixes[0]}") from error
-        except (ArithmeticError, MemoryError, OSError, TypeError, ValueError) as error:
-            raise UserError(str(error)) from error
-    try:
-        write(out, network, variables)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {printable(out, None)}")
-
-
-def check_out(out: Path) -> None:
-    """Raises UserError unless `out` is the name of something new in a form that this command writes."""
-    if os.path.lexists(out):
-        raise UserError(f"--out {out} exists: name a new one")
-    check_orbax_name(out.parent)
-    if out.suffix.lower() in OTHER_FORMS:
-        raise UserError(
-            f"--out {out}: {out.suffix} is not written, expected a file that ends in .safetensors (torch's names; "
-            "safetensors.torch.load_file reads it) or a folder"
-        )
-
-
-def image_shape(network: nn.Module) -> tuple[int, int, int]:
-    """Height, width and channels that `network` was made for."""
-    size = getattr(network, "image_size", None) or 224
-    return (*((size, size) if isinstance(size, int) else size), getattr(network, "channels", 3))
-
-
-def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix: str | None) -> PyTree:
-    """Variables of `network` from what `source` names. Raises ValueError for weights that do not fit."""
-    if not Path(source).is_dir():
-        file = weights_file(model, source)
-        return from_torch(network, select(file, prefix) if prefix else file, inputs)
-    abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    list(files_below(Path(source)))  # raises OSError for links and pipes, which Orbax would open
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(orbax_path(source), abstract)
-    except Exception as error:  # Orbax and tensorstore raise many kinds
-        raise ValueError(f"{source} cannot be read: {one_line(error)}") from error
-
-
-def write(out: Path, network: nn.Module, variables: PyTree) -> None:
-    """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() != ".safetensors":
-        # Under a name that Orbax takes as it is.
-        part = orbax_path(out.parent) / f"{secrets.token_hex(8)}.tmp"
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(part, variables)
-                checkpointer.wait_until_finished()
-                checkpointer.metadata(part)  # opens every array: what cannot be read back is not written
-            os.rename(part, out)
-        except ValueError as error:  # tensorstore's
-            raise OSError(one_line(error)) from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        return
-    from safetensors.numpy import save_file
-
-    part = draft(out)
-    try:
-        save_file({key: np.ascontiguousarray(value) for key, value in to_torch(network, variables).items()}, part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """Torch file, name of published weights, folder of Flax variables, or workdir of the trainer."""
+    out: Path
+    """File that ends in .safetensors, or folder; it must not exist yet."""
+    model: str | None = None
+    """Name of a model (NAME or NAME/PRESET) or of a torchvision network; a workdir knows its own."""
+    model_args: tuple[str, ...] = ()
+    """Arguments over the preset's, as KEY=VALUE."""
+    input_shape: tuple[Annotated[int, Range(1, MOST_NUMBERS)], ...] | None = None
+    """Shape of one input without the batch; default: an image of the model's size and channels."""
+    prefix: str | None = None
+    """Beginning of the names in a torch file that belong to the model, as in `module.` or, for a dict within a dict,
+    `state_dict.model.`; default: the names are the model's own."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 2 for a user's mistake."""
     try:
-        arguments = expand_user(sys.argv[1:] if argv is None else argv)
-        tyro.cli(convert, args=arguments, prog="python -m train.convert", description=__doc__)
+        options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "convert", __doc__)
+        from train.conversion import convert  # here, as JAX takes seconds to import
+
+        convert(options)
     except UserError as error:
         return tell(2, f"error: {error}")
     return 0

@@ -1,42 +1,36 @@
-"""Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`."""
+"""Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`.
 
+Prints the most probable classes of each image, by the run's best checkpoint.
+"""
+
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from train.commandline import expand_user, prog
+from train.commandline import read_options, split
 from train.config import UserError
+from train.ranges import Range
 from train.terminal import run_command, tell
 
+REQUIRED = tyro.conf.arg(metavar="IMAGES", help_behavior_hint="(required)")
 DRAWN = 100  # most images in one picture, which has a row for each
 
 
-def predict(
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    workdir: str,
-    top: int = 5,
-    attention: Path | None = None,
-) -> int:
-    """Print the most probable classes of each image, by the best checkpoint of a run. Returns the exit status.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which images, by which run."""
 
-    Args:
-        images: Image files (docs/images.md).
-        workdir: The run's folder.
-        top: Classes to print for each image.
-        attention: Picture to draw, such as OUT.png: what the class token attends to in each image, per head of the last
-            layer and rolled out over layers.
-    """
-    if not images:
-        raise UserError("no image given: python -m train.predict --workdir W IMAGE...")
-    if top < 1:
-        raise UserError(f"--top is {top}; it must be 1 or more")
-    if attention and len(images) > DRAWN:
-        raise UserError(f"--attention draws up to {DRAWN} images; {len(images)} are given")
-    from train.prediction import show_predictions  # here, as JAX takes seconds to import
-
-    return show_predictions(images, workdir, top, attention)
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, REQUIRED]
+    """Image files (docs/images.md)."""
+    workdir: str
+    """The run's folder."""
+    top: Annotated[int, Range(1, 1_000_000)] = 5
+    """Classes to print for each image."""
+    attention: Path | None = None
+    """Picture to draw (OUT.png): what the class token attends to, per head of the last layer and over all layers."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,8 +39,12 @@ def main(argv: list[str] | None = None) -> int:
     2: invalid user input, or none of the images can be read. 1: some of them cannot.
     """
     try:
-        arguments = expand_user(sys.argv[1:] if argv is None else argv)
-        return tyro.cli(predict, args=arguments, prog=prog("predict"), description=__doc__)
+        options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "predict", __doc__)
+        if options.attention and len(options.images) > DRAWN:
+            raise UserError(f"--attention draws up to {DRAWN} images; {len(options.images)} are given")
+        from train.prediction import show_predictions  # here, as JAX takes seconds to import
+
+        return show_predictions(options.images, options.workdir, options.top, options.attention)
     except UserError as error:
         return tell(2, f"error: {error}")
 

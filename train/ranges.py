@@ -76,15 +76,30 @@ def accepts(hint: Any, value: Any) -> bool:
     return isinstance(value, kind) and not (kind is str and (not value or "\0" in value))
 
 
+def most_values(hint: Any) -> int | float:
+    """The largest number of values behind an option annotated as `hint`."""
+    kind, _ = _limits(hint)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return max(map(most_values, parts))
+    if origin is tuple:
+        return math.inf if parts[-1] is Ellipsis else len(parts)
+    return 1
+
+
 def readable(hint: Any, texts: tuple[str, ...]) -> bool:
     """Whether the values that the command line gives can be read as `hint`, within its range or not."""
+    if any(not text or "\0" in text for text in texts):
+        return False
     kind, _ = _limits(hint)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return any(readable(part, texts) for part in parts)
     if origin is tuple:
         each = parts[:1] * len(texts) if parts[-1] is Ellipsis else parts
-        return len(each) == len(texts) and all(readable(part, (text,)) for part, text in zip(each, texts, strict=True))
+        if not 0 < len(each) == len(texts):
+            return False
+        return all(readable(part, (text,)) for part, text in zip(each, texts, strict=True))
     if len(texts) != 1:
         return False
     if kind in (None, types.NoneType):

@@ -1,0 +1,120 @@
+"""Weights from torch's form to Orbax's and back; `train.convert` is the command."""
+
+import math
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from train.build import is_workdir, load_run, make_network, model_variables, parse_arguments
+from train.checkpoint import one_line
+from train.config import UserError
+from train.convert import MOST_NUMBERS, Options
+from train.files import check_orbax_name, draft, orbax_path
+from train.integrity import files_below
+from train.pretrained import weights_file
+from vit_jax.convert import from_torch, select, to_torch
+from vit_jax.printable import printable
+from vit_jax.state_dict import PrefixError
+
+# Names under which somebody may expect a file of another form, and would get a folder.
+OTHER_FORMS = (".bin", ".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle", ".pkl")
+OTHER_FORMS += (".pt", ".pth", ".tar", ".zip")
+
+
+def convert(options: Options) -> None:
+    """Read weights in one form and write them in the other.
+
+    Raises:
+        UserError: If they cannot be read, do not fit the model, or cannot be written.
+    """
+    source, out, model, prefix = options.source, options.out, options.model, options.prefix
+    check_out(out)
+    if prefix and os.path.isdir(source):
+        raise UserError(f"--prefix {prefix} is for torch files, and {source} is a folder")
+    if is_workdir(source):
+        network, variables = model_variables(load_run(source))
+    elif model is None:
+        raise UserError(f"--model is missing, and {source} does not say which model its weights are of")
+    else:
+        try:
+            network = make_network(model, **parse_arguments("--model-args", options.model_args))
+            shape = options.input_shape or image_shape(network)
+            if math.prod(shape) > MOST_NUMBERS:
+                raise UserError(f"--input-shape is {shape}; it must hold from 1 to {MOST_NUMBERS:,} numbers")
+            variables = read(source, model, network, jnp.zeros((1, *shape)), prefix)
+        except PrefixError as error:
+            raise UserError(f"{error.found}: pass --prefix={error.prefixes[0]}") from error
+        except (ArithmeticError, MemoryError, OSError, TypeError, ValueError) as error:
+            raise UserError(str(error)) from error
+    try:
+        write(out, network, variables)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {printable(out, None)}")
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError unless `out` is the name of something new in a form that this command writes."""
+    if os.path.lexists(out):
+        raise UserError(f"--out {out} exists: name a new one")
+    check_orbax_name(out.parent)
+    if out.suffix.lower() in OTHER_FORMS:
+        raise UserError(
+            f"--out {out}: {out.suffix} is not written, expected a file that ends in .safetensors (torch's names; "
+            "safetensors.torch.load_file reads it) or a folder"
+        )
+
+
+def image_shape(network: nn.Module) -> tuple[int, int, int]:
+    """Height, width and channels that `network` was made for."""
+    size = getattr(network, "image_size", None) or 224
+    return (*((size, size) if isinstance(size, int) else size), getattr(network, "channels", 3))
+
+
+def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix: str | None) -> PyTree:
+    """Variables of `network` from what `source` names. Raises ValueError for weights that do not fit."""
+    if not Path(source).is_dir():
+        file = weights_file(model, source)
+        return from_torch(network, select(file, prefix) if prefix else file, inputs)
+    abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    list(files_below(Path(source)))  # raises OSError for links and pipes, which Orbax would open
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(orbax_path(source), abstract)
+    except Exception as error:  # Orbax and tensorstore raise many kinds
+        raise ValueError(f"{source} cannot be read: {one_line(error)}") from error
+
+
+def write(out: Path, network: nn.Module, variables: PyTree) -> None:
+    """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() != ".safetensors":
+        # Under a name that Orbax takes as it is.
+        part = orbax_path(out.parent) / f"{secrets.token_hex(8)}.tmp"
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(part, variables)
+                checkpointer.wait_until_finished()
+                checkpointer.metadata(part)  # opens every array: what cannot be read back is not written
+            os.rename(part, out)
+        except ValueError as error:  # tensorstore's
+            raise OSError(one_line(error)) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return
+    from safetensors.numpy import save_file
+
+    part = draft(out)
+    try:
+        save_file({key: np.ascontiguousarray(value) for key, value in to_torch(network, variables).items()}, part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
