@@ -1,5 +1,6 @@
 """Worker processes of the data pipeline: when one dies the run stops, and when the run dies they do."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -60,6 +61,9 @@ class Watched(grain.DatasetIterator):
     def close(self) -> None:
         self._parent.close()
         self._done.set()
+        # Grain's error at the end of the examples, and with it those of the last batch, is in a reference cycle. Their
+        # shared memory is freed with them.
+        gc.collect()
 
     def _watch(self) -> None:
         workers, dead = {}, None
