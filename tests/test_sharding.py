@@ -5,6 +5,7 @@ import math
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from tests.runs import RANDOM, records
 from tests.runs import train as run
 from train.build import DataInfo, build_objective
 from train.config import Config, Optim, UserError
+from train.data import Dataset, Skipped
+from train.data.sources import ArraySource
 from train.optim import make_optimizer, make_schedule
 from train.program import build_program
-from train.sharding import batch_sharding, check_batch, make_mesh, state_sharding, to_devices
+from train.sharding import batch_sharding, check_batch, make_mesh, state_sharding, sufficient_batch, to_devices
 from train.step import init_state, slice_batch
 from vit_jax import create_model
 from vit_jax.objectives.classify import Classify
@@ -86,6 +89,32 @@ def test_batches_must_spread_evenly():
     for size, slices in ((10, 1), (0, 1), (-4, 1), (16, 3)):
         with pytest.raises(UserError, match=f"--batch-size is {size}; it must be a positive multiple of {4 * slices}"):
             check_batch("--batch-size", size, mesh, slices)
+
+
+@pytest.mark.parametrize(
+    ("size", "processes", "expected"), [(16, 1, 16), (48, 1, 48), (52, 1, 52), (2**20, 1, 52), (2**20, 3, 60)]
+)
+def test_a_batch_holds_no_more_than_all_examples_need(size, processes, expected, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    assert sufficient_batch(size, 50, make_mesh("data=2,fsdp=2,tensor=2")) == expected
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(("size", "shapes"), [(16, [16, 16, 16, 16]), (2**20, [56])])
+def test_an_evaluation_takes_no_larger_batches_than_it_needs(size, shapes):
+    """And gives the same means."""
+    source = ArraySource(np.zeros((50, 6, 6, 1), np.uint8), np.arange(50, dtype=np.int32))
+    dataset = Dataset(source, source, (), (6, 6, 1), (0.5,), (0.5,), ())
+    state, skipped, seen = SimpleNamespace(eval_params={}, extras={}), Skipped(source, "evaluation", print), []
+
+    def eval_step(params, extras, batch):
+        seen.append(len(batch["mask"]))
+        return {"loss": jnp.sum(batch["label"] * batch["mask"]), "count": jnp.sum(batch["mask"])}
+
+    config = Config(eval_batch_size=size)
+    found = train.loop.evaluate(eval_step, state, dataset, config, make_mesh(), skipped, lambda: False)
+    assert seen == shapes
+    assert found == {"loss": 24.5, "examples": 50}
 
 
 def test_feed_forwards_are_split_over_the_tensor_axis_and_the_rest_over_all():

@@ -21,7 +21,7 @@ from train.memory import check_memory
 from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
 from train.preemption import Preempted, Preemption
 from train.program import build_program, init_inputs, prepare_training
-from train.sharding import check_batch, make_mesh, replicated, to_devices
+from train.sharding import check_batch, make_mesh, replicated, sufficient_batch, to_devices
 from train.step import TrainState
 from train.teacher import fingerprint_of_weights, load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
@@ -171,7 +171,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Means over the evaluation split, each example once, and their number as "examples"; None if `asked` to leave."""
     sums = []
-    for batch in eval_batches(dataset, config.data, config.eval_batch_size, skipped):
+    size = sufficient_batch(config.eval_batch_size, len(dataset.eval), mesh)
+    for batch in eval_batches(dataset, config.data, size, skipped):
         if asked():
             return None
         sums.append(eval_step(state.eval_params, state.extras, to_devices(batch, mesh)))

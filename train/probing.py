@@ -63,8 +63,9 @@ def splits(trunk: Trunk, dataset: Dataset, data: Data, batch_size: int) -> tuple
 
     def batches(source: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         whole = dataclasses.replace(dataset, eval=getattr(dataset, source))
-        steps = -(-len(whole.eval) // batch_size)
-        every = eval_batches(whole, data, batch_size)
+        size = min(batch_size, len(whole.eval))
+        steps = -(-len(whole.eval) // size)
+        every = eval_batches(whole, data, size)
         title, silent = f"features, {source}", not sys.stdout.isatty()
         for batch in rich.progress.track(every, total=steps, description=title, disable=silent):
             real = batch["mask"] > 0

@@ -66,6 +66,12 @@ def check_batch(option: str, size: int, mesh: Mesh, slices: int = 1) -> None:
         )
 
 
+def sufficient_batch(size: int, examples: int, mesh: Mesh) -> int:
+    """A batch of `size`, or one of fewer if all `examples` fit into it, that spreads evenly over the mesh."""
+    sharing = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
+    return min(size, -(-examples // sharing) * sharing)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """On every device."""
     return NamedSharding(mesh, PartitionSpec())

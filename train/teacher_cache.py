@@ -19,7 +19,7 @@ from train.config import Augment, Config, UserError
 from train.data import Dataset, view_batches
 from train.data.fingerprint import changes, read_fingerprints, write_fingerprints
 from train.files import is_remote, open_regular
-from train.sharding import replicated, to_devices
+from train.sharding import replicated, sufficient_batch, to_devices
 from train.step import cast
 from train.teacher import fingerprint_of_weights
 from vit_jax.objectives.distill import Teacher
@@ -90,11 +90,12 @@ def cached_logits(
             return teacher.apply(cast(variables, config.dtype), images.astype(config.dtype)).astype(np.float32)
 
         logits_of = jax.jit(logits_of, out_shardings=replicated(mesh))
-        batches = view_batches(dataset, config.data, config.eval_batch_size, config.seed, config.distill.views)
-        steps = -(-shape[0] // config.eval_batch_size)
+        size = sufficient_batch(config.eval_batch_size, shape[0], mesh)
+        batches = view_batches(dataset, config.data, size, config.seed, config.distill.views)
+        steps = -(-shape[0] // size)
         for batch in rich.progress.track(batches, total=steps, description=f"teacher, into {path}"):
             count = len(batch["sample"])
-            batch = {name: _padded(rows, config.eval_batch_size) for name, rows in batch.items()}
+            batch = {name: _padded(rows, size) for name, rows in batch.items()}
             table[batch["sample"][:count]] = np.asarray(logits_of(variables, to_devices(batch, mesh)))[:count]
         table.flush()
         part.replace(local)
