@@ -135,6 +135,9 @@ EARLY = [
     ("--distill.alpha=1.1", "--distill.alpha is 1.1"),
     ("--teacher-weights=x.pth", "--distill.weights is set without --distill.teacher"),
     ("--distill.hard", "--distill.hard is set without --distill.teacher"),
+    ("--teacher=vit/tiny", "--distill.teacher vit/tiny: expected a workdir with checkpoints, or a model name"),
+    ("--teacher=vit --teacher-weights=/x.pth", "--distill.weights /x.pth does not exist: expected a .pth, .pt or"),
+    ("--teacher=resnet50 --teacher-weights=V3", "--distill.weights V3 does not exist: expected a .pth, .pt or"),
     ("--teacher=vti --teacher-weights=x.pth", "--distill.teacher vti: unknown model: 'vti'; did you mean vit"),
 ]
 
@@ -146,7 +149,6 @@ LATE = [
     ("patch_size=3", "image_size=8: expected multiples of patch_size=3"),
     ("--data=folder:/nowhere", "/nowhere"),
     ("--data=tfds:nothing", "tfds:nothing is not prepared in "),
-    ("--distill.teacher=vit/tiny", "--distill.teacher vit/tiny: expected a workdir with checkpoints, or a model name"),
     ("--epochs=1e9", "the run has 44,906,250,000 steps, 44.9062 an epoch; it must be at most 2,147,483,647"),
     ("--optim.warmup-epochs=1e9", "--optim.warmup-epochs makes 44,906,250,000 steps"),
 ]

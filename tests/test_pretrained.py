@@ -162,11 +162,11 @@ def test_other_schemes_than_https_are_not_opened(url):
 
 def test_a_source_is_a_file_or_the_name_of_weights(server, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "CACHE", tmp_path / "cache")
-    assert pretrained.weights_file("resnet18", str(server)) == str(server)
-    with pytest.raises(UserError, match=r"/nowhere.pth does not exist: .* or one of IMAGENET1K_V1"):
-        pretrained.weights_file("resnet18", "/nowhere.pth")
+    assert pretrained.weights_file("resnet18", str(server), "--init") == str(server)
+    with pytest.raises(UserError, match=r"^--init /nowhere.pth does not exist: .* or one of IMAGENET1K_V1"):
+        pretrained.weights_file("resnet18", "/nowhere.pth", "--init")
     with pytest.raises(UserError, match=r"/nowhere.pth does not exist: expected a .pth, .pt or .safetensors file$"):
-        pretrained.weights_file("vit/tiny", "/nowhere.pth")
+        pretrained.weights_file("vit/tiny", "/nowhere.pth", "--init")
 
 
 def test_every_teacher_has_published_weights():

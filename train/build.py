@@ -16,6 +16,7 @@ from train.config import Config, Side, UserError, check, shortened
 from train.files import reachable
 from train.json_files import read_json
 from train.optim import make_optimizer, make_schedule
+from train.pretrained import check_weights
 from train.ranges import Range
 from train.step import TrainState, init_state
 from vit_jax import create_model
@@ -111,9 +112,15 @@ ARGUMENTS = {"--model": "--model-args", "--distill.teacher": "--distill.args"}
 
 def check_names(config: Config) -> None:
     """Raises UserError for a model, preset, objective, argument or file that does not exist, before data is read."""
-    objective, teacher = objective_name(config), config.distill.teacher
+    objective, teacher, weights = objective_name(config), config.distill.teacher, config.distill.weights
     networks = [("--model", config.model, config.model_args)]
-    if config.distill.weights is not None and not is_workdir(teacher):
+    teacher_is_named = teacher is not None and not is_workdir(teacher)
+    if teacher_is_named and weights is None:
+        raise UserError(
+            f"--distill.teacher {shortened(teacher)}: expected a workdir with checkpoints, "
+            "or a model name together with --distill.weights"
+        )
+    if teacher_is_named:
         networks.append(("--distill.teacher", teacher, config.distill.args))
     for option, name, pairs in networks:
         given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
@@ -121,6 +128,8 @@ def check_names(config: Config) -> None:
     for option, path in (("--init", config.init), ("--init-from", config.init_from)):
         if path is not None and not reachable(path).exists():
             raise UserError(f"{option} {shortened(path)} does not exist")
+    if teacher_is_named:
+        check_weights(teacher, weights, "--distill.weights")
     given = parse_arguments("--objective-args", config.objective_args)
     _check_keys(f"--objective {objective}", f"objective {objective!r}", given, objective_arguments(objective))
 

@@ -82,7 +82,7 @@ def image_shape(network: nn.Module) -> tuple[int, int, int]:
 def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix: str | None) -> PyTree:
     """Variables of `network` from what `source` names. Raises ValueError for weights that do not fit."""
     if not Path(source).is_dir():
-        file = weights_file(model, source)
+        file = weights_file(model, source, "SOURCE")
         return from_torch(network, select(file, prefix) if prefix else file, inputs)
     abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
     list(files_below(Path(source)))  # raises OSError for links and pipes, which Orbax would open

@@ -10,7 +10,7 @@ from urllib.response import addinfourl
 
 import rich.progress
 
-from train.config import UserError
+from train.config import UserError, shortened
 from vit_jax.printable import printable
 from vit_jax.teachers.weights import URL, WEIGHTS, Weights, published_weights
 
@@ -55,18 +55,23 @@ def published_file(teacher: str, name: str, cache: Path = CACHE) -> Path:
     return path
 
 
-def weights_file(network: str, source: str) -> str:
+def weights_file(network: str, source: str, option: str) -> str:
     """The path of `source`: a file, or the name of published weights of the torchvision `network`, then fetched.
 
-    Raises UserError when it is neither.
+    Raises UserError, which names the `option` that gave it, when it is neither.
     """
-    source = os.path.expanduser(source)
-    if network in WEIGHTS and source in WEIGHTS[network]:
+    check_weights(network, source, option)
+    if source in WEIGHTS.get(network, ()):
         return str(published_file(network, source))
-    if not os.path.exists(source):
-        names = f", or one of {', '.join(WEIGHTS[network])}" if network in WEIGHTS else ""
-        raise UserError(f"{source} does not exist: expected a .pth, .pt or .safetensors file{names}")
-    return source
+    return os.path.expanduser(source)
+
+
+def check_weights(network: str, source: str, option: str) -> None:
+    """Raises UserError unless `source` is a file, or the name of published weights of the torchvision `network`."""
+    published = WEIGHTS.get(network, ())
+    if source not in published and not os.path.exists(os.path.expanduser(source)):
+        expected = "a .pth, .pt or .safetensors file" + (f", or one of {', '.join(published)}" if published else "")
+        raise UserError(f"{option} {shortened(source)} does not exist: expected {expected}")
 
 
 def fetch(weights: Weights, path: Path) -> None:

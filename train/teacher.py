@@ -21,13 +21,9 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
         return None, {}
     if is_workdir(distill.teacher):
         teacher, variables = _teacher_of_run(load_run(distill.teacher), config, info)
-    elif distill.weights is None:
-        raise UserError(
-            f"--distill.teacher {distill.teacher}: expected a workdir with checkpoints, "
-            "or a model name together with --distill.weights"
-        )
-    else:
-        teacher, variables = _teacher_of_weights(weights_file(distill.teacher, distill.weights), config, info)
+    else:  # `check_names` has seen that there are weights
+        path = weights_file(distill.teacher, distill.weights, "--distill.weights")
+        teacher, variables = _teacher_of_weights(path, config, info)
     return teacher, {"teacher": variables}
 
 
