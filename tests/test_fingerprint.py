@@ -48,12 +48,12 @@ def empty(root):
 
 
 @pytest.mark.parametrize(("change", "named", "counted"), [
-    (remove, "train: 22 examples then and 21 now; 1 missing, such as a/004.png",
-     "train: 22 examples then and 21 now; class 'a' has 1 fewer"),
-    (empty, "train: 22 examples then and 21 now; 1 missing, such as a/004.png",
-     "train: 22 examples then and 21 now; class 'a' has 1 fewer"),
-    (add, "train: 22 examples then and 23 now; 1 added, such as b/new.png",
-     "train: 22 examples then and 23 now; class 'b' has 1 more"),
+    (remove, "train: 21 examples, previously 22; 1 missing, such as a/004.png",
+     "train: 21 examples, previously 22; class 'a' has 1 fewer"),
+    (empty, "train: 21 examples, previously 22; 1 missing, such as a/004.png",
+     "train: 21 examples, previously 22; class 'a' has 1 fewer"),
+    (add, "train: 23 examples, previously 22; 1 added, such as b/new.png",
+     "train: 23 examples, previously 22; class 'b' has 1 more"),
     (rename, "eval: 1 added, such as a/2.png; 1 missing, such as a/002.png",
      "eval: class 'a' has as many, but with other names"),
     (move, "train: 1 added, such as b/004.png; 1 missing, such as a/004.png",
@@ -77,14 +77,14 @@ def test_another_evaluation_split_is_told(tmp_path):
     assert of_folder(root)["train"] == before["train"]
     assert changes(before, of_folder(root)) == ""  # the same images, evaluated as before
     Image.fromarray(noise(12, 10)).save(root / "val/a/new.png")
-    assert changes(before, of_folder(root)).startswith("eval: split test then and split val now; 4 examples then")
+    assert changes(before, of_folder(root)).startswith("eval: split val, previously split test; ")
 
 
 def test_arrays_are_compared_by_their_content():
     digits = load_dataset(Data()).fingerprints
     assert changes(digits, load_dataset(Data(image_size=(4, 4))).fingerprints) == ""
     other = {"train": digits["train"]._replace(digest="0")}
-    assert changes(digits, other) == "train: as many, but others or in another order"
+    assert changes(digits, other) == "train: the same number of examples, but different ones or in a different order"
 
 
 def test_many_changed_classes_are_counted():
@@ -126,13 +126,13 @@ def test_a_run_is_not_continued_on_other_data(tmp_path, capsys):
     add(root)
     with pytest.raises(UserError) as caught:
         claimed(run, root)
-    assert "holds a run that began with other inputs: train: 22 examples then and 23 now; 1 added" in str(caught.value)
+    assert "holds a run that began with other inputs: train: 23 examples, previously 22; 1 added" in str(caught.value)
     # A run of an older version kept no list: from now on it has one.
     (run / "fingerprints.json").unlink()
     claimed(run, root)
     assert f"warning: {run / 'fingerprints.json'} is missing" in capsys.readouterr().err
     remove(root)
-    with pytest.raises(UserError, match="23 examples then and 22 now; 1 missing"):
+    with pytest.raises(UserError, match="22 examples, previously 23; 1 missing"):
         claimed(run, root)
 
 
@@ -154,7 +154,7 @@ def test_a_teachers_weights_are_compared():
     before, after = fingerprint_of_weights(there), fingerprint_of_weights(here)
     assert difference(before, fingerprint_of_weights({"b": there["b"], "a": there["a"]})) == ""
     told = difference(before, after)
-    assert re.fullmatch(r"weights \w{8} then and weights \w{8} now", told), told
+    assert re.fullmatch(r"weights \w{8}, previously weights \w{8}", told), told
 
 
 class Brightness(nn.Module):
@@ -189,5 +189,5 @@ def test_cached_logits_of_other_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         cached()
     add(root)
-    with pytest.raises(UserError, match=r"other images or another teacher \(train: 8 examples then and 9 now"):
+    with pytest.raises(UserError, match=r"other images or another teacher \(train: 9 examples, previously 8"):
         cached()

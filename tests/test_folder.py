@@ -102,7 +102,7 @@ def test_images_elsewhere_than_in_folders_of_classes_are_told(tmp_path):
     dataset = load_dataset(Data(f"folder:{tmp_path}"))
     assert len(dataset.train) == 22
     assert dataset.notes == (
-        "4 images not used, as not in SPLIT/CLASS/ itself, such as train/000.png: move it there",
+        "4 images not used, because they are not directly in SPLIT/CLASS/, such as train/000.png: move them there",
         "1 file skipped, empty or no image: train/b/empty",
     )
 

@@ -179,7 +179,7 @@ def test_ycbcr():
     )
     contents = tiff(stacked(y, cb, cr).astype(np.uint8), YCBCR)
     if not PILLOW_13:
-        with pytest.raises(Unreadable, match="YCbCr, which Pillow reads since version 13"):
+        with pytest.raises(Unreadable, match="YCbCr, which needs Pillow 13"):
             pixels(contents, 3)
         return
     np.testing.assert_allclose(pixels(contents, 3), expected, atol=1.01)

@@ -170,7 +170,7 @@ def test_unknown_topologies_are_named(topology, message):
         ("--classes=many", "--classes is many; it must be a whole number"),
         ("--clases=3", "unknown option --clases; did you mean --classes?"),
         ("--lr=3", "unknown option --lr; did you mean --optim.lr?"),
-        ("--model=vit --model-args depth=100000", "'depth=100000': so many are not built"),
+        ("--model=vit --model-args depth=100000", "'depth=100000': expected at most 256"),
         ("--model=vit --model-args image_size=1000000", "image_size=1000000: a side must be a whole number from 1 to"),
         ("--model=vit --model-args dim=a", "dim='a': expected int"),
     ],

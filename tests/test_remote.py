@@ -16,9 +16,9 @@ from train import checkpoint, files, integrity, lock, teacher_cache
 from train.build import DataInfo, read_run_file
 from train.checkpoint import set_damaged_aside
 from train.config import Config, Stopped
-from train.files import Desk, write_atomically
+from train.files import StagedDirectory, write_atomically
 from train.metrics import Metrics, draw_curves, read_records
-from train.workdir import claim, standing
+from train.workdir import claim, last_usable_checkpoint
 
 INFO = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.5,))
 
@@ -74,13 +74,13 @@ def test_files_are_whole_or_absent(store):
 
 
 def test_files_that_grow_are_published(store):
-    with contextlib.closing(Desk("gs://bucket/run")) as desk:
-        (desk.path / "log").write_text("1")
-        desk.publish()
+    with contextlib.closing(StagedDirectory("gs://bucket/run")) as staged:
+        (staged.path / "log").write_text("1")
+        staged.publish()
         assert (store / "bucket/run/log").read_text() == "1"
-        (desk.path / "log").write_text("12")
+        (staged.path / "log").write_text("12")
     assert (store / "bucket/run/log").read_text() == "12"
-    assert not desk.path.exists()
+    assert not staged.path.exists()
 
 
 def test_metrics_are_there_before_a_checkpoint_is(store):
@@ -123,7 +123,7 @@ def test_damage_in_a_store_is_told_by_sizes(store):
         "moved to gs://bucket/run/damaged/4"
     ]
     assert (store / "bucket/run/damaged/4/state/d/one").exists()
-    assert standing("gs://bucket/run") == "In gs://bucket/run the last good checkpoint is step 2"
+    assert last_usable_checkpoint("gs://bucket/run") == "In gs://bucket/run the last good checkpoint is step 2"
 
 
 def test_a_run_with_nothing_but_whole_files_is_the_same(tmp_path, monkeypatch):

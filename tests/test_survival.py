@@ -29,7 +29,7 @@ from train.checkpoint import one_line, open_checkpoints, score
 from train.config import Stopped, UserError
 from train.data import workers as data_workers
 from train.lock import Lock
-from train.workdir import as_begun, standing
+from train.workdir import as_begun, last_usable_checkpoint
 
 # An evaluation every 4 steps, a checkpoint every 3, and windows of 2 steps that neither divides.
 QUICK = (*RANDOM, "--steps=8", "--eval-epochs=0.1", "--save-steps=3", "--keep=3")
@@ -367,7 +367,7 @@ def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path):
     assert done.stderr.startswith("stopped: a checkpoint cannot be written: ")
     assert f"In {tmp_path / 'run'} no checkpoint precedes it" in done.stderr
     assert not [p for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
-    assert standing(tmp_path / "run").endswith("no checkpoint precedes it")
+    assert last_usable_checkpoint(tmp_path / "run").endswith("no checkpoint precedes it")
 
 
 # Two runs in one workdir

@@ -95,7 +95,7 @@ def test_an_encoder_tells_no_classes(pretrained, capsys):
     from train.predict import main
 
     assert main(["--workdir", str(pretrained), "image.png"]) == 2
-    assert "holds an encoder that tells no classes apart" in capsys.readouterr().err
+    assert "holds an encoder without a classifier" in capsys.readouterr().err
 
 
 def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsys):

@@ -1,7 +1,7 @@
-"""Arguments of models and objectives as KEY=VALUE: read as Python literals, within limits.
+"""Parse KEY=VALUE arguments of models and objectives as Python literals, within limits.
 
-A model is built before anything can tell how much memory it takes, so what would build for minutes, or overflow, is
-refused by the numbers themselves.
+The memory of a model is known only after it is built. These limits reject values for which building would take minutes
+or overflow.
 """
 
 import ast
@@ -16,7 +16,7 @@ LONGEST = 1000  # characters of a value
 DEEPEST = 8  # tuples and dicts in one another
 LARGEST = 2**20  # sizes and numbers of units
 
-# What is built one by one, and compiled for minutes if there are many.
+# Arguments that count separately built modules; large values compile for minutes.
 REPEATED = re.compile(r"(^|_)(depths?|layers|loops?|looped_blocks|block_repeats|stages|branches|orders|views)$")
 MOST_REPEATED = 256
 
@@ -38,14 +38,14 @@ def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             arguments[key] = value
         except (MemoryError, RecursionError, TypeError) as error:
-            raise UserError(f"{option} {shortened(pair)!r}: its value is no Python literal ({error})") from error
+            raise UserError(f"{option} {shortened(pair)!r}: its value is not a Python literal ({error})") from error
         if problem := _problem(key, arguments[key]):
             raise UserError(f"{option} {shortened(pair)!r}: {problem}")
     return arguments
 
 
 def _problem(key: str, value: Any) -> str | None:
-    """Why `value` is beyond reason, or None."""
+    """Why `value` is refused, or None."""
     try:
         leaves = list(_leaves(value))
     except RecursionError:
@@ -57,7 +57,7 @@ def _problem(key: str, value: Any) -> str | None:
     if any(abs(number) > LARGEST for number in whole):
         return f"whole numbers are at most {LARGEST:,}"
     if REPEATED.search(key) and sum(map(abs, whole)) > MOST_REPEATED:
-        return f"so many are not built; at most {MOST_REPEATED} are"
+        return f"expected at most {MOST_REPEATED}"
     return None
 
 
@@ -66,7 +66,7 @@ def _is_finite(number: int | float) -> bool:
 
 
 def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
-    """Everything in a value of tuples, lists, sets and dicts. Raises RecursionError beyond DEEPEST levels."""
+    """All leaves of nested tuples, lists, sets and dicts. Raises RecursionError beyond DEEPEST levels."""
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(value, dict):

@@ -57,10 +57,10 @@ def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], pa
 
 
 def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
-    """What the class token attends to in images (uint8), or else all tokens in the mean: (b, maps, rows, columns).
+    """Attention of the class token, or else the mean over all tokens, for uint8 images: (b, maps, rows, columns).
 
-    Maps are those of the last layer's heads, and of all layers (of the last stage, if there are stages) rolled out.
-    Raises UserError where a model's maps say nothing of single patches.
+    The maps are one for each head of the last layer, and one rolled out over all layers (those of the last stage if the
+    model has stages). Raises UserError if the model's attention has no map over single patches.
     """
     model, variables = run.objective.model, {"params": run.params, **run.extras}
 
@@ -83,7 +83,7 @@ def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
     front, tokens = int(any(name in params for name in TOKENS)), maps.shape[-1]
     grid = token_grid(plain, pixels.shape[1:3], tokens - front - behind)
     if grid is None or maps.shape[1] != len(pixels):
-        raise UserError(f"--attention: which of the {tokens} tokens of {run.config.model} are patches cannot be told")
+        raise UserError(f"--attention: cannot determine which of the {tokens} tokens of {run.config.model} are patches")
     drawn = np.concatenate([maps[-1], rolled[:, None]], axis=1)
     of_class = front and getattr(plain, "pool", "cls") == "cls"
     read = drawn[:, :, 0] if of_class else drawn.mean(axis=2)

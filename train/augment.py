@@ -1,4 +1,4 @@
-"""What the device does to a batch of training images, inside the jitted step.
+"""Augmentation of a batch of training images on the device, inside the jitted step.
 
 Everything has static shapes and draws from `jax.random`, so that a step depends on its key alone and not on
 how many devices share the batch. A part that is off is not traced.

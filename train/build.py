@@ -34,7 +34,7 @@ MOST_PATCHES = 2**16  # 4096 x 4096 pixels in patches of 16
 
 
 class DataInfo(NamedTuple):
-    """What a workdir remembers of its data."""
+    """Properties of the dataset that a workdir stores."""
 
     class_names: tuple[str, ...]
     image_shape: tuple[Side, Side, Side]
@@ -48,24 +48,24 @@ class DataInfo(NamedTuple):
 
 
 class InitReport(NamedTuple):
-    """What a run that does not start from random numbers alone started from, with the names of its variables."""
+    """The source of a run's initial weights, and the names of the variables loaded from it or left random."""
 
     source: str = ""
     loaded: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
-    """Of those loaded; none today, as shapes must agree."""
+    """Subset of `loaded`; currently always empty, because shapes must agree."""
     random: tuple[str, ...] = ()
 
 
 class RunFile(NamedTuple):
-    """What a run goes by of its config.json."""
+    """The part of config.json that a continued or loaded run uses."""
 
     config: Config
     dataset: DataInfo
 
 
 class StoredRun(NamedTuple):
-    """All that config.json holds."""
+    """The whole content of config.json."""
 
     config: Config
     dataset: DataInfo
@@ -173,19 +173,19 @@ def build_model(
 
 
 def _check_patches(model: nn.Module, height: int, width: int) -> None:
-    """Raises ValueError for an absurd number of patches: tables of positions are computed while shapes are found."""
+    """Raises ValueError for more than MOST_PATCHES patches: shape inference already computes position tables."""
     size = getattr(model, "patch_size", None) or 1
     patches = height * width // max(1, size**2 if isinstance(size, int) else math.prod(size))
     if hasattr(model, "patch_size") and patches > MOST_PATCHES:
         raise ValueError(f"images of {height}x{width} have {patches:,} patches; expected at most {MOST_PATCHES:,}")
 
 
-# Objectives whose model tells classes.
+# Objectives whose model is a classifier.
 CLASSIFIERS = ("classify", "deep_supervision", "distill")
 
 
 def objective_name(config: Config) -> str:
-    """What `config` minimises. Raises UserError for a teacher without a student, and the other way round."""
+    """The name of the objective. Raises UserError for a teacher without a student, and the other way round."""
     distilled = config.distill.teacher is not None
     name = config.objective or ("distill" if distilled else "classify")
     if name not in OBJECTIVES:
@@ -196,9 +196,9 @@ def objective_name(config: Config) -> str:
 
 
 def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = None, steps: int = 1) -> Objective:
-    """What `config` trains: a classifier, a student and its distillation token, or an encoder that learns from images.
+    """Build the objective of `config`: a classifier, distillation, or self-supervised learning of an encoder.
 
-    `steps` is the length of the run, for objectives that change in the course of it.
+    `steps` is the length of the run, for objectives with a schedule.
     """
     name, distill = objective_name(config), config.distill
     model = build_model(config.model, config.model_args, info, classes=name in CLASSIFIERS)
@@ -228,9 +228,9 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
 
 
 def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo, option: str) -> PyTree:
-    """Variables of `model` from a torch file, of the names that begin with `prefix`.
+    """Load variables of `model` from a torch file, using the keys that begin with `prefix`.
 
-    Raises UserError for a file that does not fit; `option` names the file, and `option`-prefix the prefix.
+    Raises UserError if the file does not fit the model; `option` is the command-line option that gave `path`.
     """
     try:
         return from_torch(model, select(path, prefix) if prefix else path, info.images)
@@ -241,7 +241,7 @@ def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo
 
 
 def read_run_file(workdir: os.PathLike | str) -> RunFile:
-    """What config.json of `workdir` says. Raises UserError where there is none."""
+    """Read config.json of `workdir`. Raises UserError if it is missing or invalid."""
     path = reachable(workdir) / "config.json"
     try:
         stored = read_json(path, StoredRun)

@@ -34,12 +34,12 @@ class Unsaved(OSError):
 
 
 class Position(NamedTuple):
-    """Where a run stands, besides its state."""
+    """Progress of a run that is not part of its TrainState."""
 
     window: tuple[tuple[int, dict[str, numbers.Real]], ...]
-    """The step and the metrics of those steps that are in no training record yet."""
+    """(step, metrics) of the steps that are not in a training record yet."""
     records: int
-    """How many records metrics.jsonl had."""
+    """Number of records in metrics.jsonl."""
 
 
 def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp.CheckpointManager:
@@ -73,9 +73,9 @@ def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp
 
 
 def score(metrics: Mapping[str, float]) -> float:
-    """How good an evaluation is: its accuracy, or where nothing is told apart the loss, turned.
+    """The score of an evaluation, higher is better: accuracy, or for non-classifiers the negated loss.
 
-    A checkpoint between evaluations has no metrics, and is worse than any that was evaluated.
+    A checkpoint between evaluations has no metrics, and scores below every evaluated one.
     """
     return metrics.get("accuracy", -metrics["loss"]) if metrics else -math.inf
 
@@ -112,7 +112,7 @@ def best_step(workdir: os.PathLike | str) -> int:
 
 
 def own_folder(workdir: os.PathLike | str, name: str) -> epath.Path:
-    """The folder `name` of a workdir, which need not exist. Raises UserError for a link, which could lead out of it."""
+    """The folder `name` of a workdir; it need not exist. Raises UserError for a link, which could point outside."""
     folder = epath.Path(workdir) / name
     if not is_remote(folder) and os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
         raise UserError(f"{folder} is not a folder (a workdir may be a link, but not what is in it)")
@@ -150,7 +150,7 @@ def set_damaged_aside(workdir: os.PathLike | str, warn: Callable[[str], None]) -
 
 
 def _trouble(folder: epath.Path, step: int | None, older: bool) -> str | None:
-    """What is wrong with a checkpoint, of which no more than the metrics are read if it is `older` than a good one."""
+    """The defect of a checkpoint, or None. Only the metrics are checked if it is `older` than a good one."""
     if not is_remote(folder) and os.path.islink(folder):
         return "it is a link"
     if not folder.is_dir():
@@ -175,8 +175,8 @@ def save(
     """Start to write `state` and `position` as the checkpoint of `step`.
 
     `metrics` are those of the evaluation at this step, None between evaluations. The first checkpoint of a run is read
-    back at once: a run does not go on for days where nothing can be read. Raises Unsaved when this checkpoint or the
-    one before it cannot be written.
+    back at once, so that a run does not continue for days with unreadable checkpoints. Raises Unsaved when this
+    checkpoint or the one before it cannot be written.
     """
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position._asdict()))
     first = manager.latest_step() is None

@@ -1,6 +1,6 @@
-"""How every command reads its options: from a dataclass, by tyro, with each mistake as one line.
+"""Command-line parsing for all commands: a dataclass declares the options, and every mistake is one line.
 
-Nothing that takes long to import is imported here: `--help` and a misspelt option are answered at once.
+This module avoids slow imports, so that `--help` and misspelt options answer immediately.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """An option as it was given, "" for what belongs to none, and the values behind it."""
+    """An option and the values that follow it; the option is "" for values that belong to none."""
 
     option: str
     values: tuple[str, ...]
 
 
 def prog(command: str) -> str:
-    """How `command` was started, for its usage line."""
+    """The program name in the usage line of `command`."""
     return f"vit-jax {command}" if Path(sys.argv[0]).stem == "vit-jax" else f"python -m train.{MODULES[command]}"
 
 
@@ -43,8 +43,7 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
 
     A field annotated as `tyro.conf.Positional` is given without an option; `kind` may have one such field.
 
-    Raises UserError for an option that `kind` does not have, for one that is missing, for a value that cannot be read,
-    and for one out of its range.
+    Raises UserError for an unknown or a missing option, an unreadable value, and a value out of range.
     """
     known = options(kind)
     groups = _with_positional(groups, known)
@@ -52,7 +51,7 @@ def read_options(kind: type[T], groups: list[Group], command: str, description: 
     groups = _joined(groups, known)
     if default is None:
         _check_complete(groups, kind)
-    for option, values in groups:  # tyro would take the next option for a value of this one
+    for option, values in groups:  # otherwise tyro consumes the next option as a value
         if option not in HELP and known[option] is not bool and not readable(known[option], values):
             raise UserError(f"{option} is {shortened(' '.join(values))}; it must be {expected(known[option])}")
     arguments = [token for group in groups for token in _tokens(group)]
@@ -74,15 +73,15 @@ HELP = ("--help", "-h", "--tyro-print-completion", "--tyro-write-completion")
 
 
 def expand_user(argv: list[str]) -> list[str]:
-    """`argv` with `~` expanded where a path can begin: ~/x, --option=~/x, folder:~/x. Shells expand the first alone."""
+    """Expand `~` at the start of a path: ~/x, --option=~/x, folder:~/x. Shells expand only the first form."""
     found = [re.fullmatch(r"((?:--[\w.-]+=)?(?:folder:)?)(~.*)", arg, re.DOTALL) for arg in argv]
     return [m[1] + os.path.expanduser(m[2]) if m else arg for m, arg in zip(found, argv, strict=True)]
 
 
 def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
-    """`argv` option by option; `short` names stand for others, `_` in names for `-`, `~` for the home folder.
+    """Group `argv` by option, replacing aliases in `short`, `_` in names by `-`, and `~` by the home folder.
 
-    Behind `--` nothing is an option.
+    After `--` nothing is an option.
     """
     groups: list[Group] = []
     tokens = iter(expand_user(argv))
@@ -114,12 +113,12 @@ def check_known(groups: list[Group], known: dict[str, Any]) -> None:
 
 
 def last(groups: list[Group], option: str) -> str | None:
-    """The value of `option`, which counts where it was given last; None where it was not, or without a value."""
+    """The last value of `option`; None if it was not given or has no value."""
     return next((group.values[0] for group in reversed(groups) if group.option == option and group.values), None)
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, Any]:
-    """The options that a dataclass makes, and the annotation of each. A positional argument is in capital letters."""
+    """The option names generated from a dataclass, and their annotations; a positional argument is in capitals."""
     found = {}
     for field, hint in hints(kind).items():
         name = _name(field, hint, prefix)
@@ -133,12 +132,12 @@ def options(kind: type, prefix: str = "--") -> dict[str, Any]:
 
 
 def _name(field: str, hint: Any, prefix: str = "--") -> str:
-    """How the command line calls a field."""
+    """The name of a field on the command line."""
     return field.upper() if tyro.conf.Positional in typing.get_args(hint) else prefix + field.replace("_", "-")
 
 
 def _with_positional(groups: list[Group], known: dict[str, Any]) -> list[Group]:
-    """`groups` with what no option takes under the name of the positional argument, if there is one, as the first."""
+    """Move values that no option takes to the positional argument, if there is one, as the first group."""
     name = next((name for name in known if not name.startswith("-")), None)
     if name is None:
         return groups
@@ -154,7 +153,7 @@ def _with_positional(groups: list[Group], known: dict[str, Any]) -> list[Group]:
 
 
 def _check_complete(groups: list[Group], kind: type) -> None:
-    """Raises UserError for a field of `kind` that has no default and is not given, unless help is asked for."""
+    """Raises UserError if a required field of `kind` is missing, unless help is requested."""
     given = {group.option for group in groups}
     if given.intersection(HELP):
         return
@@ -166,7 +165,7 @@ def _check_complete(groups: list[Group], kind: type) -> None:
 
 
 def _joined(groups: list[Group], known: dict[str, Any]) -> list[Group]:
-    """Repeated lists of texts, such as --model-args, as one list; one number where a size takes two as both."""
+    """Merge repeated string lists, such as --model-args; duplicate a single number given for a (height, width) pair."""
     joined: dict[str, Group] = {}
     result = []
     for group in groups:
@@ -194,7 +193,7 @@ def _tokens(group: Group) -> list[str]:
 
 
 def _unknown(option: str, values: tuple[str, ...], known: dict[str, Any]) -> str:
-    """The message for an option that does not exist, with those that may be meant."""
+    """The error message for an unknown option, with similar names."""
     if not option:
         return f"unexpected argument {shortened(values[0])}: options start with --"
     name = option.removeprefix("--").lower()

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, from which the command line and config.json are generated.
+"""The configuration of a run: frozen dataclasses that define the command line and config.json.
 
 The docstring under a field is its `--help` text.
 """
@@ -13,29 +13,29 @@ from vit_jax.printable import printable
 
 
 class Explained(Exception):
-    """An error that is printed without a traceback. What its message quotes from files does nothing to the terminal."""
+    """An error printed without a traceback. Control characters in its message are escaped."""
 
     def __str__(self) -> str:
         return "\n".join(printable(line, 2000) for line in super().__str__().split("\n"))
 
 
 class UserError(Explained):
-    """A mistake of the user's, told in one line (exit status 2)."""
+    """Invalid user input; printed as one line (exit status 2)."""
 
 
 class Stopped(Explained):
-    """What a run cannot go on after, told in one line (exit status 1)."""
+    """A failure that ends a run; printed as one line (exit status 1)."""
 
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
-MOST_IMAGES = 2**20  # at a time; whether so many fit into memory is known once their size is
+MOST_IMAGES = 2**20  # in a batch; check_memory compares it with the memory once the image size is known
 
 Side = Annotated[int, Range(1, 16384)]  # pixels
-Share = Annotated[float, Range(0.001, 1)]  # of an image; less would be no pixel
-Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # below and above, float32 draws NaN or always the same
-Decay = Annotated[float, Range(0, 1 - 1e-6)]  # nearer to 1 it would be 1 in float32
+Share = Annotated[float, Range(0.001, 1)]  # of an image; less could leave no pixel
+Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # beyond these limits float32 sampling gives NaN or a constant
+Decay = Annotated[float, Range(0, 1 - 1e-6)]  # closer to 1, float32 rounds to 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What the device does to training images inside the jitted step; the defaults do nothing."""
+    """Augmentation of training images, inside the jitted step; the defaults do nothing."""
 
     crop_padding: Annotated[int, Range(0, 1024)] = 0
     """Pixels of black border before a random crop back to the image's own size; 0: off."""
@@ -199,7 +199,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the parameters' working copy; master parameters are float32."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes again to save memory: nothing, a block but for its linear maps, or all of it."""
+    """Activations that the backward pass recomputes to save memory: none, all but linear layers' outputs, or all."""
     scan_blocks: bool = False
     """Compile equal blocks as one loop: in the time of one block, with the same parameters and checkpoints."""
     mesh: str | None = None
@@ -222,13 +222,13 @@ class Config:
     distill: Distill = dataclasses.field(default_factory=Distill)
 
 
-# Where and how a run is computed and logged, but not what: these may change when it is continued.
+# Options that do not affect the computed result: they may change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
 
 
 def check(config: Config) -> None:
-    """Raises UserError for a value out of its range, and for options that do not go together.
+    """Raises UserError for a value out of range, and for options that conflict.
 
     Needs neither data nor devices. `train.build.check_names` looks up what the config names.
     """
@@ -274,7 +274,7 @@ def _check_processes(config: Config) -> None:
 
 
 def shortened(value, most: int = 100) -> str:
-    """`value` as a message shows it: what is long is cut. Text has no quotes unless it holds odd characters."""
+    """Format `value` for a message, truncated; text is quoted only if it contains non-printable characters."""
     try:
         text = value if isinstance(value, str) and value.isprintable() and value.strip() else repr(value)
     except ValueError:  # Python prints no number of more than 4,300 digits
@@ -283,14 +283,14 @@ def shortened(value, most: int = 100) -> str:
 
 
 def absolute_path(path: str) -> str:
-    """`path` from the root, with `~` expanded; a URL, such as gs://BUCKET/FOLDER, as it is."""
+    """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER are unchanged."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """`config` with the path of everything that it reads made absolute, so that it means the same in any folder.
+    """Make all input paths of `config` absolute, so that it does not depend on the current folder.
 
-    What does not exist stays as it is: it may be the name of something published, and is refused otherwise.
+    Paths that do not exist stay unchanged, because they may be names of published weights.
     """
     found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
     data, distill = config.data, config.distill

@@ -17,7 +17,7 @@ from train.config import UserError
 from train.ranges import Range
 from train.terminal import run_command, tell
 
-MOST_NUMBERS = 2**28  # of an input, which is made, though only its shape matters
+MOST_NUMBERS = 2**28  # in an input; it is allocated although only its shape matters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def join(config: Config) -> None:
 
 
 def on_lead(function: Callable[[], Any]) -> Any:
-    """What `function` gives on the lead process, on all of them, UserErrors included; JSON-able and short."""
+    """Call `function` on the lead process; all processes get its result (short, JSON-serialisable) or its UserError."""
     if jax.process_count() == 1:
         return function()
     told = {}

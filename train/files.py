@@ -1,7 +1,7 @@
 """Files of a run, on a local disk or wherever etils.epath reaches (gs://, s3://, ...).
 
-A workdir may come from a stranger: no file in it is opened through a link, which could lead out of it, and only regular
-files are, as a pipe or a device would never end.
+A workdir may come from an untrusted source: links in it are not followed, as they could point outside, and only regular
+files are opened, as reading a pipe or a device may never end.
 """
 
 import errno
@@ -17,7 +17,7 @@ from etils import epath
 
 from train.config import UserError
 
-SMALL = 2**24  # bytes; no configuration, table of checksums or record of metrics comes near
+SMALL = 2**24  # bytes; far more than any config.json, checksum file or metrics record
 
 
 def is_remote(path: os.PathLike | str) -> bool:
@@ -26,7 +26,7 @@ def is_remote(path: os.PathLike | str) -> bool:
 
 
 def reachable(path: os.PathLike | str) -> epath.Path:
-    """`path`, which need not exist. Raises UserError for a store that cannot be asked, as its library is missing."""
+    """`path` as an epath; it need not exist. Raises UserError if its store cannot be reached."""
     try:
         place = epath.Path(path)
         if is_remote(place):
@@ -39,10 +39,10 @@ def reachable(path: os.PathLike | str) -> epath.Path:
 
 
 def orbax_path(folder: os.PathLike | str) -> epath.Path:
-    """An absolute path of `folder`, which exists, that Orbax and tensorstore take as it is.
+    """An absolute path of the existing `folder` that Orbax and tensorstore interpret correctly.
 
-    They read a backslash as a slash, brackets and wildcards as a pattern, `gs:/` as a store, and only UTF-8. A folder
-    with such a name is opened, and reached through its descriptor, for as long as this process lives.
+    They treat a backslash as a slash, brackets and wildcards as a pattern, and `gs:/` as a store; they accept only
+    UTF-8. A folder with such a name is reached through a file descriptor, which stays open until the process ends.
     """
     check_orbax_name(folder)
     path = epath.Path(folder)
@@ -74,7 +74,7 @@ def _is_plain(path: os.PathLike | str) -> bool:
 
 
 def open_regular(path: os.PathLike | str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a local regular file. Raises OSError for anything else, without following or waiting for it."""
+    """Open a local regular file. Raises OSError for links, pipes and devices, without blocking."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -88,7 +88,7 @@ def open_regular(path: os.PathLike | str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_small(path: os.PathLike | str, limit: int = SMALL) -> bytes:
-    """What is in a file. Raises OSError for one that is larger than `limit` bytes or not regular."""
+    """Read a file. Raises OSError if it is larger than `limit` bytes or not a regular file."""
     if is_remote(path):
         size = epath.Path(path).stat().length
         content = epath.Path(path).read_bytes() if size <= limit else b""
@@ -102,7 +102,7 @@ def read_small(path: os.PathLike | str, limit: int = SMALL) -> bytes:
 
 
 def draft(path: PurePath) -> PurePath:
-    """A name beside `path` that nobody can have taken before: what is written there is then moved to `path`."""
+    """A random temporary name beside `path`, for a file that is then moved to `path`."""
     return path.parent / f"{path.name}.{secrets.token_hex(8)}.tmp"
 
 
@@ -119,13 +119,12 @@ def write_atomically(path: os.PathLike | str, content: str | bytes) -> None:
             file.write(content)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)  # a full disk is not to be filled further
+        part.unlink(missing_ok=True)  # leave no partial file on a full disk
         raise
 
 
-class Desk:
-    """Where files are written that grow line by line: the folder itself, or for a remote one a temporary folder whose
-    files `publish` copies there."""
+class StagedDirectory:
+    """A folder for files that are appended to. For a remote folder, `path` is a local copy that `publish` uploads."""
 
     def __init__(self, folder: os.PathLike | str):
         self._folder = epath.Path(folder)

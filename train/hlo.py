@@ -1,4 +1,4 @@
-"""What the text of a compiled program (HLO) says: what chips exchange, and how many cycles it is expected to take."""
+"""Parse the text of a compiled program (HLO): collectives and estimated cycles."""
 
 import functools
 import math

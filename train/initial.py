@@ -1,4 +1,4 @@
-"""What a run starts from besides random numbers: a torch file (`--init`) or another run's trunk (`--init-from`)."""
+"""Initial weights of a run: a torch file (`--init`) or another run's encoder (`--init-from`)."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from vit_jax.objectives.protocol import Objective
 
 
 class Initial(NamedTuple):
-    """Variables by collection, which belong at `path` in those of the run."""
+    """Loaded variables by collection, and their `path` within the run's variables."""
 
     variables: PyTree
     path: tuple[str, ...]
@@ -23,7 +23,7 @@ class Initial(NamedTuple):
 
 
 def load_initial(config: Config, objective: Objective, info: DataInfo, state: TrainState) -> Initial | None:
-    """What `config` says that the run of `objective` starts from; None if from random numbers alone.
+    """Load the initial variables that `config` names; None if all start from random numbers.
 
     `state` may be abstract. Raises UserError for variables that cannot be read or do not fit.
     """
@@ -42,7 +42,7 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
 
 
 def started_from(state: TrainState, initial: Initial) -> TrainState:
-    """The new `state` with `initial` in place of its own variables, in every average of the parameters too."""
+    """Replace variables of the new `state`, and of all averages of its parameters, by `initial`."""
 
     def replace(tree: PyTree, loaded: PyTree) -> PyTree:
         flat = flatten_dict(tree)

@@ -23,22 +23,22 @@ LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class Seal(NamedTuple):
-    """What a checkpoint held when it was complete: the state after `step`, in files with these checksums."""
+    """The step of a complete checkpoint, and the SHA-256 of its files by name."""
 
     step: int
     files: dict[str, str]
 
 
 def seal(folder: epath.Path, step: int) -> None:
-    """Write the checksums of all that is in `folder`, the checkpoint of `step`."""
+    """Write the checksums of all files in `folder`, the checkpoint of `step`."""
     sums = {name: _checksum(folder / name) for name in files_below(folder) if name not in (FILE, *LATE)}
     (folder / FILE).write_text(json.dumps(Seal(step, sums)._asdict(), indent=0))
 
 
 def damage(folder: os.PathLike | str, only: str = "") -> str | None:
-    """What is wrong with a checkpoint that was sealed, in words; None: nothing. `only`: of files below that folder.
+    """Describes the first defect of a sealed checkpoint, or None. `only` limits the check to names with that prefix.
 
-    Opens no file but those found in the folder, whatever the checksums name.
+    Only files found in the folder are opened, whatever names the checksums contain.
     """
     folder = epath.Path(folder)
     try:
@@ -64,7 +64,7 @@ def damage(folder: os.PathLike | str, only: str = "") -> str | None:
 
 
 def files_below(folder: PurePath) -> Iterator[str]:
-    """The names of all files below `folder`. Raises OSError for what is neither a file nor a folder, such as a link."""
+    """Names of all files below `folder`. Raises OSError for anything else than files and folders, such as a link."""
     folders = [""]
     while folders:
         prefix = folders.pop()

@@ -1,6 +1,6 @@
-"""The small JSON files of a run, which may be damaged or a stranger's: bounded in size and depth, and validated.
+"""Read and validate the small JSON files of a run, which may be damaged or untrusted.
 
-What a file holds is declared as a dataclass or a NamedTuple; its annotations are the types and the ranges.
+A dataclass or NamedTuple declares the content of a file; its annotations give types and ranges.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from train.ranges import accepts, expected
 
 
 def read_json(path: os.PathLike | str, kind: Any) -> Any:
-    """The `kind` in a file. Raises UserError that names the file, and the key that is wrong."""
+    """Read a `kind` from a file. Raises UserError naming the file and the invalid key."""
     try:
         return parse_json(read_small(path), kind)
     except OSError as error:
@@ -26,7 +26,7 @@ def read_json(path: os.PathLike | str, kind: Any) -> Any:
 
 
 def parse_json(content: str | bytes, kind: Any) -> Any:
-    """The `kind` in JSON. Raises ValueError that names the key that is wrong."""
+    """Parse a `kind` from JSON. Raises ValueError naming the invalid key."""
     try:
         value = json.loads(content)
     except RecursionError:
@@ -35,10 +35,10 @@ def parse_json(content: str | bytes, kind: Any) -> Any:
 
 
 def from_json(value: Any, kind: Any, name: str = "") -> Any:
-    """The `kind` that `dataclasses.asdict` or `_asdict` and JSON made `value` of.
+    """Convert parsed JSON to `kind`: the inverse of `dataclasses.asdict` or `_asdict`.
 
     `kind` is a dataclass, a NamedTuple, a dict[str, ...], a tuple of any of these, or what `train.ranges` accepts. Keys
-    with a default may be missing. Raises ValueError that names the key that is wrong.
+    with a default may be missing. Raises ValueError naming the invalid key.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:

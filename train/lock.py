@@ -27,9 +27,9 @@ class Lock:
         self._write(self._owner)
 
     def check(self) -> None:
-        """Raises Stopped where another process has taken the workdir over. Call it before what cannot be undone.
+        """Raises Stopped if another process took over the workdir. Call it before irreversible writes.
 
-        A lock file that somebody has deleted is made again.
+        A deleted lock file is created again.
         """
         if self._file is not None and not os.path.lexists(self._path):
             self.close()
@@ -37,7 +37,7 @@ class Lock:
             self._write(self._owner)
         mine = self._is_in_place(self._file) if self._file is not None else self._holder() == self._owner
         if not mine:
-            raise Stopped(f"{self._path.parent} was taken over by {self._holder()}, which goes on with the run")
+            raise Stopped(f"{self._path.parent} was taken over by {self._holder()}, which continues the run")
 
     def close(self) -> None:
         if self._file is not None:
@@ -77,5 +77,5 @@ class Lock:
             os.close(file)
 
     def _holder(self) -> str:
-        """Who has written into the file, escaped."""
+        """The process named in the lock file, with control characters escaped."""
         return repr(read_small(self._path).decode(errors="replace")[:200])[1:-1] or "another process"

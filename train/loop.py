@@ -25,7 +25,7 @@ from train.sharding import check_batch, make_mesh, replicated, sufficient_batch,
 from train.step import TrainState
 from train.teacher import fingerprint_of_weights, load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
-from train.workdir import as_begun, check_place, claim, disk_trouble, standing
+from train.workdir import as_begun, check_place, claim, disk_trouble, last_usable_checkpoint
 
 
 def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
@@ -54,7 +54,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     program = build_program(config, info, mesh, objective, total, steps_per_epoch)
     check_memory(config, info, program, mesh)
 
-    # The workdir is claimed once nothing of the user's is left to refuse: a mistake leaves none behind.
+    # Acquire the workdir after all user input has been validated, so that a mistake creates none.
     initial = load_initial(config, objective, info, program.state)
     init = initial.report if initial else None
     with (
@@ -102,7 +102,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         def is_due(step):
             return step % eval_every == 0 or step == total
 
-        preemption.saves = True  # from here on there is something to save
+        preemption.saves = True  # from here on, a signal saves the run
         result = None
         try:
             if start and is_due(start) and not checkpoints.metrics(start):
@@ -131,7 +131,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
                     raise Preempted(f"saved after step {step}/{total}; {CONTINUES}", preemption.signal)
         except Diverged as error:
             checkpoint.finish(checkpoints)
-            raise Diverged(f"{error}. {standing(workdir)}. {ADVICE}") from None
+            raise Diverged(f"{error}. {last_usable_checkpoint(workdir)}. {ADVICE}") from None
         if result is None:  # the run had been finished before
             result = evaluate(program.eval_step, state, dataset, config, mesh, skipped, lambda: False)
         checkpoint.finish(checkpoints)

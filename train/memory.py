@@ -1,4 +1,4 @@
-"""Whether a run can fit into memory at all, judged by what it holds for certain, before anything is written."""
+"""A lower bound on the memory of a run, checked before anything is written."""
 
 import math
 import os
@@ -14,12 +14,12 @@ from train.program import Program
 
 
 def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -> None:
-    """Raises UserError where the state and a batch of images exceed the memory of a device.
+    """Raises UserError if the state and a batch of images exceed the memory of a device.
 
-    Activations come on top, so what passes may still be too much; `train.plan` asks the compiler.
+    Activations are not counted, so a run that passes may still be too large; `train.plan` asks the compiler.
     """
     available, sharing = device_memory(mesh)
-    state = sharing * local_bytes((program.state, program.state.params))  # gradients lie as parameters do
+    state = sharing * local_bytes((program.state, program.state.params))  # gradients are sharded like parameters
     for option, size, batch in (
         ("--batch-size", config.batch_size, training_bytes(config, info.image_shape)),
         ("--eval-batch-size", config.eval_batch_size, config.eval_batch_size * math.prod(info.image_shape) * 5),
@@ -34,7 +34,7 @@ def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -
 
 
 def training_bytes(config: Config, shape: tuple[int, int, int]) -> int:
-    """Bytes of a batch of images: all as uint8, and a slice with the border of random crops, and as float32."""
+    """Bytes of a batch of images: all as uint8, plus one accumulation slice padded for random crops and as float32."""
     height, width, channels = shape
     border = 2 * config.augment.crop_padding
     padded = (height + border) * (width + border) * channels if border else 0
@@ -43,7 +43,7 @@ def training_bytes(config: Config, shape: tuple[int, int, int]) -> int:
 
 
 def local_bytes(tree: PyTree) -> int:
-    """Bytes of one device's part of an abstract tree whose leaves know their sharding."""
+    """Bytes per device of an abstract tree whose leaves have shardings."""
     local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.numpy.dtype(leaf.dtype).itemsize
     return sum(map(local, jax.tree.leaves(tree)))
 
@@ -67,5 +67,5 @@ def host_memory() -> int:
 
 
 def in_words(count: int | float) -> str:
-    """A number of bytes for the user."""
+    """Format a number of bytes."""
     return f"{count / 2**30:,.2f} GiB" if count >= 2**28 else f"{count / 2**20:,.2f} MiB"

@@ -1,4 +1,4 @@
-"""What a run says: a progress bar or lines, metrics.jsonl, TensorBoard events, and curves.png at the end."""
+"""Output of a run: a progress bar or lines, metrics.jsonl, TensorBoard events, and curves.png at the end."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from train.config import Stopped
 from train.distributed import is_lead
-from train.files import Desk, is_remote, open_regular, write_atomically
+from train.files import StagedDirectory, is_remote, open_regular, write_atomically
 from train.json_files import parse_json
 from vit_jax.printable import printable
 
@@ -43,9 +43,9 @@ def read_records(workdir: os.PathLike | str) -> list[dict[str, Any]]:
 
 
 def _records(workdir: os.PathLike | str) -> Iterator[dict[str, Any] | None]:
-    """The record in each whole line of metrics.jsonl, None for a line that is none.
+    """Yields the record of each complete line of metrics.jsonl, or None for an invalid line.
 
-    Raises OSError for a file that is no regular one.
+    Raises OSError if it is not a regular file.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
@@ -66,9 +66,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 class Metrics:
-    """The writer of a workdir's metrics, which begins after `step`: a continued run drops what it will do again.
+    """The writer of a workdir's metrics, starting after `step`: a continued run drops records of steps it repeats.
 
-    `records` is their number so far. `warn` is told of lines that are no records.
+    `records` counts the records so far. `warn` is called about invalid lines.
     """
 
     def __init__(self, workdir: os.PathLike | str, step: int, warn: Callable[[str], None] = print):
@@ -81,13 +81,13 @@ class Metrics:
             warn(f"warning: {found.count(None):,} lines of {name} are no records: they are left out")
         kept = [json.dumps(record) + "\n" for record in found if record and record["step"] <= step]
         self.records = len(kept)
-        self._desk = Desk(workdir)
-        path = self._desk.path / "metrics.jsonl"
+        self._staged = StagedDirectory(workdir)
+        path = self._staged.path / "metrics.jsonl"
         write_atomically(path, "".join(kept))
         self._lines = open(open_regular(path, os.O_WRONLY | os.O_APPEND), "a", buffering=1)  # noqa: SIM115, for the run
         # Not tensorboardX's SummaryWriter: it writes in a thread, which a full disk would end, and then wait for ever.
-        # It opens its file by name: by one that nobody can have put a link at.
-        self._events = EventsWriter(str(self._desk.path / "events"), f".{secrets.token_hex(8)}")
+        # EventsWriter opens its file by name, so the name is random: no link can exist there.
+        self._events = EventsWriter(str(self._staged.path / "events"), f".{secrets.token_hex(8)}")
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -103,13 +103,13 @@ class Metrics:
         """Bring the workdir up to date, as it must be before a checkpoint says that a step is done."""
         if is_lead():
             self._events.flush()
-            self._desk.publish()
+            self._staged.publish()
 
     def close(self) -> None:
         if is_lead():
             self._lines.close()
             self._events.close()
-            self._desk.close()
+            self._staged.close()
 
 
 class TrainLog:
@@ -156,7 +156,7 @@ class TrainLog:
         self._due, self._window = [], []
 
     def pause(self) -> list[tuple[int, dict[str, float]]]:
-        """What a later TrainLog must have `begun` with so that windows stay as they are; all before it is written."""
+        """The `begun` argument for a later TrainLog that continues the open window; earlier windows are written."""
         if self._due:
             self._write(self._due)
         self._due = []
@@ -236,7 +236,7 @@ def draw_curves(workdir: os.PathLike | str) -> epath.Path:
                 axes.plot(*zip(*points, strict=True), label=split, **style)
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)
-        if axes.lines:  # all records may have been lost
+        if axes.lines:  # metrics.jsonl may have lost all records
             axes.legend()
     path = epath.Path(workdir) / "curves.png"
     drawn = io.BytesIO()

@@ -87,7 +87,7 @@ def layer_scales(params, layer_decay: float):
 
 
 def block(path: list[str]) -> tuple:
-    """What block a parameter is of, such that blocks sort as an image passes them.
+    """The index of a parameter's block; indices sort in the order of the forward pass.
 
     That is the numbers in its path, outermost first: `transformer/attn_3/to_qkv/kernel` is of block 3 and
     `stage_1/ff_0/fc1/kernel` of block (1, 0); `pool_1`, without an inner number, follows all of stage 1.

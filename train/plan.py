@@ -1,7 +1,7 @@
-"""What a run would need, compiled for machines that are not here: `python -m train.plan --model=vit/b16`.
+"""Memory and time of a train step, compiled for absent devices: `python -m train.plan --model=vit/b16`.
 
 The real train step is compiled ahead of time for a TPU topology (with `pip install '.[train,tpu]'`) or for virtual CPU
-devices. Besides the options below, all of `python -m train.main` are taken.
+devices. Besides the options below, it takes all options of `python -m train.main`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from train.terminal import run_command, tell
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the run would run on, and what its data would be like."""
+    """Target devices and assumed data."""
 
     topology: str = "v5e:2x4"
     """Chips, as GENERATION:SHAPE (v4, v5e, v5p, v6e), or cpu:N for N virtual devices."""

@@ -1,4 +1,4 @@
-"""What the compiler says of a train step, for machines that are not here; `train.plan` is the command."""
+"""Memory and cost of a train step from the compiler, for absent devices; `train.plan` is the command."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from train.sharding import check_batch, make_mesh
 
 
 class Chip(NamedTuple):
-    """What its maker says of a chip: memory and bandwidth in bytes (a second), bfloat16 operations a second.
+    """Published figures of a chip: memory in bytes, bandwidth in bytes/s, bfloat16 operations/s.
 
     Source: the system architecture pages of Google's Cloud TPU documentation.
     """
@@ -40,7 +40,7 @@ CHIPS = {
 
 
 class Plan(NamedTuple):
-    """What the compiler says of a step. All numbers are of one chip but `parameters` and `flops_per_image`."""
+    """The compiler's figures for a step, per chip except `parameters` and `flops_per_image`."""
 
     parameters: int
     flops_per_image: float
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     least_moved_bytes: int  # state and batch once in, results once out, what is kept between once each way
     accessed_bytes: float  # by all operations, on the chip or off it
     collectives: dict[str, tuple[int, int]]  # kind: (number, bytes that come out)
-    cycles: int  # 0 if the compiler tells none
+    cycles: int  # 0 if the compiler gives no estimate
     seconds: float
 
 
@@ -92,10 +92,10 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
 
 
 def flops_per_image(config: Config, info: DataInfo) -> float:
-    """Operations of a train step, an image's share.
+    """FLOPs of a train step per image.
 
-    Counted without loops, whose operations count once however often they run, and without repetitions; before the
-    compiler, and so the same for any device.
+    Counted before compilation, so the number is the same for any device; without --scan-blocks, as XLA counts the body
+    of a loop once, and without --remat.
     """
     config = dataclasses.replace(config, scan_blocks=False, remat="none", mesh=None)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -137,7 +137,9 @@ def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[s
             )
         )
     if found.cycles:
-        lines.append(("cycles", f"{found.cycles / 1e6:,.1f} M per step, all operations together, the compiler expects"))
+        lines.append(
+            ("cycles", f"{found.cycles / 1e6:,.1f} M per step, all operations together, as the compiler estimates")
+        )
     lines.append(("compiled", f"in {found.seconds:.1f} s"))
     return [f"{name:<19} {value}" for name, value in lines]
 
@@ -160,7 +162,7 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 
 def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
-    """The devices of a topology, and what is known of such a chip. Raises UserError for one that there is not."""
+    """The devices of a topology, and the figures of its chip. Raises UserError for an unknown topology."""
     generation, _, shape = name.partition(":")
     if generation == "cpu" and re.fullmatch("[1-9][0-9]{0,3}", shape):
         jax.config.update("jax_platforms", "cpu")
@@ -180,7 +182,7 @@ def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
 
 
 def data_like(config: Config, classes: int) -> DataInfo:
-    """What is known of data that is not here: images as --data.image-size says, else as the preset.
+    """Assumed data: image size from --data.image-size, else from the preset.
 
     Raises UserError where the model cannot be built.
     """

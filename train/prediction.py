@@ -24,7 +24,7 @@ def show_predictions(images: Sequence[Path], workdir: str, top: int, attention: 
     """Print the `top` most probable classes of each image, by the best checkpoint of a run.
 
     Args:
-        images: Image files, one or more. One that cannot be read is an error line, and the rest goes on.
+        images: Image files, one or more. An unreadable one prints an error line and does not stop the others.
         workdir: The run's folder.
         top: Number of classes to print for each image.
         attention: Picture of the run's attention to draw, if any.
@@ -37,7 +37,7 @@ def show_predictions(images: Sequence[Path], workdir: str, top: int, attention: 
     """
     run = load_run(workdir)
     if not isinstance(run.objective, Classifier):
-        raise UserError(f"{workdir} holds an encoder that tells no classes apart: fine-tune it first, by --init-from")
+        raise UserError(f"{workdir} holds an encoder without a classifier: fine-tune it first, with --init-from")
     size = len(images) if attention else min(BATCH, len(images))  # a picture shows all of them
     predict = make_predict(run)
     failed = 0
@@ -81,7 +81,7 @@ def make_predict(run: Run):
 
 
 def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray, dict[int, Unreadable]]:
-    """Images as `run` sees them, blank where one cannot be read and up to `size`, and why those cannot."""
+    """Read images as inputs of `run`, padded with zeros to `size`, and the errors of unreadable ones by index."""
     pixels = np.zeros((size, *run.info.image_shape), np.uint8)
     errors = {}
     for i, path in enumerate(paths):

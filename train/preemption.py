@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers say that they take a machine away, and Ctrl-C: both save the run before it ends."""
+"""Save the run and exit on SIGTERM (sent by schedulers before preemption) and on Ctrl-C."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(Exception):
-    """The run was asked to leave by the signal `number`, and has saved what it had.
+    """The run has saved its state and ends because of the signal `number`.
 
-    `status` is what shells and container runtimes report for a process that the signal ended. So what restarts killed
-    jobs (Kubernetes' restartPolicy OnFailure, Slurm with RequeueExit=143) does so after our own exit too.
+    `status` is what shells and container runtimes report for a process that the signal ended, so that schedulers which
+    restart killed jobs (Kubernetes' restartPolicy OnFailure, Slurm with RequeueExit=143) restart this one too.
     """
 
     def __init__(self, message: str, number: int | None = None):
@@ -41,9 +41,9 @@ class Preemption:
             return
         if not self.saves:
             _say("preempted: before the first step, so nothing is lost")
-            os._exit(128 + number)  # an exception could come to light anywhere in what starts up
+            os._exit(128 + number)  # an exception could be raised anywhere during start-up
         if number == signal.SIGINT:
-            _say("interrupted: the run saves after this step, and ends; once more ends it at once")
+            _say("interrupted: saving after this step, then exiting; press Ctrl-C again to exit at once")
         self.signal = self.signal or number
 
     def asked(self) -> bool:
@@ -51,7 +51,7 @@ class Preemption:
         return jax.process_count() == 1 and self.signal is not None
 
     def reached(self, step: int) -> bool:
-        """Whether the run saves and leaves after `step`. Called by every process after every step; all get the same."""
+        """Whether to save and exit after `step`. Called by every process after every step; all get the same answer."""
         if jax.process_count() > 1:  # JAX has a handler of its own, and lets them agree on a step
             return multihost_utils.reached_preemption_sync_point(step)
         return self.asked()
@@ -63,7 +63,7 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Preemption]:
-    """A Preemption that hears SIGTERM and SIGINT, as long as this lasts."""
+    """Context with a Preemption that handles SIGTERM and SIGINT."""
     preemption = Preemption()
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield preemption

@@ -1,7 +1,7 @@
-"""What an encoder has learned, by how well its features tell classes apart: `python -m train.probe --workdir W`.
+"""Probe the features of a trained encoder by classification accuracy: `python -m train.probe --workdir W`.
 
-The encoder stays as it is: a k-nearest-neighbour vote by cosine similarity, and a linear classifier, are fitted to its
-features of the training images, and asked for the classes of the evaluation images. Both are scikit-learn's.
+The encoder is frozen. A k-nearest-neighbour classifier (cosine similarity) and a linear classifier, both from
+scikit-learn, are fitted to its features of the training images and evaluated on the evaluation images.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""How well an encoder's features tell classes apart; `train.probe` is the command."""
+"""Classification accuracy of an encoder's features; `train.probe` is the command."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ Split = tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, "_"]]
 
 
 def probe(options: Options) -> dict[str, float]:
-    """Accuracies "knn" and "linear". Raises UserError for a run or data that do not serve."""
+    """Accuracies "knn" and "linear". Raises UserError for an unsuitable run or dataset."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -31,7 +31,9 @@ def probe(options: Options) -> dict[str, float]:
     data = data_of(run.config.data, options.data, run.info)
     dataset = load_dataset(data)
     if dataset.image_shape != run.info.image_shape:
-        raise UserError(f"--data has images of {dataset.image_shape}: the encoder learned {run.info.image_shape}")
+        raise UserError(
+            f"--data has images of {dataset.image_shape}: the encoder was trained on {run.info.image_shape}"
+        )
     if not 1 <= options.neighbours <= len(dataset.train):
         raise UserError(f"--neighbours is {options.neighbours}; expected 1 to {len(dataset.train)}, all images")
     trunk = trunk_of(run)
@@ -46,7 +48,7 @@ def probe(options: Options) -> dict[str, float]:
 
 
 def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
-    """The run's `data`, or that called `name`, as the encoder learned to see images."""
+    """The run's `data`, or the dataset `name`, preprocessed as in training."""
     seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std)
     if name is None:
         return dataclasses.replace(data, **seen)

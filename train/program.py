@@ -1,4 +1,4 @@
-"""What a run compiles: its state, its steps, and where everything lies, built from a config without any data.
+"""The compiled functions of a run, with its abstract state and shardings, built from a config without data.
 
 `train.loop` runs it; `train.plan` compiles it for machines that are not there.
 """
@@ -96,7 +96,7 @@ def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:
 
 
 def prepare_training(config: Config, info: DataInfo) -> Callable:
-    """What turns (key, batch) into augmented images and targets, on the device.
+    """A function from (key, batch) to augmented images and targets, on the device.
 
     Fixed views are augmented one by one, by keys that follow from the seed and the sample.
     """
@@ -118,7 +118,7 @@ def prepare_training(config: Config, info: DataInfo) -> Callable:
 
 
 def prepare_evaluation(info: DataInfo) -> Callable:
-    """What turns a batch into normalised images and targets, on the device."""
+    """A function from a batch to normalised images and targets, on the device."""
 
     def prepare(batch):
         return normalize(batch["image"], info.mean, info.std), jax.nn.one_hot(batch["label"], len(info.class_names))

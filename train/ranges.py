@@ -1,4 +1,4 @@
-"""Which values a field may have, declared in its annotation, and checked for options and for files alike.
+"""Allowed values of fields, declared in annotations and checked for options and files alike.
 
 `steps: Annotated[int, Range(1, 10)] | None` takes None and whole numbers from 1 to 10. A `float` without a range must
 be finite, and a `str` must not be empty.
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union
 class Range:
     """Numbers from `low` to `high`.
 
-    Without `low` or `high` itself if it is `open_low` or `open_high`, and with 0, which often means off, if `or_zero`.
+    `open_low` and `open_high` exclude the bound itself; `or_zero` also allows 0, which often means off.
     """
 
     low: int | float
@@ -114,7 +114,7 @@ def readable(hint: Any, texts: tuple[str, ...]) -> bool:
 
 
 def expected(hint: Any) -> str:
-    """What `hint` accepts, in words that follow "it must be"."""
+    """Describes the values that `hint` accepts, to follow "it must be"."""
     kind, limits = _limits(hint)
     if kind in (int, float):
         number = "a whole number" if kind is int else "a number"
@@ -133,7 +133,7 @@ def expected(hint: Any) -> str:
 
 
 def violations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(name, value, what was expected) of each field of a dataclass, and of those in it, that has no right value."""
+    """(name, value, what was expected) of each invalid field of a dataclass, nested ones included."""
     for name, hint in hints(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):

@@ -1,4 +1,4 @@
-"""What a process does first when it is a command, rather than a program that imports this package."""
+"""Process-wide set-up of a command, which programs that import this package do not get."""
 
 import inspect
 import io
@@ -11,7 +11,7 @@ import absl.logging
 
 
 def set_up_process() -> None:
-    """Keep tracebacks and encoding errors away from the user of a command. Call it before what takes long to import."""
+    """Prevent tracebacks on Ctrl-C and encoding errors. Call it before slow imports."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background jobs
         signal.signal(signal.SIGINT, end_at_once)
     for stream in (sys.stdout, sys.stderr):
@@ -21,7 +21,7 @@ def set_up_process() -> None:
 
 
 def end_at_once(*_) -> None:
-    """Ctrl-C where there is nothing to save. An exception could come to light anywhere, or be followed by another."""
+    """Handler of Ctrl-C without state to save; raising could print a traceback from any library."""
     os.write(2, b"interrupted\n")  # `print` may be at work already
     os._exit(128 + signal.SIGINT)
 

@@ -137,7 +137,7 @@ def cast(tree: PyTree, dtype: str) -> PyTree:
 def add_share(total: PyTree, old: PyTree, new: PyTree, slices: int) -> PyTree:
     """`total` plus this slice's share of the change from `old` to `new`; of integers, such as counters, `new` itself.
 
-    Adding changes leaves alone, exactly, what no slice changes: an average of the parameters, for one.
+    Adding changes keeps values that no slice changes exactly equal, such as averages of the parameters.
     """
 
     def add(total: Array, old: Array, new: Array) -> Array:

@@ -28,7 +28,7 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
 
 
 def fingerprint_of_weights(variables: PyTree) -> Fingerprint:
-    """Of a teacher's variables: the run that it is taken from may have gone on, and a file may have been replaced."""
+    """The fingerprint of a teacher's variables, to detect a continued run or a replaced file."""
     fingerprint = fingerprint_of_arrays("", 1, jax.tree.leaves(variables))
     return fingerprint._replace(origin=f"weights {fingerprint.digest[:8]}")
 
@@ -41,7 +41,7 @@ def _teacher_of_run(run: Run, config: Config, info: DataInfo) -> tuple[Teacher, 
     seen = _image_seen(config, info, own=run.info.image_shape[:2])
     if run.info.image_shape != seen:
         raise UserError(
-            f"{teacher} has learned images of {run.info.image_shape} and would see {seen}: "
+            f"{teacher} was trained on images of {run.info.image_shape} and would get {seen}: "
             "--distill.image-size=own resizes them for it"
         )
     order = _class_order(teacher, run.info.class_names, info.class_names)
@@ -50,7 +50,7 @@ def _teacher_of_run(run: Run, config: Config, info: DataInfo) -> tuple[Teacher, 
 
 
 def _class_order(teacher: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[int, ...] | None:
-    """For each of our classes its number among the teacher's, by name; None if they are in the same order.
+    """The teacher's index of each of the student's classes, matched by name; None if the order is the same.
 
     Raises UserError unless both have the same names.
     """

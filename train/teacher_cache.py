@@ -64,14 +64,14 @@ def cached_logits(
     """Logits (views * examples, k), float32, in the order of "sample", from `workdir` if they are there.
 
     `prepare(key, batch)` makes the images of a batch. Raises UserError for logits of other images or another teacher.
-    Those of which that is not known (an older version kept them) are computed again.
+    A cache without fingerprints (from an older version) is computed again.
     """
     path = epath.Path(workdir) / FILE
     fingerprints = {"train": dataset.fingerprints["train"], "teacher": fingerprint_of_weights(variables)}
     shape = (config.distill.views * len(dataset.train), len(dataset.class_names))
     is_known = (path.parent / FINGERPRINTS).exists()
-    if is_known and (told := changes(read_fingerprints(path.parent / FINGERPRINTS), fingerprints)):
-        raise UserError(f"{path} is of other images or another teacher ({told}): delete it to compute the logits again")
+    if is_known and (found := changes(read_fingerprints(path.parent / FINGERPRINTS), fingerprints)):
+        raise UserError(f"{path} belongs to other images or another teacher ({found}): delete it to compute them again")
     local = Path(workdir) / FILE
     if is_remote(path):  # it is read at random: from a copy on the disk
         local = Path(tempfile.mkdtemp()) / FILE
@@ -106,7 +106,7 @@ def cached_logits(
 
 
 def _loaded(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The table in a file, read when asked for. Raises UserError for a damaged one."""
+    """Memory-map the table in a file. Raises UserError for a damaged one."""
     try:
         os.close(open_regular(path))  # no link, no pipe
         table = np.load(path, mmap_mode="r")

@@ -1,4 +1,4 @@
-"""A command and its terminal: what is printed is safe to print, and a reader that has gone ends the command."""
+"""Run a command in a terminal: escape control characters, and exit quietly on a closed pipe."""
 
 import os
 import select
@@ -16,13 +16,13 @@ BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report a process that the signal
 def run_command(command: Callable[[], int]) -> int:
     """Run a command as the whole of this process.
 
-    If nobody reads the output any more, as in `... | head`, it ends without a word.
+    It exits silently if the output pipe is closed, as in `... | head`.
 
     Args:
         command: What to run; it returns the exit status.
 
     Returns:
-        The exit status; BROKEN_PIPE if nobody reads the output any more.
+        The exit status; BROKEN_PIPE if the output pipe is closed.
     """
     set_up_process()
     try:

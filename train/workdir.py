@@ -1,4 +1,4 @@
-"""The folder of a run: claimed for one configuration, and never for another."""
+"""The folder of a run, which holds one configuration only."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ class Claim(NamedTuple):
 
 
 def check_place(workdir: os.PathLike | str) -> None:
-    """Raises UserError for a workdir that cannot be reached, or in whose name checkpoints would be lost."""
+    """Raises UserError if the workdir cannot be reached, or Orbax cannot write to a folder of its name."""
     reachable(workdir)
     check_orbax_name(workdir)
 
@@ -90,7 +90,7 @@ def claim_workdir(
     *,
     fingerprints: Mapping[str, Fingerprint] = NONE,
 ) -> epath.Path:
-    """The workdir of `config`, with a config.json that says so and what the run starts from (`init`).
+    """Create the workdir of `config` with its config.json, which also stores `init`.
 
     The `fingerprints` of what the run reads are kept beside it.
 
@@ -133,9 +133,9 @@ def _check_fingerprints(workdir: epath.Path, fingerprints: Mapping[str, Fingerpr
         line = f"warning: {path} is missing: changes of the data since the run began go unnoticed"
         print(printable(line, None), file=sys.stderr)
         write_fingerprints(path, fingerprints)
-    if told := changes(read_fingerprints(path), fingerprints):
+    if found := changes(read_fingerprints(path), fingerprints):
         raise UserError(
-            f"--workdir {workdir} holds a run that began with other inputs: {told}. "
+            f"--workdir {workdir} holds a run that began with other inputs: {found}. "
             "Restore them to continue it, or pass another --workdir"
         )
 
@@ -154,8 +154,8 @@ def as_begun(config: Config, info: DataInfo) -> DataInfo:
     return info._replace(mean=there.mean, std=there.std) if close else info
 
 
-def standing(workdir: os.PathLike | str) -> str:
-    """What is safe in a workdir, in words."""
+def last_usable_checkpoint(workdir: os.PathLike | str) -> str:
+    """Describes the last usable checkpoint of a workdir."""
     last = last_step(workdir)
     return f"In {workdir} " + (f"the last good checkpoint is step {last}" if last else "no checkpoint precedes it")
 
@@ -167,7 +167,7 @@ def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise Stopped(f"{error.strerror or error}{where}. {standing(workdir)}") from error
+        raise Stopped(f"{error.strerror or error}{where}. {last_usable_checkpoint(workdir)}") from error
 
 
 def _not_written(workdir: os.PathLike | str, error: OSError) -> UserError:

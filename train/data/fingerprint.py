@@ -1,6 +1,6 @@
-"""Fingerprints of what a run reads besides its configuration, so that it notices when that has changed meanwhile.
+"""Fingerprints of a run's inputs (data and teacher), to detect changes between restarts.
 
-Names are relative to the data's own folder: the data may move.
+File names are relative to the data folder, so that the folder may move.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from train.files import write_atomically
 from train.json_files import read_json
 
 FILE = "fingerprints.json"
-ENTRIES, CHARACTERS = 50_000, 300_000  # names up to which they are kept, so that a change can be told by name
+ENTRIES, CHARACTERS = 50_000, 300_000  # limits up to which names are stored, so that messages can name a changed file
 
 
 class Fingerprint(NamedTuple):
-    """What identifies the examples of a split, in short.
+    """Identifies the examples of a split.
 
     Attributes:
-        origin: Where they come from, with a version if there is one.
+        origin: Source of the examples, with its version if it has one.
         count: Number of examples.
-        digest: SHA-256 of what identifies them, in order.
-        classes: For each class its number of examples and the digest of their names, if they are files.
-        names: Their names in order, if they are files. Both are empty where they would be too many to keep.
+        digest: SHA-256 of the examples' names or contents, in order.
+        classes: For files: (number of examples, digest of their names) by class.
+        names: For files: their names in order. `classes` and `names` are empty if too large to store.
     """
 
     origin: str
@@ -39,7 +39,7 @@ class Fingerprint(NamedTuple):
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """SHA-256 of a sequence of byte strings, which depends on where each ends."""
+    """SHA-256 of a sequence of byte strings, including their lengths."""
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8))
@@ -48,12 +48,12 @@ def digest_of(parts: Iterable[bytes]) -> str:
 
 
 def fingerprint_of_arrays(origin: str, count: int, arrays: Iterable[np.ndarray | jax.Array]) -> Fingerprint:
-    """Of `count` examples that lie in memory."""
+    """The fingerprint of `count` examples in memory."""
     return Fingerprint(origin, count, digest_of(np.asarray(array).tobytes() for array in arrays), {}, ())
 
 
 def fingerprint_of_files(origin: str, files: Mapping[str, Sequence[str]]) -> Fingerprint:
-    """Of the files of each class, by name; those without a class are of the class ""."""
+    """The fingerprint of files by class; files without a class are listed under ""."""
     classes = {name: (len(members), digest_of(map(os.fsencode, members))[:16]) for name, members in files.items()}
     names = tuple(member for members in files.values() for member in members)
     digest = digest_of(os.fsencode(name) for pair in files.items() for name in (pair[0], *pair[1]))
@@ -63,51 +63,51 @@ def fingerprint_of_files(origin: str, files: Mapping[str, Sequence[str]]) -> Fin
 
 
 def difference(there: Fingerprint, here: Fingerprint) -> str:
-    """How `here` differs from `there`, in words; empty if it does not."""
+    """Describes how `here` differs from `there`; empty if they are equal."""
     if there.digest == here.digest:
         return ""
-    told = []
+    found = []
     if there.origin != here.origin:
-        told.append(f"{there.origin} then and {here.origin} now")
+        found.append(f"{here.origin}, previously {there.origin}")
     if there.count != here.count:
-        told.append(f"{there.count:,} examples then and {here.count:,} now")
+        found.append(f"{here.count:,} examples, previously {there.count:,}")
     if there.names and here.names:
         then, now = set(there.names), set(here.names)
-        told += [f"{len(names):,} added, such as {min(names)}" for names in (now - then,) if names]
-        told += [f"{len(names):,} missing, such as {min(names)}" for names in (then - now,) if names]
+        found += [f"{len(names):,} added, such as {min(names)}" for names in (now - then,) if names]
+        found += [f"{len(names):,} missing, such as {min(names)}" for names in (then - now,) if names]
     else:
-        told += _changed_classes(there.classes, here.classes)
-    return "; ".join(told) or "as many, but others or in another order"
+        found += _changed_classes(there.classes, here.classes)
+    return "; ".join(found) or "the same number of examples, but different ones or in a different order"
 
 
 def _changed_classes(there: Mapping[str, tuple[int, str]], here: Mapping[str, tuple[int, str]]) -> list[str]:
-    """The first three classes whose examples are others, and how many classes more."""
+    """Describes the first three classes whose examples differ, and counts the rest."""
     nothing = (0, "")
     changed = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
-    told = []
+    found = []
     for name in changed[:3]:
         more = here.get(name, nothing)[0] - there.get(name, nothing)[0]
-        what = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many, but with other names"
-        told.append(f"class {name!r} has {what}")
+        size = f"{abs(more):,} {'more' if more > 0 else 'fewer'}" if more else "as many, but with other names"
+        found.append(f"class {name!r} has {size}")
     if changed[3:]:
-        told.append(f"{len(changed) - 3:,} more classes differ")
-    return told
+        found.append(f"{len(changed) - 3:,} more classes differ")
+    return found
 
 
 def changes(there: Mapping[str, Fingerprint], here: Mapping[str, Fingerprint]) -> str:
-    """How what is in `here` differs from what `there` has of the same name, in words; empty if it does not."""
-    told = {name: difference(there[name], here[name]) for name in here if name in there}
-    return "; ".join(f"{name}: {how}" for name, how in told.items() if how)
+    """Describes how the fingerprints in `here` differ from those of the same name in `there`; empty if equal."""
+    found = {name: difference(there[name], here[name]) for name in here if name in there}
+    return "; ".join(f"{name}: {how}" for name, how in found.items() if how)
 
 
 def write_fingerprints(path: os.PathLike | str, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Keep fingerprints in a file."""
+    """Write fingerprints to a file."""
     content = {name: fingerprint._asdict() for name, fingerprint in fingerprints.items()}
     write_atomically(path, json.dumps(content) + "\n")
 
 
 def read_fingerprints(path: os.PathLike | str) -> dict[str, Fingerprint]:
-    """What `write_fingerprints` wrote. Raises UserError for a damaged file."""
+    """Read fingerprints. Raises UserError for a damaged file."""
     try:
         return read_json(path, dict[str, Fingerprint])
     except UserError as error:

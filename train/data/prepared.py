@@ -1,6 +1,6 @@
-"""The folder of a dataset that TFDS has prepared: found, and checked before TFDS sees it.
+"""Find the folder of a prepared TFDS dataset, and validate it before TFDS reads it.
 
-TFDS imports every Python class that the folder's features.json names, and trusts its other files as well.
+TFDS imports every Python class that features.json names, and does not validate the other files.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ MOST_CLASSES = 1_000_000
 
 
 def find_prepared(tfds: ModuleType, name: str, data_dir: Path) -> Path:
-    """The folder of the dataset `name`: data_dir/NAME[/CONFIG]/VERSION, of the highest version that is meant.
+    """The folder of the dataset `name`: data_dir/NAME[/CONFIG]/VERSION, of the highest version that matches.
 
     TFDS's own search would import the Python module of a dataset to learn its default configuration.
     Raises UserError if there is none.
@@ -68,7 +68,7 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
 
 
 def check_metadata(tfds: ModuleType, folder: Path) -> None:
-    """Raises UserError if TFDS would wait for ever when it reads a folder, or would run code that it names."""
+    """Raises UserError if reading the folder could block, or could run Python code that it names."""
     with one_line_errors(f"{folder} cannot be read"):
         for path in folder.iterdir():
             if not (path.is_file() or path.is_dir()):
@@ -92,7 +92,7 @@ def _check_classes(tfds: ModuleType, folder: Path) -> None:
 
 
 def _named_classes(node: Any) -> Iterator[str]:
-    """Every class that is named somewhere in the JSON of features, in any form that TFDS reads."""
+    """Yields every class name in the JSON of features, in all forms that TFDS accepts."""
     left = [node]
     while left:
         node = left.pop()
@@ -118,7 +118,7 @@ def _read_json(path: Path) -> dict:
 
 
 def read_class_names(label: Any, key: str, folder: Path) -> tuple[str, ...]:
-    """The names of the classes, or their numbers where there are none. TFDS ignores a file that does not fit."""
+    """The class names, or class numbers if the dataset has no names. TFDS itself ignores a mismatched file."""
     count, path = label.num_classes or 0, folder / f"{key.replace('/', '.')}.labels.txt"
     if not 0 < count <= MOST_CLASSES:
         raise UserError(f"{folder / 'features.json'} says {count} classes: expected 1 to {MOST_CLASSES:,}")
@@ -132,7 +132,7 @@ def read_class_names(label: Any, key: str, folder: Path) -> tuple[str, ...]:
 
 
 def check_shards(split: Any, folder: Path) -> None:
-    """Raises UserError for files of a split that are missing, not below `folder`, or too short."""
+    """Raises UserError if a file of the split is missing, outside `folder`, or too short."""
     if split.num_examples < 1:
         raise UserError(f"split {split.name!r} of {folder} is empty")
     for shard in split.file_instructions:
@@ -155,5 +155,5 @@ def one_line_errors(what: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, shortened."""
+    """The message of an error, on one line and truncated."""
     return " ".join(str(error).split())[:300] or type(error).__name__

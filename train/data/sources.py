@@ -22,7 +22,7 @@ from train.data.transforms import SUFFIXES, Unreadable, decode
 EVAL_SPLITS = ("val", "validation", "test")
 STAND_INS = 100  # neighbours to try in place of an unreadable image; beyond that, the fault is not the image's
 
-HELD_OUT = 0.1  # of the images, for evaluation, where there is no split for it and nobody needs labels
+HELD_OUT = 0.1  # share of the images for evaluation, if there is no split for it and labels are not needed
 
 Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
 
@@ -162,21 +162,21 @@ def open_images(root: Path, config: Data) -> Parts:
 
 
 def _hold_out(paths: list[str]) -> tuple[list[str], list[str]]:
-    """The paths but for HELD_OUT of them, drawn at random and always the same, and these."""
+    """Split paths into training and evaluation by a fixed random draw of HELD_OUT of them."""
     count = max(1, round(HELD_OUT * len(paths)))
     drawn = set(np.random.default_rng(0).permutation(len(paths))[:count].tolist())
     return [p for i, p in enumerate(paths) if i not in drawn], [p for i, p in enumerate(paths) if i in drawn]
 
 
 def held_out_note(count: int) -> str:
-    """Tells the user what evaluations see where there is no split for them."""
+    """The note for data without an evaluation split."""
     return f"no split {' or '.join(EVAL_SPLITS)}: {_images(count)} held out for evaluation"
 
 
 def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, list[str]]:
     """Class name to image files, both sorted.
 
-    Images that do not lie in split/CLASS/ itself are appended to `misplaced`, whatever else lies there to `skipped`.
+    Images outside split/CLASS/ are appended to `misplaced`, other files to `skipped`.
     """
     files: dict[str, list[str]] = {}
     for entry in _entries(split):
@@ -195,9 +195,9 @@ def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, li
 
 
 def _images_below(folder: Path | str, skipped: list[str], without: Path | None = None) -> list[str]:
-    """Image files at any depth, sorted by folder and name, `without` those of a folder.
+    """Image files at any depth, sorted by folder and name, except those below the folder `without`.
 
-    Whatever else lies there is appended to `skipped`.
+    Other files are appended to `skipped`.
     """
     images = []
     seen = {_identity(without)} if without else set()  # a link may lead back to a folder above
@@ -224,7 +224,7 @@ def _identity(path: Path | str) -> tuple[int, int]:
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry]:
-    """What lies in a folder, by name. Raises UserError if it cannot be listed."""
+    """The entries of a folder, sorted by name. Raises UserError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -233,7 +233,7 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
 
 
 def _folders(root: Path) -> list[str]:
-    """Names of what may be splits besides "train"."""
+    """Names of the folders other than "train", which may be splits."""
     return [entry.name for entry in _entries(root) if entry.is_dir() and entry.name != "train"]
 
 
@@ -250,7 +250,7 @@ def _folder_source(files: dict[str, list[str]], class_names: tuple[str, ...], ch
 
 
 def _fingerprint(folder: Path, files: Mapping[str, Sequence[str]], origin: str) -> Fingerprint:
-    """Of the files of a split, whose names are their paths within its folder."""
+    """The fingerprint of a split's files, named by their paths within its folder."""
     start = len(os.path.join(folder, ""))
     return fingerprint_of_files(origin, {name: [path[start:] for path in paths] for name, paths in files.items()})
 
@@ -266,11 +266,12 @@ def _misplaced_note(root: Path, misplaced: list[str]) -> tuple[str, ...]:
     if not misplaced:
         return ()
     example = os.path.relpath(misplaced[0], root)
-    return (f"{_images(len(misplaced))} not used, as not in SPLIT/CLASS/ itself, such as {example}: move it there",)
+    reason = "because they are not directly in SPLIT/CLASS/"
+    return (f"{_images(len(misplaced))} not used, {reason}, such as {example}: move them there",)
 
 
 def _flat_hint(misplaced: Sequence[str]) -> str:
-    """For an error: images that objectives without labels would take."""
+    """Error text about images outside of class folders, which objectives without labels accept."""
     if not misplaced:
         return ""
     return (

@@ -57,7 +57,7 @@ class TfdsSource:
         return self._value(self._features(index), self.image_key, index)
 
     def stored_label(self, index: int) -> int | float:
-        """The label as it is stored, which may be none of the classes. Raises Unreadable."""
+        """The stored label, which may be invalid. Raises Unreadable."""
         return self._value(self._features(index), self.label_key, index)
 
     def check_label(self, label: int | float, index: int) -> int:
@@ -84,7 +84,7 @@ class TfdsSource:
 
 
 class Described(NamedTuple):
-    """What the files beside the records say of a dataset."""
+    """Metadata of a dataset: everything but its records."""
 
     builder: Any
     image: Any  # tfds.features.Image
@@ -158,7 +158,7 @@ def _records(tfds: ModuleType, builder: Any, split: str, folder: Path) -> Any:
 
 
 def _channels(image: Any, source: TfdsSource) -> int:
-    """As declared, or else 3 if any of a sample of images has colours."""
+    """The declared number of channels, or else 3 if any image of a sample is in colour."""
     if declared := image.shape[-1]:
         return 1 if declared == 1 else 3
     kinds = set()
@@ -169,7 +169,7 @@ def _channels(image: Any, source: TfdsSource) -> int:
 
 
 def _check_labels(source: TfdsSource, split: str, config: Data) -> None:
-    """Raises UserError if a sample of labels has some that are no classes."""
+    """Raises UserError if a sample of the labels contains an invalid one."""
     labels = {}
     for index in _sample(len(source), SAMPLE):
         with contextlib.suppress(Unreadable):
@@ -190,6 +190,6 @@ def _sample(count: int, most: int) -> Iterator[int]:
 
 
 def _digest(info: Any, split: str) -> str:
-    """Of what TFDS knows of a split without reading it."""
+    """SHA-256 of a split's metadata."""
     whole = info.splits[split.partition("[")[0]]
     return digest_of(str(part).encode() for part in (info.full_name, split, whole.shard_lengths, whole.num_bytes))

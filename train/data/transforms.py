@@ -1,4 +1,4 @@
-"""What the host does to one image: decode, crop, resize.
+"""Transforms of one image on the host: decode, crop, resize.
 
 Images are uint8 (h, w, c). In pixels, a size is (height, width) and a box (left, top, right, bottom).
 """
@@ -33,7 +33,7 @@ SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().it
 # Decoding takes 11 to 25 bytes a pixel, depending on the format, in each thread: up to 1.6 GiB.
 MAX_PIXELS = 2**26
 
-# Pillow warns of damage, and logs it, without naming the file. Unreadable says what leaves no pixels.
+# Pillow's warnings about damage do not name the file; images that cannot be decoded raise Unreadable.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
@@ -60,7 +60,7 @@ def image_channels(file: File, name: str) -> int:
 
     Args:
         file: Path or contents of the file.
-        name: What error messages call the file.
+        name: Name of the file in error messages.
 
     Returns:
         1 for a greyscale image of any depth, 3 for any other.
@@ -73,7 +73,7 @@ def image_channels(file: File, name: str) -> int:
 
 
 def decode(file: File, channels: int, name: str) -> np.ndarray:
-    """Decode an image at its own size, turned as its EXIF orientation says.
+    """Decode an image at its own size, rotated according to its EXIF orientation.
 
     Palettes are resolved, alpha is dropped, samples of more than 8 bits are reduced to their upper 8, and of several
     frames or pages the first is read.
@@ -81,7 +81,7 @@ def decode(file: File, channels: int, name: str) -> np.ndarray:
     Args:
         file: Path or contents of the file.
         channels: 1 for greyscale, 3 for RGB.
-        name: What error messages call the file.
+        name: Name of the file in error messages.
 
     Returns:
         Pixels, uint8 (h, w, channels).
@@ -115,7 +115,7 @@ def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: 
 
 @contextlib.contextmanager
 def _opened(file: File, name: str) -> Iterator[Image.Image]:
-    """The image in `file`, checked but not decoded yet. Raises Unreadable for whatever fails here or in the body."""
+    """Open and check an image without decoding it. Converts any exception, also of the body, to Unreadable."""
     try:
         with (
             contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else _open_regular(file) as stream,
@@ -161,7 +161,7 @@ def _check(image: Image.Image) -> None:
         raise ValueError("its samples are signed numbers, which have no fixed range")
     is_ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == YCBCR
     if is_ycbcr and image.mode == "RGB" and image.tile[0][0] == "raw":
-        raise ValueError("its colours are YCbCr, which Pillow reads since version 13")  # and took for RGB before
+        raise ValueError("its colours are YCbCr, which needs Pillow 13")  # older versions misread it as RGB
 
 
 def _is_grey(image: Image.Image) -> bool:

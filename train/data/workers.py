@@ -21,9 +21,9 @@ DIED = (
 
 
 def die_with_parent(*_) -> None:
-    """Make this worker end when the process that started it has gone, which a SIGKILL would not tell it.
+    """Make this worker exit when its parent process ends, even by SIGKILL.
 
-    And not before: a terminal sends Ctrl-C to the workers too, whose batches the run may need until it has saved.
+    It ignores Ctrl-C, which a terminal also sends to workers: the run may need their batches until it has saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
