@@ -359,6 +359,13 @@ def test_only_regular_files_are_opened(tmp_path):
             decode(path, 3, "it")
 
 
+def test_a_missing_file_is_named_once(tmp_path):
+    path = tmp_path / "none.png"
+    with pytest.raises(Unreadable) as caught:
+        decode(path, 3, str(path))
+    assert str(caught.value) == f"cannot read the image {path}: No such file or directory"
+
+
 def test_a_length_that_a_file_claims_takes_no_memory(tmp_path):
     """Pillow reads the rest of the pixels' chunk at once: 2 GiB, says a file of a few bytes."""
     path, contents = tmp_path / "claims.png", png(SHALLOW, GREY)

@@ -16,7 +16,7 @@ def start(code, **options):
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
 
 
-RICH = "from rich.console import Console; Console(file=sys.stdout).print('x' * 10**5); return 0"
+RICH = "from rich.console import Console; Console(file=sys.stdout).print(('x' * 70 + chr(10)) * 1500); return 0"
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def _opened(file: File, name: str) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise Unreadable(f"cannot read the image {name}: it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, MemoryError and more
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(f"cannot read the image {name}: {reason}") from error
 
 
