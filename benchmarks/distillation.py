@@ -1,4 +1,4 @@
-"""What a distillation token is worth: a ViT with and without a teacher, on the same images, for the same epochs.
+"""The benefit of a distillation token: a ViT with and without a teacher, on the same images, for the same epochs.
 
     python benchmarks/distillation.py --data PATH                   # some images of CIFAR-10, 1 to 2 hours on 2 cores
     python benchmarks/distillation.py --data PATH --scale full      # all 50,000, on a GPU
@@ -121,7 +121,7 @@ def reduced(data: Path, folder: Path, count: int | None) -> Path:
 
 
 def summary(options: Options, runs: dict, curves: dict) -> dict:
-    """What the last evaluations say."""
+    """Summary of the last evaluations."""
     last = {name: records[-1] for name, records in curves.items()}
     of_kind = lambda kind: [last[f"{kind}-{seed}"]["accuracy"] for seed in range(options.seeds)]
     alone, distilled = of_kind("alone"), of_kind("distilled")

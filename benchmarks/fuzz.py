@@ -62,7 +62,7 @@ class Tally:
         self.FORM.pack_into(self._shared, 0, number, read, refused)
 
     def read(self) -> tuple[int, int, int]:
-        """What was written last."""
+        """The values written last."""
         return self.FORM.unpack_from(self._shared)
 
 
@@ -160,7 +160,7 @@ def damaged(kind: str, template: Path, targets: str, seed: int, number: int) -> 
 
 
 def objection(error: BaseException, declared: tuple[type, ...]) -> str | None:
-    """What is wrong with an error that a reader raised, in words; None: it is declared and has a fit message."""
+    """The fault of an error that a reader raised; None if it is declared and has a suitable message."""
     chain, message = error, str(error)
     while chain is not None:
         if isinstance(chain, MemoryError):

@@ -32,7 +32,7 @@ class Kind:
     read: Callable[[Path, Path], object]
     """Reads a damaged file, given the folder and the file."""
     declared: tuple[type[Exception], ...]
-    """What `read` may raise: subclasses of UserError too, but of ValueError no others."""
+    """Errors that `read` may raise; for UserError subclasses too, for ValueError only the class itself."""
     share: float
     """Of all files."""
 

@@ -1,4 +1,4 @@
-"""What importing vit_jax costs, against flax.
+"""Import time of vit_jax, compared with flax.
 
     python benchmarks/import_time.py
 

@@ -1,4 +1,4 @@
-"""What learning from images alone is worth: probes of encoders before and after, on scikit-learn's digits.
+"""The benefit of self-supervised learning: probes of encoders before and after, on scikit-learn's digits.
 
     python benchmarks/pretraining.py
 

@@ -37,7 +37,7 @@ WIDTHS = {"ti16": 192, "s16": 384, "b16": 768}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is compiled, and how often."""
+    """Models to compile, and repetitions."""
 
     sizes: tuple[str, ...] = tuple(WIDTHS)
     """ViTs whose blocks are compiled."""
@@ -48,7 +48,7 @@ class Options:
     batch_size: int = 256
     """Images over all chips."""
     repeats: int = 3
-    """How often each form is compiled; medians are told."""
+    """How often each form is compiled; medians are reported."""
     topology: str = "v5e:2x4"
     """TPU topology."""
     json: Path | None = None
@@ -56,7 +56,7 @@ class Options:
 
 
 class Compiled(NamedTuple):
-    """What the compiler took, and says of a program: memory besides arguments and results, and millions of cycles."""
+    """Compile time, and the compiler's estimates: memory besides arguments and results, and millions of cycles."""
 
     seconds: float
     mib: float

@@ -23,7 +23,7 @@ LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.05, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is timed, and how."""
+    """Options of the measurement."""
 
     model: str = "vit/ti16"
     """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
@@ -121,7 +121,7 @@ class Worker:
         self.call(vars(options))
 
     def call(self, *request):
-        """What the worker returns for `request`: the name of a method and its arguments."""
+        """The worker's result for `request`: the name of a method and its arguments."""
         try:
             pickle.dump(request, self.process.stdin)
             self.process.stdin.flush()

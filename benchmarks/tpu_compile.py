@@ -39,7 +39,7 @@ from vit_jax.registry import model_arguments
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is compiled, and for what."""
+    """Models to compile, and the topology."""
 
     models: tuple[str, ...] = ()
     """NAME or NAME/PRESET each, of image classifiers; default: every model, those as their tiny preset."""
@@ -83,7 +83,7 @@ def every_model() -> list[str]:
 
 
 def takes_images(name: str) -> bool:
-    """Whether a model has a tiny preset, takes single images and tells classes."""
+    """Whether a model has a tiny preset, takes single images and is a classifier."""
     arguments = set(model_arguments(name))
     moving = {"frames", "num_frames", "max_frames"}
     return "tiny" in list_presets(name) and {"image_size", "num_classes"} <= arguments and not moving & arguments

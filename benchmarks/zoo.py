@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """The processor's name if the system reports it, else its architecture."""
     found = (
         subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout if sys.platform == "linux" else ""
     )

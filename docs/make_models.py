@@ -66,7 +66,7 @@ def write_compiled() -> None:
 
 
 def header(name: str) -> dict[str, str]:
-    """What the file of the model `name` says of itself: "title", and the text of each of SECTIONS that it has."""
+    """The header of the model `name`'s file: "title", and the text of each of SECTIONS that it has."""
     source = importlib.import_module(MODELS[name].partition(":")[0]).__file__
     return read_header(ast.get_docstring(ast.parse(Path(source).read_text())))
 
@@ -121,7 +121,7 @@ def size(preset: str) -> tuple[str, str, str]:
 
 
 def deviations(headers: dict[str, dict[str, str]]) -> list[str]:
-    """What each model does otherwise than upstream and its paper."""
+    """The deviations of each model from upstream and its paper."""
     lines = []
     for name, header in headers.items():
         lines += [f"## `{name}`", ""]

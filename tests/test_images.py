@@ -354,9 +354,11 @@ def test_truncated_images_are_never_filled_up():
 
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "pipe.png", tmp_path, "/dev/zero"):
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
         with pytest.raises(Unreadable, match="it is not a regular file"):
             decode(path, 3, "it")
+    with pytest.raises(Unreadable, match="it is a folder; name the image files in it"):
+        decode(tmp_path, 3, "it")
 
 
 def test_a_missing_file_is_named_once(tmp_path):

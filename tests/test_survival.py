@@ -428,15 +428,15 @@ def test_where_nothing_can_be_locked_the_last_to_come_has_the_workdir(alone, tmp
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of 64 and 16 images of different sizes, one of which is broken, and the options that train on it."""
+    """A folder of 64 and 16 images of different sizes, one of each broken, and the options that train on it."""
     root = tmp_path_factory.mktemp("pictures")
     for split, count in (("train", 64), ("val", 16)):
         for i in range(count):
             path = root / split / "ab"[i % 2] / f"{i:02}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.effect_noise((20 + i % 3, 24), 64).save(path)
-    broken = root / "train/b/33.png"
-    broken.write_bytes(broken.read_bytes()[:60])
+    for broken in (root / "val/a/02.png", root / "train/b/33.png"):
+        broken.write_bytes(broken.read_bytes()[:60])
     options = ("patch_size=4", f"--data=folder:{root}", "--data.image-size", "8", "8", "--data.min-crop=0.5")
     return broken, (*options, *QUICK[1:], "--eval-epochs=2")
 
@@ -444,7 +444,9 @@ def pictures(tmp_path_factory):
 def test_broken_image_is_told_and_the_run_continues_bit_for_bit(pictures, tmp_path, monkeypatch, capsys):
     broken, options = pictures
     assert run(tmp_path / "alone", *options) == 0
-    assert f"warning: 1 of 64 training images cannot be read; the latest is {broken}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"warning: 1 of 64 training images cannot be read; the latest is {broken}\n" in said
+    assert re.search(r"done: loss .* on 15 evaluation images after", said)
     with monkeypatch.context() as patch:
         before_batch(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert run(tmp_path / "stopped", *options) == 143

@@ -138,7 +138,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         metrics.publish()
         best = checkpoints.best_step()
         progress.message(
-            f"done: {show(result)} on {len(dataset.eval):,} {config.data.eval_split or 'evaluation'} images "
+            f"done: {show(result)} on {int(result['examples']):,} {config.data.eval_split or 'evaluation'} images "
             f"after {total:,} steps; best at step {best:,}: {show(checkpoints.metrics(best))}"
         )
         if is_lead():

@@ -54,9 +54,9 @@ def attention(
 
 
 def embeddings(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any) -> Any:
-    """What the head of `model` reads: what `model` gives with `num_classes=0`, and the same variables.
+    """The input of the head of `model`: its output with `num_classes=0` and the same variables.
 
-    That is tokens (b, n, d) for most models, the last map of features (b, h, w, d) for those that go through stages,
+    Tokens (b, n, d) for most models, the last map of features (b, h, w, d) for those that go through stages,
     and pooled features (b, d) or several outputs for a few: each model's docstring says which. Raises ValueError for a
     model that has no `num_classes`: what it returns is all that it has, and `apply` gives that.
     """

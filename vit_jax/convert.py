@@ -205,7 +205,7 @@ def _rules(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def _named(model: nn.Module, name: str, default: Any = ()) -> Any:
-    """What the nearest file that has `name` says, of the class of `model` or of a base."""
+    """The value of `name` in the nearest module that defines it, by the class of `model` and its bases."""
     return next((vars(file)[name] for file in _files(model) if name in vars(file)), default)
 
 

@@ -1,8 +1,8 @@
-"""Text from outside, such as a name in a file, made fit for a terminal and for an error message."""
+"""Escape and shorten untrusted text, such as a name in a file, for terminals and error messages."""
 
 
 def printable(text: object, limit: int | None = 80) -> str:
-    """`str(text)` on one line of at most `limit` characters (None: any number), with nothing that a terminal acts on.
+    """`str(text)` on one line of at most `limit` characters (None: any number), without control characters.
 
     Control characters, line breaks, marks that turn the direction of writing, and surrogates become escapes (`\\x1b`);
     letters of all scripts stay. The middle of a longer text is left out ("...").

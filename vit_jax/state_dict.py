@@ -16,7 +16,7 @@ _LONGEST = 1000  # characters of a name, which bounds the time for those of a ho
 
 
 class PrefixError(ValueError):
-    """The weights of a model stand under a prefix, and `prefixes` lists those that would select them."""
+    """The weights of a model have a prefix; `prefixes` lists those that would select them."""
 
     def __init__(self, source: str, model: str, prefixes: list[str]):
         self.prefixes = prefixes
@@ -63,7 +63,7 @@ def _below(state: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def named_state_dict(state_dict: StateDict | str | os.PathLike) -> tuple[str, Mapping]:
-    """What messages call `state_dict`, and the mapping itself, read from its file where it is a path."""
+    """The name of `state_dict` in messages, and the mapping, read from its file if it is a path."""
     if isinstance(state_dict, str | os.PathLike):
         return printable(os.fspath(state_dict), _LONGEST), load_torch_file(state_dict)
     if not isinstance(state_dict, Mapping):
@@ -73,9 +73,9 @@ def named_state_dict(state_dict: StateDict | str | os.PathLike) -> tuple[str, Ma
 
 
 def check_names(source: str, state: Mapping, model: str, expected: Collection[str]) -> None:
-    """Raises ValueError unless `state` maps names to tensors, and PrefixError where those of `model` have a prefix.
+    """Raises ValueError unless `state` maps names to tensors, and PrefixError if those of `model` have a prefix.
 
-    `expected` are the names that the model asks for.
+    `expected` are the names that the model needs.
     """
     if prefixes := _prefixes(state, expected):
         raise PrefixError(source, model, prefixes)

@@ -97,7 +97,7 @@ def _read(file):
 
 
 def _other(head: bytes, suffix: str) -> str | None:
-    """What a file of another format is, by its first bytes or its suffix, in words."""
+    """Describes a file of another format, recognised by its first bytes or its suffix."""
     if not head:
         return f"empty; {AGAIN}"
     if suffix in _OTHER_SUFFIXES:

@@ -1,8 +1,9 @@
 """The pickle inside a weights file of PyTorch, read without running it.
 
-The file comes from a stranger: reading it must not run code, reach memory outside its tensors, or change anything that
-outlives the call, and its time and memory must be bounded by the file's size. So a small interpreter of our own reads
-the pickle. To it a global is a name, not an object, and it admits only the opcodes that torch.save writes.
+The file may come from an untrusted source: reading it must not run code, reach memory outside its tensors, or change
+anything that outlives the call, and its time and memory must be bounded by the file's size. So a small interpreter of
+our own reads the pickle. It treats a global as a name, not an object, and accepts only the opcodes that torch.save
+writes.
 """
 
 import math
@@ -129,14 +130,14 @@ def unpickle(pickled, room: int, load_storage: Callable[[Any], np.ndarray]) -> A
                     raise malformed("attributes set on something other than an OrderedDict")
             case "STOP":
                 if len(stack) != 1 or outer_stacks:
-                    raise malformed("an end before all is put together")
+                    raise malformed("it ends with values left on the stack")
                 return stack.pop()
             case _:
                 raise Refused(f"uses pickle's {opcode.name}, which {_NO_NEED}")
 
 
 class _Budget:
-    """What a pickle may still make, so that a small file cannot take much time or memory."""
+    """Limits on the objects that a pickle may create, so that a small file cannot take much time or memory."""
 
     def __init__(self, room: int):
         self._objects, self._integer_keys, self._bytes = MOST_OBJECTS, MOST_INTEGER_KEYS, MOST_ALIASES * room

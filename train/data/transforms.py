@@ -144,7 +144,10 @@ class _BoundedReader(io.BufferedReader):
 
 def _open_regular(path: str | os.PathLike) -> BinaryIO:
     """A file open for reading. Raises OSError for a pipe or a device, whose reading may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise OSError("it is a folder; name the image files in it")
+    if not stat.S_ISREG(mode):
         raise OSError("it is not a regular file")
     return _BoundedReader(path)
 

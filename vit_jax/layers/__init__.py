@@ -1,4 +1,4 @@
-"""What three or more models compute identically, one small file per idea. Models import the modules from here."""
+"""Layers that three or more models share, one small file per idea. Models import the modules from here."""
 
 from vit_jax.layers.actions import ActionTransformer, Trajectory
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid

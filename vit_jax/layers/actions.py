@@ -102,11 +102,11 @@ class ActionTransformer(nn.Module, kw_only=True):
         super().__post_init__()
 
     def make_attention(self, heads: int, dim_head: int) -> Callable[..., nn.Module]:
-        """What makes an attention, given its name: of tokens over themselves, or over a context."""
+        """A factory of attention modules, called with the name: self-attention, or attention over a context."""
         raise NotImplementedError
 
     def make_feed_forward(self) -> Callable[..., nn.Module]:
-        """What makes the feed-forward of a layer, given its name."""
+        """A factory of a layer's feed-forward module, called with the name."""
         return functools.partial(FeedForward, self.mlp_dim, self.dropout)
 
     def layers_read(self, name: str, depth: int) -> tuple[int, ...]:

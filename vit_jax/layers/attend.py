@@ -20,7 +20,7 @@ def attend(
     dropout: float = 0.0,
     train: bool = False,
 ) -> Float[Array, "*b i he"]:
-    """What every query gathers, the heads side by side.
+    """The attention output, heads concatenated.
 
     Scores are multiplied by `scale`, by default the inverse root of d, and raised by `bias`; where `mask` is false, no
     query reads the key. The map is `module`'s: sown as its "attn", and dropped by its rng when `train`.

@@ -96,7 +96,7 @@ def _scan(
     asked: Execution,
     train: bool,
 ) -> Array:
-    """What the blocks give, by a loop over their parameters. Dropout draws other numbers than without the loop."""
+    """The output of the blocks, by a scan over their parameters. Dropout draws differ from those without the scan."""
     parts = {"attn": (attention(parent=None), context), "ff": (feed_forward(parent=None), ())}
     keys = None
     if train and module.has_rng("dropout"):

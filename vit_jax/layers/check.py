@@ -82,7 +82,7 @@ def frozen(value: Any) -> Any:
 
 
 def check_arguments(model: nn.Module) -> None:
-    """Checks the arguments that models have in common, by their names, where `model` has them, and freezes all.
+    """Validates the common arguments that `model` has, by name, and freezes all fields.
 
     Lists become tuples, so that a model built from a configuration file can be hashed, as `jax.jit(model.apply)` does.
 
@@ -117,7 +117,7 @@ def check_sides(name: str, size: int | Sequence[int], fits: Callable[[int], bool
 def check_images(images: Array, channels: int, at_most: int | Sequence[int] | None = None) -> None:
     """Raises ValueError unless `images` is (b, height, width, channels), in floating point.
 
-    `at_most` is the model's `image_size`, where it has positions for images of this height and width and no larger.
+    `at_most` is the model's `image_size` if its position table limits height and width.
     """
     check_array("images", images, "height, width", channels)
     if at_most is not None:
@@ -127,7 +127,7 @@ def check_images(images: Array, channels: int, at_most: int | Sequence[int] | No
 def check_video(video: Array, channels: int | None = None) -> None:
     """Raises ValueError unless `video` is (b, frames, height, width, channels) in floating point.
 
-    Any channels will do for None.
+    With `channels=None`, any number of channels is accepted.
     """
     check_array("video", video, "frames, height, width", channels)
 
@@ -152,8 +152,8 @@ def check_floating(what: str, array: Array) -> None:
 def check_fits(what: str, array: Array, sides: Sequence[int], name: str) -> None:
     """Raises ValueError, calling it `what`, when an axis of `array` (b, *axes, c) is longer than that of `sides`.
 
-    `sides` are what the argument `name` says: the axes that a table of positions is for. One that is longer along an
-    axis and shorter along another may have no more patches than the table, but would get positions of other places.
+    `sides` is the value of the argument `name`: the size that the position table covers. An input that is longer along
+    one axis and shorter along another may have few enough patches, but would get positions of other places.
     """
     if any(side > limit for side, limit in zip(array.shape[1:-1], sides, strict=True)):
         limit = tuple(sides) if len(sides) > 1 else sides[0]

@@ -29,7 +29,7 @@ KEPT_IN_LOOP = _policies.save_from_both_policies(_LINEAR, _policies.save_only_th
 
 @dataclasses.dataclass
 class Execution:
-    """What is asked for, and how many stacks of blocks have heard of it."""
+    """The requested remat and scan, and the number of block stacks that applied them."""
 
     remat: str = "none"
     scan: bool = False
@@ -38,7 +38,7 @@ class Execution:
 
     @property
     def policy(self) -> Callable[..., bool] | None:
-        """What `jax.checkpoint` may keep, or None where nothing is computed again."""
+        """The policy of `jax.checkpoint`, or None without rematerialisation."""
         return POLICIES[self.remat]
 
 
@@ -61,7 +61,7 @@ def execution(*, remat: str = "none", scan: bool = False, device: str | None = N
 
 
 def asked_execution() -> Execution:
-    """What the nearest `execution` around asks for, or nothing."""
+    """The settings of the innermost `execution` context, or the defaults."""
     return _current.get(Execution())
 
 

@@ -1,4 +1,4 @@
-"""What classifiers share whose tokens stay a map: which images they take, and the mean of the last map as features."""
+"""Base of classifiers whose tokens stay a map: checks of images, and the mean of the last map as features."""
 
 from collections.abc import Sequence
 from typing import ClassVar

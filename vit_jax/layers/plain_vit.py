@@ -77,11 +77,11 @@ class PlainViT(TokenViT):
         super().__post_init__()
 
     def make_attention(self) -> Callable[..., nn.Module]:
-        """What makes the attention of a block, given its name."""
+        """A factory of a block's attention module, called with the name."""
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
 
     def make_feed_forward(self) -> Callable[..., nn.Module]:
-        """What makes the feed-forward of a block, given its name."""
+        """A factory of a block's feed-forward module, called with the name."""
         return functools.partial(FeedForward, self.mlp_dim, self.dropout)
 
     def make_transformer(self) -> nn.Module:

@@ -105,7 +105,7 @@ class CCT(ImageInput):
         super().__post_init__()
 
     def axes(self) -> tuple[Axis, ...]:
-        """What happens along each axis of the input."""
+        """Kernel, stride and padding along each axis of the input."""
         half = self.kernel_size // 2
         stride = max(1, half - 1) if self.stride is None else self.stride
         padding = max(1, half) if self.padding is None else self.padding
@@ -174,7 +174,7 @@ class CCT(ImageInput):
 
 
 def _function(layers):
-    """What upstream's function of that number of layers sets, and the paper's models of that number have."""
+    """The arguments set by upstream's function of that number of layers, equal to those of the paper's model."""
     heads, mlp_ratio, dim = (2, 1.0, 128) if layers < 6 else (4, 2.0, 256) if layers < 14 else (6, 3.0, 384)
     sizes = dict(num_layers=layers, num_heads=heads, mlp_ratio=mlp_ratio, embedding_dim=dim)
     return dict(kernel_size=3, stride=None, padding=None, **sizes)

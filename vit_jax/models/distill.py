@@ -23,7 +23,7 @@ class DistillableViT(ViT):
         distill_token: Float[Array, "e d"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b *out"] | tuple[Float[Array, "b *out"], Float[Array, "b d"]]:
-        """What `ViT` returns; with `distill_token` a pair of that and what became of the (last) token."""
+        """The output of `ViT`; with `distill_token` a pair of it and the final embedding of the (last) token."""
         if distill_token is None:
             return super().__call__(images, train=train)
         tokens = self.encode(images, distill_token, train=train)

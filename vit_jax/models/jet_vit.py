@@ -90,7 +90,7 @@ class Transformer(nn.Module):
         return rearrange(self.window_attn[i](windows, train=train), "b x y (i j) d -> b (x i y j) d", **sizes)
 
     def _draw(self, names: tuple[str, ...], i: int, x: Array) -> Array:
-        """What one of `names` gives, each as likely as the others."""
+        """The output of one of the branches `names`, drawn uniformly."""
         chosen = jax.random.randint(self.make_rng("dropout"), (), 0, len(names))
         branch = lambda name: lambda self, x: self._attend(name, i, x, self.grid, True)
         return nn.switch(chosen, [branch(name) for name in names], self, x)

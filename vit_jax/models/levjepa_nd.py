@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class CausalTrunk(nn.Module):
-    """What the trunks of LeVJEPA share; they say how long a patch is along each axis, and which axes are causal."""
+    """Base of LeVJEPA's trunks, which define the patch size along each axis and the causal axes."""
 
     pool: ClassVar[str] = "cls"
 

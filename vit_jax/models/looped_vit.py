@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
 
 class ExitGate(nn.Module):
-    """What another loop is expected to bring, (b,): four learned queries read the tokens."""
+    """The expected gain of another loop, (b,): four learned queries attend to the tokens."""
 
     heads: int
     dim_head: int

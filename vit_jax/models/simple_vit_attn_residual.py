@@ -34,7 +34,7 @@ class Attention(simple_vit.Attention):
 
 
 class DepthPool(nn.Module):
-    """What stands for the residual: each token's outputs so far, pooled by a learned query or by the last of them."""
+    """Replaces the residual: attention over each token's outputs so far, by a learned query or by the last output."""
 
     attention: Callable[..., nn.Module]
     learned_query: bool

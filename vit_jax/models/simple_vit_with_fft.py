@@ -25,7 +25,7 @@ class SimpleViTWithFFT(simple_vit.SimpleViT, kw_only=True):
     Raises ValueError when `freq_patch_size` does not divide `image_size`.
     """
 
-    patches_leak: ClassVar[bool] = True  # the spectrum tells of all pixels
+    patches_leak: ClassVar[bool] = True  # the spectrum depends on all pixels
     freq_patch_size: int | tuple[int, int]
 
     def __post_init__(self):

@@ -20,7 +20,7 @@ from vit_jax.models import simple_vit_with_register_tokens as registers
 
 
 class HyperConnection(nn.Module):
-    """What stands for the residual around `layer`: dynamic hyper-connections, algorithm 2 of the paper.
+    """Replaces the residual around `layer` by dynamic hyper-connections, algorithm 2 of the paper.
 
     They begin as a plain residual: the layer reads stream `index` (cyclic), every stream goes on and gets its output.
     """

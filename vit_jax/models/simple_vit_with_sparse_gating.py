@@ -81,7 +81,7 @@ class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
     def encode_with_loss(
         self, images: Images, extra_tokens: ExtraTokens | None = None
     ) -> tuple[Tokens, Float[Array, ""]]:
-        """What `encode` gives, and the sparsity loss."""
+        """The output of `encode`, and the sparsity loss."""
         x = self.embed(images, extra_tokens)
         x, openness = self.transformer(prepend(self.register_tokens, x) if self.num_register_tokens else x)
         loss = openness if self.sparsity_loss_type == "l1" else nn.relu(openness - self.sparsity_threshold)

@@ -114,7 +114,7 @@ class AST(nn.Module):
         return power.swapaxes(1, 2).astype(sound.dtype)
 
     def trajectory(self, audio_or_spec: Sound, *, train: bool = False) -> list[Tokens]:
-        """What each block reads, and last the normed tokens: registers, then patches, low frequencies first."""
+        """The input of each block, and last the normalised tokens: registers, then patches, low frequencies first."""
         if audio_or_spec.ndim != 2 + self.accept_spec:
             layout = "(batch, time, frequency)" if self.accept_spec else "(batch, samples)"
             raise ValueError(

@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 
 def gate(out: Float[Array, "b n hd"], gates: Float[Array, "b n h"]) -> Float[Array, "b n hd"]:
-    """What the heads give, side by side, each times the sigmoid of its gate."""
+    """The concatenated outputs of the heads, each multiplied by the sigmoid of its gate."""
     heads = rearrange(out, "b n (h d) -> b n h d", h=gates.shape[-1])
     return rearrange(heads * nn.sigmoid(gates)[..., None], "b n h d -> b n (h d)")
 
@@ -105,7 +105,7 @@ class ViT(PlainViT):
         return self.embedding_dropout(x, deterministic=not train)
 
     def trajectory(self, images: Images, *, train: bool = False) -> list[Tokens]:
-        """What each block reads, and last what `encode` gives."""
+        """The input of each block, and last the output of `encode`."""
         tokens = self.transformer(self.embed(images, train=train), train=train)
         if self.is_initializing() and self.num_classes:
             self.head(tokens[-1])  # for its parameters, which upstream has even if nothing reads them

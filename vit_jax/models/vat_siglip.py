@@ -88,7 +88,7 @@ class SigLIP(nn.Module):
 
     @nn.compact
     def trajectory(self, images: Images, *, train: bool = False) -> list[Tokens]:
-        """What each block reads, and last the tokens."""
+        """The input of each block, and last the output tokens."""
         check_images(images, self.channels, self.image_size)
         norm = functools.partial(LayerNorm, self.norm_eps)
         attention = functools.partial(Attention, self.heads, self.dim // self.heads, 0.0, self.norm_eps)

@@ -73,7 +73,7 @@ class ViTForSmallDataset(PlainViT):
     With `diagonal_shifts` the copies of the image move as in the paper, by half a patch along both axes.
     """
 
-    patches_leak: ClassVar[bool] = True  # tokens tell of their neighbours' edges
+    patches_leak: ClassVar[bool] = True  # tokens include their neighbours' edges
     diagonal_shifts: bool = False
 
     def make_patch_embedding(self) -> nn.Module:

@@ -34,7 +34,7 @@ class Attention(nn.Module):
     dropout: float
 
     def queries_keys_values(self, x: Tokens) -> Sequence[Float[Array, "b h n f"]]:
-        """What attends; further arguments are positions, where a variant has them."""
+        """Queries, keys and values; variants take positions as further arguments."""
         return ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)
 
     @nn.compact
@@ -81,7 +81,7 @@ class ViTND(nn.Module):
         return per_axis("input_shape", self.input_shape, self.ndim), per_axis("patch_size", self.patch_size, self.ndim)
 
     def make_attention(self) -> Callable[..., nn.Module]:
-        """What makes the attention of a block, given its name."""
+        """A factory of a block's attention module, called with the name."""
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
 
     def embed_patches(self, x: Arrays) -> tuple[Tokens, Grid]:

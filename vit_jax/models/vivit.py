@@ -155,7 +155,7 @@ class ViViT(nn.Module, kw_only=True):
         return self.embedding_dropout(x, deterministic=not train)
 
     def attend_space(self, x: FrameTokens, *, train: bool) -> FrameTokens:
-        """What the tokens of a frame make of each other."""
+        """Attention among the tokens of each frame."""
         return self.spatial_transformer(jax.lax.collapse(x, 0, 2), train=train).reshape(x.shape)
 
     def with_class(self, x: Float[Array, "b f d"]) -> Tokens:

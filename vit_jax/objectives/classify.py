@@ -37,7 +37,7 @@ def correct(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[
 
 
 def logits_and_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
-    """What a model returns, as (logits, auxiliary loss): its first output, and its second if that is a number or 0."""
+    """Split a model's output into (logits, auxiliary loss): the second output if it is a scalar, else 0."""
     if not isinstance(outputs, tuple):
         return outputs, 0.0
     logits, second = outputs[:2]

@@ -22,7 +22,7 @@ from vit_jax.objectives.protocol import Tree
 
 
 def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") -> Float[np.ndarray, "l"]:
-    """What the loss of each loop counts: by the name of a weighting, or as given, one number for each.
+    """The weight of each loop's loss: from a named weighting, or as given, one number for each loop.
 
     Raises ValueError for an unknown name, and for another number of weights.
     """
@@ -39,7 +39,7 @@ def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") ->
 
 
 def exit_targets(losses: Float[Array, "l b"]) -> Float[Array, "l-1 b"]:
-    """What the gate should learn to expect after each loop but the last: the largest gain per further loop, or 0."""
+    """The gate's targets after each loop but the last: the largest gain per further loop, or 0."""
     losses = jax.lax.stop_gradient(losses)
     loop = jnp.arange(len(losses))
     ahead = (loop[None] - loop[:, None])[..., None]

@@ -75,7 +75,7 @@ LOOKS = {
 
 
 class Student(Projected):
-    """What learns, and of which the average is the teacher."""
+    """The trained network; its moving average is the teacher."""
 
 
 TORCH_RULES = (("encoder", "student_encoder.net"), ("projector", "student_encoder.projector"))
@@ -143,7 +143,7 @@ class Dino(Pretraining):
         return self.settings == "upstream"
 
     def make_projector(self) -> nn.Module:
-        """What stands upon the encoder."""
+        """The projector applied to the encoder's features."""
         sizes = self.num_classes_K, self.projection_hidden_size, self.projection_layers
         return Projector(*sizes) if self.upstream else CosineProjector(*sizes, self.bottleneck_dim)
 
@@ -245,7 +245,7 @@ def project(
     rngs: Mapping[str, Array],
     train: bool,
 ) -> tuple[list, Tree]:
-    """What `model` makes of every view, a list over the views of all `groups`, and its new statistics.
+    """The outputs of `model` for every view, a list over the views of all `groups`, and its new statistics.
 
     A group's views are of one size; groups of the same size go through the model together. Batch statistics are those
     that `extras` hold as `statistics`.

@@ -1,4 +1,4 @@
-"""What an encoder has made of an image, whatever its form: one vector, or one for each region.
+"""Features of an image from an encoder's output in any form: one vector, or one for each region.
 
 Encoders give vectors (b, d), tokens (b, n, d), or maps (b, h, w, d) of any number of axes; of several outputs the first
 counts. Of tokens the first is the class token if the encoder says so by `pool="cls"`.

@@ -54,7 +54,7 @@ SIGREG = dict(num_slices=1024, domain=(-5, 5), num_knots=17)  # of `sigreg_loss_
 
 
 class Encoder(Projected):
-    """What learns."""
+    """The trained network: encoder and projector."""
 
 
 TORCH_RULES = (("encoder", "encoder.net"), ("projector", "encoder.projector"))
@@ -191,7 +191,7 @@ class LeJEPA(Pretraining):
     def targets(
         self, params: Tree, extras: Tree, views: Array, rngs: Mapping[str, Array], train: bool
     ) -> tuple[list, Tree]:
-        """What the average, or the learner itself, makes of global views, and its new statistics."""
+        """The outputs of the average, or of the trained network itself, for global views, and its new statistics."""
         statistics = "batch_stats"
         if self.averages:
             params = jax.tree.map(lambda x: x.astype(views.dtype), extras["ema"])

@@ -109,7 +109,7 @@ TORCH_RULES = (("fc1", "projector.0"), ("norm", "projector.1"), ("fc2", "project
 
 @dataclasses.dataclass(frozen=True)
 class ViewsJEPA(Pretraining):
-    """What `LeVJEPA` and `LeVJEPAND` share: projector, losses, and patches that are left out. They make the views."""
+    """Base of `LeVJEPA` and `LeVJEPAND`: projector, losses, and dropped patches. Subclasses make the views."""
 
     num_classes_K: int = 256
     projection_hidden: int = 256

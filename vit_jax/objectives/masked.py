@@ -1,9 +1,9 @@
-"""What objectives share that hide patches of an image from an encoder.
+"""Functions for objectives that hide patches of an image from an encoder.
 
-What they need of one is the house's way through a model: `patch_size` and `dim`; `encode(images)`, which gives tokens,
-those of the patches last and row by row; `embed(images)`, the same before the transformer; `to_patch_embedding`, the
-module that makes tokens of patches. A model says `patches_leak` whose tokens tell of other patches' pixels, and
-`patches_lost` whose transformer gives other tokens than those of the patches.
+The encoder must have `patch_size` and `dim`; `encode(images)`, which returns tokens, those of the patches last and row
+by row; `embed(images)`, the tokens before the transformer; `to_patch_embedding`, the module that embeds patches. A
+model sets `patches_leak` if its tokens depend on other patches' pixels before the transformer, and `patches_lost` if
+its transformer returns other tokens than those of the patches.
 Axes: b batch, n patches, m masked or seen patches, l tokens before the patches, d dim, p values of a patch.
 """
 
@@ -97,7 +97,7 @@ def to_images(patches: Float[Array, "b n p"], encoder: nn.Module, size: tuple[in
 
 
 def embed(encoder: nn.Module, images: Images) -> tuple[Float[Array, "b l d"], Tokens]:
-    """What stands before the patches, such as a class token, and the patches, all with positions and before dropout."""
+    """The tokens before the patches, such as a class token, and the patches, with positions and before dropout."""
     tokens, patches = encoder.embed(images), count_patches(encoder, images)
     first = tokens.shape[1] - patches
     _expect_tokens(encoder, first >= 0, tokens, patches)
@@ -112,7 +112,7 @@ def encode(encoder: nn.Module, images: Images, *, train: bool) -> Tokens:
 
 
 def encode_tokens(encoder: nn.Module, images: Images, tokens: Tokens, *, train: bool) -> Tokens:
-    """What `encoder` makes of `tokens`, standing in for those that it would embed `images` as."""
+    """The output of `encoder` for `tokens` in place of its own embedding of `images`."""
 
     def stand_in(embed, args, kwargs, context):
         replaced = context.module is encoder and context.method_name == "embed"

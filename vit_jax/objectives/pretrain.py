@@ -29,7 +29,7 @@ class Pretraining(Objective):
         raise NotImplementedError
 
     def draw(self, key: Array, images: Array) -> dict[str, Array]:
-        """What chance decides for a batch, such as which patches are masked."""
+        """Random draws for a batch, such as which patches are masked."""
         return {}
 
     def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:

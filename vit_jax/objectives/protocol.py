@@ -1,4 +1,4 @@
-"""What a trainer asks of an objective. It never knows which one runs."""
+"""The interface between trainer and objectives."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -47,13 +47,13 @@ class Objective(Protocol):
         ...
 
     def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
-        """What has been trained for others to use: a module that gives features, and its variables."""
+        """The trained encoder for later use: a module that returns features, and its variables."""
         ...
 
 
 @runtime_checkable
 class Classifier(Objective, Protocol):
-    """An objective whose model tells classes."""
+    """An objective whose model is a classifier."""
 
     def predict(self, params: Tree, extras: Tree, images: Array) -> Array:
         """Logits (b, k) as evaluation uses them."""

@@ -36,7 +36,7 @@ class Attention(nn.Module):
     shift: int
 
     def biases(self, dtype: jnp.dtype) -> Float[Array, "offsets heads"]:
-        """What the scores of every offset between two pixels are raised by."""
+        """The relative position bias of every offset between two pixels."""
         shape = ((2 * self.window_size - 1) ** 2, self.heads)
         return self.param("relative_position_bias_table", nn.initializers.truncated_normal(0.02), shape)
 
