@@ -104,7 +104,8 @@ def open_folder(root: Path, config: Data) -> Parts:
     if not (root / "train").is_dir():
         missing = root / "train" if root.is_dir() else root
         hint = _flat_hint([entry.path for entry in _entries(root) if _is_image(entry)]) if root.is_dir() else ""
-        raise UserError(f"{config.name}: there is no folder {missing}{hint}")
+        expected = f"expected {root}/train/CLASS/ and {root}/val/CLASS/"
+        raise UserError(f"{config.name}: {expected}; there is no folder {missing}{hint}")
     eval_root = root / choose_split(config, _folders(root))
 
     skipped: list[str] = []
@@ -276,7 +277,7 @@ def _flat_hint(misplaced: Sequence[str]) -> str:
         return ""
     return (
         f", but {_images(len(misplaced))} elsewhere, such as {misplaced[0]}: classes need a folder each; "
-        "objectives without labels, such as --objective=mae, take images as they lie"
+        "objectives without labels, such as --objective=mae, accept images in any folder"
     )
 
 
