@@ -39,7 +39,7 @@ MODULES = {"train": "main", "predict": "predict", "probe": "probe", "convert": "
 
 
 def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:
-    """The dataclass `kind` from what the command line gives, over `default`; `--help` prints and exits.
+    """Parse options into the dataclass `kind`, starting from `default`; `--help` prints and exits.
 
     A field annotated as `tyro.conf.Positional` is given without an option; `kind` may have one such field.
 
@@ -183,7 +183,7 @@ def _joined(groups: list[Group], known: dict[str, Any]) -> list[Group]:
 
 
 def _tokens(group: Group) -> list[str]:
-    """What tyro reads: a value is attached to its option, or becomes a path, if it could be taken for an option."""
+    """Arguments for tyro; a value that looks like an option is attached with `=`, or as a path gets `./` before it."""
     option, values = group
     if not option.startswith("-"):
         return [f"./{value}" if value.startswith("-") else value for value in values]

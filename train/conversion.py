@@ -24,7 +24,7 @@ from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.printable import printable
 from vit_jax.state_dict import PrefixError
 
-# Names under which somebody may expect a file of another form, and would get a folder.
+# Suffixes of other file formats, refused because --out would write a folder of that name.
 OTHER_FORMS = (".bin", ".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle", ".pkl")
 OTHER_FORMS += (".pt", ".pth", ".tar", ".zip")
 
@@ -62,7 +62,7 @@ def convert(options: Options) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raises UserError unless `out` is the name of something new in a form that this command writes."""
+    """Raises UserError if `out` exists or has the suffix of a format that this command does not write."""
     if os.path.lexists(out):
         raise UserError(f"--out {out} exists: name a new one")
     check_orbax_name(out.parent)
@@ -97,13 +97,13 @@ def write(out: Path, network: nn.Module, variables: PyTree) -> None:
     """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() != ".safetensors":
-        # Under a name that Orbax takes as it is.
+        # A temporary name that Orbax does not misinterpret.
         part = orbax_path(out.parent) / f"{secrets.token_hex(8)}.tmp"
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(part, variables)
                 checkpointer.wait_until_finished()
-                checkpointer.metadata(part)  # opens every array: what cannot be read back is not written
+                checkpointer.metadata(part)  # opens every array, to detect a checkpoint that cannot be read back
             os.rename(part, out)
         except ValueError as error:  # tensorstore's
             raise OSError(one_line(error)) from error
