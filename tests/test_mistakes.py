@@ -2,13 +2,19 @@
 
 import re
 
+import jax
+import numpy as np
 import pytest
 
 import train.build
 import train.loop
 import train.memory
 from tests.runs import error
+from tests.runs import train as run
+from train.config import Config, UserError
 from train.main import main
+from train.memory import check_compiled
+from train.sharding import make_mesh
 
 # Found before any data is read. The first options follow --model-args.
 EARLY = [
@@ -194,3 +200,28 @@ def test_what_does_not_fit_into_memory_is_refused_with_both_numbers(tmp_path, ca
     # 8,192 images of 8x8 pixels as uint8 and float32
     assert "--eval-batch-size 8192 at least 2.50 MiB for images, but there are only 1.00 MiB of memory" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiled_step_that_does_not_fit_is_refused(monkeypatch):
+    step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((512, 512), np.float32)).compile()
+    config, mesh = Config(model="vit", batch_size=64), make_mesh(devices=jax.devices()[:1])
+    check_compiled(step, config, mesh)
+    monkeypatch.setattr(train.memory, "host_memory", lambda: 2**20)
+    # A matrix of 1 MiB comes in, another goes out.
+    said = r"--model vit needs 2\.00 MiB for a training step of --batch-size 64, .* only 1\.00 MiB .* --remat=full"
+    with pytest.raises(UserError, match=said):
+        check_compiled(step, config, mesh)
+
+
+@pytest.mark.parametrize("where", ["compile_step", "check_compiled"])
+def test_memory_that_runs_out_is_one_line(where, tmp_path, capsys, monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 5 bytes.")
+
+    if where == "check_compiled":
+        monkeypatch.setattr(train.loop, "compile_step", lambda *_: None)
+    monkeypatch.setattr(train.loop, where, exhausted)
+    assert run(tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("stopped: memory ran out (RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.). In ")
+    assert err.count("\n") == 1

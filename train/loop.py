@@ -17,7 +17,7 @@ from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batch
 from train.describe import describe
 from train.distributed import is_lead, together
 from train.initial import load_initial, started_from
-from train.memory import check_memory
+from train.memory import check_compiled, check_memory
 from train.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
 from train.preemption import Preempted, Preemption
 from train.program import build_program, init_inputs, prepare_training
@@ -25,7 +25,7 @@ from train.sharding import check_batch, make_mesh, replicated, sufficient_batch,
 from train.step import TrainState
 from train.teacher import fingerprint_of_weights, load_teacher
 from train.teacher_cache import cached_logits, with_teacher, with_views
-from train.workdir import as_begun, check_place, claim, disk_trouble, last_usable_checkpoint
+from train.workdir import as_begun, check_place, claim, disk_trouble, last_usable_checkpoint, memory_trouble
 
 
 def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
@@ -65,6 +65,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
         closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,
         closing(training_batches(dataset, config, claimed.start, progress.warn)) as batches,
         together(),
+        memory_trouble(config.workdir),
     ):
         workdir, start = claimed.workdir, claimed.start
         window = ()
@@ -87,6 +88,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
             progress.message(line)
         if start < total:
             train_step = compile_step(program.train_step, state, program.batch, frozen, progress)
+            check_compiled(train_step, config, mesh)
         log = TrainLog(metrics, progress, program.schedule, config.batch_size, config.log_steps, window)
         skipped = Skipped(dataset.eval, "evaluation", progress.warn)
 

@@ -1,4 +1,4 @@
-"""A lower bound on the memory of a run, checked before anything is written."""
+"""Whether a run fits into memory: a lower bound, checked before anything is written, and then its compiled step."""
 
 import math
 import os
@@ -31,6 +31,27 @@ def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -
                 f"the optimizer's) and {option} {size} at least {in_words(batch)} for images, but there are only "
                 f"{in_words(available)} of memory"
             )
+
+
+def check_compiled(step: jax.stages.Compiled, config: Config, mesh: Mesh) -> None:
+    """Raises UserError where a compiled training step needs more memory than a device has."""
+    available, sharing = device_memory(mesh)
+    needed = step.memory_analysis()
+    if needed is None:  # not every compiler tells
+        return
+    passed = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
+    total = sharing * (passed + needed.temp_size_in_bytes)
+    if total > available:
+        raise UserError(
+            f"--model {config.model} needs {in_words(total)} for a training step of --batch-size {config.batch_size}, "
+            f"but there are only {in_words(available)} of memory. {ADVICE}"
+        )
+
+
+ADVICE = (
+    "Try --remat=full, a smaller --eval-batch-size, or in a new --workdir a smaller --batch-size or more "
+    "--optim.accumulate"
+)
 
 
 def training_bytes(config: Config, shape: tuple[int, int, int]) -> int:

@@ -20,6 +20,7 @@ from train.data.fingerprint import Fingerprint, changes, read_fingerprints, writ
 from train.distributed import is_lead, on_lead
 from train.files import check_orbax_name, reachable, write_atomically
 from train.lock import Lock
+from train.memory import ADVICE
 from vit_jax.printable import printable
 
 NONE: Mapping[str, Fingerprint] = MappingProxyType({})
@@ -168,6 +169,18 @@ def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise Stopped(f"{error.strerror or error}{where}. {last_usable_checkpoint(workdir)}") from error
+
+
+@contextlib.contextmanager
+def memory_trouble(workdir: os.PathLike | str) -> Iterator[None]:
+    """Around all that devices compute: one whose memory runs out is Stopped in one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise Stopped(f"memory ran out ({reason}). {last_usable_checkpoint(workdir)}. {ADVICE}") from error
 
 
 def _not_written(workdir: os.PathLike | str, error: OSError) -> UserError:
