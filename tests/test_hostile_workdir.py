@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -283,6 +284,20 @@ def test_every_command_answers_a_damaged_workdir_in_one_line(copy, tmp_path, cap
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("config", "model"), "nope", "--model nope: unknown model: 'nope'"),
+        (("config", "model_args"), ["depth=99999"], "--model-args 'depth=99999': "),
+        (("dataset", "image_shape"), [16384, 16384, 1], "images of 16384x16384x1 are too large"),
+    ],
+)
+def test_a_configuration_that_builds_no_model_is_named(path, value, said, copy):
+    (copy / "config.json").write_text(edited(copy, *path, value=value))
+    with pytest.raises(UserError, match=f"^{re.escape(f'{copy}/config.json: {said}')}"):
+        load_run(copy)
+
+
 def test_absurd_images_take_no_memory(finished):
     """Tables of positions are computed while shapes are found: 50 million patches took gigabytes."""
     info = read_run_file(finished).dataset
@@ -451,6 +466,14 @@ def test_a_place_that_cannot_be_reached_is_one_line(workdir, capsys):
     assert workdir in one_line(capsys, "error: ")
     with pytest.raises(UserError, match=workdir):
         load_run(workdir)
+
+
+def test_probe_takes_a_store_as_it_is(capsys):
+    pytest.importorskip("fsspec")
+    assert probe.main(["--workdir=nowhere://bucket/run"]) == 2
+    assert "nowhere://bucket/run: expected a local path, or one that begins with gs:// or s3://" in one_line(
+        capsys, "error: "
+    )
 
 
 def test_orbax_path_keeps_plain_names(tmp_path):

@@ -258,7 +258,10 @@ def read_run_file(workdir: os.PathLike | str) -> RunFile:
 def load_run(workdir: os.PathLike | str) -> Run:
     """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
     config, info = read_run_file(workdir)
-    objective = build_objective(config, info)
+    try:
+        objective = build_objective(config, info)
+    except UserError as error:
+        raise UserError(f"{reachable(workdir) / 'config.json'}: {error}") from error
     try:
         step = best_step(workdir)
         manager = open_checkpoints(workdir)

@@ -6,7 +6,6 @@ scikit-learn, are fitted to its features of the training images and evaluated on
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from train.commandline import read_options, split
@@ -20,7 +19,7 @@ from vit_jax.printable import printable
 class Options:
     """Which encoder, on which data."""
 
-    workdir: Path
+    workdir: str
     """The run whose encoder is asked; of a classifier, what stands before its head."""
     data: str | None = None
     """Data with labels: digits, folder:PATH or tfds:NAME; default: that of the run."""
