@@ -84,6 +84,7 @@ def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
     [
         (["{weights}", "--out", "{weights}"], "exists: name a new one"),
         (["{weights}", "--out", "new"], "--model is missing"),
+        (["{weights}", "--out", "gs://bucket/new", *VIT], "^error: --out gs://bucket/new: expected a local path"),
         (["{weights}", "--out", "{weights}/in/a/file.safetensors", *VIT], "cannot be written"),
         (["{weights}", "--out", "new.pth", *VIT], r"--out new.pth: .pth is not written, expected .* .safetensors"),
         (["{weights}", "--out", "new.NPZ", *VIT], r"--out new.NPZ: .NPZ is not written, expected .* .safetensors"),

@@ -17,7 +17,7 @@ from train.build import is_workdir, load_run, make_network, model_variables, par
 from train.checkpoint import one_line
 from train.config import UserError
 from train.convert import MOST_NUMBERS, Options
-from train.files import check_orbax_name, draft, orbax_path
+from train.files import check_orbax_name, draft, is_remote, orbax_path
 from train.integrity import files_below
 from train.pretrained import weights_file
 from vit_jax.convert import from_torch, select, to_torch
@@ -35,8 +35,8 @@ def convert(options: Options) -> None:
     Raises:
         UserError: If they cannot be read, do not fit the model, or cannot be written.
     """
-    source, out, model, prefix = options.source, options.out, options.model, options.prefix
-    check_out(out)
+    source, model, prefix = options.source, options.model, options.prefix
+    out = new_path(options.out)
     if prefix and os.path.isdir(source):
         raise UserError(f"--prefix {prefix} is for torch files, and {source} is a folder")
     if is_workdir(source):
@@ -61,8 +61,14 @@ def convert(options: Options) -> None:
     print(f"{sum(leaf.size for leaf in jax.tree.leaves(variables)):,} numbers written to {printable(out, None)}")
 
 
-def check_out(out: Path) -> None:
-    """Raises UserError if `out` exists or has the suffix of a format that this command does not write."""
+def new_path(name: str) -> Path:
+    """The path of --out.
+
+    Raises UserError if it is remote, exists, or has the suffix of a format that this command does not write.
+    """
+    if is_remote(name):
+        raise UserError(f"--out {name}: expected a local path")
+    out = Path(name)
     if os.path.lexists(out):
         raise UserError(f"--out {out} exists: name a new one")
     check_orbax_name(out.parent)
@@ -71,6 +77,7 @@ def check_out(out: Path) -> None:
             f"--out {out}: {out.suffix} is not written, expected a file that ends in .safetensors (torch's names; "
             "safetensors.torch.load_file reads it) or a folder"
         )
+    return out
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int]:

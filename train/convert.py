@@ -7,7 +7,6 @@ folder of Flax variables, written by Orbax.
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -26,7 +25,7 @@ class Options:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Torch file, name of published weights, folder of Flax variables, or workdir of the trainer."""
-    out: Path
+    out: str
     """File that ends in .safetensors, or folder; it must not exist yet."""
     model: str | None = None
     """Name of a model (NAME or NAME/PRESET) or of a torchvision network; a workdir knows its own."""
