@@ -12,7 +12,7 @@ import train.memory
 from tests.runs import error
 from tests.runs import train as run
 from train.config import Config, UserError
-from train.main import main
+from train.main import main, parse
 from train.memory import check_compiled
 from train.sharding import make_mesh
 
@@ -225,3 +225,14 @@ def test_memory_that_runs_out_is_one_line(where, tmp_path, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert err.startswith("stopped: memory ran out (RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.). In ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--loss=sigmoid", "--label-smoothing=0.2", "--auxiliary-weight=2"])
+def test_options_that_an_objective_does_not_use_are_refused(option):
+    from train.build import check_names
+
+    name, value = option.split("=")
+    with pytest.raises(UserError, match=f"{name} is {value}.*, but objective 'mae' does not use it"):
+        check_names(parse(["--objective=mae", option]))
+    check_names(parse(["--model=vit", option]))
+    check_names(parse(["--objective=mae", "--recipe=deit", "--data=tfds:x"]))  # its label smoothing is for classifiers

@@ -18,6 +18,7 @@ from train.json_files import read_json
 from train.optim import make_optimizer, make_schedule
 from train.pretrained import check_weights
 from train.ranges import Range
+from train.recipes import base_config
 from train.step import TrainState, init_state
 from vit_jax import create_model
 from vit_jax.convert import from_torch, select
@@ -131,7 +132,17 @@ def check_names(config: Config) -> None:
     if teacher_is_named:
         check_weights(teacher, weights, "--distill.weights")
     given = parse_arguments("--objective-args", config.objective_args)
-    _check_keys(f"--objective {objective}", f"objective {objective!r}", given, objective_arguments(objective))
+    accepted = objective_arguments(objective)
+    _check_keys(f"--objective {objective}", f"objective {objective!r}", given, accepted)
+    recipe = base_config(config.recipe, config.model, config.data.name)  # may hold more than an objective needs
+    for field, argument in OF_LABELS.items():
+        value = getattr(config, field)
+        if argument not in accepted and value not in (getattr(Config, field), getattr(recipe, field)):
+            raise UserError(f"--{field.replace('_', '-')} is {value}, but objective {objective!r} does not use it")
+
+
+# Options that not all objectives use, and the argument of an objective that each becomes.
+OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
 
 
 def _check_keys(where: str, what: str, given: dict, accepted: list[str]) -> None:
