@@ -42,8 +42,10 @@ def folder(tmp_path, monkeypatch):
         for i in range(4):
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path / f"{i}.png")
     Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save("IMAGE.png")
-    teacher = create_model("vit/ti16", image_size=32, num_classes=2)
-    save_file(to_torch(teacher, teacher.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))), "vit.safetensors")
+    images = jax.numpy.zeros((1, 32, 32, 3))
+    teacher, student = create_model("vit/ti16", image_size=32, num_classes=2), create_model("t2t/tiny", num_classes=10)
+    for model, file in ((teacher, "vit.safetensors"), (student, "t2t.safetensors")):
+        save_file(to_torch(model, jax.jit(model.init)(jax.random.key(0), images)), file)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):

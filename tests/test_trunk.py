@@ -104,7 +104,7 @@ def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsy
     said = [line for line in capsys.readouterr().out.splitlines() if line]  # the oldest rich leaves empty ones
     assert said[0].startswith(f"encoder of {classifier}: 20 nearest neighbours")
     assert said[1].startswith(f"untrained encoder of {classifier}: 20 nearest neighbours")
-    trained, untrained = (probing.probe(probe.Options(classifier, untrained=asked)) for asked in (False, True))
+    trained, untrained = (probing.probe(probe.Options(str(classifier), untrained=asked)) for asked in (False, True))
     for kind in ("knn", "linear"):
         assert 0.1 < untrained[kind] < trained[kind] <= 1, kind
 

@@ -90,7 +90,7 @@ def check_arguments(model: nn.Module) -> None:
     than "cls" and "mean", and a `patch_size` that does not divide `image_size`.
     """
     for field in dataclasses.fields(model):
-        if field.name not in ("parent", "name"):
+        if field.init and field.name not in ("parent", "name"):
             object.__setattr__(model, field.name, frozen(getattr(model, field.name)))
     at_least(model, **_AT_LEAST)
     arguments = vars(model)
