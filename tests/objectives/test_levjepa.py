@@ -9,6 +9,7 @@ import pytest
 
 from tests.cases import FIRST
 from tests.cases.case import build, build_upstream
+from tests.compiler import DEFAULT_FUSION
 from tests.runs import records
 from train.main import main
 from vit_jax import create_model
@@ -93,7 +94,7 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
     ordinary = {
         "xla_backend_optimization_level": 3,
         "xla_llvm_disable_expensive_passes": False,
-        "xla_cpu_use_fusion_emitters": True,
+        **DEFAULT_FUSION,
     }
     step = jax.jit(jax.value_and_grad(value, has_aux=True), compiler_options=ordinary)
     (loss, moved), gradients = step(variables["params"])
