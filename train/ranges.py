@@ -7,6 +7,7 @@ be finite, and a `str` must not be empty.
 import dataclasses
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -59,8 +60,11 @@ def accepts(hint: Any, value: Any) -> bool:
     """
     kind, limits = _limits(hint)
     if kind in (int, float):
-        numbers = (int,) if kind is int else (int, float)
-        return isinstance(value, numbers) and not isinstance(value, bool) and value in limits
+        allowed = (int,) if kind is int else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool) and value in limits
+    if kind is numbers.Real:  # NaN and the infinities too, but no integer that is too large for a float
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (isinstance(value, float) or abs(value) <= sys.float_info.max)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return any(accepts(part, value) for part in parts)
