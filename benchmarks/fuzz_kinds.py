@@ -15,8 +15,8 @@ from train.build import load_run, read_run_file
 from train.config import Data, UserError
 from train.data import transforms
 from train.data.dataset import load_dataset
-from train.integrity import damage
-from train.metrics import read_records
+from train.run.integrity import damage
+from train.run.metrics import read_records
 from vit_jax.state_dict import PrefixError, check_names
 from vit_jax.torch_file import load_torch_file
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from tests.runs import RANDOM, TINY, records, stored
-from train.integrity import damage
+from train.run.integrity import damage
 
 # A life is mostly start-up. A save every second step puts many kills into one.
 OPTIONS = (*TINY, *RANDOM, "--eval-epochs=0.2", "--save-steps=2", "--keep=2")

@@ -11,8 +11,8 @@ import numpy as np
 
 from tests import compiler
 from train.build import abstract_state, build_objective, read_run_file
-from train.checkpoint import open_checkpoints, restore
 from train.main import main
+from train.run.checkpoint import open_checkpoints, restore
 
 # Learns nothing worth keeping, but passes through every part of the trainer in seconds: 90 steps are two epochs.
 TINY = (

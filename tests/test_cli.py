@@ -40,7 +40,7 @@ def test_help_documents_every_option_with_its_default(capsys, monkeypatch):
 
 
 def test_config_survives_json():
-    from train.json_files import parse_json
+    from train.run.json_files import parse_json
 
     config = parse(
         ["--data.image-size", "8", "16", "--data.mean", "0.5", "--model-args", "depth=2", "--distill.args", "a=1"]
@@ -130,7 +130,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys):
     claimed = parse([*TINY, f"--workdir={tmp_path}", "--steps=4"])
     from train.build import DataInfo
     from train.data import load_dataset
-    from train.workdir import claim_workdir
+    from train.run.workdir import claim_workdir
 
     dataset = load_dataset(claimed.data)
     info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std)
@@ -159,7 +159,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys):
 def test_a_run_continues_from_another_folder(tmp_path, monkeypatch, capsys):
     """Its data are where they were, however they are named; what was stored with relative paths is understood too."""
     from train.build import DataInfo, read_run_file
-    from train.workdir import claim_workdir
+    from train.run.workdir import claim_workdir
 
     info = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.25,))
     (tmp_path / "photos").mkdir()
@@ -181,7 +181,7 @@ def test_a_run_continues_from_another_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_diverging_and_interruption_have_their_own_status(monkeypatch, capsys):
-    from train.metrics import Diverged
+    from train.run.metrics import Diverged
 
     for raised, status, said in ((Diverged("why"), 1, "stopped: why\n"), (KeyboardInterrupt(), 130, "interrupted: ")):
 

@@ -12,7 +12,7 @@ import pytest
 import train.cli
 import train.convert
 import train.predict
-from train.commandline import MODULES, read_options, split
+from train.commandline.options import MODULES, read_options, split
 
 ROOT = Path(__file__).parents[1]
 

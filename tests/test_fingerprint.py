@@ -11,15 +11,15 @@ from flax import linen as nn
 from PIL import Image
 
 from tests.test_data import noise, write_folder
-from train import workdir
 from train.build import DataInfo
 from train.config import Config, Data, Distill, UserError
 from train.data import fingerprint, load_dataset
 from train.data.fingerprint import changes, difference, fingerprint_of_files, read_fingerprints, write_fingerprints
+from train.distill.cached_logits import cached_logits, with_views
+from train.distill.teacher import fingerprint_of_weights
 from train.program import prepare_training
+from train.run import workdir
 from train.sharding import make_mesh
-from train.teacher import fingerprint_of_weights
-from train.teacher_cache import cached_logits, with_views
 from vit_jax.objectives.distill import Teacher
 
 

@@ -15,16 +15,17 @@ import pytest
 from etils import epath
 
 from tests.runs import train as run
-from train import checkpoint, convert, files, integrity, predict, probe
+from train import convert, predict, probe
 from train.build import build_model, load_run, read_run_file
-from train.checkpoint import best_step, open_checkpoints, set_damaged_aside, step_of
-from train.commandline import expand_user
+from train.commandline.options import expand_user
 from train.config import Config, UserError
-from train.files import check_orbax_name, orbax_path, read_small, write_atomically
-from train.json_files import parse_json
 from train.main import parse
-from train.metrics import Metrics, draw_curves, read_records
-from train.workdir import claim
+from train.run import checkpoint, files, integrity
+from train.run.checkpoint import best_step, open_checkpoints, set_damaged_aside, step_of
+from train.run.files import check_orbax_name, orbax_path, read_small, write_atomically
+from train.run.json_files import parse_json
+from train.run.metrics import Metrics, draw_curves, read_records
+from train.run.workdir import claim
 
 QUICK = ("--steps=4", "--eval-epochs=0.05")
 

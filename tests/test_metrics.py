@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from train import metrics as module
-from train.metrics import (
+from train.run import metrics as module
+from train.run.metrics import (
     Diverged,
     Metrics,
     Progress,

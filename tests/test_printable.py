@@ -5,7 +5,7 @@ import pytest
 from train.config import Stopped, UserError
 from train.data.dataset import warn
 from train.data.transforms import Unreadable
-from train.metrics import Progress
+from train.run.metrics import Progress
 from vit_jax.printable import printable
 
 

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from tests.runs import RANDOM, assert_same, records, start, stored
-from train.distributed import HEARTBEAT
-from train.lock import Lock
+from train.cluster.processes import HEARTBEAT
+from train.run.lock import Lock
 
 STEPS = 40
 OPTIONS = (*RANDOM, f"--steps={STEPS}", "--eval-epochs=0.2", "--save-steps=3", "--keep=2")

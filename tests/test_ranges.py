@@ -11,8 +11,8 @@ import train.convert
 import train.plan
 import train.predict
 import train.probe
+from train.commandline.ranges import Range, accepts, expected, hints, most_values, readable, violations
 from train.config import Augment, Config, Data, Distill, Optim
-from train.ranges import Range, accepts, expected, hints, most_values, readable, violations
 
 HALF_OPEN = Range(0, 1, open_high=True)
 

@@ -23,14 +23,15 @@ from PIL import Image
 import train.loop
 from tests.runs import RANDOM, TINY, assert_same, records, start, stored
 from tests.runs import train as run
-from train import checkpoint, integrity, metrics, preemption
 from train.build import read_run_file
-from train.checkpoint import one_line, open_checkpoints, score
+from train.cluster import preemption
 from train.config import Stopped, UserError
 from train.data import workers as data_workers
-from train.lock import Lock
 from train.main import main
-from train.workdir import as_begun, last_usable_checkpoint
+from train.run import checkpoint, integrity, metrics
+from train.run.checkpoint import one_line, open_checkpoints, score
+from train.run.lock import Lock
+from train.run.workdir import as_begun, last_usable_checkpoint
 
 # An evaluation every 4 steps, a checkpoint every 3, and windows of 2 steps that neither divides.
 QUICK = (*RANDOM, "--steps=8", "--eval-epochs=0.1", "--save-steps=3", "--keep=3")
@@ -166,7 +167,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_ctrl_c_has_no_traceback_in_a_command():
-    code = "import os, signal; from train.startup import set_up_process; set_up_process(); os.kill(os.getpid(), 2)"
+    code = "import os; from train.commandline.startup import set_up_process; set_up_process(); os.kill(os.getpid(), 2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
@@ -387,7 +388,7 @@ def test_second_run_in_a_workdir_is_refused(copy, capsys):
 
 
 def test_a_killed_run_leaves_no_lock(copy, capsys):
-    code = f"import time; from train.lock import Lock; Lock('{copy}'); print('locked', flush=True); time.sleep(99)"
+    code = f"import time; from train.run.lock import Lock; Lock('{copy}'); print('locked', flush=True); time.sleep(99)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "locked\n"
     with pytest.raises(UserError, match=f"in use by process {process.pid} on "):
@@ -419,7 +420,7 @@ def test_where_nothing_can_be_locked_the_last_to_come_has_the_workdir(alone, tmp
     def unsupported(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("train.lock.fcntl.flock", unsupported)
+    monkeypatch.setattr("train.run.lock.fcntl.flock", unsupported)
     before_batch(monkeypatch, 4, lambda: Lock(tmp_path).close())
     assert run(tmp_path, *QUICK) == 1
     assert f"stopped: {tmp_path} was taken over by process " in error(capsys, "stopped: ")

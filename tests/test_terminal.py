@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 def start(code, **options):
     """A process that runs `code`, the body of a command."""
-    script = f"import sys\nfrom train.terminal import run_command\ndef main():\n {code}\nsys.exit(run_command(main))"
+    imports = "import sys\nfrom train.commandline.terminal import run_command"
+    script = f"{imports}\ndef main():\n {code}\nsys.exit(run_command(main))"
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
 
 

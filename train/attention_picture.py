@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from train.augment import normalize
 from train.build import Run
 from train.config import UserError
+from train.data.augment import normalize
 from vit_jax.capture import attention, rollout
 from vit_jax.layers.check import patch_grid
 from vit_jax.objectives.distill import Distill

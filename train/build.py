@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from train.arguments import parse_arguments
-from train.checkpoint import FOLDER, best_step, open_checkpoints, restore
+from train.commandline.arguments import parse_arguments
+from train.commandline.ranges import Range
 from train.config import Config, Side, UserError, check, shortened
-from train.files import reachable
-from train.json_files import read_json
 from train.optim import make_optimizer, make_schedule
 from train.pretrained import check_weights
-from train.ranges import Range
 from train.recipes import base_config
+from train.run.checkpoint import FOLDER, best_step, open_checkpoints, restore
+from train.run.files import reachable
+from train.run.json_files import read_json
 from train.step import TrainState, init_state
 from vit_jax import create_model
 from vit_jax.convert import from_torch, select

@@ -6,8 +6,8 @@ It also runs in a folder that holds a `train.py` or `train/` of its own, which `
 import importlib
 import sys
 
-from train.commandline import MODULES
-from train.terminal import run_command, tell
+from train.commandline.options import MODULES
+from train.commandline.terminal import run_command, tell
 
 USAGE = f"usage: vit-jax {{{','.join(MODULES)}}} ...; vit-jax COMMAND --help lists the options of a command"
 

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Annotated, Literal
 
-from train.ranges import Range, violations
+from train.commandline.ranges import Range, violations
 from vit_jax.printable import printable
 
 

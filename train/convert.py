@@ -11,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from train.commandline import read_options, split
+from train.commandline.options import read_options, split
+from train.commandline.ranges import Range
+from train.commandline.terminal import run_command, tell
 from train.config import UserError
-from train.ranges import Range
-from train.terminal import run_command, tell
 
 MOST_NUMBERS = 2**28  # in an input; it is allocated although only its shape matters
 

@@ -4,10 +4,10 @@ import dataclasses
 import os
 import sys
 
-from train.commandline import Group, last, read_options, split
+from train.commandline.options import Group, last, read_options, split
+from train.commandline.terminal import run_command, tell
 from train.config import Config, Stopped, UserError, check, with_absolute_paths
 from train.recipes import base_config
-from train.terminal import run_command, tell
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,8 +28,8 @@ def run(config: Config) -> int:
     """Train as `config` says and return the exit status."""
     import jax  # here, as it takes seconds, and --help and a misspelt option need none of it
 
-    from train import preemption
-    from train.distributed import join, together
+    from train.cluster import preemption
+    from train.cluster.processes import join, together
     from train.loop import fit
 
     try:

@@ -8,11 +8,11 @@ import dataclasses
 import sys
 from typing import Annotated
 
-from train.commandline import HELP, Group, check_known, last, options, read_options, split
+from train.commandline.options import HELP, Group, check_known, last, options, read_options, split
+from train.commandline.ranges import Range
+from train.commandline.terminal import run_command, tell
 from train.config import Config, UserError
 from train.main import SHORT, parse_groups
-from train.ranges import Range
-from train.terminal import run_command, tell
 
 
 @dataclasses.dataclass(frozen=True)

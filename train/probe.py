@@ -8,10 +8,10 @@ import dataclasses
 import sys
 from typing import Annotated
 
-from train.commandline import read_options, split
+from train.commandline.options import read_options, split
+from train.commandline.ranges import Range
+from train.commandline.terminal import run_command, tell
 from train.config import MOST_IMAGES, UserError
-from train.ranges import Range
-from train.terminal import run_command, tell
 from vit_jax.printable import printable
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import rich.progress
 from jaxtyping import Array, Float, Int
 
-from train.augment import normalize
 from train.build import DataInfo, load_run
 from train.config import Data, UserError
 from train.data import Dataset, eval_batches, load_dataset
+from train.data.augment import normalize
 from train.probe import Options
 from train.trunk import Trunk, trunk_of
 from vit_jax.objectives.features import pooled

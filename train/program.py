@@ -12,9 +12,9 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from train.augment import augment, normalize
 from train.build import DataInfo
 from train.config import Config, UserError
+from train.data.augment import augment, normalize
 from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
 from train.step import TrainState, init_state, make_eval_step, make_train_step

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from train.config import UserError
-from train.files import write_atomically
-from train.json_files import read_json
+from train.run.files import write_atomically
+from train.run.json_files import read_json
 
 FILE = "fingerprints.json"
 ENTRIES, CHARACTERS = 50_000, 300_000  # limits up to which names are stored, so that messages can name a changed file

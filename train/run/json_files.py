@@ -10,9 +10,9 @@ import reprlib
 import typing
 from typing import Any
 
+from train.commandline.ranges import accepts, expected
 from train.config import UserError
-from train.files import read_small
-from train.ranges import accepts, expected
+from train.run.files import read_small
 
 
 def read_json(path: os.PathLike | str, kind: Any) -> Any:
@@ -37,8 +37,8 @@ def parse_json(content: str | bytes, kind: Any) -> Any:
 def from_json(value: Any, kind: Any, name: str = "") -> Any:
     """Convert parsed JSON to `kind`: the inverse of `dataclasses.asdict` or `_asdict`.
 
-    `kind` is a dataclass, a NamedTuple, a dict[str, ...], a tuple of any of these, or what `train.ranges` accepts. Keys
-    with a default may be missing. Raises ValueError naming the invalid key.
+    `kind` is a dataclass, a NamedTuple, a dict[str, ...], a tuple of any of these, or what
+    `train.commandline.ranges` accepts. Keys with a default may be missing. Raises ValueError naming the invalid key.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from train.files import is_remote, open_regular, read_small
-from train.json_files import parse_json
+from train.run.files import is_remote, open_regular, read_small
+from train.run.json_files import parse_json
 
 FILE = "checksums.json"
 # Written at the moment of completion, after the checksums, and read for nothing that a run needs.

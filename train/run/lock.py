@@ -8,7 +8,7 @@ import time
 from etils import epath
 
 from train.config import Stopped, UserError
-from train.files import is_remote, open_regular, read_small
+from train.run.files import is_remote, open_regular, read_small
 
 FILE = "lock"
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from train.config import Augment, UserError, check_values
-from train.randaugment import randaugment
+from train.data.randaugment import randaugment
 
 
 def augment(key, images, labels, config: Augment, *, num_classes, mean, std):

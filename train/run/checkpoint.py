@@ -19,12 +19,12 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
+from train.cluster.processes import is_lead, is_loss
 from train.config import CHECKPOINTS as FOLDER
 from train.config import UserError
-from train.distributed import is_lead, is_loss
-from train.files import is_remote, orbax_path
-from train.integrity import damage, seal
-from train.json_files import from_json, read_json
+from train.run.files import is_remote, orbax_path
+from train.run.integrity import damage, seal
+from train.run.json_files import from_json, read_json
 
 ASIDE = "damaged"
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from train.startup import set_up_process
+from train.commandline.startup import set_up_process
 from vit_jax.printable import printable
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report a process that the signal ended

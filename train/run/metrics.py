@@ -20,10 +20,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from train.cluster.processes import is_lead
 from train.config import Stopped
-from train.distributed import is_lead
-from train.files import StagedDirectory, is_remote, open_regular, write_atomically
-from train.json_files import parse_json
+from train.run.files import StagedDirectory, is_remote, open_regular, write_atomically
+from train.run.json_files import parse_json
 from vit_jax.printable import printable
 
 

@@ -18,10 +18,10 @@ from jaxtyping import PyTree
 from train.config import Augment, Config, UserError
 from train.data import Dataset, view_batches
 from train.data.fingerprint import changes, read_fingerprints, write_fingerprints
-from train.files import is_remote, open_regular
+from train.distill.teacher import fingerprint_of_weights
+from train.run.files import is_remote, open_regular
 from train.sharding import replicated, sufficient_batch, to_devices
 from train.step import cast
-from train.teacher import fingerprint_of_weights
 from vit_jax.objectives.distill import Teacher
 
 FILE = "teacher_logits.npy"

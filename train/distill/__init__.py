@@ -1,0 +1,1 @@
+"""The teacher of a run, and its cached logits."""
