@@ -96,7 +96,7 @@ def main(options: Options) -> None:
 
 def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -> Compiled:
     """Compile value and gradients of `depth` blocks."""
-    blocks = Transformer(dim=width, depth=depth, heads=width // 64, dim_head=64, mlp_dim=4 * width)
+    blocks = Transformer(depth=depth, heads=width // 64, dim_head=64, mlp_dim=4 * width)
     one = jax.ShapeDtypeStruct((1, options.tokens, width), jnp.float32)
     params = jax.eval_shape(blocks.init, jax.random.key(0), one)["params"]
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=replicated(mesh)), params)
@@ -104,7 +104,7 @@ def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=batch_sharding(mesh))
 
     def value_and_gradients(params, x, cotangent):
-        with execution(scan=scan, device="tpu"):
+        with execution(scan=scan, platform="tpu"):
             value, gradients = jax.vjp(lambda p, x: blocks.apply({"params": cast(p, "bfloat16")}, x), params, x)
         return value, gradients(cotangent)
 

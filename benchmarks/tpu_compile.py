@@ -115,7 +115,7 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
 
     def step(params, state, others, x, keywords):
         def loss(params):
-            with execution(device="tpu"):
+            with execution(platform="tpu"):
                 outputs = model.apply({**others, "params": half(params)}, half(x), **half(keywords))
             return sum(jnp.square(out.astype(jnp.float32)).mean() for out in jax.tree.leaves(outputs))
 

@@ -11,16 +11,16 @@ from tests.test_models import equations, inputs_of, variables_of
 from vit_jax.layers.execution import execution
 
 
-def gradient(model, variables, x, **asked):
-    """Of a weighted sum of all outputs, by parameters and input; and how many stacks of blocks heard what was asked."""
+def gradient(model, variables, x, **settings):
+    """Of a weighted sum of all outputs, by parameters and input; and the stacks of blocks that applied the settings."""
 
     def loss(params, x):
         outputs = jax.tree.leaves(model.apply({**variables, "params": params}, x))
         return sum(jnp.vdot(jnp.cos(jnp.arange(out.size)), out.reshape(-1)) for out in outputs)
 
-    with execution(**asked) as heard:
+    with execution(**settings) as used:
         result = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables["params"], x)
-    return result, heard.stacks
+    return result, used.stacks
 
 
 def assert_close(ours, theirs):
@@ -30,15 +30,15 @@ def assert_close(ours, theirs):
 
 
 NAMES = ("vit", "simple_vit", "pit", "vit_5", "cross_vit", "deepvit", "vit_3d", "looped_vit")
-WAYS = (dict(remat="dots"), dict(remat="full"), dict(scan=True), dict(device="tpu"))
+WAYS = (dict(remat="dots"), dict(remat="full"), dict(scan=True), dict(platform="tpu"))
 
 
-@pytest.mark.parametrize("asked", WAYS, ids=str)
+@pytest.mark.parametrize("settings", WAYS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_values_and_gradients_stay(name, asked):
+def test_values_and_gradients_stay(name, settings):
     model, (x, _) = build(FIRST[name]), inputs_of(FIRST[name])
     variables = variables_of(model, x, {})
-    (plain, _), (other, stacks) = gradient(model, variables, x), gradient(model, variables, x, **asked)
+    (plain, _), (other, stacks) = gradient(model, variables, x), gradient(model, variables, x, **settings)
     assert stacks
     assert_close(other, plain)
 
@@ -47,11 +47,15 @@ def count(jaxpr, primitive: str) -> int:
     return sum(equation.primitive.name == primitive for equation in equations(jaxpr))
 
 
-def traced(depth: int, **asked):
+def axes_of_results(jaxpr, primitive: str) -> list[int]:
+    return [e.outvars[0].aval.ndim for e in equations(jaxpr) if e.primitive.name == primitive]
+
+
+def traced(depth: int, **settings):
     model = build(FIRST["vit"], depth=depth)
     (x, _) = inputs_of(FIRST["vit"])
     variables = variables_of(model, x, {})
-    with execution(**asked):
+    with execution(**settings):
         return jax.make_jaxpr(jax.grad(lambda v: model.apply(v, x).sum()))(variables).jaxpr
 
 
@@ -98,6 +102,29 @@ def assert_same_tree(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_settings_are_part_of_the_key_of_jit():
+    """A function that was jitted once has a program for each setting, and finds it again."""
+    model, (x, _) = build(FIRST["vit"]), inputs_of(FIRST["vit"])
+    variables = variables_of(model, x, {})
+    apply = jax.jit(model.apply)
+
+    def program(**settings):
+        with execution(**settings):
+            return apply.trace(variables, x).jaxpr
+
+    plain, looped, tpu = program(), program(scan=True, remat="full"), program(platform="tpu")
+    assert [count(each, "scan") for each in (plain, looped, tpu)] == [0, 1, 0]
+    assert axes_of_results(plain, "transpose").count(5) > 0  # takes queries, keys and values apart
+    assert axes_of_results(tpu, "transpose").count(5) == 0
+    outs = [apply(variables, x)]
+    for settings in (dict(scan=True, remat="full"), dict(platform="tpu"), dict(scan=True, remat="full"), {}):
+        with execution(**settings):
+            outs.append(apply(variables, x))
+    for out in outs[1:]:
+        np.testing.assert_allclose(out, outs[0], rtol=0, atol=1e-5)
+    assert apply._cache_size() == 3
+
+
 def test_dropout_differs_from_block_to_block_and_by_key():
     case = FIRST["vit"]
     model, (x, _) = build(case, dropout=0.5), inputs_of(case)
@@ -115,19 +142,18 @@ def test_on_a_tpu_no_array_is_moved_for_a_product():
     model, (x, _) = build(FIRST["vit"]), inputs_of(FIRST["vit"])
     variables = variables_of(model, x, {})
 
-    def axes_of_results(device, primitive):
-        with execution(device=device):
-            jaxpr = jax.make_jaxpr(model.apply)(variables, x).jaxpr
-        return [e.outvars[0].aval.ndim for e in equations(jaxpr) if e.primitive.name == primitive]
+    def axes(platform, primitive):
+        with execution(platform=platform):
+            return axes_of_results(jax.make_jaxpr(model.apply)(variables, x).jaxpr, primitive)
 
-    assert axes_of_results("tpu", "dot_general").count(2) == 1  # the head's, which follows the pooling
-    assert axes_of_results("cpu", "dot_general").count(2) > 1
-    assert axes_of_results("tpu", "transpose").count(5) == 0
-    assert axes_of_results("cpu", "transpose").count(5) > 0
+    assert axes("tpu", "dot_general").count(2) == 1  # the head's, which follows the pooling
+    assert axes("cpu", "dot_general").count(2) > 1
+    assert axes("tpu", "transpose").count(5) == 0
+    assert axes("cpu", "transpose").count(5) > 0
 
 
 def test_on_a_tpu_no_barrier_keeps_gelu_from_being_fused():
-    barred = lambda device: sum(np.any(e.params.get("prevent_cse")) for e in equations(traced(2, device=device)))
+    barred = lambda platform: sum(np.any(e.params.get("prevent_cse")) for e in equations(traced(2, platform=platform)))
     assert barred("tpu") == 0
     assert barred("cpu") == 2  # one in each block
 

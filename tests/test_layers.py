@@ -102,7 +102,7 @@ def test_heads_are_parts_of_a_denses_output(shape, use_bias, device):
     x, dense = normal(*shape), Dense(parts * heads * dim_head, use_bias)
     kernel, bias = normal(shape[-1], parts * heads * dim_head), normal(parts * heads * dim_head)
     variables = {"params": {"kernel": kernel} | ({"bias": bias} if use_bias else {})}
-    with execution(device=device):
+    with execution(platform=device):
         outs = ToHeads(parts, heads, dim_head, use_bias).apply(variables, x)
     expected = np.asarray(dense.apply(variables, x)).reshape(*shape[:-1], parts, heads, dim_head)
     assert len(outs) == parts

@@ -15,7 +15,8 @@ from train.build import DataInfo, build_objective, check_names, make_network, mo
 from train.commandline.ranges import accepts, expected
 from train.config import Config, Side, UserError, check, shortened
 from train.hlo import collectives, cycles
-from train.memory import in_words, local_bytes
+from train.host import in_words
+from train.memory import local_bytes
 from train.program import Program, build_program
 from train.sharding import check_batch, make_mesh
 

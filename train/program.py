@@ -78,13 +78,13 @@ def build_program(
 
 
 def executed(step: Callable, config: Config, mesh: Mesh) -> Callable:
-    """`step` on `mesh`, with blocks carried out as `config` asks. Raises UserError when traced, if there are none."""
+    """`step`, executed on `mesh` as `config` says. Raises UserError when traced if the model does not support that."""
 
     def traced(*arguments):
-        with execution(remat=config.remat, scan=config.scan_blocks, device=mesh.devices.flat[0].platform) as asked:
+        with execution(remat=config.remat, scan=config.scan_blocks, platform=mesh.devices.flat[0].platform) as settings:
             results = step(*arguments)
-        if not asked.stacks and (config.scan_blocks or config.remat != "none"):
-            raise UserError(f"--remat and --scan-blocks: the blocks of {config.model} are its own, and know neither")
+        if not settings.stacks and (config.scan_blocks or config.remat != "none"):
+            raise UserError(f"{config.model} does not support --remat and --scan-blocks")
         return results
 
     return traced

@@ -74,7 +74,7 @@ MODELS = {
     "vat_siglip": "vit_jax.models.vat_siglip:SigLIPVAT",
     "vat_siglip:SigLIP": "vit_jax.models.vat_siglip:SigLIP",
     "vit": "vit_jax.models.vit:ViT",
-    "vit:Transformer": "vit_jax.layers.transformer:Transformer",
+    "vit:Transformer": "vit_jax.models.vit:Transformer",
     "vit_1d": "vit_jax.models.vit_1d:ViT1D",
     "vit_3d": "vit_jax.models.vit_3d:ViT3D",
     "vit_5": "vit_jax.models.vit_5:ViT5",

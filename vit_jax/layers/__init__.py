@@ -1,6 +1,5 @@
 """Layers that three or more models share, one small file per idea. Models import the modules from here."""
 
-from vit_jax.layers.actions import ActionTransformer, Trajectory
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.attend import attend
 from vit_jax.layers.attention import Attention
@@ -14,15 +13,14 @@ from vit_jax.layers.depthwise import DepthwiseConv
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.head import NormHead
-from vit_jax.layers.map_vit import MapViT
 from vit_jax.layers.moss import MOSS
 from vit_jax.layers.norm import ChannelNorm, LayerNorm, l2_normalize, standardize
 from vit_jax.layers.patch_dropout import PatchDropout
 from vit_jax.layers.patch_embed import PatchEmbed, VideoPatchEmbed
 from vit_jax.layers.patch_projection import PatchProjection
-from vit_jax.layers.plain_vit import PlainViT
 from vit_jax.layers.pointwise import PointwiseConv
 from vit_jax.layers.positions import relative_positions, sincos_1d, sincos_2d
+from vit_jax.layers.repeat import repeat
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.squeeze_excitation import SqueezeExcitation
@@ -34,7 +32,6 @@ from vit_jax.layers.window_attention import WindowAttention
 
 __all__ = [
     "MOSS",
-    "ActionTransformer",
     "ArrayPatchEmbed",
     "Attention",
     "BatchNorm",
@@ -47,17 +44,14 @@ __all__ = [
     "DepthwiseConv",
     "FeedForward",
     "LayerNorm",
-    "MapViT",
     "NormHead",
     "NormedBlocks",
     "PatchDropout",
     "PatchEmbed",
     "PatchProjection",
-    "PlainViT",
     "PointwiseConv",
     "SqueezeExcitation",
     "ToHeads",
-    "Trajectory",
     "Transformer",
     "VideoPatchEmbed",
     "WindowAttention",
@@ -70,6 +64,7 @@ __all__ = [
     "pool_tokens",
     "prepend",
     "relative_positions",
+    "repeat",
     "rotate",
     "sincos_1d",
     "sincos_2d",

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from vit_jax.layers.execution import target
+from vit_jax.layers.execution import target_platform
 
 
 class Dense(nn.Module):
@@ -32,7 +32,7 @@ def linear(
     A TPU keeps the last two axes in tiles, and would move whole arrays to merge axes (docs/tpu.md): there they stay.
     """
     *batch, channels = x.shape
-    y = jnp.matmul(x if target() == "tpu" else x.reshape(math.prod(batch), channels), kernel)
+    y = jnp.matmul(x if target_platform() == "tpu" else x.reshape(math.prod(batch), channels), kernel)
     if bias is not None:
         y = y + jnp.expand_dims(bias, range(y.ndim - 1))
     # Named so that policies can keep it, its bias added.

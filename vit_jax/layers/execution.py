@@ -1,11 +1,10 @@
-"""How a model is carried out: what the backward pass computes again, whether equal blocks are one loop, on what.
+"""How a model is executed: rematerialisation, a loop over equal blocks, and the platform that it is compiled for.
 
-None of it changes a result or a parameter's place, so no model has an argument for it. Whoever traces a model says so
-around it: `with execution(remat="full"): model.apply(...)`.
+None of it changes a result or where a parameter is stored, so no model has an argument for it. The settings are a
+context of JAX's own, part of the key of `jax.jit`: a function that is jitted once is traced again under other settings.
 """
 
 import contextlib
-import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -18,23 +17,23 @@ _LINEAR = _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("linear")
 )
 
-# What is kept of a block for the backward pass: everything; what the linear maps give; or only what comes into it.
+# What the backward pass finds of a block: everything, the outputs of linear maps, or only the block's input.
 POLICIES = {"none": None, "dots": _LINEAR, "full": _policies.nothing_saveable}
 
-# What a loop over blocks keeps where `remat` is "none". All that a gradient asks for would be written to memory, and
-# most is computed again in less time, by a TPU compiler's count (docs/tpu.md). What gelu gives is kept: erf within a
-# product of matrices takes that compiler half a minute.
+# The policy of a loop over blocks where `remat` is "none". A loop writes all that it keeps to memory; by a TPU
+# compiler's estimate most is recomputed in less time (docs/tpu.md). The outputs of gelu are kept: erf fused into a
+# matrix product takes that compiler half a minute.
 KEPT_IN_LOOP = _policies.save_from_both_policies(_LINEAR, _policies.save_only_these_names("gelu"))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Execution:
-    """The requested remat and scan, and the number of block stacks that applied them."""
+    """The settings of `execution`. `stacks` has an entry for each stack of blocks that was traced with them."""
 
     remat: str = "none"
     scan: bool = False
-    device: str | None = None
-    stacks: int = 0
+    platform: str | None = None
+    stacks: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     @property
     def policy(self) -> Callable[..., bool] | None:
@@ -42,29 +41,38 @@ class Execution:
         return POLICIES[self.remat]
 
 
-_current: contextvars.ContextVar[Execution] = contextvars.ContextVar("execution")
+_DEFAULT = Execution()
+_context = jax.make_user_context(default_value=_DEFAULT)
 
 
 @contextlib.contextmanager
-def execution(*, remat: str = "none", scan: bool = False, device: str | None = None) -> Iterator[Execution]:
-    """Models traced within compute blocks again by `remat` ("none", "dots", "full"), and `scan` over equal ones.
+def execution(*, remat: str = "none", scan: bool = False, platform: str | None = None) -> Iterator[Execution]:
+    """Sets how models are executed that are traced in this context.
 
-    `device` is what they are compiled for ("cpu", "gpu", "tpu"), JAX's default if None. Raises ValueError for another
-    `remat`.
+    Args:
+        remat: what the backward pass recomputes of each block: "none", "dots" (all but the outputs of linear maps) or
+            "full".
+        scan: compile equal blocks as one loop.
+        platform: "cpu", "gpu" or "tpu", which models are compiled for; JAX's default backend if None.
+
+    Yields:
+        The settings. If their `stacks` is still empty after a model was traced, the model has no blocks that `remat`
+        and `scan` apply to.
+
+    Raises:
+        ValueError: for another `remat`.
     """
     one_of("remat", remat, tuple(POLICIES))
-    token = _current.set(asked := Execution(remat, scan, device))
-    try:
-        yield asked
-    finally:
-        _current.reset(token)
+    settings = Execution(remat, scan, platform)
+    with _context(settings):
+        yield settings
 
 
-def asked_execution() -> Execution:
+def current_execution() -> Execution:
     """The settings of the innermost `execution` context, or the defaults."""
-    return _current.get(Execution())
+    return _context.value
 
 
-def target() -> str:
-    """The kind of device that a model is compiled for: "cpu", "gpu", "tpu"."""
-    return asked_execution().device or jax.default_backend()
+def target_platform() -> str:
+    """The platform that a model is compiled for: "cpu", "gpu" or "tpu"."""
+    return current_execution().platform or jax.default_backend()

@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.check import at_least, check_arguments, check_floating, expect
+from vit_jax.layers.check import at_least, check_floating, expect
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import ChannelNorm, l2_normalize
@@ -55,7 +55,7 @@ class MOSS(nn.Module):
     causal: bool = False
 
     def __post_init__(self):
-        check_arguments(self)
+        at_least(self, dim=1)
         check_moss(self)
         super().__post_init__()
 

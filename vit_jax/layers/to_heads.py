@@ -6,7 +6,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.dense import linear
-from vit_jax.layers.execution import target
+from vit_jax.layers.execution import target_platform
 
 
 class ToHeads(nn.Module):
@@ -25,7 +25,7 @@ class ToHeads(nn.Module):
         width = self.parts * self.heads * self.dim_head
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], width))
         bias = self.param("bias", nn.initializers.zeros, (width,)) if self.use_bias else None
-        if target() != "tpu":
+        if target_platform() != "tpu":
             together = linear(x, kernel, bias)
             return tuple(rearrange(together, "... n (part h d) -> part ... h n d", part=self.parts, h=self.heads))
         # There part by part: else the result would be taken apart in memory, and its gradient put together.

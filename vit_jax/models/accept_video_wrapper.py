@@ -19,8 +19,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_video
 from vit_jax.layers import MOSS, Dense
-from vit_jax.layers.check import at_least, check_arguments, check_video, expect, pair, patch_grid
+from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Videos
 
 Embedding = Float[Array, "b t *n d"]

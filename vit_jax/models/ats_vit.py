@@ -19,11 +19,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from vit_jax.layers import Attention, Blocks, Dense, PlainViT, ToHeads, softmax
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers import Attention, Blocks, Dense, ToHeads, softmax
 from vit_jax.layers.check import expect
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers.shapes import Images, Output, Tokens
+from vit_jax.layers.shapes import Images, Output, Patches, Tokens
 
 
 def significance(
@@ -126,9 +127,9 @@ class ATSViT(PlainViT, kw_only=True):
         attention = functools.partial(SamplingAttention, self.heads, self.dim_head, self.dropout)
         return Transformer(self.depth, attention, self.make_feed_forward(), tuple(self.max_tokens_per_depth))
 
-    def encode(self, images: Images, *, train: bool = False) -> Float[Array, "b m d"]:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer; extra ones would be sampled with the rest."""
-        return self.transformer(self.embed(images, train=train), train=train)[0]
+        return self.transformer(self.embed(images, patches=patches, train=train), train=train)[0]
 
     def __call__(
         self, images: Images, *, return_sampled_token_ids: bool = False, train: bool = False

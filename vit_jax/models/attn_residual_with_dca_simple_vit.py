@@ -18,10 +18,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Blocks, Dense, LayerNorm, PatchEmbed, attend, gelu, sincos_2d, softmax
 from vit_jax.layers.check import at_least, expect, pair
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
 
 
@@ -105,7 +106,7 @@ class Transformer(Blocks):
         return self.norm(name="norm")(history[-1])
 
 
-class DCASimpleViT(simple_vit.SimpleViT):
+class DCASimpleViT(BaseSimpleViT):
     """SimpleViT whose blocks read mixes of all outputs before them; the first two are the patches and a feed-forward.
 
     Attention has one mix of depth for each of `head_groups` groups of heads (1: shared by all, `heads`: one per head),
@@ -143,9 +144,8 @@ class DCASimpleViT(simple_vit.SimpleViT):
     def positions(self, rows: int, columns: int) -> np.ndarray:
         return sincos_2d(rows, columns, self.dim, float(self.temperature))
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        x = self.embed(images, extra_tokens)
-        return self.transformer([x, self.initial_ff(x[None])], train=train)
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        return self.transformer([tokens, self.initial_ff(tokens[None])], train=train)
 
 
 PRESETS = simple_vit.PRESETS  # the papers are about text

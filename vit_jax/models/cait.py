@@ -1,4 +1,4 @@
-"""CaiT: a class token that attends last, over finished patches.
+"""CaiT: patches attend to each other first; then a class token attends to the finished patches.
 
 Source: Touvron et al. 2021, arXiv:2103.17239. Upstream: vit_pytorch/cait.py.
 Differs from upstream: layers drop only when `train` (upstream also drops them at evaluation); images and patches may
@@ -6,13 +6,8 @@ be non-square, of any number of `channels`; `num_classes=0` gives the class toke
 start at a deviation of 0.02 (upstream: 1).
 Differs from the paper: class attention has talking heads; by default LayerScale starts at a value by the layer's
 index, as upstream's (`layer_scale_init` and the paper's presets: at the paper's, by the depth of the model).
-Axes: b batch, n patches, m context, d dim, h heads in, g heads out, i query, j key, k classes.
+Axes: b batch, n tokens, m context, d dim, h heads in, g heads out, i query, j key, k classes.
 """
-
-import functools
-import math
-from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +15,20 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormHead, PatchEmbed, ToHeads, add_positions, prepend, softmax
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, gelu, softmax
+from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 class Attention(nn.Module):
-    """Talking-heads attention (arXiv:2003.02436) of x over itself, or over [x, context]."""
+    """Talking-heads attention (arXiv:2003.02436) behind a norm, without the residual: (b, n, d) to the same shape.
+
+    Tokens attend to themselves and, with `context` (b, m, d), to the context too. Learned matrices mix the heads of
+    the scores before the softmax, and those of the maps after it.
+    """
 
     heads: int
     dim_head: int
@@ -36,44 +36,68 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
-        init = nn.initializers.normal(1.0)
+        dim, init = x.shape[-1], nn.initializers.normal(1.0)
+        mix_before = self.param("mix_heads_pre_attn", init, (self.heads, self.heads))
+        mix_after = self.param("mix_heads_post_attn", init, (self.heads, self.heads))
         x = LayerNorm(name="norm")(x)
-        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)
-        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(jnp.concatenate([x, *context], axis=1))
-        mix = lambda name, maps: jnp.einsum("bhij,hg->bgij", maps, self.param(name, init, (self.heads, self.heads)))
+        source = jnp.concatenate([x, *context], axis=1)
+        (q,) = ToHeads(1, self.heads, self.dim_head, name="to_q")(x)  # (b, h, n, dim_head)
+        k, v = ToHeads(2, self.heads, self.dim_head, name="to_kv")(source)  # each (b, h, n or n + m, dim_head)
 
         scores = jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5
-        attn = nn.Dropout(self.dropout)(softmax(mix("mix_heads_pre_attn", scores)), deterministic=not train)
-        attn = mix("mix_heads_post_attn", attn)
-        self.sow("intermediates", "attn", attn)
+        attn = softmax(jnp.einsum("bhij,hg->bgij", scores, mix_before))
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        attn = jnp.einsum("bhij,hg->bgij", attn, mix_after)
+        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
-        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+
+    hidden_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
 
 
 class Transformer(nn.Module):
-    """`depth` blocks whose every branch has a LayerScale; in training each block may drop, but never all of them.
+    """`depth` blocks, each branch with a LayerScale: tokens (b, n, d), and an optional context, to (b, n, d).
 
-    A block has the `branches` in their order, of each its name and what makes it; `context` goes to "attn". The
-    LayerScales of block i start at `scales[i]`; before their d features they have the axes `leading`.
+    The LayerScales of block i start at `scales[i]`. In training each block is skipped with probability
+    `layer_dropout`, but never all of them.
     """
 
     depth: int
-    branches: Mapping[str, Callable[..., nn.Module]]
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
     layer_dropout: float
     scales: tuple[float, ...]
-    leading: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
         drops = train and self.layer_dropout > 0
         kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
         for i in range(self.depth):
-            y, init = x, nn.initializers.constant(self.scales[i])
-            for name, make in self.branches.items():
-                out = make(name=f"{name}_{i}")(y, *(context if name == "attn" else ()), train=train)
-                y = y + out * self.param(f"{name}_scale_{i}", init, (*self.leading, x.shape[-1])).reshape(1, 1, -1)
-            x = jnp.where(kept[i], y, x) if drops else y
+            block = self.block(i, x, *context, train=train)
+            x = jnp.where(kept[i], block, x) if drops else block
         return x
+
+    def block(self, i: int, x: Tokens, *context: Float[Array, "b m d"], train: bool) -> Tokens:
+        """Block `i`: attention and feed-forward, each scaled and added to its input."""
+        init, shape = nn.initializers.constant(self.scales[i]), (1, 1, x.shape[-1])
+        out = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, *context, train=train)
+        x = x + out * self.param(f"attn_scale_{i}", init, shape)
+        out = FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        return x + out * self.param(f"ff_scale_{i}", init, shape)
 
 
 def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
@@ -87,9 +111,27 @@ def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
 class CaiT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the class token (b, 1, d).
 
-    `depth` layers are for patches among themselves, `cls_depth` for the class token over them. `layer_scale_init` is
-    where every LayerScale starts; without it that is 0.1 in layers 1 to 18, 1e-5 up to 24 and 1e-6 behind.
-    Raises ValueError when `patch_size` does not divide `image_size`.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for the class token.
+        dim: width of a token.
+        depth: number of blocks in which patches attend to each other.
+        cls_depth: number of blocks in which the class token attends to the patches.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the patches before the first block.
+        layer_dropout: probability that a block is skipped in training.
+        channels: channels of an image.
+        layer_scale_init: initial value of every LayerScale; with None 0.1 in blocks 1 to 18, 1e-5 in 19 to 24, and 1e-6
+            from 25.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`.
     """
 
     image_size: int | tuple[int, int]
@@ -107,40 +149,34 @@ class CaiT(nn.Module):
     channels: int = 3
     layer_scale_init: float | None = None
 
-    leading: ClassVar[tuple[int, ...]] = (1, 1)  # axes of the class token and of every LayerScale, before d
-
     def __post_init__(self):
         check_arguments(self)
         super().__post_init__()
 
-    def scale_by_index(self, layer: int) -> float:
-        """Where the LayerScales of a layer, counted from 0, start by default."""
-        return 0.1 if layer < 18 else 1e-5 if layer < 24 else 1e-6
-
-    def make_transformer(self, depth: int, attention: type[nn.Module], name: str, **others: Callable) -> nn.Module:
-        """Blocks of attention, what others there are, and a feed-forward."""
-        attn = functools.partial(attention, self.heads, self.dim_head, self.dropout)
-        branches = dict(attn=attn, **others, ff=functools.partial(FeedForward, self.mlp_dim, self.dropout))
-        fixed = self.layer_scale_init
-        scales = tuple(self.scale_by_index(i) if fixed is None else fixed for i in range(depth))
-        return Transformer(depth, branches, self.layer_dropout, scales, self.leading, name=name)
-
-    def embed(self, images: Images, *, train: bool) -> tuple[Float[Array, "b 1 d"], Tokens]:
-        """The class token of every image, and its patches with positions."""
-        check_images(images, self.channels, self.image_size)
-        init, patches = nn.initializers.normal(0.02), math.prod(patch_grid(self.image_size, self.patch_size))
-        cls_token = self.param("cls_token", init, (*self.leading, self.dim)).reshape(1, 1, self.dim)
-        pos_embedding = self.param("pos_embedding", init, (1, patches, self.dim))
-        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
-        x = nn.Dropout(self.emb_dropout)(add_positions(x, pos_embedding), deterministic=not train)
-        return prepend(cls_token, x[:, :0]), x
-
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
-        token, x = self.embed(images, train=train)
-        x = self.make_transformer(self.depth, Attention, "patch_transformer")(x, train=train)
-        token = self.make_transformer(self.cls_depth, Attention, "cls_transformer")(token, x, train=train)
+        check_images(images, self.channels, self.image_size)
+        rows, columns = patch_grid(self.image_size, self.patch_size)
+        init = nn.initializers.normal(0.02)
+        cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        pos_embedding = self.param("pos_embedding", init, (1, rows * columns, self.dim))
+
+        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
+        x = x + pos_embedding[:, : x.shape[1]]
+        x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+        x = self.transformer(self.depth, "patch_transformer")(x, train=train)
+
+        token = jnp.broadcast_to(cls_token, (len(x), 1, self.dim))
+        token = self.transformer(self.cls_depth, "cls_transformer")(token, x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
+
+    def transformer(self, depth: int, name: str) -> Transformer:
+        """A stack of `depth` blocks."""
+        by_index = (0.1 if i < 18 else 1e-5 if i < 24 else 1e-6 for i in range(depth))
+        fixed = self.layer_scale_init
+        scales = tuple(by_index) if fixed is None else (fixed,) * depth
+        sizes = self.heads, self.dim_head, self.mlp_dim, self.dropout
+        return Transformer(depth, *sizes, self.layer_dropout, scales, name=name)
 
 
 def _paper(dim, depth):

@@ -16,9 +16,10 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
+from vit_jax.frames.arguments import check_arguments
+from vit_jax.frames.inputs import ImageInput
 from vit_jax.layers import Dense, LayerNorm, ToHeads, add_positions, attend, gelu, prepend, sincos_1d, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_sides, expect, one_of, pair
-from vit_jax.layers.inputs import ImageInput
+from vit_jax.layers.check import at_least, check_sides, expect, one_of, pair
 from vit_jax.layers.shapes import Inputs, Output, Tokens
 
 Axis = tuple[tuple[int, int, int], tuple[int, int, int]]  # (kernel, stride, padding) of a convolution, and of a pool

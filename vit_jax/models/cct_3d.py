@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from vit_jax.frames.arguments import check_array
 from vit_jax.layers import add_positions, sincos_1d
-from vit_jax.layers.check import at_least, check_array, check_sides, expect
+from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import cct
 

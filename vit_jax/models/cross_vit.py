@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers import ContextAttention, Dense, FeedForward, NormedBlocks, NormHead, PatchEmbed
-from vit_jax.layers.check import at_least, check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.check import at_least, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.layers.tokens import add_positions, prepend
 

@@ -17,10 +17,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.map_vit import MapViT
+from vit_jax.frames.rules import feed_forward_rules, sequential_rules
 from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, LayerNorm, PointwiseConv, attend, relative_positions
 from vit_jax.layers.check import at_least, check_sides, expect
-from vit_jax.layers.map_vit import MapViT
-from vit_jax.layers.rules import feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
 
 DIM_HEAD = 32

@@ -1,31 +1,198 @@
-"""The distillable ViT: a ViT that carries one more token for a teacher to speak to.
+"""The distillable ViT: a ViT that takes one more token, which learns from a teacher.
 
 Source: Touvron et al. 2020 (DeiT), arXiv:2012.12877. Upstream: vit_pytorch/distill.py.
-Differs from upstream: the token and its head belong to `vit_jax.objectives.distill`, which any model with `encode`
-and `head` can serve (ViT, T2TViT, EfficientViT), so that a class per model is not needed; `num_classes=0` works.
-Axes: b batch, n tokens, e distillation tokens, d dim, k classes.
+Differs from upstream: the token and its head belong to `vit_jax.objectives.distill`, which trains any model with
+`encode` and `head` (ViT, T2TViT, EfficientViT), so that a class per model is not needed; `num_classes=0` works.
+Axes: b batch, n tokens, e distillation tokens, d dim, h heads, i query, j key, k classes.
 """
 
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.models.vit import PRESETS, ViT
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers.check import pair, patch_grid
+from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
-__all__ = ["PRESETS", "DistillableViT"]
+
+class Attention(nn.Module):
+    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        dim = x.shape[-1]
+        x = LayerNorm(name="norm")(x)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        if self.heads == 1 and self.dim_head == dim:
+            return out  # upstream has no projection here
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
-class DistillableViT(ViT):
-    """`ViT` whose parameters are a ViT's own, and whose call takes a distillation token."""
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+
+    hidden_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a last norm: tokens (b, n, d) to the same shape."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        def block(i, x):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+
+        x = repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return LayerNorm(name="norm")(x)
+
+
+class DistillableViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    With `distill_token` (e, d) the call returns a pair of that and the embedding (b, d) of the last distillation token.
+    The parameters are those of `vit`.
+
+    An image may be smaller than `image_size`; it then gets the first positions. With `pool="mean"` there is no class
+    token.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or for another `pool`.
+    """
+
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    pool: str = "cls"
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+
+    def __post_init__(self):
+        check_arguments(self)
+        super().__post_init__()
+
+    def setup(self):
+        rows, columns = patch_grid(self.image_size, self.patch_size)
+        first = 1 if self.pool == "cls" else 0
+        init = nn.initializers.normal(0.02)
+        self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+        self.cls_token = self.param("cls_token", init, (1, self.dim)) if first else None
+        self.pos_embedding = self.param("pos_embedding", init, (first + rows * columns, self.dim))
+        self.embedding_dropout = nn.Dropout(self.emb_dropout)
+        self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        if self.num_classes:
+            self.mlp_head = Dense(self.num_classes)
 
     def __call__(
-        self,
-        images: Float[Array, "b H W c"],
-        *,
-        distill_token: Float[Array, "e d"] | None = None,
-        train: bool = False,
-    ) -> Float[Array, "b *out"] | tuple[Float[Array, "b *out"], Float[Array, "b d"]]:
-        """The output of `ViT`; with `distill_token` a pair of it and the final embedding of the (last) token."""
-        if distill_token is None:
-            return super().__call__(images, train=train)
+        self, images: Images, *, distill_token: ExtraTokens | None = None, train: bool = False
+    ) -> Output | tuple[Output, Float[Array, "b d"]]:
         tokens = self.encode(images, distill_token, train=train)
-        tokens, distilled = tokens[:, : -len(distill_token)], tokens[:, -1]
-        return (self.head(tokens) if self.num_classes else tokens), distilled
+        extra = 0 if distill_token is None else len(distill_token)
+        own, distilled = tokens[:, : tokens.shape[1] - extra], tokens[:, -1]
+        output = self.head(own) if self.num_classes else own
+        return output if distill_token is None else (output, distilled)
+
+    def encode(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens after the transformer, in the order and with the arguments of `embed`."""
+        return self.transform(self.embed(images, extra_tokens, patches=patches, train=train), train=train)
+
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without.
+
+        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        """
+        check_images(images, self.channels, self.image_size)
+        x = self.to_patch_embedding(images) if patches is None else patches
+        if self.cls_token is not None:
+            x = prepend(self.cls_token, x)
+        x = x + self.pos_embedding[None, : x.shape[1]]
+        if extra_tokens is not None:
+            x = append(x, extra_tokens)
+        return self.embedding_dropout(x, deterministic=not train)
+
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, from those before it."""
+        return self.transformer(tokens, train=train)
+
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
+        return self.mlp_head(pooled)
+
+
+PRESETS = {
+    "tiny": TINY,
+    "ti16": vit_sizes(192),
+    "s16": vit_sizes(384),
+    "b16": vit_sizes(768),
+    "b32": vit_sizes(768, patch_size=32),
+    "l16": vit_sizes(1024, depth=24),
+    "h14": vit_sizes(1280, depth=32, patch_size=14, heads=16, dim_head=80),
+}
+
+TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+
+
+def torch_constants(model: DistillableViT) -> dict[str, np.ndarray]:
+    """Upstream stores an empty class token if the mean is pooled."""
+    return {"cls_token": np.zeros((0, model.dim), np.float32)} if model.pool == "mean" else {}

@@ -16,11 +16,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, PlainViT, WindowAttention
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, WindowAttention
 from vit_jax.layers.check import expect, patch_grid
-from vit_jax.layers.presets import TINY
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import Images, Patches, Tokens
 
 
 class LinearAttention(nn.Module):
@@ -145,9 +146,9 @@ class JetViT(PlainViT):
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
 
-    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer: the patches. Extra ones would have no place in the grid."""
-        return super().encode(images, train=train)
+        return super().encode(images, patches=patches, train=train)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
         pos_embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (patches, self.dim))

@@ -16,12 +16,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Blocks, FeedForward, LayerNorm, prepend
 from vit_jax.layers.check import at_least, expect
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
-from vit_jax.models.simple_vit import SimpleViT
+from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
 
 class Transformer(Blocks):
@@ -46,7 +46,7 @@ class Transformer(Blocks):
         return x
 
 
-class JumboViT(SimpleViT):
+class JumboViT(BaseSimpleViT):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d), the pieces first.
 
     `num_jumbo_cls` tokens are `jumbo_cls_k * dim` wide each. Upstream multiplies widths twice: the patches' hidden
@@ -79,9 +79,17 @@ class JumboViT(SimpleViT):
         if self.num_classes:
             self.norm = LayerNorm()
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
         """Tokens before the transformer: the pieces of the jumbo tokens, the patches, the extra tokens."""
-        return prepend(self.jumbo_cls_token.reshape(-1, self.dim), super().embed(images, extra_tokens))
+        x = super().embed(images, extra_tokens, patches=patches, train=train)
+        return prepend(self.jumbo_cls_token.reshape(-1, self.dim), x)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`."""

@@ -16,10 +16,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers import Blocks, ContextAttention, NormHead, PlainViT, prepend
-from vit_jax.layers.check import at_least, check_arguments, expect, patch_grid
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.frames import PlainViT
+from vit_jax.frames.arguments import check_arguments
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers import Blocks, ContextAttention, NormHead, prepend
+from vit_jax.layers.check import at_least, expect, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
 

@@ -10,8 +10,8 @@ Axes: b batch, f frames, H W height and width, c channels, n tokens (the class t
 
 from jaxtyping import Array, Float, Int
 
+from vit_jax.frames.presets import TINY
 from vit_jax.layers.check import pair
-from vit_jax.layers.presets import TINY
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import levjepa_nd
 

@@ -19,9 +19,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from vit_jax.frames.arguments import check_arguments
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, ToHeads, array_grid, attend, prepend
-from vit_jax.layers.check import check_arguments, check_floating, expect
-from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers.check import check_floating, expect
 from vit_jax.layers.shapes import Tokens
 
 Norm = functools.partial(nn.RMSNorm, epsilon=float(np.finfo(np.float32).eps))  # torch's default

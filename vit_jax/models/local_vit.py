@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, PlainViT, ToHeads, attend
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, sequential_rules
+from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, ToHeads, attend
 from vit_jax.layers.check import patch_grid
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, sequential_rules
-from vit_jax.layers.shapes import Images, Maps, Tokens
+from vit_jax.layers.shapes import Images, Maps, Patches, Tokens
 
 
 class ProjectedAttention(Attention):
@@ -66,9 +67,9 @@ class LocalViT(PlainViT):
         attention = functools.partial(ProjectedAttention, self.heads, self.dim_head, self.dropout)
         return Transformer(self.depth, attention, functools.partial(ConvFeedForward, self.mlp_dim, self.dropout))
 
-    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer; extra ones would have no place in the grid."""
-        x = self.embed(images, train=train)
+        x = self.embed(images, patches=patches, train=train)
         return self.transformer(x, patch_grid(images.shape[1:3], self.patch_size)[0], train=train)
 
 

@@ -17,9 +17,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import feed_forward_rules
 from vit_jax.layers import Dense, FeedForward, sincos_2d, softmax, standardize
-from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
-from vit_jax.layers.rules import feed_forward_rules
+from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 
 Context, Scores = Float[Array, "b m d"], Float[Array, "b h n m"]

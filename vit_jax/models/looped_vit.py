@@ -16,10 +16,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_fits
+from vit_jax.frames.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, add_positions, attend, gelu, l2_normalize, prepend
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, per_axis
-from vit_jax.layers.check import at_least, check_arguments, check_fits, check_floating, expect
-from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.check import at_least, check_floating, expect
 from vit_jax.layers.shapes import Tokens
 from vit_jax.layers.to_heads import ToHeads
 

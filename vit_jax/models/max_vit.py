@@ -17,11 +17,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, MapViT, PointwiseConv, WindowAttention, gelu
+from vit_jax.frames import MapViT
+from vit_jax.frames.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.frames.stages import check_depth, check_windows
+from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, PointwiseConv, WindowAttention, gelu
 from vit_jax.layers.check import at_least, expect
-from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
-from vit_jax.layers.stages import check_depth, check_windows
 
 
 class MBConv(nn.Module):

@@ -17,9 +17,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.rules import Rules
 from vit_jax.layers import WindowAttention
 from vit_jax.layers.check import at_least
-from vit_jax.layers.rules import Rules
 from vit_jax.layers.shapes import Maps
 from vit_jax.models import max_vit
 from vit_jax.models.max_vit import GRID, PRESETS, WINDOWS, Block, MaxViT

@@ -19,11 +19,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax import layers
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.frames.stages import check_windows
 from vit_jax.layers import Attention, Blocks, Dense, FeedForward
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair
-from vit_jax.layers.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.shapes import Images, Maps, Output
-from vit_jax.layers.stages import check_windows
 
 ConvNorm = functools.partial(layers.ConvNorm, activation=jax.nn.silu)
 

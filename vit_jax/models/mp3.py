@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from vit_jax.frames.arguments import check_images
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, NormHead, ToHeads, attend
-from vit_jax.layers.check import check_images
-from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Images, Tokens
-from vit_jax.models.simple_vit import PRESETS, SimpleViT
+from vit_jax.models.simple_vit import PRESETS
 
 __all__ = ["PRESETS", "TORCH_RULES", "ViT"]
 
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
-class ViT(SimpleViT):
+class ViT(BaseSimpleViT):
     """SimpleViT with dropout, without a norm behind the transformer but with one in the head."""
 
     dropout: float = 0.0

@@ -19,10 +19,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import feed_forward_rules, sequential_rules
 from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, l2_normalize, packing
-from vit_jax.layers.check import check_arguments, check_floating, check_images, expect, pair, patch_grid
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import feed_forward_rules, sequential_rules
+from vit_jax.layers.check import check_floating, expect, pair, patch_grid
 from vit_jax.layers.shapes import Tokens
 
 Mask, Context, Ids = Bool[Array, "b n m"], Float[Array, "b m d"], Int[Array, "b n"]

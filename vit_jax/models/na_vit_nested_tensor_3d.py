@@ -13,9 +13,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from vit_jax.frames.presets import TINY
 from vit_jax.layers import append, packing
 from vit_jax.layers.check import at_least, expect, pair
-from vit_jax.layers.presets import TINY
 from vit_jax.models import na_vit_nested_tensor
 
 

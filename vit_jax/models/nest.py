@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import Blocks, ChannelNorm, ConvFeedForward, Dense, MapViT, PointwiseConv, add_positions, attend
-from vit_jax.layers.check import at_least, check_images, expect, pair, patch_grid
-from vit_jax.layers.rules import TRANSFORMER_RULES
+from vit_jax.frames import MapViT
+from vit_jax.frames.arguments import check_images
+from vit_jax.frames.rules import TRANSFORMER_RULES
+from vit_jax.frames.stages import per_stage
+from vit_jax.layers import Blocks, ChannelNorm, ConvFeedForward, Dense, PointwiseConv, add_positions, attend
+from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Maps
-from vit_jax.layers.stages import per_stage
 
 
 class Attention(nn.Module):

@@ -15,12 +15,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Blocks, add_positions, append, attend, l2_normalize
 from vit_jax.layers.check import at_least, pair, patch_grid
 from vit_jax.layers.packing import to_patches
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
-from vit_jax.models.simple_vit import SimpleViT
+from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
 
 def unit_columns(kernel: Float[Array, "c d"]) -> Float[Array, "c d"]:
@@ -38,6 +38,16 @@ class NormDense(nn.Module):
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch features"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         return x @ (l2_normalize(kernel) if self.norm_in else unit_columns(kernel))
+
+
+class PatchNormDense(NormDense):
+    """`NormDense` of the patches, of `patch_size` (height, width), of images."""
+
+    patch_size: tuple[int, int] = (1, 1)
+
+    @nn.compact
+    def __call__(self, images: Images) -> Tokens:
+        return super().__call__(to_patches(images, self.patch_size))
 
 
 class Attention(nn.Module):
@@ -85,7 +95,7 @@ class Transformer(Blocks):
         return l2_normalize(x + rate[None, None] * (l2_normalize(out) - x))
 
 
-class NormalizedViT(SimpleViT):
+class NormalizedViT(BaseSimpleViT):
     """SimpleViT on the sphere. `residual_lerp_scale_init` is how far a branch moves tokens at first (1 / depth).
 
     Raises ValueError when two thirds of `mlp_dim` leave no feature.
@@ -99,7 +109,7 @@ class NormalizedViT(SimpleViT):
         super().__post_init__()
 
     def setup(self):
-        self.to_patch_embedding = NormDense(self.dim, norm_in=True)
+        self.to_patch_embedding = PatchNormDense(self.dim, True, pair("patch_size", self.patch_size))
         shape = (math.prod(patch_grid(self.image_size, self.patch_size)), self.dim)
         self.abs_pos_emb = self.param("abs_pos_emb", nn.initializers.normal(0.02), shape)
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
@@ -110,11 +120,18 @@ class NormalizedViT(SimpleViT):
             self.to_pred = NormDense(self.num_classes)
             self.logit_scale = self.param("logit_scale", nn.initializers.ones, (self.num_classes,))
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
         """Tokens before the transformer, of length 1: the patches with positions, and the extra tokens."""
         self.check_positions(images)
         patch_grid(images.shape[1:3], self.patch_size)
-        x = self.to_patch_embedding(to_patches(images, pair("patch_size", self.patch_size)))
+        x = self.to_patch_embedding(images) if patches is None else patches
         x = add_positions(x, l2_normalize(self.abs_pos_emb))
         return l2_normalize(x if extra_tokens is None else append(x, extra_tokens))
 

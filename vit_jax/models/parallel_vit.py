@@ -8,10 +8,11 @@ Axes: b batch, n tokens, d dim, k classes.
 
 from flax import linen as nn
 
-from vit_jax.layers import Blocks, PatchProjection, PlainViT
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers import Blocks, PatchProjection
 from vit_jax.layers.check import at_least, pair
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
 
 

@@ -1,13 +1,12 @@
-"""PiT: a ViT whose tokens are pooled between stages, as a convolutional network's pixels are.
+"""PiT: a ViT whose patches are pooled between stages, as the pixels of a convolutional network are.
 
 Source: Heo et al. 2021, arXiv:2103.16302. Upstream: vit_pytorch/pit.py.
 Differs from upstream: images and patches may be non-square; `mlp_dim` may be a tuple, one number per stage, as the
 paper needs; `num_classes=0` gives tokens; tokens and positions start at a deviation of 0.02 (upstream: 1).
 Differs from the paper: pooling ends with a convolution of one pixel; `dim_head` is the same in every stage.
-Axes: b batch, n tokens, d dim, k classes.
+Axes: b batch, n tokens, d dim, h heads or rows, w columns, i query, j key, k classes.
 """
 
-import functools
 import math
 
 import jax.numpy as jnp
@@ -15,13 +14,66 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, FeedForward, NormHead, PointwiseConv
-from vit_jax.layers.check import check_arguments, check_images, expect, pair
-from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import HEAD_RULES, TRANSFORMER_RULES
+from vit_jax.frames.stages import per_stage
+from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, ToHeads, gelu, repeat, softmax
+from vit_jax.layers.check import expect, pair
 from vit_jax.layers.shapes import Images, Output, Tokens
-from vit_jax.layers.stages import per_stage
-from vit_jax.layers.tokens import add_positions, prepend
+from vit_jax.layers.tokens import prepend
 from vit_jax.layers.unfold import unfold, unfold_grid
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        dim = x.shape[-1]
+        x = LayerNorm(name="norm")(x)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        if self.heads == 1 and self.dim_head == dim:
+            return out  # upstream has no projection here
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+
+    hidden_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks: tokens (b, n, d) to the same shape."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        def block(i, x):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+
+        return repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
 
 
 class Pool(nn.Module):
@@ -41,9 +93,24 @@ class Pool(nn.Module):
 class PiT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, last d).
 
-    `depth` has one number per stage, and the width doubles from each to the next; `heads` and `mlp_dim` are one
-    number, or one per stage. Patches overlap by half.
-    Raises ValueError when `patch_size` does not divide `image_size` or is 1, and for a `depth` that is no tuple.
+    Patches overlap by half. From each stage to the next the grid of patches halves and the width of a token doubles.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token in the first stage.
+        depth: number of blocks in each stage.
+        heads: attention heads, one number or one per stage.
+        mlp_dim: hidden width of each feed-forward, one number or one per stage.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size` or is 1, or for a `depth` that is not a tuple.
     """
 
     image_size: int | tuple[int, int]
@@ -73,24 +140,25 @@ class PiT(nn.Module):
         check_images(images, self.channels, self.image_size)
         patch = pair("patch_size", self.patch_size)
         stride = (patch[0] // 2, patch[1] // 2)
-        positions = math.prod(unfold_grid(pair("image_size", self.image_size), patch, stride)) + 1
+        positions = 1 + math.prod(unfold_grid(pair("image_size", self.image_size), patch, stride))
         init = nn.initializers.normal(0.02)
         cls_token = self.param("cls_token", init, (1, 1, self.dim))
         pos_embedding = self.param("pos_embedding", init, (1, positions, self.dim))
 
-        grid = unfold(images, patch, stride)
-        rows = grid.shape[1]
-        x = Dense(self.dim, name="to_patch_embedding")(rearrange(grid, "b h w c -> b (h w) c"))
-        x = add_positions(prepend(cls_token, x), pos_embedding)
+        x = unfold(images, patch, stride)  # (b, rows, columns, pixels of a patch)
+        rows = x.shape[1]
+        x = Dense(self.dim, name="to_patch_embedding")(rearrange(x, "b h w c -> b (h w) c"))
+        x = prepend(cls_token, x)
+        x = x + pos_embedding[:, : x.shape[1]]
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
+
         heads, mlp_dims = (per_stage(self, name, len(self.depth)) for name in ("heads", "mlp_dim"))
         for i, depth in enumerate(self.depth):
             if i > 0:
                 x = Pool(rows, name=f"pool_{i - 1}")(x)
                 rows = (rows + 1) // 2
-            attention = functools.partial(Attention, heads[i], self.dim_head, self.dropout)
-            feed_forward = functools.partial(FeedForward, mlp_dims[i], self.dropout)
-            x = Blocks(depth, attention, feed_forward, name=f"stage_{i}")(x, train=train)
+            stage = Transformer(depth, heads[i], self.dim_head, mlp_dims[i], self.dropout, name=f"stage_{i}")
+            x = stage(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
 
 

@@ -13,12 +13,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.map_vit import MapViT
+from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.frames.stages import per_stage
 from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, PointwiseConv, attend, gelu
 from vit_jax.layers.check import at_least, check_sides
-from vit_jax.layers.map_vit import MapViT
-from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps, Tokens
-from vit_jax.layers.stages import per_stage
 from vit_jax.layers.to_heads import ToHeads
 
 HEADS, DIM_HEAD = 4, 32

@@ -15,13 +15,14 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_images
+from vit_jax.frames.plain_vit import NormHead, PlainViT
+from vit_jax.frames.presets import TINY
+from vit_jax.frames.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm, PatchProjection, PointwiseConv, attend, gelu
-from vit_jax.layers.check import check_images, pair, patch_grid
-from vit_jax.layers.plain_vit import NormHead, PlainViT
-from vit_jax.layers.presets import TINY
+from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.rotary import rotate
-from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import Images, Patches, Tokens
 from vit_jax.layers.to_heads import ToHeads
 from vit_jax.layers.tokens import prepend
 
@@ -108,14 +109,16 @@ class RvT(PlainViT):
         if self.num_classes:
             self.mlp_head = NormHead(self.num_classes)
 
-    def embed(self, images: Images, *, train: bool = False) -> Tokens:
+    def embed(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens before the blocks: the class token and the patches."""
         check_images(images, self.channels)
-        return self.embedding_dropout(prepend(self.cls_token, self.to_patch_embedding(images)), deterministic=not train)
+        x = self.to_patch_embedding(images) if patches is None else patches
+        return self.embedding_dropout(prepend(self.cls_token, x), deterministic=not train)
 
-    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the blocks."""
-        x, (rows, columns) = self.embed(images, train=train), patch_grid(images.shape[1:3], self.patch_size)
+        x = self.embed(images, patches=patches, train=train)
+        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
         turns = frequencies(self.dim_head, max(pair("image_size", self.image_size)))
         sin_cos = jnp.asarray(rotations(rows, columns, turns), x.dtype)
         context = rows if self.use_ds_conv else None, sin_cos if self.use_rotary else None

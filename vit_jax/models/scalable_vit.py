@@ -13,11 +13,12 @@ from collections.abc import Callable
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, MapViT, PointwiseConv, attend
+from vit_jax.frames import MapViT
+from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.frames.stages import check_depth, check_windows, per_stage
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, PointwiseConv, attend
 from vit_jax.layers.check import at_least, pair
-from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
-from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
 class ScalableSelfAttention(nn.Module):

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, LayerNorm, MapViT, PointwiseConv, attend, gelu
+from vit_jax.frames import MapViT
+from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.frames.stages import check_depth, check_windows, per_stage
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, LayerNorm, PointwiseConv, attend, gelu
 from vit_jax.layers.check import expect
-from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
-from vit_jax.layers.stages import check_depth, check_windows, per_stage
 
 
 class SeparableAttention(nn.Module):

@@ -13,27 +13,28 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from vit_jax.frames.rules import sequential_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT, BiasFreeAttention
 from vit_jax.layers import Blocks, NormHead
-from vit_jax.layers.rules import sequential_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
 
 
-class FlashAttention(simple_vit.Attention):
+class FlashAttention(BiasFreeAttention):
     """Attention that keeps products with kernels for the gradient, and so not those of queries and keys."""
 
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return nn.remat(simple_vit.Attention.__call__, policy=policy)(self, x)
+        return nn.remat(BiasFreeAttention.__call__, policy=policy)(self, x)
 
 
-class SimpleFlashAttentionViT(simple_vit.SimpleViT):
+class SimpleFlashAttentionViT(BaseSimpleViT):
     """`SimpleViT` with the last norm after the mean; `use_flash` saves memory in training and changes no number."""
 
     use_flash: bool = True
 
     def make_attention(self) -> Callable[..., nn.Module]:
-        attention = FlashAttention if self.use_flash else simple_vit.Attention
+        attention = FlashAttention if self.use_flash else BiasFreeAttention
         return functools.partial(attention, self.heads, self.dim_head)
 
     def make_transformer(self) -> nn.Module:

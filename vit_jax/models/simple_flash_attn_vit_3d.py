@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from flax import linen as nn
 
+from vit_jax.frames.simple_vit import BiasFreeAttention
 from vit_jax.layers import Blocks
 from vit_jax.models import simple_vit_3d
 from vit_jax.models.simple_flash_attn_vit import FlashAttention
-from vit_jax.models.simple_vit import Attention
 
 
 class SimpleFlashAttentionViT3D(simple_vit_3d.SimpleViT3D):
@@ -24,7 +24,9 @@ class SimpleFlashAttentionViT3D(simple_vit_3d.SimpleViT3D):
     use_flash_attn: bool = True
 
     def make_attention(self) -> Callable[..., nn.Module]:
-        return functools.partial(FlashAttention if self.use_flash_attn else Attention, self.heads, self.dim_head)
+        return functools.partial(
+            FlashAttention if self.use_flash_attn else BiasFreeAttention, self.heads, self.dim_head
+        )
 
     def make_transformer(self) -> nn.Module:
         return Blocks(self.depth, self.make_attention(), self.make_feed_forward())

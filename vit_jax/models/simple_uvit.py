@@ -10,9 +10,9 @@ Axes: b batch, n tokens, d dim.
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers import Blocks, Dense, LayerNorm
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit_with_register_tokens as registers
 

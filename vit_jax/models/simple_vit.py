@@ -1,4 +1,4 @@
-"""SimpleViT: ViT with what a few years of use left of it: no class token, no dropout, positions that are not learned.
+"""SimpleViT: a ViT without class token, dropout and learned positions, whose head reads the mean of all patches.
 
 Source: Beyer et al. 2022, arXiv:2205.01580. Upstream: vit_pytorch/simple_vit.py.
 Differs from upstream: `num_classes=0` gives tokens.
@@ -6,39 +6,83 @@ Differs from the paper: a norm before and after the patch projection, no biases 
 Axes: b batch, n patches, d dim, h heads, i query, j key, k classes.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax.numpy as jnp
-import numpy as np
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, PatchEmbed, ToHeads, append, attend, sincos_2d
-from vit_jax.layers.check import check_arguments
-from vit_jax.layers.inputs import ImageInput
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Tokens
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, repeat, sincos_2d, softmax
+from vit_jax.layers.check import pair, patch_grid
+from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Self-attention without any bias and always with an output projection. `train` changes nothing here."""
+    """Multi-head self-attention behind a norm, without biases and residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
 
     @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(LayerNorm(name="norm")(x))
-        return Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v))
+    def __call__(self, x: Tokens) -> Tokens:
+        dim = x.shape[-1]
+        x = LayerNorm(name="norm")(x)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        return Dense(dim, use_bias=False, name="to_out")(out)
 
 
-class SimpleViT(ImageInput):
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
+        return Dense(x.shape[-1], name="fc2")(hidden)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a last norm: tokens (b, n, d) to the same shape."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        def block(i, x):
+            x = x + Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
+            return x + FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
+
+        x = repeat(self, self.depth, block, x)  # for i in range(depth): x = block(i, x)
+        return LayerNorm(name="norm")(x)
+
+
+class SimpleViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Positions are computed for the image at hand, so `image_size` only says what it is meant for.
-    Raises ValueError when `patch_size` does not divide `image_size` or `dim` is no multiple of 4.
+    Positions are computed from the size of each image, so an image of any size that patches fill will do.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or for another `dim`.
     """
 
     image_size: int | tuple[int, int]
@@ -55,54 +99,53 @@ class SimpleViT(ImageInput):
         check_arguments(self)
         super().__post_init__()
 
-    def make_attention(self) -> Callable[..., nn.Module]:
-        """A factory of a block's attention module, called with the name. Variants override the `make_` methods."""
-        return functools.partial(Attention, self.heads, self.dim_head)
-
-    def make_feed_forward(self) -> Callable[..., nn.Module]:
-        """A factory of a block's feed-forward module, called with the name."""
-        return functools.partial(FeedForward, self.mlp_dim)
-
-    def make_transformer(self) -> nn.Module:
-        """The module between positions and pool."""
-        return NormedBlocks(self.depth, self.make_attention(), self.make_feed_forward())
-
-    def make_patch_embedding(self) -> nn.Module:
-        """The module that turns images into tokens."""
-        return PatchEmbed(self.patch_sides(), self.dim)
-
-    def make_head(self) -> nn.Module:
-        """The module that turns pooled features into logits."""
-        return Dense(self.num_classes)
-
     def setup(self):
-        self.to_patch_embedding = self.make_patch_embedding()
-        self.transformer = self.make_transformer()
+        self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
+        self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim)
         if self.num_classes:
-            self.linear_head = self.make_head()
+            self.linear_head = Dense(self.num_classes)
 
-    def positions(self, *grid: int) -> np.ndarray:
-        """Those of a grid of patches, (n, d)."""
-        return sincos_2d(*grid, self.dim)
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
+        """`train` changes nothing: no part of SimpleViT is random."""
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
 
-    def embed(self, images: Inputs, extra_tokens: ExtraTokens | None = None) -> Tokens:
-        """Tokens before the transformer: the patches with positions, and the extra tokens."""
-        self.check_input(images)
-        x = self.to_patch_embedding(images)
-        x = x + jnp.asarray(self.positions(*self.grid(images.shape[1:-1])), x.dtype)[None]
+    def encode(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens after the transformer, in the order and with the arguments of `embed`."""
+        return self.transform(self.embed(images, extra_tokens, patches=patches, train=train), train=train)
+
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens before the transformer: the patches with positions, then `extra_tokens` without.
+
+        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        """
+        check_images(images, self.channels)
+        x = self.to_patch_embedding(images) if patches is None else patches
+        rows, columns = patch_grid(images.shape[1:3], self.patch_size)
+        x = x + jnp.asarray(sincos_2d(rows, columns, self.dim), x.dtype)[None]
         return x if extra_tokens is None else append(x, extra_tokens)
 
-    def encode(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer: the patches, then the extra tokens."""
-        return self.transformer(self.embed(images, extra_tokens), train=train)
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, from those before it."""
+        return self.transformer(tokens)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.linear_head(tokens.mean(axis=1))
-
-    def __call__(self, images: Inputs, *, train: bool = False) -> Output:
-        tokens = self.encode(images, train=train)
-        return self.head(tokens) if self.num_classes else tokens
 
 
 PRESETS = {"tiny": TINY, "ti16": vit_sizes(192), "s16": vit_sizes(384), "b16": vit_sizes(768)}

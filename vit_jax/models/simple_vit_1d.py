@@ -8,13 +8,14 @@ Axes: b batch, n steps of the series or tokens, c channels, d dim, k classes.
 
 import numpy as np
 
-from vit_jax.layers.inputs import SeriesInput
+from vit_jax.frames.inputs import SeriesInput
+from vit_jax.frames.presets import TINY_SERIES
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers.positions import sincos_grid
-from vit_jax.layers.presets import TINY_SERIES
 from vit_jax.models import simple_vit
 
 
-class SimpleViT1D(SeriesInput, simple_vit.SimpleViT):
+class SimpleViT1D(SeriesInput, BaseSimpleViT):
     """Classifier: series (b, n, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
     Positions are computed for the series at hand, so `seq_len` only says what it is meant for.

@@ -8,13 +8,14 @@ Axes: b batch, f frames, n tokens, c channels, d dim, k classes.
 
 import numpy as np
 
-from vit_jax.layers.inputs import VideoInput
+from vit_jax.frames.inputs import VideoInput
+from vit_jax.frames.presets import TINY_VIDEO
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers.positions import sincos_grid
-from vit_jax.layers.presets import TINY_VIDEO
 from vit_jax.models import simple_vit
 
 
-class SimpleViT3D(VideoInput, simple_vit.SimpleViT):
+class SimpleViT3D(VideoInput, BaseSimpleViT):
     """Classifier: video (b, f, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d), frame by frame.
 
     Positions are computed for the video at hand, so `frames` and `image_size` only say what it is meant for.

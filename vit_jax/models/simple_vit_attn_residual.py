@@ -15,13 +15,14 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT, BiasFreeAttention
 from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models import simple_vit
 
 
-class Attention(simple_vit.Attention):
+class Attention(BiasFreeAttention):
     """Attention without any bias of x over itself, or over a context with a norm of its own."""
 
     @nn.compact
@@ -68,7 +69,7 @@ class Transformer(Blocks):
         return LayerNorm(name="norm")(pool("final_pool")), history
 
 
-class SimpleViTAttnResidual(simple_vit.SimpleViT):
+class SimpleViTAttnResidual(BaseSimpleViT):
     """SimpleViT with attention residuals; with `return_history=True` it gives (logits, history), too.
 
     `history`, a list of tokens (b, n, d) as another pass has given it, is attended over besides.
@@ -80,8 +81,8 @@ class SimpleViTAttnResidual(simple_vit.SimpleViT):
         attention = functools.partial(Attention, self.heads, self.dim_head)
         return Transformer(self.depth, attention, self.make_feed_forward(), self.learned_query)
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        return self.transformer(self.embed(images, extra_tokens), [], train=train)[0]
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        return self.transformer(tokens, [], train=train)[0]
 
     def __call__(
         self, images: Images, *, history: list[Tokens] | None = None, return_history: bool = False, train: bool = False

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Dense, NormedBlocks, l2_normalize
 from vit_jax.layers.check import expect
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
 
@@ -48,7 +49,7 @@ class Transformer(NormedBlocks):
         return OrthogonalUpdate(self.learned, name=f"{part}_update_{i}")(x, out)
 
 
-class SimpleViTOrthogonalUpdate(simple_vit.SimpleViT):
+class SimpleViTOrthogonalUpdate(BaseSimpleViT):
     """`SimpleViT` with orthogonal updates, whose options are a dict: `learned` (False) and `double_precision`.
 
     Raises ValueError for any other option.

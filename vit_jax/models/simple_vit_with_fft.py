@@ -1,6 +1,6 @@
 """SimpleViT that also sees the image's spectrum: patches of its Fourier transform attend beside patches of pixels.
 
-Source: Beyer et al. 2022 (SimpleViT), arXiv:2205.01580; the spectrum is upstream's own idea.
+Source: Beyer et al. 2022 (BaseSimpleViT), arXiv:2205.01580; the spectrum is upstream's own idea.
 Upstream: vit_pytorch/simple_vit_with_fft.py.
 Differs from upstream: `num_classes=0` gives the tokens of the pixels' patches.
 Differs from the paper: the spectrum; a norm before and after each patch projection, no biases in attention.
@@ -12,14 +12,15 @@ from typing import ClassVar
 import jax.numpy as jnp
 from einops import rearrange
 
+from vit_jax.frames.rules import sequential_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import PatchEmbed, sincos_2d
 from vit_jax.layers.check import expect, pair, patch_grid
-from vit_jax.layers.rules import sequential_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 from vit_jax.models import simple_vit
 
 
-class SimpleViTWithFFT(simple_vit.SimpleViT, kw_only=True):
+class SimpleViTWithFFT(BaseSimpleViT, kw_only=True):
     """`SimpleViT` whose transformer also sees patches of the spectrum, `freq_patch_size` frequencies high and wide.
 
     Raises ValueError when `freq_patch_size` does not divide `image_size`.
@@ -46,9 +47,17 @@ class SimpleViTWithFFT(simple_vit.SimpleViT, kw_only=True):
         x = self.to_freq_embedding(rearrange(parts, "b h w reim c -> b h w (reim c)"))
         return x + jnp.asarray(sincos_2d(*patch_grid(images.shape[1:3], self.freq_patch_size), self.dim), x.dtype)[None]
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+    def encode(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
         """Tokens after the transformer: the patches, then the extra tokens, without those of the spectrum."""
-        x, spectrum = self.embed(images, extra_tokens), self.embed_spectrum(images)
+        x = self.embed(images, extra_tokens, patches=patches)
+        spectrum = self.embed_spectrum(images)
         return self.transformer(jnp.concatenate([spectrum, x], axis=1), train=train)[:, spectrum.shape[1] :]
 
 

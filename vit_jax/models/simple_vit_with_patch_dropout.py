@@ -6,13 +6,14 @@ Differs from the paper: a SimpleViT (mean of the patches, no class token) in pla
 Axes: b batch, n patches, e extra tokens, d dim.
 """
 
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import PatchDropout, append
 from vit_jax.layers.check import expect
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 from vit_jax.models import simple_vit
 
 
-class SimpleViTWithPatchDropout(simple_vit.SimpleViT):
+class SimpleViTWithPatchDropout(BaseSimpleViT):
     """`SimpleViT` that, when `train`, sees `max(1, int(n * (1 - patch_dropout)))` of an image's n patches.
 
     Raises ValueError for a `patch_dropout` below 0, or of 1 and above.
@@ -28,10 +29,17 @@ class SimpleViTWithPatchDropout(simple_vit.SimpleViT):
         super().setup()
         self.drop_patches = PatchDropout(self.patch_dropout)
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer: the patches that are left, then the extra tokens, of which none is dropped."""
-        x = self.drop_patches(self.embed(images), train=train)
-        return self.transformer(x if extra_tokens is None else append(x, extra_tokens), train=train)
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens before the transformer: the patches that are left, then the extra tokens, of which none is dropped."""
+        x = self.drop_patches(super().embed(images, patches=patches), train=train)
+        return x if extra_tokens is None else append(x, extra_tokens)
 
 
 PRESETS = simple_vit.PRESETS

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.presets import TINY
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Dense, LayerNorm, ToHeads, attend, l2_normalize
-from vit_jax.layers.presets import TINY
 from vit_jax.layers.shapes import Tokens
-from vit_jax.models.simple_vit import SimpleViT
 
 
 class HeadNorm(nn.Module):
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         return Dense(x.shape[-1], use_bias=False, name="to_out")(out)
 
 
-class SimpleViTWithQKNorm(SimpleViT):
+class SimpleViTWithQKNorm(BaseSimpleViT):
     """`SimpleViT` with normalised queries and keys, whose head gives normalised features (b, d).
 
     With `norm_head=False`, as in the presets, the head is linear and gives logits (b, k).

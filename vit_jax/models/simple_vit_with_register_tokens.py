@@ -9,13 +9,13 @@ Axes: b batch, n patches, e extra tokens, d dim.
 import numpy as np
 from flax import linen as nn
 
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import append
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
-from vit_jax.models import simple_vit
+from vit_jax.layers.shapes import Tokens
 
 
-class SimpleViTWithRegisterTokens(simple_vit.SimpleViT):
+class SimpleViTWithRegisterTokens(BaseSimpleViT):
     """`SimpleViT` whose transformer also sees `num_register_tokens` learned tokens, which are then thrown away."""
 
     num_register_tokens: int = 4
@@ -26,11 +26,10 @@ class SimpleViTWithRegisterTokens(simple_vit.SimpleViT):
             init = nn.initializers.normal(0.02)
             self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer: the patches, then the extra tokens, without the registers."""
-        x = self.embed(images, extra_tokens)
-        tokens = append(x, self.register_tokens) if self.num_register_tokens else x
-        return self.transformer(tokens, train=train)[:, : x.shape[1]]
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, without the registers that it reads besides."""
+        x = append(tokens, self.register_tokens) if self.num_register_tokens else tokens
+        return self.transformer(x, train=train)[:, : tokens.shape[1]]
 
 
 PRESETS = {"tiny": TINY, "b16": vit_sizes(768), "l14": vit_sizes(1024, depth=24, patch_size=14)}

@@ -16,9 +16,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Dense, LayerNorm, ToHeads, attend
 from vit_jax.layers.check import at_least, patch_grid
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import Images, Patches, Tokens
 from vit_jax.models import simple_vit
 
 
@@ -62,7 +63,7 @@ class Attention(nn.Module):
         return Dense(x.shape[-1], use_bias=False, name="to_out")(attend(self, q, k, v, bias=relative(x, grid)))
 
 
-class RelativeBiasViT(simple_vit.SimpleViT):
+class RelativeBiasViT(BaseSimpleViT):
     """SimpleViT with `num_distance_basis` curves over up to `max_dist` patches in every layer."""
 
     num_distance_basis: int = 16
@@ -75,9 +76,10 @@ class RelativeBiasViT(simple_vit.SimpleViT):
     def make_attention(self) -> Callable[..., nn.Module]:
         return functools.partial(Attention, self.heads, self.dim_head, self.num_distance_basis, self.max_dist)
 
-    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer. Extra tokens would have no place in the grid."""
-        return self.transformer(self.embed(images), patch_grid(images.shape[1:3], self.patch_size), train=train)
+        grid = patch_grid(images.shape[1:3], self.patch_size)
+        return self.transformer(self.embed(images, patches=patches), grid, train=train)
 
 
 PRESETS = simple_vit.PRESETS  # upstream names no sizes

@@ -13,14 +13,15 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.simple_vit import BiasFreeAttention
 from vit_jax.layers import Blocks, Dense, LayerNorm, attend, prepend
 from vit_jax.layers.check import at_least, one_of
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models import simple_vit
 from vit_jax.models.simple_vit_with_register_tokens import SimpleViTWithRegisterTokens
 
 
-class Attention(simple_vit.Attention):
+class Attention(BiasFreeAttention):
     """Attention whose weights are multiplied by gates, before they are normalised; `registers`, in front, have none.
 
     Gives the tokens and how far the gates of each image are open on average, from 0 to 1.
@@ -78,20 +79,17 @@ class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
         attention = functools.partial(Attention, self.heads, self.dim_head, *gating)
         return Transformer(self.depth, attention, self.make_feed_forward())
 
-    def encode_with_loss(
-        self, images: Images, extra_tokens: ExtraTokens | None = None
-    ) -> tuple[Tokens, Float[Array, ""]]:
-        """The output of `encode`, and the sparsity loss."""
-        x = self.embed(images, extra_tokens)
-        x, openness = self.transformer(prepend(self.register_tokens, x) if self.num_register_tokens else x)
+    def transform_with_loss(self, tokens: Tokens) -> tuple[Tokens, Float[Array, ""]]:
+        """The output of `transform`, and the sparsity loss."""
+        x, openness = self.transformer(prepend(self.register_tokens, tokens) if self.num_register_tokens else tokens)
         loss = openness if self.sparsity_loss_type == "l1" else nn.relu(openness - self.sparsity_threshold)
         return x[:, self.num_register_tokens :], loss.mean()
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        return self.encode_with_loss(images, extra_tokens)[0]
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        return self.transform_with_loss(tokens)[0]
 
     def __call__(self, images: Images, *, return_loss: bool = False, train: bool = False):
-        tokens, loss = self.encode_with_loss(images)
+        tokens, loss = self.transform_with_loss(self.embed(images))
         out = self.head(tokens) if self.num_classes else tokens
         return (out, loss) if return_loss else out
 

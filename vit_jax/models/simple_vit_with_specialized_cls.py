@@ -14,11 +14,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.rules import PATCH_EMBED_RULES, sequential_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, attend, prepend
 from vit_jax.layers.check import expect
-from vit_jax.layers.rules import PATCH_EMBED_RULES, sequential_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
-from vit_jax.models.simple_vit import PRESETS, SimpleViT
+from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
+from vit_jax.models.simple_vit import PRESETS
 
 __all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithSpecializedCLS"]
 
@@ -61,7 +62,7 @@ class Transformer(Blocks):
         return norms()(x)
 
 
-class SimpleViTWithSpecializedCLS(SimpleViT):
+class SimpleViTWithSpecializedCLS(BaseSimpleViT):
     """`SimpleViT` with a class token, which is projected apart in the first `specialize_qkv_depth` layers.
 
     By default these are a third of all, as in the paper. Raises ValueError when there are fewer than none.
@@ -82,9 +83,17 @@ class SimpleViTWithSpecializedCLS(SimpleViT):
         super().setup()
         self.cls_token = self.param("cls_token", nn.initializers.normal(0.01), (self.dim,))
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None) -> Tokens:
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
         """Tokens before the transformer: the class token, the patches with positions, and the extra tokens."""
-        return prepend(self.cls_token[None], super().embed(images, extra_tokens))
+        x = super().embed(images, extra_tokens, patches=patches, train=train)
+        return prepend(self.cls_token[None], x)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the class token, the first of `encode`."""

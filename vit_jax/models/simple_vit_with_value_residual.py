@@ -13,15 +13,16 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.frames.simple_vit import BaseSimpleViT, BiasFreeAttention
 from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
 
 Values = Float[Array, "b h n e"]
 
 
-class Attention(simple_vit.Attention):
+class Attention(BiasFreeAttention):
     """Self-attention without any bias, over its own values mixed with `first_values`; returns its values besides."""
 
     @nn.compact
@@ -48,7 +49,7 @@ class Transformer(Blocks):
         return LayerNorm(name="norm")(x)
 
 
-class SimpleViTWithValueResidual(simple_vit.SimpleViT):
+class SimpleViTWithValueResidual(BaseSimpleViT):
     """`SimpleViT` with value residuals."""
 
     def make_transformer(self) -> nn.Module:

@@ -1,42 +1,102 @@
-"""T2T-ViT: patches that overlap, and are merged and attended to in turn until few enough are left.
+"""T2T-ViT: overlapping patches, repeatedly attended to and merged, then a plain transformer.
 
 Source: Yuan et al. 2021, arXiv:2101.11986. Upstream: vit_pytorch/t2t.py.
 Differs from upstream: images may be non-square; `num_classes=0` gives tokens; tokens and positions start at a
 deviation of 0.02 (upstream: 1).
 Differs from the paper: positions are learned; by default each merging stage attends at its unfolded width, as
 upstream's does (`token_dim` and the paper's presets: at the paper's, 64).
-Axes: b batch, n tokens, e extra tokens, d dim, k classes.
+Axes: b batch, n tokens, d dim, h heads or rows, w columns, i query, j key, c channels or width of a stage, k classes.
 """
 
 import math
-from typing import ClassVar
 
+import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, LayerNorm, PlainViT, ToHeads, Transformer, attend, unfold, unfold_grid
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import TRANSFORMER_RULES
+from vit_jax.layers import Dense, LayerNorm, ToHeads, append, gelu, prepend, repeat, softmax, unfold, unfold_grid
 from vit_jax.layers.check import at_least, expect, pair
-from vit_jax.layers.rules import TRANSFORMER_RULES
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 
 
-class TokenTransformer(nn.Module):
-    """The paper's merging stage: attention of one head narrows tokens to `dim`, its values being the residual."""
+class Attention(nn.Module):
+    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        dim = x.shape[-1]
+        x = LayerNorm(name="norm")(x)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        if self.heads == 1 and self.dim_head == dim:
+            return out  # upstream has no projection here
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+
+    hidden_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks and a last norm: tokens (b, n, d) to the same shape."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        def block(i, x):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+
+        x = repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return LayerNorm(name="norm")(x)
+
+
+class NarrowTransformer(nn.Module):
+    """The paper's block of a merging stage: one head narrows tokens to `dim`, and its values are the residual."""
 
     dim: int
     dropout: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Tokens:
-        q, k, v = ToHeads(3, 1, self.dim, name="to_qkv")(LayerNorm(name="norm")(x))
-        out = Dense(self.dim, name="to_out")(attend(self, q, k, v))
+        q, k, v = ToHeads(3, 1, self.dim, name="to_qkv")(LayerNorm(name="norm")(x))  # each (b, 1, n, dim)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim**-0.5)
+        self.sow("intermediates", "attn", attn)
+        out = Dense(self.dim, name="to_out")(jnp.einsum("bhij,bhjd->bhid", attn, v)[:, 0])
         x = v[:, 0] + nn.Dropout(self.dropout)(out, deterministic=not train)
         return x + FeedForward(self.dim, self.dropout, name="ff")(x, train=train)
 
 
 class TokensToToken(nn.Module):
-    """Image (b, H, W, c) to tokens (b, n, dim): at each of `t2t_layers`, (kernel, stride), windows become tokens."""
+    """Image (b, H, W, c) to tokens (b, n, dim).
+
+    Each of `t2t_layers`, (kernel, stride), makes one token of every window of `kernel` by `kernel` pixels. Between two
+    of them a transformer attends over all tokens, which become the pixels of the next.
+    """
 
     dim: int
     t2t_layers: tuple[tuple[int, int], ...]
@@ -48,62 +108,112 @@ class TokensToToken(nn.Module):
         x = images
         for i, (kernel, stride) in enumerate(self.t2t_layers):
             x = unfold(x, (kernel, kernel), (stride, stride), padding=stride // 2)
-            (_, rows, _, width), name = x.shape, f"transformer_{i}"
+            rows = x.shape[1]
             x = rearrange(x, "b h w c -> b (h w) c")
             if i < len(self.t2t_layers) - 1:
-                if self.token_dim is None:
-                    merge = Transformer(width, 1, 1, width, width, self.dropout, name=name)
-                else:
-                    merge = TokenTransformer(self.token_dim, self.dropout, name=name)
-                x = rearrange(merge(x, train=train), "b (h w) c -> b h w c", h=rows)
+                x = rearrange(self.attend(x, i, train=train), "b (h w) c -> b h w c", h=rows)
         return Dense(self.dim, name="proj")(x)
 
+    def attend(self, x: Float[Array, "b n c"], i: int, *, train: bool) -> Float[Array, "b n e"]:
+        """Stage `i` of attention: as wide as the tokens, or `token_dim`."""
+        width, name = x.shape[-1], f"transformer_{i}"
+        if self.token_dim is not None:
+            return NarrowTransformer(self.token_dim, self.dropout, name=name)(x, train=train)
+        return Transformer(1, 1, width, width, self.dropout, name=name)(x, train=train)
 
-class T2TViT(PlainViT):
-    """The plain ViT, but for where its tokens come from.
 
-    `transformer` maps tokens (b, n, dim) to the same shape and is called with `train=` besides; without it one is
-    made of `depth`, `heads`, `mlp_dim`, `dim_head` and `dropout`. With `token_dim` the merging stages are the paper's,
-    that wide; the paper's presets have it, and take upstream's weights with `token_dim=None`.
-    Raises ValueError when neither is given, when the image is smaller than a window of `t2t_layers`, or for a `pool`
-    other than "cls" and "mean".
+class T2TViT(nn.Module):
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth, heads, mlp_dim, dim_head: sizes of the transformer, unless `transformer` is given.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all tokens.
+        channels: channels of an image.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        transformer: a module that maps tokens (b, n, dim) to the same shape and takes `train=`.
+        t2t_layers: (kernel, stride) in pixels of each merging stage.
+        token_dim: width of the paper's merging stages, which the paper's presets have; with None each is as wide as
+            its tokens, as upstream's, whose weights fit only then.
+
+    Raises:
+        ValueError: if neither the sizes nor `transformer` are given, if the image is smaller than a window of
+            `t2t_layers`, or for another `pool`.
     """
 
-    patch_size: ClassVar[None] = None
+    image_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
     depth: int | None = None
     heads: int | None = None
     mlp_dim: int | None = None
+    pool: str = "cls"
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
     transformer: nn.Module | None = None
     t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2))
     token_dim: int | None = None
 
     def __post_init__(self):
+        check_arguments(self)
         expect(self, "t2t_layers", len(self.t2t_layers) > 0, "at least one (kernel, stride)")
         at_least(self, token_dim=1)
-        self._token_grid()
-        if self.transformer is None:
-            sizes = dict(depth=self.depth, heads=self.heads, mlp_dim=self.mlp_dim)
-            if missing := [name for name, value in sizes.items() if value is None]:
-                raise ValueError(f"{', '.join(missing)} not given: expected numbers, or a transformer")
-            transformer = Transformer(dim=self.dim, dim_head=self.dim_head, dropout=self.dropout, parent=None, **sizes)
-            object.__setattr__(self, "transformer", transformer)
+        self._grid()
+        missing = [name for name in ("depth", "heads", "mlp_dim") if getattr(self, name) is None]
+        if missing and self.transformer is None:
+            raise ValueError(f"{', '.join(missing)} not given: expected numbers, or a transformer")
         super().__post_init__()
 
-    def _token_grid(self) -> tuple[int, int]:
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
         grid = pair("image_size", self.image_size)
         for kernel, stride in self.t2t_layers:
             grid = unfold_grid(grid, (kernel, kernel), (stride, stride), stride // 2)
         return grid
 
     def setup(self):
+        init = nn.initializers.normal(0.02)
         self.to_patch_embedding = TokensToToken(self.dim, self.t2t_layers, self.dropout, self.token_dim)
-        self.cls_token, self.pos_embedding = self.make_tokens(math.prod(self._token_grid()))
+        self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
+        self.pos_embedding = self.param("pos_embedding", init, (1, 1 + math.prod(self._grid()), self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
+        sizes = self.depth, self.heads, self.dim_head, self.mlp_dim
+        self.blocks = self.transformer or Transformer(*sizes, self.dropout, name="transformer")
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
 
-    def patches(self, images: Images, *, train: bool) -> Tokens:
-        return self.to_patch_embedding(images, train=train)
+    def __call__(self, images: Images, *, train: bool = False) -> Output:
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
+
+    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, in the order of `embed`."""
+        return self.transform(self.embed(images, extra_tokens, train=train), train=train)
+
+    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without."""
+        check_images(images, self.channels, self.image_size)
+        x = prepend(self.cls_token, self.to_patch_embedding(images, train=train))
+        x = x + self.pos_embedding[:, : x.shape[1]]
+        if extra_tokens is not None:
+            x = append(x, extra_tokens)
+        return self.embedding_dropout(x, deterministic=not train)
+
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, from those before it."""
+        return self.blocks(tokens, train=train)
+
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
+        return self.mlp_head(pooled)
 
 
 def _paper(dim, depth, mlp_ratio):

@@ -14,9 +14,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, MapViT, PointwiseConv, attend
+from vit_jax.frames import MapViT
+from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend
 from vit_jax.layers.check import at_least, check_sides, expect
-from vit_jax.layers.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.layers.shapes import Images, Maps
 
 HEADS, DIM_HEAD = 8, 64

@@ -21,24 +21,13 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vit_jax.layers import (
-    ActionTransformer,
-    Dense,
-    LayerNorm,
-    PlainViT,
-    ToHeads,
-    Trajectory,
-    add_positions,
-    append,
-    attend,
-    pool_tokens,
-    prepend,
-)
-from vit_jax.layers.actions import Actions, Extra, Video, no_registers, take_module, with_hiddens
+from vit_jax.frames import ActionTransformer, PlainViT, Trajectory
+from vit_jax.frames.actions import Actions, Extra, Video, no_registers, take_module, with_hiddens
+from vit_jax.frames.presets import TINY
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.layers import Dense, LayerNorm, ToHeads, add_positions, append, attend, pool_tokens, prepend
 from vit_jax.layers.check import expect
-from vit_jax.layers.presets import TINY
-from vit_jax.layers.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
@@ -96,10 +85,18 @@ class ViT(PlainViT):
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
         """Tokens before the transformer: registers, the class token, patches with positions, the extra tokens."""
         self.check_positions(images)
-        x = prepend(self.cls_token[None], add_positions(self.patches(images, train=train), self.pos_embedding))
+        x = self.to_patch_embedding(images) if patches is None else patches
+        x = prepend(self.cls_token[None], add_positions(x, self.pos_embedding))
         x = x if self.register_tokens is None else prepend(self.register_tokens, x)
         x = x if extra_tokens is None else append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
@@ -111,8 +108,8 @@ class ViT(PlainViT):
             self.head(tokens[-1])  # for its parameters, which upstream has even if nothing reads them
         return tokens
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        return self.transformer(self.embed(images, extra_tokens, train=train), train=train)[-1]
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        return self.transformer(tokens, train=train)[-1]
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         x = tokens[:, self.num_register_tokens :]

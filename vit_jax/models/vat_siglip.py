@@ -22,20 +22,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vit_jax.layers import (
-    ActionTransformer,
-    Dense,
-    FeedForward,
-    LayerNorm,
-    PatchProjection,
-    ToHeads,
-    Trajectory,
-    add_positions,
-    attend,
-)
-from vit_jax.layers.actions import Actions, Extra, Video, no_registers, with_hiddens
-from vit_jax.layers.check import check_arguments, check_images, expect, pair, patch_grid
-from vit_jax.layers.rules import sequential_rules
+from vit_jax.frames import ActionTransformer, Trajectory
+from vit_jax.frames.actions import Actions, Extra, Video, no_registers, with_hiddens
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import sequential_rules
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchProjection, ToHeads, add_positions, attend
+from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models import vat
 

@@ -3,34 +3,155 @@
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929, for images. Upstream: vit_pytorch/vit_1d.py.
 Differs from upstream: a series may be shorter than `seq_len`; `num_classes=0` gives tokens; tokens and positions start
 at a deviation of 0.02 (upstream: 1).
-Differs from the paper: as `vit` does; and its norm behind the transformer is only on the class token.
-Axes: b batch, n steps of the series or tokens, c channels, d dim, k classes.
+Differs from the paper: as `vit` does; and the norm after the transformer is only applied to the class token.
+Axes: b batch, n tokens, s steps of a series, p steps of a patch, c channels, d dim, h heads, i query, j key, k classes.
 """
 
-from typing import ClassVar
-
+import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from vit_jax.layers import PlainViT
-from vit_jax.layers.inputs import SeriesInput
-from vit_jax.layers.presets import TINY_SERIES
-from vit_jax.layers.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.frames.arguments import check_arguments, check_array, check_fits
+from vit_jax.frames.presets import TINY_SERIES
+from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers.check import patch_count
+from vit_jax.layers.shapes import ExtraTokens, Output, Tokens
 
 
-class ViT1D(SeriesInput, PlainViT):
-    """Classifier: series (b, n, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+class Attention(nn.Module):
+    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
 
-    A series may be shorter than `seq_len` steps; it then gets the first positions.
-    Raises ValueError when `patch_size` does not divide `seq_len`.
+    heads: int
+    dim_head: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        dim = x.shape[-1]
+        x = LayerNorm(name="norm")(x)
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
+        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
+        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        if self.heads == 1 and self.dim_head == dim:
+            return out  # upstream has no projection here
+        return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+
+    hidden_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+
+
+class Transformer(nn.Module):
+    """`depth` blocks: tokens (b, n, d) to the same shape."""
+
+    depth: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        def block(i, x):
+            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+
+        return repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+
+
+class ViT1D(nn.Module):
+    """Classifier: series (b, s, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    A series may be shorter than `seq_len`; it then gets the first positions.
+
+    Args:
+        seq_len: largest number of steps.
+        patch_size: steps of a patch.
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of a step.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `seq_len`.
     """
 
-    pool: ClassVar[str] = "cls"
+    seq_len: int
+    patch_size: int
+    num_classes: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    channels: int = 3
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
 
-    def make_tokens(self, patches: int) -> tuple[Array, Array]:
+    def __post_init__(self):
+        check_arguments(self)
+        patch_count("seq_len", self.seq_len, "patch_size", self.patch_size)
+        super().__post_init__()
+
+    def setup(self):
+        patches = patch_count("seq_len", self.seq_len, "patch_size", self.patch_size)
         init = nn.initializers.normal(0.02)
-        cls_token = self.param("cls_token", init, (self.dim,))
-        return cls_token[None], self.param("pos_embedding", init, (1, patches + 1, self.dim))
+        self.to_patch_embedding = PatchEmbed((self.patch_size,), self.dim)
+        self.cls_token = self.param("cls_token", init, (self.dim,))
+        self.pos_embedding = self.param("pos_embedding", init, (1, 1 + patches, self.dim))
+        self.embedding_dropout = nn.Dropout(self.emb_dropout)
+        self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        if self.num_classes:
+            self.mlp_head = NormHead(self.num_classes)
+
+    def __call__(self, series: Float[Array, "b s c"], *, train: bool = False) -> Output:
+        tokens = self.encode(series, train=train)
+        return self.head(tokens) if self.num_classes else tokens
+
+    def encode(
+        self, series: Float[Array, "b s c"], extra_tokens: ExtraTokens | None = None, *, train: bool = False
+    ) -> Tokens:
+        """Tokens after the transformer, in the order of `embed`."""
+        return self.transform(self.embed(series, extra_tokens, train=train), train=train)
+
+    def embed(
+        self, series: Float[Array, "b s c"], extra_tokens: ExtraTokens | None = None, *, train: bool = False
+    ) -> Tokens:
+        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without."""
+        check_array("series", series, "length", self.channels)
+        check_fits("series", series, (self.seq_len,), "seq_len")
+        patch_count("seq_len", series.shape[1], "patch_size", self.patch_size)
+        x = prepend(self.cls_token[None], self.to_patch_embedding(series))
+        x = x + self.pos_embedding[:, : x.shape[1]]
+        if extra_tokens is not None:
+            x = append(x, extra_tokens)
+        return self.embedding_dropout(x, deterministic=not train)
+
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, from those before it."""
+        return self.transformer(tokens, train=train)
+
+    def head(self, tokens: Tokens) -> Float[Array, "b k"]:
+        """Logits from the tokens of `encode`, without the extra ones."""
+        return self.mlp_head(tokens[:, 0])
 
 
 PRESETS = {"tiny": TINY_SERIES}

@@ -16,11 +16,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Dense, FeedForward, NormedBlocks, PatchProjection, PlainViT, attend, l2_normalize, rotate
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_PROJECTION_RULES, TRANSFORMER_RULES
+from vit_jax.layers import Dense, FeedForward, NormedBlocks, PatchProjection, attend, l2_normalize, rotate
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_PROJECTION_RULES, TRANSFORMER_RULES
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import Images, Patches, Tokens
 from vit_jax.layers.to_heads import ToHeads
 
 
@@ -104,9 +105,9 @@ class ViT5(PlainViT):
             tokens = jnp.concatenate([tokens, self.param("register_tokens", init, (count, self.dim))])
         return tokens, pos_embedding
 
-    def encode(self, images: Images, *, train: bool = False) -> Tokens:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer: the class token, the registers, the patches."""
-        x = self.embed(images, train=train)
+        x = self.embed(images, patches=patches, train=train)
         sin_cos = rotations(self.num_registers, *patch_grid(images.shape[1:3], self.patch_size), self.dim_head)
         return self.transformer(x, jnp.asarray(sin_cos, x.dtype), train=train)
 

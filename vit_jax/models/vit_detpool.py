@@ -15,10 +15,11 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.presets import TINY
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers import Attention, Dense, FeedForward, NormedBlocks, PatchEmbed, add_positions, attend, prepend
-from vit_jax.layers.check import check_arguments, check_images, pair, patch_grid
-from vit_jax.layers.presets import TINY
-from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 from vit_jax.layers.to_heads import ToHeads
 

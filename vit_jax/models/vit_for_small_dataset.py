@@ -18,10 +18,11 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Attention, Dense, LayerNorm, PlainViT, ToHeads, attend
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY
+from vit_jax.frames.rules import HEAD_RULES, TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers import Attention, Dense, LayerNorm, ToHeads, attend
 from vit_jax.layers.check import pair, patch_grid
-from vit_jax.layers.presets import TINY
-from vit_jax.layers.rules import HEAD_RULES, TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers.shapes import Images, Tokens
 
 

@@ -16,11 +16,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.frames.arguments import check_arguments
+from vit_jax.frames.rules import TRANSFORMER_RULES, sequential_rules
 from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, ToHeads, add_positions, attend, prepend
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, grid_positions, per_axis
 from vit_jax.layers.causal import causal_axes, causal_mask
-from vit_jax.layers.check import at_least, check_arguments, check_floating
-from vit_jax.layers.rules import TRANSFORMER_RULES, sequential_rules
+from vit_jax.layers.check import at_least, check_floating
 from vit_jax.layers.shapes import Output, Tokens
 
 Arrays, Grid = Float[Array, "b *shape c"], tuple[int, ...]

@@ -15,11 +15,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, PlainViT
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, attention_rules, sequential_rules
+from vit_jax.layers import Blocks, Dense, LayerNorm
 from vit_jax.layers.check import at_least, expect
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_EMBED_RULES, attention_rules, sequential_rules
-from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
+from vit_jax.layers.shapes import Images, Output, Tokens
 
 LayerTokens = Float[Array, "l b n d"]
 
@@ -113,9 +114,9 @@ class ViTWithDecorrelation(PlainViT):
         keys = jax.random.split(self.make_rng("params"), self.decorr_num_subspaces)
         return jnp.stack([nn.initializers.orthogonal()(key, shape) for key in keys])
 
-    def encode(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, in the order of `embed`."""
-        return self.transformer(self.embed(images, extra_tokens, train=train), train=train)[0]
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, from those before it."""
+        return self.transformer(tokens, train=train)[0]
 
     def __call__(
         self, images: Images, *, return_decorr_aux_loss: bool | None = None, train: bool = False

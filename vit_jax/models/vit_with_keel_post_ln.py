@@ -9,13 +9,14 @@ Axes: b batch, n tokens, d dim, k classes.
 import functools
 
 from flax import linen as nn
+from jaxtyping import Array
 
-from vit_jax.layers import Blocks, LayerNorm
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers import Blocks, Dense, LayerNorm
 from vit_jax.layers.check import at_least
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_EMBED_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers.shapes import Tokens
-from vit_jax.models.vit import ViT
 
 Norm = functools.partial(LayerNorm, use_bias=False)
 
@@ -34,7 +35,7 @@ class Transformer(Blocks):
         return x
 
 
-class ViTWithKeelPostLN(ViT):
+class ViTWithKeelPostLN(PlainViT):
     """`ViT` with Keel's transformer; its residuals are scaled by their number, 2 * `depth`, if nothing else is given.
 
     Raises ValueError for a `depth` below 2.
@@ -51,6 +52,14 @@ class ViTWithKeelPostLN(ViT):
         attention = functools.partial(self.make_attention(), norm=Norm)
         feed_forward = functools.partial(self.make_feed_forward(), norm=Norm)
         return Transformer(self.depth, attention, feed_forward, float(scale))
+
+    def make_tokens(self, patches: int) -> tuple[Array, Array]:
+        init, classes = nn.initializers.normal(0.02), int(self.pool == "cls")
+        pos_embedding = self.param("pos_embedding", init, (patches + classes, self.dim))
+        return self.param("cls_token", init, (1, self.dim)) if classes else pos_embedding[:0], pos_embedding
+
+    def make_head(self) -> nn.Module:
+        return Dense(self.num_classes)
 
 
 PRESETS = {"tiny": TINY, "s16": vit_sizes(384), "b16": vit_sizes(768)}

@@ -10,11 +10,12 @@ Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 from flax import linen as nn
 from jaxtyping import Array
 
-from vit_jax.layers import PatchDropout, PatchProjection, PlainViT, add_positions, append, prepend
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import HEAD_RULES, PATCH_PROJECTION_RULES, TRANSFORMER_RULES
+from vit_jax.layers import PatchDropout, PatchProjection, add_positions, append, prepend
 from vit_jax.layers.check import expect, pair
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import HEAD_RULES, PATCH_PROJECTION_RULES, TRANSFORMER_RULES
-from vit_jax.layers.shapes import ExtraTokens, Images, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
 
 class ViTWithPatchDropout(PlainViT):
@@ -41,10 +42,18 @@ class ViTWithPatchDropout(PlainViT):
         super().setup()
         self.drop_patches = PatchDropout(self.patch_dropout)
 
-    def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
+    def embed(
+        self,
+        images: Images,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
         """Tokens before the transformer: the class token, the patches that stay, the extra tokens."""
         self.check_positions(images)
-        x = add_positions(self.to_patch_embedding(images), self.pos_embedding)
+        x = self.to_patch_embedding(images) if patches is None else patches
+        x = add_positions(x, self.pos_embedding)
         x = prepend(self.cls_token, self.drop_patches(x, train=train))
         if extra_tokens is not None:
             x = append(x, extra_tokens)

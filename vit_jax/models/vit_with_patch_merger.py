@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers import Blocks, Dense, LayerNorm, PlainViT, attend
+from vit_jax.frames import PlainViT
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.layers import Blocks, Dense, LayerNorm, attend
 from vit_jax.layers.check import at_least, expect
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers.shapes import Images, Tokens
+from vit_jax.layers.shapes import Images, Patches, Tokens
 
 
 class PatchMerger(nn.Module):
@@ -82,9 +83,9 @@ class ViTWithPatchMerger(PlainViT):
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
 
-    def encode(self, images: Images, *, train: bool = False) -> Float[Array, "b m d"]:
+    def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer; extra ones would be merged with the rest."""
-        return self.transformer(self.embed(images, train=train), train=train)
+        return super().encode(images, patches=patches, train=train)
 
 
 PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}

@@ -21,9 +21,10 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax import layers
+from vit_jax.frames.arguments import check_arguments, check_fits, check_video
+from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, attention_rules, feed_forward_rules
 from vit_jax.layers import Dense, FeedForward, NormedBlocks, ToHeads, VideoPatchEmbed, attend, pool_tokens, prepend
-from vit_jax.layers.check import at_least, check_arguments, check_fits, check_video, expect, one_of, pair, patch_grid
-from vit_jax.layers.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, attention_rules, feed_forward_rules
+from vit_jax.layers.check import at_least, expect, one_of, pair, patch_grid
 from vit_jax.layers.shapes import Output, Tokens, Videos
 
 FrameTokens = Float[Array, "b f n d"]

@@ -16,9 +16,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from einops import rearrange
 
+from vit_jax.frames.rules import HEAD_RULES
 from vit_jax.layers import MOSS, NormHead, moss
 from vit_jax.layers.check import expect, patch_grid
-from vit_jax.layers.rules import HEAD_RULES
 from vit_jax.layers.shapes import Output, Tokens, Videos
 from vit_jax.models import vivit
 from vit_jax.models.vivit import FrameMask, Mask, Slots, ViViT

@@ -23,9 +23,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import PATCH_EMBED_RULES
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, PointwiseConv, add_positions, prepend, softmax
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair, patch_grid
-from vit_jax.layers.rules import PATCH_EMBED_RULES
+from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Images
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
 

@@ -12,19 +12,37 @@ Axes: b batch, n patches, m context, d dim, h heads, i and j features of a head,
 """
 
 import functools
-from typing import ClassVar
+import math
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from vit_jax.layers import BatchNorm, ContextAttention, Dense, DepthwiseConv, NormHead, ToHeads, attend, gelu
-from vit_jax.layers.check import expect, patch_grid
-from vit_jax.layers.norm import LayerNorm, l2_normalize
-from vit_jax.layers.presets import TINY, vit_sizes
-from vit_jax.layers.rules import feed_forward_rules, sequential_rules
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.presets import TINY, vit_sizes
+from vit_jax.frames.rules import feed_forward_rules, sequential_rules
+from vit_jax.layers import (
+    BatchNorm,
+    ContextAttention,
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    LayerNorm,
+    NormHead,
+    PatchEmbed,
+    ToHeads,
+    add_positions,
+    attend,
+    gelu,
+    l2_normalize,
+    prepend,
+)
+from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 from vit_jax.models import cait
+from vit_jax.models.cait import keep_layers
 
 
 class XCAttention(nn.Module):
@@ -61,35 +79,85 @@ class LocalPatchInteraction(nn.Module):
         return rearrange(x, "b h w d -> b (h w) d")
 
 
-class XCiT(cait.CaiT):
+class Transformer(nn.Module):
+    """`depth` blocks, each branch with a LayerScale: tokens (b, n, d), and an optional context, to (b, n, d).
+
+    A block has the `branches` in their order, by name; `context` goes to "attn". The LayerScales of block i start at
+    `scales[i]`. In training each block is skipped with probability `layer_dropout`, but never all of them.
+    """
+
+    depth: int
+    branches: Mapping[str, Callable[..., nn.Module]]
+    layer_dropout: float
+    scales: tuple[float, ...]
+
+    @nn.compact
+    def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
+        drops = train and self.layer_dropout > 0
+        kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
+        for i in range(self.depth):
+            y, init = x, nn.initializers.constant(self.scales[i])
+            for name, make in self.branches.items():
+                out = make(name=f"{name}_{i}")(y, *(context if name == "attn" else ()), train=train)
+                y = y + out * self.param(f"{name}_scale_{i}", init, x.shape[-1:])[None, None]
+            x = jnp.where(kept[i], y, x) if drops else y
+        return x
+
+
+class XCiT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the class token (b, 1, d).
 
-    The arguments are CaiT's, but that without `layer_scale_init` every LayerScale starts at 0.1 in layers 1 to 18 and
-    at 1e-6 behind.
+    The arguments are those of `cait`, and `local_patch_kernel_size`, the sides of the convolutions over patches.
+    Without `layer_scale_init` every LayerScale starts at 0.1 in blocks 1 to 18 and at 1e-6 from 19.
     Raises ValueError when `patch_size` does not divide `image_size`, or for an even `local_patch_kernel_size`.
     """
 
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    num_classes: int
+    dim: int
+    depth: int
+    cls_depth: int
+    heads: int
+    mlp_dim: int
+    dim_head: int = 64
+    dropout: float = 0.0
+    emb_dropout: float = 0.0
+    layer_dropout: float = 0.0
+    channels: int = 3
+    layer_scale_init: float | None = None
     local_patch_kernel_size: int = 3
 
-    leading: ClassVar[tuple[int, ...]] = ()
-
     def __post_init__(self):
+        check_arguments(self)
         kernel = self.local_patch_kernel_size
         expect(self, "local_patch_kernel_size", kernel > 0 and kernel % 2 == 1, "an odd number")
         super().__post_init__()
 
-    def scale_by_index(self, layer: int) -> float:
-        return 0.1 if layer < 18 else 1e-6
-
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
-        token, x = self.embed(images, train=train)
+        check_images(images, self.channels, self.image_size)
+        init, patches = nn.initializers.normal(0.02), math.prod(patch_grid(self.image_size, self.patch_size))
+        cls_token = self.param("cls_token", init, (self.dim,))
+        pos_embedding = self.param("pos_embedding", init, (1, patches, self.dim))
+        x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
+        x = nn.Dropout(self.emb_dropout)(add_positions(x, pos_embedding), deterministic=not train)
+
         rows, _ = patch_grid(images.shape[1:3], self.patch_size)
         local = functools.partial(LocalPatchInteraction, self.local_patch_kernel_size, rows)
-        x = self.make_transformer(self.depth, XCAttention, "xcit_transformer", local=local)(x, train=train)
+        x = self.transformer(self.depth, XCAttention, "xcit_transformer", local=local)(x, train=train)
         x = LayerNorm(name="final_norm")(x)
-        token = self.make_transformer(self.cls_depth, ContextAttention, "cls_transformer")(token, x, train=train)
+        token = prepend(cls_token[None], x[:, :0])
+        token = self.transformer(self.cls_depth, ContextAttention, "cls_transformer")(token, x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
+
+    def transformer(self, depth: int, attention: type[nn.Module], name: str, **others: Callable) -> Transformer:
+        """A stack of `depth` blocks of attention, `others` and a feed-forward."""
+        attn = functools.partial(attention, self.heads, self.dim_head, self.dropout)
+        branches = dict(attn=attn, **others, ff=functools.partial(FeedForward, self.mlp_dim, self.dropout))
+        fixed = self.layer_scale_init
+        scales = tuple((0.1 if i < 18 else 1e-6) if fixed is None else fixed for i in range(depth))
+        return Transformer(depth, branches, self.layer_dropout, scales, name=name)
 
 
 def _paper(dim, depth, heads, patch_size):

@@ -16,9 +16,9 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from vit_jax.frames.rules import TRANSFORMER_RULES
 from vit_jax.layers import Dense, Transformer
 from vit_jax.layers.check import at_least
-from vit_jax.layers.rules import TRANSFORMER_RULES
 from vit_jax.layers.shapes import Images
 from vit_jax.objectives.masked import (
     PATCH_ALIASES,
@@ -26,10 +26,10 @@ from vit_jax.objectives.masked import (
     check_share,
     draw_masked,
     embed,
-    encode_tokens,
     fill,
     take,
     to_patches,
+    transform,
 )
 from vit_jax.objectives.pretrain import Pretraining
 
@@ -62,7 +62,7 @@ class Autoencoder(nn.Module):
         if not self.class_token:
             first = first[:, :0]
         tokens = jnp.concatenate([first, take(patches, seen)], axis=1)
-        tokens = encode_tokens(self.encoder, images, tokens, train=train)
+        tokens = transform(self.encoder, tokens, train=train)
 
         dim = self.decoder_dim or encoder_dim
         if dim != encoder_dim:
@@ -74,7 +74,7 @@ class Autoencoder(nn.Module):
         positions = nn.Embed(count + before, dim, embedding_init=nn.initializers.normal(0.02), name="decoder_pos_emb")
         of_first = jnp.broadcast_to(count + jnp.arange(first.shape[1]), first.shape[:2])
         tokens = tokens + positions(jnp.concatenate([masked, of_first, seen], axis=1))
-        sizes = dim, self.decoder_depth, self.decoder_heads, self.decoder_dim_head, 4 * dim
+        sizes = self.decoder_depth, self.decoder_heads, self.decoder_dim_head, 4 * dim
         tokens = Transformer(*sizes, name="decoder")(tokens, train=train)
         return Dense(to_patches(images, self.encoder).shape[-1], name="to_pixels")(tokens[:, : masked.shape[1]])
 
@@ -111,7 +111,7 @@ class MAE(Pretraining):
     class_token: bool = True
 
     def __post_init__(self):
-        check_encoder(self.encoder, methods=("embed", "encode"), movable=True)
+        check_encoder(self.encoder, methods=("embed", "encode", "transform"), movable=True)
         check_share("masking_ratio", self.masking_ratio)
         at_least(self, decoder_dim=1, decoder_depth=0, decoder_heads=1, decoder_dim_head=1)
 

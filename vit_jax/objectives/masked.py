@@ -1,16 +1,15 @@
 """Functions for objectives that hide patches of an image from an encoder.
 
-The encoder must have `patch_size` and `dim`; `encode(images)`, which returns tokens, those of the patches last and row
-by row; `embed(images)`, the tokens before the transformer; `to_patch_embedding`, the module that embeds patches. A
-model sets `patches_leak` if its tokens depend on other patches' pixels before the transformer, and `patches_lost` if
-its transformer returns other tokens than those of the patches.
+The encoder must have `patch_size` and `dim`; `to_patch_embedding(images)`, the embedded patches; `embed(images)`, the
+tokens before the transformer; `transform(tokens)`, those after it; and `encode(images)`, the one after the other, with
+the patches last and row by row. `embed` and `encode` take `patches` in place of the embedded ones. A model sets
+`patches_leak` if its tokens depend on other patches' pixels before the transformer, and `patches_lost` if its
+transformer returns other tokens than those of the patches.
 Axes: b batch, n patches, m masked or seen patches, l tokens before the patches, d dim, p values of a patch.
 """
 
-import contextlib
 import inspect
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -96,52 +95,37 @@ def to_images(patches: Float[Array, "b n p"], encoder: nn.Module, size: tuple[in
     return rearrange(patches, "b (h w) (ph pw c) -> b (h ph) (w pw) c", h=rows, w=columns, ph=ph, pw=pw)
 
 
-def embed(encoder: nn.Module, images: Images) -> tuple[Float[Array, "b l d"], Tokens]:
-    """The tokens before the patches, such as a class token, and the patches, with positions and before dropout."""
-    tokens, patches = encoder.embed(images), count_patches(encoder, images)
-    first = tokens.shape[1] - patches
-    _expect_tokens(encoder, first >= 0, tokens, patches)
+def embed(encoder: nn.Module, images: Images, *, patches: Tokens | None = None) -> tuple[Float[Array, "b l d"], Tokens]:
+    """The tokens before the patches, such as a class token, and the patches, with positions and before dropout.
+
+    `patches` replace the embedded ones of `images`.
+    """
+    replaced = {} if patches is None else {"patches": patches}
+    tokens, count = encoder.embed(images, **replaced), count_patches(encoder, images)
+    first = tokens.shape[1] - count
+    _expect_tokens(encoder, first >= 0, tokens, count)
     return tokens[:, :first], tokens[:, first:]
 
 
-def encode(encoder: nn.Module, images: Images, *, train: bool) -> Tokens:
-    """The patches' tokens behind the transformer."""
-    tokens, patches = encoder.encode(images, train=train), count_patches(encoder, images)
-    _expect_tokens(encoder, tokens.ndim == 3 and tokens.shape[1] >= patches, tokens, patches)
-    return tokens[:, -patches:]
+def encode(encoder: nn.Module, images: Images, *, patches: Tokens | None = None, train: bool) -> Tokens:
+    """The patches' tokens after the transformer; `patches` replace the embedded ones of `images`."""
+    replaced = {} if patches is None else {"patches": patches}
+    tokens, count = encoder.encode(images, **replaced, train=train), count_patches(encoder, images)
+    _expect_tokens(encoder, tokens.ndim == 3 and tokens.shape[1] >= count, tokens, count)
+    return tokens[:, -count:]
 
 
-def encode_tokens(encoder: nn.Module, images: Images, tokens: Tokens, *, train: bool) -> Tokens:
-    """The output of `encoder` for `tokens` in place of its own embedding of `images`."""
-
-    def stand_in(embed, args, kwargs, context):
-        replaced = context.module is encoder and context.method_name == "embed"
-        return tokens if replaced else embed(*args, **kwargs)
-
-    with nn.intercept_methods(stand_in):
-        encoded = encoder.encode(images, train=train)
-    _expect_tokens(encoder, encoded.shape == tokens.shape, encoded, tokens.shape[1])
-    return encoded
+def transform(encoder: nn.Module, tokens: Tokens, *, train: bool) -> Tokens:
+    """The output of the transformer of `encoder` for any of its embedded tokens."""
+    transformed = encoder.transform(tokens, train=train)
+    _expect_tokens(encoder, transformed.shape == tokens.shape, transformed, tokens.shape[1])
+    return transformed
 
 
-@contextlib.contextmanager
-def masked_tokens(encoder: nn.Module, masked: Int[Array, "b m"], mask_token: Float[Array, "d"]) -> Iterator[None]:
-    """Within it, `encoder` finds `mask_token` for the masked patches, where it adds their positions."""
-    masked_ones = []
-
-    def put(patch_embedding, args, kwargs, context):
-        tokens = patch_embedding(*args, **kwargs)
-        module = context.module
-        if module.parent is not encoder or (module.name, context.method_name) != ("to_patch_embedding", "__call__"):
-            return tokens
-        masked_ones.append(masked)
-        tokens_of_image = jnp.arange(len(tokens))[:, None]
-        return tokens.at[tokens_of_image, masked].set(mask_token.astype(tokens.dtype)[None, None])
-
-    with nn.intercept_methods(put):
-        yield
-    if not masked_ones:
-        raise ValueError(f"encoder={type(encoder).__name__}: expected a module `to_patch_embedding` that it calls")
+def mask(patches: Tokens, masked: Int[Array, "b m"], mask_token: Float[Array, "d"]) -> Tokens:
+    """`patches` with `mask_token` in place of those that are `masked`."""
+    images = jnp.arange(len(patches))[:, None]
+    return patches.at[images, masked].set(mask_token.astype(patches.dtype)[None, None])
 
 
 def fill(module: nn.Module, images: Images) -> None:

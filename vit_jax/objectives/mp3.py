@@ -13,8 +13,8 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from vit_jax.frames.rules import HEAD_RULES
 from vit_jax.layers import NormHead
-from vit_jax.layers.rules import HEAD_RULES
 from vit_jax.layers.shapes import Images
 from vit_jax.objectives.masked import check_encoder, check_share, draw_masked, fill
 from vit_jax.objectives.pretrain import Pretraining

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.rules import Rules
 from vit_jax.layers.batch_norm import BatchNorm
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.norm import l2_normalize
-from vit_jax.layers.rules import Rules
 from vit_jax.objectives.features import pooled
 
 

@@ -24,11 +24,11 @@ from vit_jax.objectives.masked import (
     draw_masked,
     embed,
     encode,
-    encode_tokens,
     fill,
-    masked_tokens,
+    mask,
     take,
     to_patches,
+    transform,
 )
 from vit_jax.objectives.pretrain import Pretraining
 
@@ -44,11 +44,11 @@ class MaskedImageModel(nn.Module):
         """The values of the masked patches, told from the others."""
         fill(self, images)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.encoder.dim,))
-        with masked_tokens(self.encoder, masked, mask_token):
-            if self.class_token:
-                tokens = encode(self.encoder, images, train=train)
-            else:
-                tokens = encode_tokens(self.encoder, images, embed(self.encoder, images)[1], train=train)
+        patches = mask(self.encoder.to_patch_embedding(images), masked, mask_token)
+        if self.class_token:
+            tokens = encode(self.encoder, images, patches=patches, train=train)
+        else:
+            tokens = transform(self.encoder, embed(self.encoder, images, patches=patches)[1], train=train)
         return Dense(to_patches(images, self.encoder).shape[-1], name="to_pixels")(take(tokens, masked))
 
     def __call__(self, images: Images, masked: Int[Array, "b m"], *, train: bool = False) -> Float[Array, "b"]:

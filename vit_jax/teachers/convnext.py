@@ -9,9 +9,10 @@ import functools
 import numpy as np
 from flax import linen as nn
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import sequential_rules
 from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
-from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
 make_norm = functools.partial(LayerNorm, 1e-6)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers import Dense
-from vit_jax.layers.check import check_arguments, check_images, check_sides
+from vit_jax.layers.check import check_sides
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.shapes import Images, Maps, Output
 from vit_jax.teachers.pools import max_pool_ceil

@@ -15,6 +15,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import sequential_rules
+from vit_jax.frames.stages import check_windows
 from vit_jax.layers import (
     BatchNorm,
     Dense,
@@ -27,11 +30,9 @@ from vit_jax.layers import (
     gelu,
     relative_positions,
 )
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.conv_norm import ConvNorm, make_conv
-from vit_jax.layers.rules import sequential_rules
 from vit_jax.layers.shapes import Images, Maps, Output
-from vit_jax.layers.stages import check_windows
 
 NORM = dict(epsilon=1e-3, momentum=0.01)
 conv_norm = functools.partial(ConvNorm, activation=gelu, **NORM)

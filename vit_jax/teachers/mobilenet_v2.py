@@ -10,8 +10,9 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers import BatchNorm, Dense, PointwiseConv
-from vit_jax.layers.check import check_arguments, check_images, expect
+from vit_jax.layers.check import expect
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.shapes import Images, Maps, Output
 from vit_jax.teachers.widths import round_width

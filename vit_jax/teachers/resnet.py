@@ -10,8 +10,9 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers import BatchNorm, Dense
-from vit_jax.layers.check import at_least, check_arguments, check_images, one_of
+from vit_jax.layers.check import at_least, one_of
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Maps, Output
 

@@ -9,9 +9,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import sequential_rules
 from vit_jax.layers import ConvNorm, Dense
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect
-from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
 

@@ -16,8 +16,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers import Dense, LayerNorm, ToHeads, attend, gelu, l2_normalize, relative_positions
-from vit_jax.layers.check import at_least, check_arguments, check_images, check_sides, expect
+from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
 Queries = Float[Array, "b m heads n e"]

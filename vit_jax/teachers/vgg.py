@@ -9,8 +9,9 @@ import jax
 from einops import rearrange
 from flax import linen as nn
 
+from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers import BatchNorm, Dense
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect
+from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Output
 from vit_jax.teachers.pools import adaptive_avg_pool

@@ -9,9 +9,10 @@ import functools
 from einops import rearrange
 from flax import linen as nn
 
+from vit_jax.frames.arguments import check_arguments, check_images
+from vit_jax.frames.rules import sequential_rules
 from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, prepend
-from vit_jax.layers.check import at_least, check_arguments, check_images, expect, pair
-from vit_jax.layers.rules import sequential_rules
+from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.shapes import Images, Output, Tokens
 
 make_norm = functools.partial(LayerNorm, 1e-6)

@@ -9,7 +9,8 @@ from typing import ClassVar
 from flax import linen as nn
 from jax import Array
 
-from vit_jax.layers.check import check_array, check_fits, check_images, check_video, pair, patch_count, patch_grid
+from vit_jax.frames.arguments import check_array, check_fits, check_images, check_video
+from vit_jax.layers.check import pair, patch_count, patch_grid
 
 
 class ImageInput(nn.Module):

@@ -16,8 +16,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from vit_jax.frames.arguments import check_arguments
 from vit_jax.layers.blocks import NormedBlocks
-from vit_jax.layers.check import at_least, check_arguments, expect
+from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from flax import linen as nn
 
-from vit_jax.layers.check import check_arguments, check_images
+from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers.head import NormHead
 from vit_jax.layers.shapes import Images, Maps, Output
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.frames.arguments import check_arguments
+from vit_jax.frames.inputs import ImageInput
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.blocks import Blocks
-from vit_jax.layers.check import check_arguments
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.head import NormHead
-from vit_jax.layers.inputs import ImageInput
 from vit_jax.layers.patch_embed import PatchEmbed
-from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Tokens
+from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Patches, Tokens
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 
 
@@ -25,30 +25,47 @@ class TokenViT(ImageInput):
     `pos_embedding`; its arguments `channels`, `num_classes` and `pool`.
     """
 
-    def patches(self, images: Inputs, *, train: bool) -> Tokens:
-        """Tokens of the patches, without positions."""
-        return self.to_patch_embedding(images)
+    def __call__(self, images: Inputs, *, train: bool = False) -> Output:
+        tokens = self.encode(images, train=train)
+        return self.head(tokens) if self.num_classes else tokens
 
-    def embed(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens before the transformer: the class token, the patches, both with positions, and the extra tokens."""
+    def encode(
+        self,
+        images: Inputs,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens after the transformer, in the order and with the arguments of `embed`."""
+        return self.transform(self.embed(images, extra_tokens, patches=patches, train=train), train=train)
+
+    def embed(
+        self,
+        images: Inputs,
+        extra_tokens: ExtraTokens | None = None,
+        *,
+        patches: Patches | None = None,
+        train: bool = False,
+    ) -> Tokens:
+        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without.
+
+        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        """
         self.check_positions(images)
-        x = prepend(self.cls_token, self.patches(images, train=train))
-        x = add_positions(x, self.pos_embedding)
+        x = self.to_patch_embedding(images) if patches is None else patches
+        x = add_positions(prepend(self.cls_token, x), self.pos_embedding)
         if extra_tokens is not None:
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
 
-    def encode(self, images: Inputs, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, in the order of `embed`."""
-        return self.transformer(self.embed(images, extra_tokens, train=train), train=train)
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
+        """Tokens after the transformer, from those before it."""
+        return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.mlp_head(pool_tokens(tokens, self.pool))
-
-    def __call__(self, images: Inputs, *, train: bool = False) -> Output:
-        tokens = self.encode(images, train=train)
-        return self.head(tokens) if self.num_classes else tokens
 
 
 class PlainViT(TokenViT):
