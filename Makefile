@@ -5,13 +5,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c "$(MODERN)" 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint docs clean
 
 help:
 	@echo 'make train ARGS="--model=t2t"   train; by default T2T-ViT on the embedded digits (ARGS=--help lists the options)'
 	@echo 'make test  ARGS="-k t2t"        run the tests, torch parity included'
 	@echo 'make lint                       ruff: rules and formatting'
-	@echo 'make clean                      remove .venv and caches; keeps runs/'
+	@echo 'make docs                       build the documentation into site/; a warning is an error'
+	@echo 'make clean                      remove .venv, site/ and caches; keeps runs/'
 	@echo 'PYTHON=python3.12               the interpreter that .venv is made with (make clean first)'
 
 train: .venv/.train
@@ -24,12 +25,15 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv .ci/work .pytest_cache .ruff_cache build dist
+	rm -rf .venv site .ci/work .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra of pyproject.toml: a second make installs nothing, a changed pyproject.toml installs again.
-.venv/.train .venv/.dev .venv/.test: .venv/.%: pyproject.toml | $(BIN)/pip
+.venv/.train .venv/.dev .venv/.test .venv/.docs: .venv/.%: pyproject.toml | $(BIN)/pip
 	@echo 'Installing vit-jax[$*] into .venv: a few minutes, once per change of pyproject.toml'
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[$*]' || { \
 		echo "make: pip could not install vit-jax[$*] for $$($(BIN)/python --version), see its message above." \

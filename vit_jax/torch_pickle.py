@@ -67,7 +67,7 @@ def unpickle(pickled, room: int, load_storage: Callable[[Any], np.ndarray]) -> A
     Opcodes can only build new containers and fill them.
 
     Args:
-        pickled: Bytes, or a file at the pickle's start, which is left behind its end.
+        pickled (bytes or file): Bytes, or a file at the pickle's start, which is left behind its end.
         room: The size of the whole file in bytes, which bounds what the pickle may make of it.
         load_storage: Gives the 1-D array for a persistent id.
     """
