@@ -1,4 +1,4 @@
-"""Write docs/models.md, docs/deviations.md and the table of docs/tpu.md from the code and what was measured.
+"""Write docs/models.md and the table of docs/tpu.md from the code and what was measured, and docs/deviations.md.
 
     python docs/make_models.py
 
@@ -7,8 +7,6 @@ measured last (benchmarks/results/zoo.json), the table for TPUs is of `python be
 (benchmarks/results/tpu-v5e-2x4.json).
 """
 
-import ast
-import importlib
 import json
 import math
 import re
@@ -23,13 +21,14 @@ import rich.progress
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from docs import make_deviations
+from docs.make_deviations import header
 from tests.cases import example_shape
 from vit_jax import create_model, list_models, list_presets
 from vit_jax.registry import MODELS, model_arguments
 
 RATIOS = ROOT / "benchmarks/results/zoo.json"
 COMPILED = ROOT / "benchmarks/results/tpu-v5e-2x4.json"
-SECTIONS = ("Source", "Upstream", "Differs from upstream", "Differs from the paper", "Axes")
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
         upstream=upstream(), models="\n".join(models), machine=ratios["machine"], presets="\n".join(sizes)
     )
     (ROOT / "docs/models.md").write_text(page)
-    (ROOT / "docs/deviations.md").write_text(DEVIATIONS_PAGE + "\n".join(deviations(headers)))
+    make_deviations.main()
 
 
 def upstream() -> str:
@@ -63,20 +62,6 @@ def write_compiled() -> None:
         for name, row in results["models"].items()
     ]
     page.write_text(before + heading + COMPILED_TABLE.format(**results["options"], rows="\n".join(rows)))
-
-
-def header(name: str) -> dict[str, str]:
-    """The header of the model `name`'s file: "title", and the text of each of SECTIONS that it has."""
-    source = importlib.import_module(MODELS[name].partition(":")[0]).__file__
-    return read_header(ast.get_docstring(ast.parse(Path(source).read_text())))
-
-
-def read_header(docstring: str) -> dict[str, str]:
-    """The parts of a model file's docstring, each on one line."""
-    title, _, rest = docstring.partition("\n")
-    starts = rf"(?:^|(?<=\s))({'|'.join(SECTIONS)}): "
-    _, *parts = re.split(starts, " ".join(rest.split()))
-    return {"title": title} | dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
 
 
 def model_row(name: str, header: dict[str, str], ratio: dict[str, float] | None) -> str:
@@ -120,25 +105,15 @@ def size(preset: str) -> tuple[str, str, str]:
     return "x".join(map(str, x.shape[1:-1] or x.shape[1:])), f"{count / 1e6:.2f}", f"{flops / 1e9:.2f}"
 
 
-def deviations(headers: dict[str, dict[str, str]]) -> list[str]:
-    """The deviations of each model from upstream and its paper."""
-    lines = []
-    for name, header in headers.items():
-        lines += [f"## `{name}`", ""]
-        for section in ("Differs from upstream", "Differs from the paper"):
-            lines += [f"{section}: {header[section]}", ""] if section in header else []
-    return lines
-
-
 MODELS_PAGE = """# Models
 
-Written by `python docs/make_models.py`; do not edit. Every model computes what its twin in {upstream}
-computes, values and gradients; what it does otherwise stands in [deviations.md](deviations.md).
+Written by `python docs/make_models.py`; do not edit. Tests compare every model with {upstream}: outputs and
+gradients are equal up to rounding, except where [deviations.md](deviations.md) says otherwise.
 
-The last two columns are the speed of ours over upstream's in eager PyTorch, forward and train step, of the `tiny`
-preset at batch 64 ({machine}): above 1, ours is the faster; they are empty where upstream
-does not run that preset, or is no classifier. They say little about large models, for which
-[benchmarks](../benchmarks/README.md) has ViT-Ti/16.
+The last two columns compare speed with upstream in eager PyTorch: examples per second of ours divided by examples per
+second of upstream's, for a forward pass and for a train step of the `tiny` preset at batch 64 ({machine}).
+They are empty if upstream cannot run that preset or the model is not a classifier. Small models say little
+about large ones; [benchmarks](../benchmarks/README.md) has ViT-Ti/16.
 
 | model | idea | paper | forward | train |
 |---|---|---|---:|---:|
@@ -146,7 +121,7 @@ does not run that preset, or is no classifier. They say little about large model
 
 ## Presets
 
-With 1000 classes, where there are classes. A multiplication and an addition are two FLOPs.
+Models that classify have 1000 classes here. One multiply-add counts as two FLOPs.
 
 | preset | input | parameters, M | GFLOPs |
 |---|---|---:|---:|
@@ -156,20 +131,15 @@ With 1000 classes, where there are classes. A multiplication and an addition are
 COMPILED_HEADING = "## Every model\n"
 
 COMPILED_TABLE = """
-Written by `python docs/make_models.py`; do not edit. Compiled by `python benchmarks/tpu_compile.py` with jax {jax} for
-{topology}, whose chips have 16 GiB. `trainer` is the trainer's own step, of {batch_size} images of {image_size} pixels
-squared over all chips; `bare` is one of gradients and AdamW alone, of a small model, where the input is no image or the
-model is a part of another. GFLOPs are an example's, forward and backward.
+Written by `python docs/make_models.py`; do not edit. `python benchmarks/tpu_compile.py` compiled these steps with
+jax {jax} for {topology}, whose chips have 16 GiB of memory each. `trainer` is the step of `train.main` for
+{batch_size} images of {image_size}x{image_size} pixels over all chips. `bare` is a step of gradients and AdamW alone on
+a small model, used where the input is not an image or the model is part of another. GFLOPs are those of one example,
+forward and backward.
 
-| model | step | MiB per chip | GFLOPs | compiled in, s |
+| model | step | MiB per chip | GFLOPs | compile time, s |
 |---|---|---:|---:|---:|
 {rows}
-"""
-
-DEVIATIONS_PAGE = """# Deviations
-
-Written by `python docs/make_models.py` from the heads of the model files; do not edit.
-
 """
 
 if __name__ == "__main__":
