@@ -5,13 +5,14 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c "$(MODERN)" 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: help train test lint docs clean
+.PHONY: help train test lint docs notebooks clean
 
 help:
 	@echo 'make train ARGS="--model=t2t"   train; by default T2T-ViT on the embedded digits (ARGS=--help lists the options)'
 	@echo 'make test  ARGS="-k t2t"        run the tests, torch parity included'
 	@echo 'make lint                       ruff: rules and formatting'
 	@echo 'make docs                       build the documentation into site/; a warning is an error'
+	@echo 'make notebooks                  write notebooks/*.ipynb from the .py files of the same names'
 	@echo 'make clean                      remove .venv, site/ and caches; keeps runs/'
 	@echo 'PYTHON=python3.12               the interpreter that .venv is made with (make clean first)'
 
@@ -27,6 +28,9 @@ lint: .venv/.dev
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: .venv/.dev
+	$(BIN)/jupytext --update --to ipynb notebooks/*.py
 
 clean:
 	rm -rf .venv site .ci/work .pytest_cache .ruff_cache build dist

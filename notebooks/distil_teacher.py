@@ -8,11 +8,13 @@
 # %% [markdown]
 # # Distil a torchvision network into a vision transformer
 #
+# [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/distil_teacher.ipynb)
+#
 # DeiT's idea (arXiv:2012.12877): the transformer gets one more token, whose output learns from a convolutional teacher,
 # while the class token learns from the labels.
 
 # %%
-# %pip install --quiet "vit-jax[train]"
+# %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
 # The teacher is torchvision's ResNet-50 with torchvision's own weights, read without torch. Where there is no network

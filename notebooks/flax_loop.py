@@ -8,10 +8,12 @@
 # %% [markdown]
 # # A vit_jax module in a training loop of your own
 #
+# [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/flax_loop.ipynb)
+#
 # Models are Flax linen modules like any others: `init`, `apply`, pure functions in between.
 
 # %%
-# %pip install --quiet vit-jax optax scikit-learn
+# %pip install --quiet "vit-jax @ git+https://github.com/vit-jax/vit-jax" optax scikit-learn
 
 # %%
 import jax

@@ -8,11 +8,13 @@
 # %% [markdown]
 # # Train on a folder of your own images
 #
+# [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/own_images.ipynb)
+#
 # A folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg` (or `test/`) is a dataset; PNG, WebP, TIFF
 # and others may be mixed.
 
 # %%
-# %pip install --quiet "vit-jax[train]"
+# %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
 # Set `folder` to your own. For an example, this cell draws one: stripes of random colours and widths, upright or level.

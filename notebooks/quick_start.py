@@ -8,11 +8,13 @@
 # %% [markdown]
 # # Train a vision transformer from the command line
 #
+# [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/quick_start.ipynb)
+#
 # On Colab choose a TPU under *Runtime, Change runtime type*. Everything here also runs on a GPU, and on a CPU with
 # fewer steps.
 
 # %%
-# %pip install --quiet "vit-jax[train]"
+# %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
 # The trainer is a command, `python -m train.main`. Here it is called as a function, with the same options: T2T-ViT on

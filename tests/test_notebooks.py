@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jupytext
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
 @pytest.mark.slow
@@ -32,5 +35,23 @@ def test_cells_run(path, tmp_path):
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 
+def cells_of(path: Path) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_colab_opens_the_same_cells(path):
+    assert cells_of(path.with_suffix(".ipynb")) == cells_of(path), "run make notebooks"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cells_link_to_colab_and_install_from_the_repository(path):
+    (_, title), (_, install) = cells_of(path)[:2]
+    colab = REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github")
+    assert f"[Open in Colab]({colab}/blob/main/notebooks/{path.stem}.ipynb)" in title
+    assert f' @ git+{REPOSITORY}"' in install
+
+
 def test_there_are_four():
     assert [path.stem for path in NOTEBOOKS] == ["distil_teacher", "flax_loop", "own_images", "quick_start"]
+    assert len(list((ROOT / "notebooks").glob("*.ipynb"))) == 4
