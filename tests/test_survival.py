@@ -541,7 +541,8 @@ def test_a_worker_that_dies_unnoticed_ends_the_run_after_a_while(monkeypatch, ca
 def test_the_table_names_tests_that_exist():
     table = (Path(__file__).parents[1] / "docs/faults.md").read_text()
     table = table.partition("\n## Faults\n")[2]
-    rows = [row.split("|")[1:-1] for row in table.splitlines() if row.startswith("| ")][1:]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and not row.startswith("| fault |")]
+    rows = [row.split("|")[1:-1] for row in rows]
     assert len(rows) > 15
     names = [re.findall(r"`(test_\w+)\.py::(test_\w+)`", row[-1]) for row in rows]
     for row, found in zip(rows, names, strict=True):
