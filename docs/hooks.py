@@ -81,7 +81,7 @@ def on_page_content(html: str, page: Page, **_) -> str:
         if module.page == page.file.src_uri:
             for name in module.public:
                 if f'id="{module.name}.{name}"' not in html:
-                    LOG.warning("%s has no entry in the reference: has it a docstring?", f"{module.name}.{name}")
+                    LOG.warning("%s has no entry in the reference", f"{module.name}.{name}")
     return html
 
 

@@ -1,100 +1,184 @@
-"""The commands and the code of README.md run as written."""
+"""The commands and the code of README.md and of docs/ run as written."""
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from unittest import mock
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
 
+import train.cli
 import train.convert
-import train.main
 import train.plan
 import train.predict
 import train.probe
-from vit_jax import create_model
-from vit_jax.convert import to_torch
+from docs import make_deviations
+from train.commandline.options import read_options, split
+from train.config import check
+from train.main import parse
+from vit_jax.registry import MODELS
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
+
+# In the order in which they run, as some read what earlier ones wrote.
+PAGES = (
+    "README.md",
+    "docs/getting-started.md",
+    "docs/own-images.md",
+    "docs/fine-tuning.md",
+    "docs/distillation.md",
+    "docs/pretraining.md",
+    "docs/weights.md",
+    "docs/architecture.md",
+    "docs/copy-a-model.md",
+    "docs/tpu.md",
+    "docs/faults.md",
+)
+
+# Commands with one of these in a word are checked but not run: large models, many processes, files from elsewhere.
+NOT_RUN = (
+    "/s16",
+    "/b16",
+    "--tpu",
+    "--coordinator",
+    "checkpoint.pth",
+    "resnet18",
+    "--recipe=cifar10",
+    "--init-from=runs/photos",
+)
+
+OTHERS = {"predict": train.predict, "probe": train.probe, "convert": train.convert}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Pairs of a language and its code."""
+    return re.findall(r"^```(console|python)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def commands(prefix: str) -> list[list[str]]:
-    lines = "\n".join(blocks("console")).splitlines()
-    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith(f"$ {prefix}")]
+def commands(text: str) -> list[list[str]]:
+    """The command lines of a console block, without what they print."""
+    return [shlex.split(line[2:], comments=True) for line in text.splitlines() if line.startswith("$ ")]
+
+
+def check_command(words: list[str]) -> None:
+    """Fails for an option, extra, target or file that does not exist."""
+    match words:
+        case ["make", *targets]:
+            assert all(f"\n{target}:" in MAKEFILE for target in targets)
+        case ["vit-jax", *argv] | ["python" | ".venv/bin/python", "-m", "train.main", *argv]:
+            check_trainer_command(argv if words[0] == "vit-jax" else ["train", *argv])
+        case ["python", file, *_] if file.endswith(".py"):
+            assert (ROOT / file).exists()
+        case ["pip", "install", what] | [".venv/bin/python", "-m", "pip", "install", "--editable", what]:
+            extras = re.fullmatch(rf"(?:vit-jax|\.)(?:\[([\w,]+)\])?(?: @ git\+{REPOSITORY})?", what)[1]
+            assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
+        case ["git", "clone", address]:
+            assert address == REPOSITORY
+        case _:
+            assert words in (
+                ["cd", "vit-jax"],
+                ["source", ".venv/bin/activate"],
+                ["python3", "-m", "venv", ".venv"],
+                ["sudo", "apt", "install", "git", "make", "python3-venv"],
+            )
+
+
+def check_trainer_command(argv: list[str]) -> None:
+    command, *options = argv
+    if command == "plan":  # for TPUs, whose compiler is not here: tests/test_plan.py compiles for CPUs
+        assert train.plan.main([*options, "--topology=v9:1"]) == 2
+    elif command != "train":
+        read_options(OTHERS[command].Options, split(options), command, "")
+    elif "--help" not in options:
+        check(parse(options))
+
+
+def run_command(words: list[str], capsys) -> None:
+    """Two steps where it trains."""
+    if words == ["make", "train"]:
+        words = ["vit-jax", "train"]
+    if words[0] != "vit-jax" or words[1] == "plan" or any(part in word for part in NOT_RUN for word in words):
+        return
+    capsys.readouterr()
+    if "--help" in words:
+        with pytest.raises(SystemExit, match="0"):
+            train.cli.main(words[1:])
+        return
+    assert train.cli.main([*words[1:], *(["--steps=2"] if words[1] == "train" else [])]) == 0, words
+    printed = {"train": "done: loss", "predict": "%", "probe": "linear ", "convert": "numbers written to"}[words[1]]
+    assert printed in capsys.readouterr().out
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working directory with the files that the commands name."""
+def photos(tmp_path, monkeypatch):
+    """A working directory with the images that the commands name."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     rng = np.random.default_rng(0)
-    for split, name in [(s, n) for s in ("train", "test") for n in ("cat", "dog")]:
-        path = Path("PATH") / split / name
+    for split_name, name in [(s, n) for s in ("train", "val") for n in ("cat", "dog")]:
+        path = Path("photos") / split_name / name
         path.mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path / f"{i}.png")
-    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save("IMAGE.png")
-    images = jax.numpy.zeros((1, 32, 32, 3))
-    teacher, student = create_model("vit/ti16", image_size=32, num_classes=2), create_model("t2t/tiny", num_classes=10)
-    for model, file in ((teacher, "vit.safetensors"), (student, "t2t.safetensors")):
-        save_file(to_torch(model, jax.jit(model.init)(jax.random.key(0), images)), file)
-
-
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for block in blocks("python"):
-        exec(block, namespace)
-    assert namespace["logits"].shape == (2, 10)
-    assert "'cait'" in capsys.readouterr().out
+        for i in range(64):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path / f"{i}.png")
+    Image.fromarray(rng.integers(0, 256, (50, 60, 3), np.uint8)).save("photo.jpg")
 
 
 @pytest.mark.slow
-def test_command_lines_run(folder, capsys):
-    """Two steps each, in their order, since later ones read what earlier ones wrote."""
-    ran = 0
-    for _python, _m, module, *argv in commands("python -m train"):
-        if "--tpu" in argv:
-            assert train.main.parse(argv).tpu  # what comes of it here is in test_cli.py: it needs a fresh process
-        elif "--help" in argv:
-            with pytest.raises(SystemExit, match="0"):
-                train.main.main(argv)
-        elif module == "train.plan":  # for TPUs, whose compiler is not here: tests/test_plan.py compiles for CPUs
-            assert train.plan.main([*argv, "--topology=v9:1"]) == 2
-            assert "--topology v9:1: expected cpu:N, or" in capsys.readouterr().err
-        elif module == "train.probe":
-            assert train.probe.main(argv) == 0
-            assert capsys.readouterr().out.count("%") == 2
-        elif module == "train.convert":
-            assert train.convert.main(argv) == 0
-            assert "numbers written to" in capsys.readouterr().out
-        elif module == "train.predict":
-            assert train.predict.main(argv) == 0
-            assert capsys.readouterr().out.count("%") == 5
-        else:
-            assert train.main.main([*argv, "--steps=2"]) == 0
-            assert "done: loss" in capsys.readouterr().out
-        ran += 1
-    assert ran == 15
+def test_pages_run(photos, capsys):
+    with mock.patch.dict(MODELS):  # docs/copy-a-model.md adds one
+        for page in PAGES:
+            namespace = {}
+            for language, text in blocks(page):
+                if language == "python":
+                    exec(compile(text, page, "exec"), namespace)
+                else:
+                    for words in commands(text):
+                        run_command(words, capsys)
+            if page == "README.md":
+                assert namespace["logits"].shape == (2, 10)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page):
+    for language, text in blocks(page):
+        if language == "console":
+            for words in commands(text):
+                check_command(words)
+
+
+def test_every_page_with_code_is_tested():
+    pages = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]]
+    assert {page for page in pages if blocks(page)} == set(PAGES)
 
 
 def test_commands_come_after_the_environment_that_they_need():
-    """`make train` installs into .venv; what stands below is for its interpreter."""
-    lines = [" ".join(command) for command in commands("")]
-    assert lines[:2] == ["make train", "source .venv/bin/activate"]
+    """`make train` installs into .venv; what comes after it is for that environment."""
     assert "\nBIN := .venv/bin\n" in MAKEFILE
-    assert {line.split()[0] for line in lines[2:]} == {"make", "python3", ".venv/bin/python", "python"}
-    assert len(commands("python -m train")) == 15
+    for page in PAGES[:2]:
+        lines = [
+            " ".join(words) for language, text in blocks(page) if language == "console" for words in commands(text)
+        ]
+        first = next(i for i, line in enumerate(lines) if line.startswith("vit-jax"))
+        assert "make train" in lines[:first]
+        assert lines[first - 1] == "source .venv/bin/activate"
 
 
-def test_make_targets_exist():
-    for _make, target, *_ in commands("make"):
-        assert f"\n{target}:" in MAKEFILE
+def test_the_address_of_the_repository_is_one():
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.py")]
+    for path in paths:
+        for address in re.findall(r"https://github\.com/[\w-]+/vit-jax\b", path.read_text()):
+            assert address == REPOSITORY, path
+        for address in re.findall(r"https://colab\.research\.google\.com/\S+?\.ipynb", path.read_text()):
+            start = REPOSITORY.replace("https://github.com", "https://colab.research.google.com/github")
+            assert address.startswith(f"{start}/blob/main/notebooks/"), path
+            assert (ROOT / "notebooks" / Path(address).name).exists(), address
+
+
+def test_deviations_are_those_of_the_headers():
+    assert (ROOT / "docs/deviations.md").read_text() == make_deviations.page(), "run python docs/make_deviations.py"
