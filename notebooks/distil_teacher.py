@@ -10,15 +10,15 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/distil_teacher.ipynb)
 #
-# DeiT's idea (arXiv:2012.12877): the transformer gets one more token, whose output learns from a convolutional teacher,
-# while the class token learns from the labels.
+# In DeiT (arXiv:2012.12877) the transformer has one more token. Its output learns from a convolutional teacher, while
+# the class token learns from the labels.
 
 # %%
 # %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
-# The teacher is torchvision's ResNet-50 with torchvision's own weights, read without torch. Where there is no network
-# it keeps its random weights, which is enough to see how things fit together.
+# The teacher is torchvision's ResNet-50 with torchvision's own weights, which are read without torch. Without a network
+# connection it has random weights, and the rest of the notebook still runs.
 
 # %%
 import jax
@@ -45,7 +45,7 @@ except UserError as error:
     teacher_variables = jax.jit(resnet.init)(jax.random.key(1), images)
 
 # %% [markdown]
-# Images are normalised for the student; `Teacher` gives them to the network as the network learned to see them.
+# Images are normalised for the student; `Teacher` normalises them again as the teacher was trained.
 
 # %%
 mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -59,8 +59,8 @@ objective = Distill(student, teacher, temperature=3.0, alpha=0.5)
 params, _ = objective.init(jax.random.key(2), images)
 
 # %% [markdown]
-# The loss and its gradient. The teacher's variables are an argument, never a parameter: no gradient, no optimizer state
-# and no checkpoint has them.
+# The loss and its gradient. The teacher's variables are an argument of the step, so that no gradient is computed for
+# them, and neither the optimizer's state nor a checkpoint contains them.
 
 # %%
 optimizer = optax.adamw(1e-3)
@@ -86,7 +86,8 @@ print(losses[0], "to", losses[-1])
 assert losses[-1] < losses[0]
 
 # %% [markdown]
-# Prediction is the mean of both heads, as DeiT's, without the teacher. `params["student"]` are a plain ViT's.
+# Predictions are the mean of both heads, as in DeiT, and do not need the teacher. `params["student"]` are the parameters
+# of a plain ViT.
 
 # %%
 logits = objective.predict(params, {}, images)
@@ -94,8 +95,8 @@ class_head = student.apply({"params": params["student"]}, images)
 print(logits.shape, class_head.shape)
 
 # %% [markdown]
-# From the command line, with a dataset, it is
+# On the command line, with a dataset:
 #
-#     python -m train.main --model=vit --data=folder:PATH --teacher=resnet50 --teacher-weights=IMAGENET1K_V2
+#     vit-jax train --model=vit --data=folder:PATH --teacher=resnet50 --teacher-weights=IMAGENET1K_V2
 #
-# where the dataset has the teacher's classes. `--teacher=WORKDIR` takes a run of your own instead.
+# The dataset must have the teacher's classes. `--teacher=WORKDIR` takes a run of your own instead.

@@ -10,7 +10,7 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/flax_loop.ipynb)
 #
-# Models are Flax linen modules like any others: `init`, `apply`, pure functions in between.
+# Models are Flax linen modules: `init` makes parameters, and `apply` is a pure function of them.
 
 # %%
 # %pip install --quiet "vit-jax @ git+https://github.com/vit-jax/vit-jax" optax scikit-learn

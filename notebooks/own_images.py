@@ -17,7 +17,8 @@
 # %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
-# Set `folder` to your own. For an example, this cell draws one: stripes of random colours and widths, upright or level.
+# Set `folder` to your own. As an example, this cell draws one: vertical ("upright") and horizontal ("level") stripes of
+# random colours and widths.
 
 # %%
 from pathlib import Path
@@ -58,7 +59,7 @@ options = [
 assert main(options) == 0
 
 # %% [markdown]
-# Each line of `metrics.jsonl` is a record. Guessing gives an accuracy of one over the number of classes; the model must
+# Each line of `metrics.jsonl` is a record. Guessing has an accuracy of one over the number of classes. The model must
 # get more than halfway from there to 100 %.
 
 # %%
@@ -71,7 +72,7 @@ print(f"best accuracy {accuracy:.1%}; by guessing {chance:.1%}")
 assert accuracy > (1 + chance) / 2
 
 # %% [markdown]
-# `python -m train.predict` prints the most probable classes of any images:
+# `vit-jax predict` prints the most probable classes of any images:
 
 # %%
 from train.predict import main as predict

@@ -17,9 +17,9 @@
 # %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
-# The trainer is a command, `python -m train.main`. Here it is called as a function, with the same options: T2T-ViT on
-# scikit-learn's handwritten digits, which need no download. On a TPU `--tpu` requires TPUs, uses all their cores, and
-# computes in bfloat16.
+# The trainer is the command `vit-jax train`. Here it is called as a function with the same options. It trains T2T-ViT
+# on scikit-learn's handwritten digits, which need no download. `--tpu` requires TPUs, uses all of them, and computes in
+# bfloat16.
 
 # %%
 import jax
@@ -33,8 +33,8 @@ status = main(options)
 assert status == 0
 
 # %% [markdown]
-# The same options again would continue the run, and have nothing left to do. The workdir holds the configuration, the
-# metrics, checkpoints, and a picture of the curves:
+# The same options again would continue the run, which is finished. The workdir holds the configuration, the metrics,
+# checkpoints, and a picture of the curves:
 
 # %%
 import json
@@ -54,7 +54,7 @@ plt.axis("off")
 plt.show()
 
 # %% [markdown]
-# Predictions, from Python: the run's model, its parameters, and the normalisation that it was trained with.
+# Predictions in Python, with the run's model, its parameters, and the normalisation that it was trained with:
 
 # %%
 import numpy as np
