@@ -86,8 +86,8 @@ print(losses[0], "to", losses[-1])
 assert losses[-1] < losses[0]
 
 # %% [markdown]
-# Predictions are the mean of both heads, as in DeiT, and do not need the teacher. `params["student"]` are the parameters
-# of a plain ViT.
+# Predictions are the mean of both heads, as in DeiT, and do not need the teacher. `params["student"]` are the
+# parameters of a plain ViT.
 
 # %%
 logits = objective.predict(params, {}, images)
