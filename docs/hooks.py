@@ -19,6 +19,21 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
+RE_EXPORTED = {"vit_jax": ["create_model", "list_models", "list_presets"], "vit_jax.convert": ["select"]}
+MOST_USED = (
+    "vit_jax.create_model",
+    "vit_jax.list_models",
+    "vit_jax.list_presets",
+    "vit_jax.convert.from_torch",
+    "vit_jax.convert.to_torch",
+    "vit_jax.convert.select",
+    "vit_jax.capture.attention",
+    "vit_jax.capture.embeddings",
+    "vit_jax.capture.rollout",
+    "vit_jax.objectives.create_objective",
+    "vit_jax.teachers.create_teacher",
+    "train.config.Config",
+)
 LOG = logging.getLogger("mkdocs.hooks")
 
 
@@ -35,8 +50,8 @@ class Module:
         self.summary = (ast.get_docstring(tree) or "").partition("\n")[0]
         definitions = (node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef))
         self.public = [name for name in definitions if not name.startswith("_")]
-        if self.name == "vit_jax":
-            self.public = ["create_model", "list_models", "list_presets"]
+        if self.name in RE_EXPORTED:
+            self.public += RE_EXPORTED[self.name]
 
 
 MODULES = [
@@ -102,9 +117,11 @@ def front_page() -> str:
 
 
 def reference_index() -> str:
-    """A list of all packages."""
+    """What is used most, and all packages."""
+    most_used = "\n".join(f"- [`{name}`][{name}]" for name in MOST_USED)
     rows = "\n".join(f"| [`{package.name}`]({package.name}.md) | {package.summary} |" for package in PACKAGES)
-    return f"# API reference\n\nGenerated from the docstrings.\n\n| package | contents |\n|---|---|\n{rows}\n"
+    table = f"| package | contents |\n|---|---|\n{rows}\n"
+    return f"# API reference\n\nMost used:\n\n{most_used}\n\n## Packages\n\n{table}"
 
 
 def reference(module: Module) -> str:

@@ -12,13 +12,12 @@ from PIL import Image
 
 import train.cli
 import train.convert
+import train.main
 import train.plan
 import train.predict
 import train.probe
 from docs import make_deviations
 from train.commandline.options import read_options, split
-from train.config import check
-from train.main import parse
 from vit_jax.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +95,8 @@ def check_trainer_command(argv: list[str]) -> None:
     elif command != "train":
         read_options(OTHERS[command].Options, split(options), command, "")
     elif "--help" not in options:
-        check(parse(options))
+        with mock.patch("train.main.run", return_value=0):
+            assert train.main.main(options) == 0
 
 
 def run_command(words: list[str], capsys) -> None:
