@@ -11,7 +11,6 @@ import pytest
 
 import train.loop
 import train.main
-import train.memory
 from tests.runs import TINY, error
 from train.config import Config, UserError
 from train.main import main, parse

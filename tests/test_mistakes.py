@@ -11,9 +11,9 @@ import train.loop
 import train.memory
 from tests.runs import error
 from tests.runs import train as run
+from train.capacity import check_compiled
 from train.config import Config, UserError
 from train.main import main, parse
-from train.memory import check_compiled
 from train.sharding import make_mesh
 
 # Found before any data is read. The first options follow --model-args.

@@ -1,6 +1,7 @@
 """The walls of the house: who imports whom, and what a model's file says of itself."""
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -146,3 +147,19 @@ def test_nothing_imports_the_trainer_or_upstream():
     for path in [*LIBRARY, *(ROOT / "train").rglob("*.py")]:
         packages = {name.partition(".")[0] for name in imports(path.read_text())}
         assert not packages & {"torch", "vit_pytorch", "tensorflow"}, path
+
+
+def test_the_trainer_has_no_import_cycles():
+    """Any module can be the first that a process imports."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "train").rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {}
+    for module, path in modules.items():
+        source = ast.parse(path.read_text())
+        source.body = [node for node in source.body if isinstance(node, ast.Import | ast.ImportFrom)]  # no function's
+        parts = [name.split(".") for name in imports(ast.unparse(source))]
+        needed = {".".join(names[:i]) for names in parts for i in range(1, len(names) + 1)} & modules.keys()
+        inside = {name for name in needed if f"{module}.".startswith(f"{name}.")}  # its packages are being imported
+        graph[module] = needed - inside
+    assert len(graph) > 40
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.build import CLASSIFIERS, DataInfo, build_objective, check_names, objective_name
+from train.capacity import check_compiled, check_memory
 from train.cluster.preemption import Preempted, Preemption
 from train.cluster.processes import is_lead, together
 from train.config import Config, check
@@ -18,7 +19,6 @@ from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batch
 from train.distill.cached_logits import cached_logits, with_teacher, with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher
 from train.initial import load_initial, started_from
-from train.memory import check_compiled, check_memory
 from train.program import build_program, init_inputs, prepare_training
 from train.run import checkpoint
 from train.run.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves

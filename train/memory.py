@@ -1,71 +1,14 @@
-"""Whether a run fits into memory: a lower bound, checked before anything is written, and then its compiled step."""
+"""The memory that this process has.
+
+It imports nothing of the trainer, because both the data and the checks of a whole run ask it.
+"""
 
 import math
+import os
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
-
-from train.build import DataInfo
-from train.config import Config, UserError
-from train.host import host_memory, in_words
-from train.program import Program
-
-
-def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -> None:
-    """Raises UserError if the state and a batch of images exceed the memory of a device.
-
-    Activations are not counted, so a run that passes may still be too large; `train.plan` asks the compiler.
-    """
-    available, sharing = device_memory(mesh)
-    state = sharing * local_bytes((program.state, program.state.params))  # gradients are sharded like parameters
-    for option, size, batch in (
-        ("--batch-size", config.batch_size, training_bytes(config, info.image_shape)),
-        ("--eval-batch-size", config.eval_batch_size, config.eval_batch_size * math.prod(info.image_shape) * 5),
-    ):
-        batch = sharing * batch // (mesh.shape["data"] * mesh.shape["fsdp"])
-        if state + batch > available:
-            raise UserError(
-                f"--model {config.model} needs {in_words(state)} for its state (parameters, gradients, averages and "
-                f"the optimizer's) and {option} {size} at least {in_words(batch)} for images, but there are only "
-                f"{in_words(available)} of memory"
-            )
-
-
-def check_compiled(step: jax.stages.Compiled, config: Config, mesh: Mesh) -> None:
-    """Raises UserError where a compiled training step needs more memory than a device has."""
-    available, sharing = device_memory(mesh)
-    needed = step.memory_analysis()
-    if needed is None:  # not every compiler tells
-        return
-    passed = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
-    total = sharing * (passed + needed.temp_size_in_bytes)
-    if total > available:
-        raise UserError(
-            f"--model {config.model} needs {in_words(total)} for a training step of --batch-size {config.batch_size}, "
-            f"but there are only {in_words(available)} of memory. {ADVICE}"
-        )
-
-
-ADVICE = (
-    "Try --remat=full, a smaller --eval-batch-size, or in a new --workdir a smaller --batch-size or more "
-    "--optim.accumulate"
-)
-
-
-def training_bytes(config: Config, shape: tuple[int, int, int]) -> int:
-    """Bytes of a batch of images: all as uint8, plus one accumulation slice padded for random crops and as float32."""
-    height, width, channels = shape
-    border = 2 * config.augment.crop_padding
-    padded = (height + border) * (width + border) * channels if border else 0
-    plain = math.prod(shape)
-    return config.batch_size * plain + config.batch_size // config.optim.accumulate * (padded + 4 * plain)
-
-
-def local_bytes(tree: PyTree) -> int:
-    """Bytes per device of an abstract tree whose leaves have shardings."""
-    local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * jax.numpy.dtype(leaf.dtype).itemsize
-    return sum(map(local, jax.tree.leaves(tree)))
 
 
 def device_memory(mesh: Mesh) -> tuple[int | float, int]:
@@ -74,3 +17,18 @@ def device_memory(mesh: Mesh) -> tuple[int | float, int]:
     if devices[0].platform == "cpu":
         return host_memory(), len(devices)
     return (devices[0].memory_stats() or {}).get("bytes_limit", math.inf), 1
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may use, swap not counted."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's
+        path = Path(file)
+        if path.is_file() and (text := path.read_text().strip()).isdecimal():
+            limits.append(int(text))
+    return min(limits)
+
+
+def in_words(count: int | float) -> str:
+    """Format a number of bytes."""
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**28 else f"{count / 2**20:,.2f} MiB"

@@ -12,11 +12,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from train.build import DataInfo, build_objective, check_names, make_network, model_name, parse_arguments
+from train.capacity import local_bytes
 from train.commandline.ranges import accepts, expected
 from train.config import Config, Side, UserError, check, shortened
 from train.hlo import collectives, cycles
-from train.host import in_words
-from train.memory import local_bytes
+from train.memory import in_words
 from train.program import Program, build_program
 from train.sharding import check_batch, make_mesh
 

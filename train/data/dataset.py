@@ -19,7 +19,7 @@ from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, open_digits, open_folder, open_images, read
 from train.data.tfds import open_tfds
 from train.data.transforms import center_crop
-from train.host import host_memory, in_words
+from train.memory import host_memory, in_words
 from vit_jax.printable import printable
 
 SAMPLE = 1000  # images on which sizes, means and deviations are measured
