@@ -12,9 +12,10 @@ import numpy as np
 
 from tests.runs import train as run_trainer
 from train.build import load_run, read_run_file
-from train.config import Data, UserError
+from train.config import Data
 from train.data import transforms
 from train.data.dataset import load_dataset
+from train.errors import UserError
 from train.run.integrity import damage
 from train.run.metrics import read_records
 from vit_jax.state_dict import PrefixError, check_names

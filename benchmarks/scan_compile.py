@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from train.config import UserError
+from train.errors import UserError
 from train.hlo import cycles
 from train.planning import open_topology
 from train.sharding import batch_sharding, make_mesh, replicated

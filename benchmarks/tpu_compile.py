@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.cases import FIRST
 from tests.cases.case import Case, build
 from train.build import DataInfo
-from train.config import Augment, Config, UserError
+from train.config import Augment, Config
+from train.errors import UserError
 from train.planning import open_topology, plan
 from train.sharding import make_mesh
 from vit_jax import list_models, list_presets

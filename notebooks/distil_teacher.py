@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config import UserError
+from train.errors import UserError
 from train.pretrained import published_file
 from vit_jax import create_model
 from vit_jax.convert import from_torch

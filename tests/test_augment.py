@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
-from train.config import Augment, UserError
+from train.config import Augment
 from train.data.augment import augment, mix, normalize, random_crop, random_erase, random_flip
 from train.data.randaugment import OPERATIONS, apply, randaugment
+from train.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 ALL = Augment(crop_padding=3, flip=True, randaugment_layers=2, erasing=0.5, mixup=0.8, cutmix=1.0)

@@ -12,7 +12,8 @@ import pytest
 import train.loop
 import train.main
 from tests.runs import TINY, error
-from train.config import Config, UserError
+from train.config import Config
+from train.errors import UserError
 from train.main import main, parse
 
 
@@ -180,7 +181,7 @@ def test_a_run_continues_from_another_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_diverging_and_interruption_have_their_own_status(monkeypatch, capsys):
-    from train.run.metrics import Diverged
+    from train.errors import Diverged
 
     for raised, status, said in ((Diverged("why"), 1, "stopped: why\n"), (KeyboardInterrupt(), 130, "interrupted: ")):
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from train.config import Data, UserError
+from train.config import Data
 from train.data import Dataset, eval_batches, image_to_input, load_dataset, train_batches
 from train.data.sources import ArraySource, FolderSource
 from train.data.transforms import center_crop, decode, random_crop
+from train.errors import UserError
 
 SPLITS = {"train": 22, "val": 10}
 

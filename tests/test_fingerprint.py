@@ -12,11 +12,12 @@ from PIL import Image
 
 from tests.test_data import noise, write_folder
 from train.build import DataInfo
-from train.config import Config, Data, Distill, UserError
+from train.config import Config, Data, Distill
 from train.data import fingerprint, load_dataset
 from train.data.fingerprint import changes, difference, fingerprint_of_files, read_fingerprints, write_fingerprints
 from train.distill.cached_logits import cached_logits, with_views
 from train.distill.teacher import fingerprint_of_weights
+from train.errors import UserError
 from train.program import prepare_training
 from train.run import workdir
 from train.sharding import make_mesh

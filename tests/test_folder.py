@@ -11,8 +11,9 @@ from PIL import Image
 import train.loop
 from tests.test_data import SPLITS, noise, write_folder
 from train.build import DataInfo, build_objective
-from train.config import Augment, Config, Data, UserError
+from train.config import Augment, Config, Data
 from train.data import load_dataset
+from train.errors import UserError
 from train.program import build_program
 from train.run.report import describe
 from train.sharding import make_mesh

@@ -18,7 +18,8 @@ from tests.runs import train as run
 from train import convert, predict, probe
 from train.build import build_model, load_run, read_run_file
 from train.commandline.options import expand_user
-from train.config import Config, UserError
+from train.config import Config
+from train.errors import UserError
 from train.main import parse
 from train.run import checkpoint, files, integrity
 from train.run.checkpoint import best_step, open_checkpoints, set_damaged_aside, step_of

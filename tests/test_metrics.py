@@ -7,17 +7,9 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from train.errors import Diverged
 from train.run import metrics as module
-from train.run.metrics import (
-    Diverged,
-    Metrics,
-    Progress,
-    TrainLog,
-    check_finite,
-    draw_curves,
-    read_records,
-    write_atomically,
-)
+from train.run.metrics import Metrics, Progress, TrainLog, check_finite, draw_curves, read_records, write_atomically
 
 
 def written(workdir, *records):

@@ -12,7 +12,8 @@ import train.memory
 from tests.runs import error
 from tests.runs import train as run
 from train.capacity import check_compiled
-from train.config import Config, UserError
+from train.config import Config
+from train.errors import UserError
 from train.main import main, parse
 from train.sharding import make_mesh
 

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from train.config import Optim, UserError
+from train.config import Optim
+from train.errors import UserError
 from train.optim import decay_mask, layer_scales, make_optimizer, make_schedule
 
 CONFIG = Optim(lr=0.1, warmup_epochs=2.0, final_lr=0.02, weight_decay=0.3, beta1=0.8, beta2=0.95, clip_norm=0.0)

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 
 from train import hlo, plan, planning
 from train.build import DataInfo
-from train.config import Config, UserError
+from train.config import Config
+from train.errors import UserError
 from train.sharding import make_mesh
 from vit_jax import create_model
 

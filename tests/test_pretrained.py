@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 from train import pretrained
 from train.build import DataInfo
-from train.config import Config, Distill, UserError
+from train.config import Config, Distill
 from train.distill.teacher import load_teacher
+from train.errors import UserError
 from vit_jax import create_model
 from vit_jax.convert import to_torch
 from vit_jax.teachers import TEACHERS, create_teacher

@@ -2,9 +2,9 @@
 
 import pytest
 
-from train.config import Stopped, UserError
 from train.data.dataset import warn
 from train.data.transforms import Unreadable
+from train.errors import Stopped, UserError
 from train.run.metrics import Progress
 from vit_jax.printable import printable
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.cases import IMAGE_CLASSIFIERS
 from train.build import DataInfo, build_model
-from train.config import Augment, Config, Data, Distill, Optim, UserError, check
+from train.config import Augment, Config, Data, Distill, Optim, check
+from train.errors import UserError
 from train.main import parse
 from train.optim import make_schedule
 from train.recipes import RECIPES, base_config

@@ -13,8 +13,9 @@ from etils.epath import backend as backends
 from tests.runs import RANDOM, assert_same, records, stored
 from tests.runs import train as run
 from train.build import DataInfo, read_run_file
-from train.config import Config, Stopped
+from train.config import Config
 from train.distill import cached_logits as teacher_cache
+from train.errors import Stopped
 from train.run import checkpoint, files, integrity, lock
 from train.run.checkpoint import set_damaged_aside
 from train.run.files import StagedDirectory, write_atomically

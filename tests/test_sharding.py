@@ -17,9 +17,10 @@ import train.loop
 from tests.runs import RANDOM, records
 from tests.runs import train as run
 from train.build import DataInfo, build_objective
-from train.config import Config, Optim, UserError
+from train.config import Config, Optim
 from train.data import Dataset, Skipped
 from train.data.sources import ArraySource
+from train.errors import UserError
 from train.optim import make_optimizer, make_schedule
 from train.program import build_program
 from train.sharding import batch_sharding, check_batch, make_mesh, state_sharding, sufficient_batch, to_devices

@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from train.build import DataInfo, load_weights
-from train.config import Config, Distill, UserError, check
+from train.config import Config, Distill, check
 from train.distill.teacher import load_teacher
+from train.errors import UserError
 from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.state_dict import PrefixError, check_names, list_mismatches
 from vit_jax.teachers import create_teacher

@@ -25,11 +25,11 @@ from tests.runs import RANDOM, TINY, assert_same, records, start, stored
 from tests.runs import train as run
 from train.build import read_run_file
 from train.cluster import preemption
-from train.config import Stopped, UserError
 from train.data import workers as data_workers
+from train.errors import Stopped, UserError, one_line
 from train.main import main
 from train.run import checkpoint, integrity, metrics
-from train.run.checkpoint import one_line, open_checkpoints, score
+from train.run.checkpoint import open_checkpoints, score
 from train.run.lock import Lock
 from train.run.workdir import as_begun, last_usable_checkpoint
 

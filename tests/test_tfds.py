@@ -18,9 +18,10 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.test_data import assert_equal, noise
-from train.config import Data, UserError
+from train.config import Data
 from train.data import eval_batches, load_dataset, train_batches
 from train.data.transforms import center_crop
+from train.errors import UserError
 
 
 @pytest.fixture(scope="module")

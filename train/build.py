@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 
 from train.commandline.arguments import parse_arguments
 from train.commandline.ranges import Range
-from train.config import Config, Side, UserError, check, shortened
+from train.config import Config, Side, check
+from train.errors import UserError, shortened
 from train.optim import make_optimizer, make_schedule
 from train.pretrained import check_weights
 from train.recipes import base_config

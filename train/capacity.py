@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.build import DataInfo
-from train.config import Config, UserError
+from train.config import Config
+from train.errors import UserError
 from train.memory import device_memory, in_words
 from train.program import Program
 

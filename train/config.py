@@ -9,23 +9,7 @@ import re
 from typing import Annotated, Literal
 
 from train.commandline.ranges import Range, violations
-from vit_jax.printable import printable
-
-
-class Explained(Exception):
-    """An error printed without a traceback. Control characters in its message are escaped."""
-
-    def __str__(self) -> str:
-        return "\n".join(printable(line, 2000) for line in super().__str__().split("\n"))
-
-
-class UserError(Explained):
-    """Invalid user input; printed as one line (exit status 2)."""
-
-
-class Stopped(Explained):
-    """A failure that ends a run; printed as one line (exit status 1)."""
-
+from train.errors import UserError, shortened
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 
@@ -271,15 +255,6 @@ def _check_processes(config: Config) -> None:
         raise UserError(f"--coordinator is {given}; it must be HOST:PORT with a port from 1 to 65535, or auto")
     if config.process >= config.processes:
         raise UserError(f"--process is {config.process}; it must be 0 to {config.processes - 1}, as --processes says")
-
-
-def shortened(value, most: int = 100) -> str:
-    """Format `value` for a message, truncated; text is quoted only if it contains non-printable characters."""
-    try:
-        text = value if isinstance(value, str) and value.isprintable() and value.strip() else repr(value)
-    except ValueError:  # Python prints no number of more than 4,300 digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def absolute_path(path: str) -> str:

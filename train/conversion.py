@@ -14,10 +14,9 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from train.build import is_workdir, load_run, make_network, model_variables, parse_arguments
-from train.config import UserError
 from train.convert import MOST_NUMBERS, Options
+from train.errors import UserError, one_line
 from train.pretrained import weights_file
-from train.run.checkpoint import one_line
 from train.run.files import check_orbax_name, draft, is_remote, orbax_path
 from train.run.integrity import files_below
 from vit_jax.convert import from_torch, select, to_torch

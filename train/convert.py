@@ -14,7 +14,7 @@ import tyro
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
-from train.config import UserError
+from train.errors import UserError
 
 MOST_NUMBERS = 2**28  # in an input; it is allocated although only its shape matters
 

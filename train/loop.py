@@ -12,16 +12,17 @@ from jaxtyping import PyTree
 
 from train.build import CLASSIFIERS, DataInfo, build_objective, check_names, objective_name
 from train.capacity import check_compiled, check_memory
-from train.cluster.preemption import Preempted, Preemption
+from train.cluster.preemption import Preemption
 from train.cluster.processes import is_lead, together
 from train.config import Config, check
 from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.distill.cached_logits import cached_logits, with_teacher, with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher
+from train.errors import Diverged, Preempted
 from train.initial import load_initial, started_from
 from train.program import build_program, init_inputs, prepare_training
 from train.run import checkpoint
-from train.run.metrics import Diverged, Metrics, Progress, TrainLog, check_finite, draw_curves
+from train.run.metrics import Metrics, Progress, TrainLog, check_finite, draw_curves
 from train.run.report import describe
 from train.run.workdir import as_begun, check_place, claim, disk_trouble, last_usable_checkpoint, memory_trouble
 from train.sharding import check_batch, make_mesh, replicated, sufficient_batch, to_devices

@@ -6,7 +6,8 @@ import sys
 
 from train.commandline.options import Group, last, read_options, split
 from train.commandline.terminal import run_command, tell
-from train.config import Config, Stopped, UserError, check, with_absolute_paths
+from train.config import Config, check, with_absolute_paths
+from train.errors import Preempted, Stopped, UserError
 from train.recipes import base_config
 
 
@@ -44,7 +45,7 @@ def run(config: Config) -> int:
         return tell(2, f"error: {error}")
     except Stopped as error:
         return tell(1, f"stopped: {error}")
-    except preemption.Preempted as error:
+    except Preempted as error:
         return tell(error.status, f"{error.word}: {error}")
     except KeyboardInterrupt:
         return tell(130, "interrupted: the same command continues from the last checkpoint")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config import MOST_STEPS, Optim, UserError, check_values
+from train.config import MOST_STEPS, Optim, check_values
+from train.errors import UserError
 
 
 def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:

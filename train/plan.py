@@ -11,7 +11,8 @@ from typing import Annotated
 from train.commandline.options import HELP, Group, check_known, last, options, read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
-from train.config import Config, UserError
+from train.config import Config
+from train.errors import UserError
 from train.main import SHORT, parse_groups
 
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from train.build import DataInfo, build_objective, check_names, make_network, model_name, parse_arguments
 from train.capacity import local_bytes
 from train.commandline.ranges import accepts, expected
-from train.config import Config, Side, UserError, check, shortened
+from train.config import Config, Side, check
+from train.errors import UserError, shortened
 from train.hlo import collectives, cycles
 from train.memory import in_words
 from train.program import Program, build_program

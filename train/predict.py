@@ -13,7 +13,7 @@ import tyro
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
-from train.config import UserError
+from train.errors import UserError
 
 REQUIRED = tyro.conf.arg(metavar="IMAGES", help_behavior_hint="(required)")
 DRAWN = 100  # most images in one picture, which has a row for each

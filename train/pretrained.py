@@ -10,7 +10,7 @@ from urllib.response import addinfourl
 
 import rich.progress
 
-from train.config import UserError, shortened
+from train.errors import UserError, shortened
 from vit_jax.printable import printable
 from vit_jax.teachers.weights import URL, WEIGHTS, Weights, published_weights
 

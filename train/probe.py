@@ -11,7 +11,8 @@ from typing import Annotated
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
-from train.config import MOST_IMAGES, UserError
+from train.config import MOST_IMAGES
+from train.errors import UserError
 from vit_jax.printable import printable
 
 

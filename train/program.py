@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.build import DataInfo
-from train.config import Config, UserError
+from train.config import Config
 from train.data.augment import augment, normalize
+from train.errors import UserError
 from train.optim import make_optimizer, make_schedule
 from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
 from train.step import TrainState, init_state, make_eval_step, make_train_step

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from train.config import Augment, Config, Data, Optim, UserError
+from train.config import Augment, Config, Data, Optim
+from train.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

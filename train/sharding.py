@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from train.config import UserError, shortened
+from train.errors import UserError, shortened
 
 AXES = ("data", "fsdp", "tensor")
 

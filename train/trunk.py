@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from train.build import Run, load_run
-from train.config import UserError
+from train.errors import UserError
 from vit_jax.objectives.protocol import Objective
 
 

@@ -10,19 +10,6 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Preempted(Exception):
-    """The run has saved its state and ends because of the signal `number`.
-
-    `status` is what shells and container runtimes report for a process that the signal ended, so that schedulers which
-    restart killed jobs (Kubernetes' restartPolicy OnFailure, Slurm with RequeueExit=143) restart this one too.
-    """
-
-    def __init__(self, message: str, number: int | None = None):
-        super().__init__(message)
-        self.status = 128 + (number or signal.SIGTERM)
-        self.word = "interrupted" if number == signal.SIGINT else "preempted"
-
-
 class Preemption:
     """Whether the run has been asked to leave, and by which `signal`.
 

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.cluster.preemption import Preempted
-from train.config import Config, Stopped, UserError
+from train.config import Config
+from train.errors import Preempted, Stopped, UserError
 
 # Seconds without a sign of life after which JAX takes a process for dead, and ends all others. That is for machines
 # that freeze or lose their network: a process that dies closes its connections, which the next step notices at once.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from train.config import UserError, shortened
+from train.errors import UserError, shortened
 
 LONGEST = 1000  # characters of a value
 DEEPEST = 8  # tuples and dicts in one another

@@ -9,8 +9,9 @@ Axes: b batch, h height, w width, c channels, k classes.
 import jax
 import jax.numpy as jnp
 
-from train.config import Augment, UserError, check_values
+from train.config import Augment, check_values
 from train.data.randaugment import randaugment
+from train.errors import UserError
 
 
 def augment(key, images, labels, config: Augment, *, num_classes, mean, std):

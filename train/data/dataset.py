@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import rich.progress
 
-from train.config import Data, UserError, check_values
+from train.config import Data, check_values
 from train.data.fingerprint import Fingerprint
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, open_digits, open_folder, open_images, read
 from train.data.tfds import open_tfds
 from train.data.transforms import center_crop
+from train.errors import UserError
 from train.memory import host_memory, in_words
 from vit_jax.printable import printable
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from train.config import UserError
+from train.errors import UserError
 from train.run.files import write_atomically
 from train.run.json_files import read_json
 

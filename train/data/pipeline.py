@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from train.config import Data, UserError
+from train.config import Data
 from train.data.dataset import Dataset, warn
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, read
 from train.data.transforms import center_crop, decode, random_crop
 from train.data.workers import Watched, die_with_parent
+from train.errors import UserError
 
 Warn = Callable[[str], None]
 Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from train.config import UserError
+from train.errors import UserError, one_line
 
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>(?!\.)[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?", re.ASCII)
 VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){2}", re.ASCII)
@@ -152,8 +152,3 @@ def one_line_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error, on one line and truncated."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

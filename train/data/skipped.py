@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Callable, Iterable
 
-from train.config import UserError
 from train.data.sources import Source
+from train.errors import UserError
 
 LIMIT = 0.01  # of a split's images; a single one is always let pass
 NAMED = 3  # how many are told by name

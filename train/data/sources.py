@@ -14,10 +14,11 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from train.config import Data, UserError
+from train.config import Data
 from train.data.channels import folder_channels
 from train.data.fingerprint import Fingerprint, fingerprint_of_arrays, fingerprint_of_files
 from train.data.transforms import SUFFIXES, Unreadable, decode
+from train.errors import UserError
 
 EVAL_SPLITS = ("val", "validation", "test")
 STAND_INS = 100  # neighbours to try in place of an unreadable image; beyond that, the fault is not the image's

@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.config import Data, UserError
+from train.config import Data
 from train.data.fingerprint import Fingerprint, digest_of
 from train.data.prepared import (
     check_metadata,
     check_shards,
     find_prepared,
     how_to_prepare,
-    one_line,
     one_line_errors,
     read_class_names,
 )
 from train.data.sources import HELD_OUT, Parts, choose_split, held_out_note
 from train.data.transforms import Unreadable, decode, image_channels
+from train.errors import UserError, one_line
 
 SAMPLE = 1000  # records of a split whose labels are read before training; reading an image checks its own
 UNLABELLED = -1  # TFDS's label where there is none

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from train.config import UserError
+from train.errors import UserError
 
 File = str | os.PathLike | io.BytesIO
 Box = tuple[float, float, float, float]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import grain
 
-from train.config import Stopped
+from train.errors import Stopped
 
 GRACE = 15.0  # seconds for Grain to notice by itself, which it does unless the worker died in the middle of a message
 NAME = "grain-process-prefetch"  # of Grain's workers

@@ -15,10 +15,11 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from train.config import Augment, Config, UserError
+from train.config import Augment, Config
 from train.data import Dataset, view_batches
 from train.data.fingerprint import changes, read_fingerprints, write_fingerprints
 from train.distill.teacher import fingerprint_of_weights
+from train.errors import UserError
 from train.run.files import is_remote, open_regular
 from train.sharding import replicated, sufficient_batch, to_devices
 from train.step import cast

@@ -6,8 +6,9 @@ import jax
 from jaxtyping import PyTree
 
 from train.build import DataInfo, Run, build_model, is_workdir, load_run, load_weights, model_variables
-from train.config import Config, UserError
+from train.config import Config
 from train.data.fingerprint import Fingerprint, fingerprint_of_arrays
+from train.errors import UserError
 from train.pretrained import weights_file
 from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Classifier

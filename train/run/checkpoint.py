@@ -5,7 +5,6 @@ What happens to them afterwards is noticed by their checksums.
 """
 
 import contextlib
-import errno
 import math
 import numbers
 import os
@@ -21,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from train.cluster.processes import is_lead, is_loss
 from train.config import CHECKPOINTS as FOLDER
-from train.config import UserError
+from train.errors import UserError, one_line
 from train.run.files import is_remote, orbax_path
 from train.run.integrity import damage, seal
 from train.run.json_files import from_json, read_json
@@ -213,16 +212,6 @@ def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
     _or_stop(manager.close)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of `error` without the pages that tensorstore adds; a system error's reason is never cut off."""
-    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    if len(text) <= LONGEST:
-        return text
-    reasons = [reason for number in errno.errorcode if (reason := os.strerror(number)) in text]
-    last = max(reasons, key=text.rfind, default="")  # messages end with their cause
-    return f"{last}{': ' if last else ''}{text[:LONGEST]} ..."
-
-
 def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Position]:
     """The state and the position of `step`. `state`: abstract, with shardings; another mesh than the one saved will do.
 
@@ -241,7 +230,6 @@ def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[P
 
 
 METRICS = "metrics/metrics"  # in a checkpoint, as Orbax names it
-LONGEST = 200  # characters of a message
 
 
 def _place(folder: epath.Path) -> epath.Path:

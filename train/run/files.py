@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import jax
 from etils import epath
 
-from train.config import UserError
+from train.errors import UserError
 
 SMALL = 2**24  # bytes; far more than any config.json, checksum file or metrics record
 

@@ -11,7 +11,7 @@ import typing
 from typing import Any
 
 from train.commandline.ranges import accepts, expected
-from train.config import UserError
+from train.errors import UserError
 from train.run.files import read_small
 
 

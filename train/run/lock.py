@@ -7,7 +7,7 @@ import time
 
 from etils import epath
 
-from train.config import Stopped, UserError
+from train.errors import Stopped, UserError
 from train.run.files import is_remote, open_regular, read_small
 
 FILE = "lock"

@@ -21,14 +21,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from train.cluster.processes import is_lead
-from train.config import Stopped
+from train.errors import Diverged
 from train.run.files import StagedDirectory, is_remote, open_regular, write_atomically
 from train.run.json_files import parse_json
 from vit_jax.printable import printable
-
-
-class Diverged(Stopped):
-    """The loss is no longer a finite number."""
 
 
 def check_finite(loss: float, where: str) -> None:

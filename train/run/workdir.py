@@ -15,9 +15,10 @@ from etils import epath
 from train.build import DataInfo, InitReport, read_run_file
 from train.capacity import ADVICE
 from train.cluster.processes import is_lead, on_lead
-from train.config import MAY_CHANGE, Config, Stopped, UserError, with_absolute_paths
+from train.config import MAY_CHANGE, Config, with_absolute_paths
 from train.data.fingerprint import FILE as FINGERPRINTS
 from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
+from train.errors import Stopped, UserError
 from train.run.checkpoint import last_step, set_damaged_aside
 from train.run.files import check_orbax_name, reachable, write_atomically
 from train.run.lock import Lock
