@@ -155,7 +155,8 @@ def work(side: str) -> None:
 
 def make_model(options: Options):
     """Our Flax module; upstream's is made from its fields."""
-    from train.build import model_name, parse_arguments
+    from train.build import model_name
+    from train.commandline.arguments import parse_arguments
     from vit_jax import create_model
 
     size = {} if options.image_size is None else {"image_size": options.image_size}

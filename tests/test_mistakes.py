@@ -16,6 +16,7 @@ from train.config import Config
 from train.errors import UserError
 from train.main import main, parse
 from train.sharding import make_mesh
+from train.validation import validate
 
 # Found before any data is read. The first options follow --model-args.
 EARLY = [
@@ -230,10 +231,8 @@ def test_memory_that_runs_out_is_one_line(where, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("option", ["--loss=sigmoid", "--label-smoothing=0.2", "--auxiliary-weight=2"])
 def test_options_that_an_objective_does_not_use_are_refused(option):
-    from train.build import check_names
-
     name, value = option.split("=")
     with pytest.raises(UserError, match=f"{name} is {value}.*, but objective 'mae' does not use it"):
-        check_names(parse(["--objective=mae", option]))
-    check_names(parse(["--model=vit", option]))
-    check_names(parse(["--objective=mae", "--recipe=deit", "--data=tfds:x"]))  # its label smoothing is for classifiers
+        validate(parse(["--objective=mae", option]))
+    validate(parse(["--model=vit", option]))
+    validate(parse(["--objective=mae", "--recipe=deit", "--data=tfds:x"]))  # its label smoothing is for classifiers

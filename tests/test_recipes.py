@@ -7,11 +7,12 @@ import pytest
 
 from tests.cases import IMAGE_CLASSIFIERS
 from train.build import DataInfo, build_model
-from train.config import Augment, Config, Data, Distill, Optim, check
+from train.config import Augment, Config, Data, Distill, Optim
 from train.errors import UserError
 from train.main import parse
 from train.optim import make_schedule
 from train.recipes import RECIPES, base_config
+from train.validation import check_options
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -34,7 +35,7 @@ def test_every_recipe_makes_sense(name):
     fields = {"data": Data, "augment": Augment, "optim": Optim, "distill": Distill}
     for field, value in RECIPES[name].settings.items():
         assert isinstance(value, fields.get(field, type(getattr(Config(), field))))
-    check(config)
+    check_options(config)
     make_schedule(config.optim, 100, 10.0)
 
 

@@ -9,9 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from train.build import DataInfo, load_weights
-from train.config import Config, Distill, check
+from train.config import Config, Distill
 from train.distill.teacher import load_teacher
 from train.errors import UserError
+from train.validation import check_options
 from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.state_dict import PrefixError, check_names, list_mismatches
 from vit_jax.teachers import create_teacher
@@ -131,9 +132,9 @@ def test_the_trainer_names_its_option_and_takes_it(tmp_path):
 
 def test_a_prefix_needs_a_file():
     with pytest.raises(UserError, match=r"--init-prefix net. goes with --init, which is not given"):
-        check(Config(init_prefix="net."))
+        check_options(Config(init_prefix="net."))
     with pytest.raises(UserError, match=r"--distill.weights-prefix net. goes with --distill.weights"):
-        check(Config(distill=Distill(teacher="runs/teacher", weights_prefix="net.")))
+        check_options(Config(distill=Distill(teacher="runs/teacher", weights_prefix="net.")))
 
 
 def test_few_mismatches_are_listed_in_full():

@@ -12,15 +12,14 @@ from jaxtyping import PyTree
 
 from train.commandline.arguments import parse_arguments
 from train.commandline.ranges import Range
-from train.config import Config, Side, check
+from train.config import Config, Side
 from train.errors import UserError, shortened
 from train.optim import make_optimizer, make_schedule
-from train.pretrained import check_weights
-from train.recipes import base_config
-from train.run.checkpoint import FOLDER, best_step, open_checkpoints, restore
+from train.run.checkpoint import best_step, open_checkpoints, restore
 from train.run.files import reachable
 from train.run.json_files import read_json
 from train.step import TrainState, init_state
+from train.validation import check_options
 from vit_jax import create_model
 from vit_jax.convert import from_torch, select
 from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, objective_arguments
@@ -110,46 +109,6 @@ def network_arguments(name: str, option: str) -> list[str]:
 
 # The option that gives arguments to the network which another option names.
 ARGUMENTS = {"--model": "--model-args", "--distill.teacher": "--distill.args"}
-
-
-def check_names(config: Config) -> None:
-    """Raises UserError for a model, preset, objective, argument or file that does not exist, before data is read."""
-    objective, teacher, weights = objective_name(config), config.distill.teacher, config.distill.weights
-    networks = [("--model", config.model, config.model_args)]
-    teacher_is_named = teacher is not None and not is_workdir(teacher)
-    if teacher_is_named and weights is None:
-        raise UserError(
-            f"--distill.teacher {shortened(teacher)}: expected a workdir with checkpoints, "
-            "or a model name together with --distill.weights"
-        )
-    if teacher_is_named:
-        networks.append(("--distill.teacher", teacher, config.distill.args))
-    for option, name, pairs in networks:
-        given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
-        _check_keys(f"{option} {model_name(name)}", f"model {name.partition('/')[0]!r}", given, accepted)
-    for option, path in (("--init", config.init), ("--init-from", config.init_from)):
-        if path is not None and not reachable(path).exists():
-            raise UserError(f"{option} {shortened(path)} does not exist")
-    if teacher_is_named:
-        check_weights(teacher, weights, "--distill.weights")
-    given = parse_arguments("--objective-args", config.objective_args)
-    accepted = objective_arguments(objective)
-    _check_keys(f"--objective {objective}", f"objective {objective!r}", given, accepted)
-    recipe = base_config(config.recipe, config.model, config.data.name)  # may hold more than an objective needs
-    for field, argument in OF_LABELS.items():
-        value = getattr(config, field)
-        if argument not in accepted and value not in (getattr(Config, field), getattr(recipe, field)):
-            raise UserError(f"--{field.replace('_', '-')} is {value}, but objective {objective!r} does not use it")
-
-
-# Options that not all objectives use, and the argument of an objective that each becomes.
-OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
-
-
-def _check_keys(where: str, what: str, given: dict, accepted: list[str]) -> None:
-    for key in given:
-        if key not in accepted:
-            raise UserError(f"{where}: {unknown(f'argument of {what}', key, accepted)}")
 
 
 def build_model(
@@ -258,7 +217,7 @@ def read_run_file(workdir: os.PathLike | str) -> RunFile:
     try:
         stored = read_json(path, StoredRun)
         found = RunFile(stored.config, stored.dataset)
-        check(found.config)
+        check_options(found.config)
         channels = found.dataset.image_shape[2]
         if not len(found.dataset.mean) == len(found.dataset.std) == channels:
             raise UserError(f"{path}: dataset.mean and dataset.std must have {channels} values, one for each channel")
@@ -282,11 +241,6 @@ def load_run(workdir: os.PathLike | str) -> Run:
     with contextlib.closing(manager):
         state, _ = restore(manager, step, abstract_state(config, objective, info))
     return Run(config, info, objective, state.eval_params, state.extras)
-
-
-def is_workdir(path: str) -> bool:
-    """Whether `path` holds a run with checkpoints. Raises UserError for a store that cannot be reached."""
-    return (reachable(path) / FOLDER).is_dir()
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:

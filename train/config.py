@@ -4,12 +4,9 @@ The docstring under a field is its `--help` text.
 """
 
 import dataclasses
-import os
-import re
 from typing import Annotated, Literal
 
-from train.commandline.ranges import Range, violations
-from train.errors import UserError, shortened
+from train.commandline.ranges import Range
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 
@@ -209,77 +206,3 @@ class Config:
 # Options that do not affect the computed result: they may change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
-
-
-def check(config: Config) -> None:
-    """Raises UserError for a value out of range, and for options that conflict.
-
-    Needs neither data nor devices. `train.build.check_names` looks up what the config names.
-    """
-    check_values(config)
-    kind, _, rest = config.data.name.partition(":")
-    if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
-        raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
-    if config.data.dir is not None and kind != "tfds":
-        raise UserError(f"--data.dir is {config.data.dir!r}; it goes with --data=tfds:NAME only")
-    if config.distill.teacher is None:
-        for field in dataclasses.fields(Distill):
-            if field.name not in ("teacher", "views") and getattr(config.distill, field.name) != field.default:
-                option = field.name.replace("_", "-")
-                raise UserError(f"--distill.{option} is set without --distill.teacher")
-    for option, prefix, of, file in (
-        ("init-prefix", config.init_prefix, "init", config.init),
-        ("distill.weights-prefix", config.distill.weights_prefix, "distill.weights", config.distill.weights),
-    ):
-        if prefix is not None and file is None:
-            raise UserError(f"--{option} {shortened(prefix)} goes with --{of}, which is not given")
-    _check_processes(config)
-
-
-def check_values(config, prefix: str = "") -> None:
-    """Raises UserError for the first field of a dataclass, or of one in it, whose value is out of its range."""
-    for name, value, expected in violations(config, prefix):
-        option = name.replace("_", "-")
-        raise UserError(f"--{option} is {shortened(value)}; it must be {expected}")
-
-
-def _check_processes(config: Config) -> None:
-    addressed = config.coordinator not in (None, "auto")
-    if (config.processes is not None, config.process is not None) != (addressed, addressed):
-        raise UserError("--coordinator HOST:PORT, --processes and --process go together, or not at all")
-    if not addressed:
-        return
-    address = re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):([0-9]{1,5})", config.coordinator)
-    if not address or not 1 <= int(address[2]) <= 65535:
-        given = shortened(config.coordinator)
-        raise UserError(f"--coordinator is {given}; it must be HOST:PORT with a port from 1 to 65535, or auto")
-    if config.process >= config.processes:
-        raise UserError(f"--process is {config.process}; it must be 0 to {config.processes - 1}, as --processes says")
-
-
-def absolute_path(path: str) -> str:
-    """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER are unchanged."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """Make all input paths of `config` absolute, so that it does not depend on the current folder.
-
-    Paths that do not exist stay unchanged, because they may be names of published weights.
-    """
-    found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
-    data, distill = config.data, config.distill
-    kind, _, folder = data.name.partition(":")
-    teacher = distill.teacher
-    if teacher and os.path.isdir(os.path.join(os.path.expanduser(teacher), CHECKPOINTS)):  # else it is a model's name
-        teacher = absolute_path(teacher)
-    return dataclasses.replace(
-        config,
-        init=found(config.init),
-        init_from=found(config.init_from),
-        compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),
-        data=dataclasses.replace(
-            data, name=f"folder:{found(folder)}" if kind == "folder" else data.name, dir=found(data.dir)
-        ),
-        distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
-    )

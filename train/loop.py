@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from train.build import CLASSIFIERS, DataInfo, build_objective, check_names, objective_name
+from train.build import CLASSIFIERS, DataInfo, build_objective, objective_name
 from train.capacity import check_compiled, check_memory
 from train.cluster.preemption import Preemption
 from train.cluster.processes import is_lead, together
-from train.config import Config, check
+from train.config import Config
 from train.data import Dataset, Skipped, eval_batches, load_dataset, train_batches
 from train.distill.cached_logits import cached_logits, with_teacher, with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher
@@ -24,9 +24,10 @@ from train.program import build_program, init_inputs, prepare_training
 from train.run import checkpoint
 from train.run.metrics import Metrics, Progress, TrainLog, check_finite, draw_curves
 from train.run.report import describe
-from train.run.workdir import as_begun, check_place, claim, disk_trouble, last_usable_checkpoint, memory_trouble
+from train.run.workdir import as_begun, claim, disk_trouble, last_usable_checkpoint, memory_trouble
 from train.sharding import check_batch, make_mesh, replicated, sufficient_batch, to_devices
 from train.step import TrainState
+from train.validation import validate
 
 
 def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
@@ -36,9 +37,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
     finite), and Preempted once all is saved after `preemption` has asked to leave.
     """
     preemption = preemption or Preemption()
-    check(config)
-    check_place(config.workdir)
-    check_names(config)
+    validate(config)
     config = with_views(config)
     mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)

@@ -6,9 +6,11 @@ import sys
 
 from train.commandline.options import Group, last, read_options, split
 from train.commandline.terminal import run_command, tell
-from train.config import Config, check, with_absolute_paths
+from train.config import Config
 from train.errors import Preempted, Stopped, UserError
+from train.paths import with_absolute_paths
 from train.recipes import base_config
+from train.validation import check_options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        check(config)
+        check_options(config)
     except UserError as error:
         return tell(2, f"error: {error}")
     return run(config)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config import MOST_STEPS, Optim, check_values
+from train.commandline.ranges import check_values
+from train.config import MOST_STEPS, Optim
 from train.errors import UserError
 
 

@@ -11,15 +11,17 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from train.build import DataInfo, build_objective, check_names, make_network, model_name, parse_arguments
+from train.build import DataInfo, build_objective, make_network, model_name
 from train.capacity import local_bytes
+from train.commandline.arguments import parse_arguments
 from train.commandline.ranges import accepts, expected
-from train.config import Config, Side, check
+from train.config import Config, Side
 from train.errors import UserError, shortened
 from train.hlo import collectives, cycles
 from train.memory import in_words
 from train.program import Program, build_program
 from train.sharding import check_batch, make_mesh
+from train.validation import check_options, validate
 
 
 class Chip(NamedTuple):
@@ -64,7 +66,7 @@ class TooLarge(Exception):
 
 def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
     """Compile the train step of `config` for `mesh`. Raises UserError for what cannot be run, TooLarge for memory."""
-    check(config)
+    check_options(config)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     objective = build_objective(config, info)
     program = build_program(config, info, mesh, objective, STEPS, float(STEPS))
@@ -203,8 +205,7 @@ def data_like(config: Config, classes: int) -> DataInfo:
 
 def show_plan(config: Config, topology: str, classes: int, *, largest_batch: bool) -> None:
     """Print the plan of a run on `topology`, or the largest batch that fits there."""
-    check(config)
-    check_names(config)
+    validate(dataclasses.replace(config, workdir=None))  # a plan writes nothing
     devices, chip = open_topology(topology)
     mesh = make_mesh(config.mesh, devices)
     info = data_like(config, classes)

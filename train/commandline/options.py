@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
-from train.commandline.ranges import expected, hints, inner_types, most_values, readable
-from train.config import Side, check_values
+from train.commandline.ranges import check_values, expected, hints, inner_types, most_values, readable
+from train.config import Side
 from train.errors import UserError, shortened
 
 T = TypeVar("T")

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+from train.errors import UserError, shortened
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -144,6 +146,13 @@ def violations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
             yield from violations(value, f"{prefix}{name}.")
         elif not accepts(hint, value):
             yield f"{prefix}{name}", value, expected(hint)
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Raises UserError for the first field of a dataclass, or of one in it, whose value is out of its range."""
+    for name, value, wanted in violations(config, prefix):
+        option = name.replace("_", "-")
+        raise UserError(f"--{option} is {shortened(value)}; it must be {wanted}")
 
 
 def _limits(hint: Any) -> tuple[Any, Range]:

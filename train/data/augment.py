@@ -9,7 +9,8 @@ Axes: b batch, h height, w width, c channels, k classes.
 import jax
 import jax.numpy as jnp
 
-from train.config import Augment, check_values
+from train.commandline.ranges import check_values
+from train.config import Augment
 from train.data.randaugment import randaugment
 from train.errors import UserError
 

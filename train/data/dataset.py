@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import rich.progress
 
-from train.config import Data, check_values
+from train.commandline.ranges import check_values
+from train.config import Data
 from train.data.fingerprint import Fingerprint
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, open_digits, open_folder, open_images, read

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from train.config import Augment, Config
+from train.config import Config
 from train.data import Dataset, view_batches
 from train.data.fingerprint import changes, read_fingerprints, write_fingerprints
 from train.distill.teacher import fingerprint_of_weights
@@ -32,25 +32,13 @@ FINGERPRINTS = "teacher_logits.json"  # of the images and the teacher
 def with_views(config: Config) -> Config:
     """`config` with a single view where the teacher's logits are kept and nothing varies.
 
-    Raises UserError where they cannot be kept, and for views of images that are mixed.
+    Raises UserError where several processes would keep them.
     """
-    distill, augment = config.distill, config.augment
-    if distill.views and (augment.mixup or augment.cutmix):
-        raise UserError("--distill.views cannot hold images mixed with others: set --augment.mixup and .cutmix to 0")
-    if not distill.cache:
+    if not config.distill.cache:
         return config
-    if distill.teacher is None:
-        raise UserError("--distill.cache is set without --distill.teacher")
     if jax.process_count() > 1:
         raise UserError(f"--distill.cache works on one host, not on {jax.process_count()}")
-    if distill.views:
-        return config
-    if augment != Augment() or config.data.min_crop < 1:
-        raise UserError(
-            "--distill.cache needs images that come again as they were: give a number of --distill.views, "
-            "or switch off the augmentation (--augment.* and --data.min-crop)"
-        )
-    return dataclasses.replace(config, distill=dataclasses.replace(distill, views=1))
+    return dataclasses.replace(config, distill=dataclasses.replace(config.distill, views=config.distill.views or 1))
 
 
 def cached_logits(

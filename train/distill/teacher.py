@@ -5,11 +5,12 @@ from pathlib import Path
 import jax
 from jaxtyping import PyTree
 
-from train.build import DataInfo, Run, build_model, is_workdir, load_run, load_weights, model_variables
+from train.build import DataInfo, Run, build_model, load_run, load_weights, model_variables
 from train.config import Config
 from train.data.fingerprint import Fingerprint, fingerprint_of_arrays
 from train.errors import UserError
 from train.pretrained import weights_file
+from train.run.files import is_workdir
 from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Classifier
 from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
@@ -22,7 +23,7 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
         return None, {}
     if is_workdir(distill.teacher):
         teacher, variables = _teacher_of_run(load_run(distill.teacher), config, info)
-    else:  # `check_names` has seen that there are weights
+    else:  # `validate` has checked that there are weights
         path = weights_file(distill.teacher, distill.weights, "--distill.weights")
         teacher, variables = _teacher_of_weights(path, config, info)
     return teacher, {"teacher": variables}

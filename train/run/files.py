@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 import jax
 from etils import epath
 
+from train.config import CHECKPOINTS
 from train.errors import UserError
 
 SMALL = 2**24  # bytes; far more than any config.json, checksum file or metrics record
@@ -36,6 +37,11 @@ def reachable(path: os.PathLike | str) -> epath.Path:
     except Exception as error:  # every store has its own kinds: no library, no credentials, no network
         raise UserError(f"{path} cannot be reached: {' '.join(str(error).split())[:300]}") from error
     return place
+
+
+def is_workdir(path: os.PathLike | str) -> bool:
+    """Whether `path` holds a run with checkpoints. Raises UserError for a store that cannot be reached."""
+    return (reachable(path) / CHECKPOINTS).is_dir()
 
 
 def orbax_path(folder: os.PathLike | str) -> epath.Path:

@@ -15,12 +15,13 @@ from etils import epath
 from train.build import DataInfo, InitReport, read_run_file
 from train.capacity import ADVICE
 from train.cluster.processes import is_lead, on_lead
-from train.config import MAY_CHANGE, Config, with_absolute_paths
+from train.config import MAY_CHANGE, Config
 from train.data.fingerprint import FILE as FINGERPRINTS
 from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
 from train.errors import Stopped, UserError
+from train.paths import with_absolute_paths
 from train.run.checkpoint import last_step, set_damaged_aside
-from train.run.files import check_orbax_name, reachable, write_atomically
+from train.run.files import write_atomically
 from train.run.lock import Lock
 from vit_jax.printable import printable
 
@@ -42,12 +43,6 @@ class Claim(NamedTuple):
     def close(self) -> None:
         if self.lock:
             self.lock.close()
-
-
-def check_place(workdir: os.PathLike | str) -> None:
-    """Raises UserError if the workdir cannot be reached, or Orbax cannot write to a folder of its name."""
-    reachable(workdir)
-    check_orbax_name(workdir)
 
 
 def claim(

@@ -1,0 +1,34 @@
+"""Paths in a config, made absolute."""
+
+import dataclasses
+import os
+
+from train.config import CHECKPOINTS, Config
+
+
+def absolute_path(path: str) -> str:
+    """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER are unchanged."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Make all input paths of `config` absolute, so that it does not depend on the current folder.
+
+    Paths that do not exist stay unchanged, because they may be names of published weights.
+    """
+    found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
+    data, distill = config.data, config.distill
+    kind, _, folder = data.name.partition(":")
+    teacher = distill.teacher
+    if teacher and os.path.isdir(os.path.join(os.path.expanduser(teacher), CHECKPOINTS)):  # else it is a model's name
+        teacher = absolute_path(teacher)
+    return dataclasses.replace(
+        config,
+        init=found(config.init),
+        init_from=found(config.init_from),
+        compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),
+        data=dataclasses.replace(
+            data, name=f"folder:{found(folder)}" if kind == "folder" else data.name, dir=found(data.dir)
+        ),
+        distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
+    )

@@ -1,0 +1,149 @@
+"""The validator of configurations, as far as it needs neither data nor devices.
+
+`check_options` imports nothing slow, so that mistakes on the command line are answered at once.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from train.commandline.arguments import parse_arguments
+from train.commandline.ranges import check_values
+from train.config import Augment, Config, Distill
+from train.errors import UserError, shortened
+from train.recipes import base_config
+from vit_jax.registry import unknown
+
+# Options that not all objectives use, and the argument of an objective that each becomes.
+OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
+
+
+def validate(config: Config) -> None:
+    """Check a config as far as is possible before data is read.
+
+    Args:
+        config: That of a run that is to start, or of a plan. `workdir` may be None.
+
+    Raises:
+        UserError: If `check_options` objects, or if a model, preset, objective, argument, file or folder that the
+            config names does not exist or cannot be used.
+    """
+    check_options(config)
+    if config.workdir is not None:
+        _check_workdir(config.workdir)
+    _check_objective(config)
+    _check_networks(config)
+    _check_views(config)
+
+
+def check_options(config: Config) -> None:
+    """Raises UserError for a value out of range, and for options that conflict."""
+    check_values(config)
+    _check_data(config)
+    _check_distill_options(config)
+    for option, prefix, of, file in (
+        ("init-prefix", config.init_prefix, "init", config.init),
+        ("distill.weights-prefix", config.distill.weights_prefix, "distill.weights", config.distill.weights),
+    ):
+        if prefix is not None and file is None:
+            raise UserError(f"--{option} {shortened(prefix)} goes with --{of}, which is not given")
+    _check_processes(config)
+
+
+def _check_data(config: Config) -> None:
+    kind, _, rest = config.data.name.partition(":")
+    if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
+        raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
+    if config.data.dir is not None and kind != "tfds":
+        raise UserError(f"--data.dir is {config.data.dir!r}; it goes with --data=tfds:NAME only")
+
+
+def _check_distill_options(config: Config) -> None:
+    if config.distill.teacher is not None:
+        return
+    for field in dataclasses.fields(Distill):
+        if field.name not in ("teacher", "views") and getattr(config.distill, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            raise UserError(f"--distill.{option} is set without --distill.teacher")
+
+
+def _check_processes(config: Config) -> None:
+    addressed = config.coordinator not in (None, "auto")
+    if (config.processes is not None, config.process is not None) != (addressed, addressed):
+        raise UserError("--coordinator HOST:PORT, --processes and --process go together, or not at all")
+    if not addressed:
+        return
+    address = re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):([0-9]{1,5})", config.coordinator)
+    if not address or not 1 <= int(address[2]) <= 65535:
+        given = shortened(config.coordinator)
+        raise UserError(f"--coordinator is {given}; it must be HOST:PORT with a port from 1 to 65535, or auto")
+    if config.process >= config.processes:
+        raise UserError(f"--process is {config.process}; it must be 0 to {config.processes - 1}, as --processes says")
+
+
+def _check_workdir(workdir: str) -> None:
+    """Raises UserError if the workdir cannot be reached, or Orbax cannot write to a folder of its name."""
+    from train.run.files import check_orbax_name, reachable  # here, as JAX takes seconds to import
+
+    reachable(workdir)
+    check_orbax_name(workdir)
+
+
+def _check_objective(config: Config) -> None:
+    """Check the objective, its arguments, and that it uses the options about labels that are set."""
+    from train.build import objective_name
+    from vit_jax.objectives import objective_arguments
+
+    objective = objective_name(config)
+    given = parse_arguments("--objective-args", config.objective_args)
+    accepted = objective_arguments(objective)
+    _check_keys(f"--objective {objective}", f"objective {objective!r}", given, accepted)
+    recipe = base_config(config.recipe, config.model, config.data.name)  # may hold more than an objective needs
+    for field, argument in OF_LABELS.items():
+        value = getattr(config, field)
+        if argument not in accepted and value not in (getattr(Config, field), getattr(recipe, field)):
+            raise UserError(f"--{field.replace('_', '-')} is {value}, but objective {objective!r} does not use it")
+
+
+def _check_networks(config: Config) -> None:
+    """Check the model, the teacher, their arguments, and the files that they start from."""
+    from train.build import ARGUMENTS, model_name, network_arguments
+    from train.pretrained import check_weights
+    from train.run.files import is_workdir, reachable
+
+    teacher, weights = config.distill.teacher, config.distill.weights
+    networks = [("--model", config.model, config.model_args)]
+    teacher_is_named = teacher is not None and not is_workdir(teacher)
+    if teacher_is_named and weights is None:
+        raise UserError(
+            f"--distill.teacher {shortened(teacher)}: expected a workdir with checkpoints, "
+            "or a model name together with --distill.weights"
+        )
+    if teacher_is_named:
+        networks.append(("--distill.teacher", teacher, config.distill.args))
+    for option, name, pairs in networks:
+        given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
+        _check_keys(f"{option} {model_name(name)}", f"model {name.partition('/')[0]!r}", given, accepted)
+    for option, path in (("--init", config.init), ("--init-from", config.init_from)):
+        if path is not None and not reachable(path).exists():
+            raise UserError(f"{option} {shortened(path)} does not exist")
+    if teacher_is_named:
+        check_weights(teacher, weights, "--distill.weights")
+
+
+def _check_keys(where: str, what: str, given: dict[str, Any], accepted: list[str]) -> None:
+    for key in given:
+        if key not in accepted:
+            raise UserError(f"{where}: {unknown(f'argument of {what}', key, accepted)}")
+
+
+def _check_views(config: Config) -> None:
+    """Check that fixed views, or no augmentation at all, go with the rest."""
+    distill, augment = config.distill, config.augment
+    if distill.views and (augment.mixup or augment.cutmix):
+        raise UserError("--distill.views cannot hold images mixed with others: set --augment.mixup and .cutmix to 0")
+    if distill.cache and not distill.views and (augment != Augment() or config.data.min_crop < 1):
+        raise UserError(
+            "--distill.cache needs images that come again as they were: give a number of --distill.views, "
+            "or switch off the augmentation (--augment.* and --data.min-crop)"
+        )
