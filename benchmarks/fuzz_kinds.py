@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from tests.runs import train as run_trainer
-from train.build import load_run, read_run_file
 from train.config import Data
 from train.data import transforms
 from train.data.dataset import load_dataset
 from train.errors import UserError
 from train.run.integrity import damage
 from train.run.metrics import read_records
+from train.run.stored import load_run, read_run_file
 from vit_jax.state_dict import PrefixError, check_names
 from vit_jax.torch_file import load_torch_file
 

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from tests import compiler
-from train.build import abstract_state, build_objective, read_run_file
+from train.build import build_objective
 from train.main import main
 from train.run.checkpoint import open_checkpoints, restore
+from train.run.stored import abstract_state, read_run_file
 
 # Learns nothing worth keeping, but passes through every part of the trainer in seconds: 90 steps are two epochs.
 TINY = (

@@ -158,7 +158,8 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys):
 
 def test_a_run_continues_from_another_folder(tmp_path, monkeypatch, capsys):
     """Its data are where they were, however they are named; what was stored with relative paths is understood too."""
-    from train.build import DataInfo, read_run_file
+    from train.build import DataInfo
+    from train.run.stored import read_run_file
     from train.run.workdir import claim_workdir
 
     info = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.25,))

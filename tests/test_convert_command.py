@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.runs import train as run
-from train.build import load_run
 from train.convert import main as convert
+from train.run.stored import load_run
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
 from vit_jax.teachers import create_teacher

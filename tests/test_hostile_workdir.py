@@ -16,7 +16,7 @@ from etils import epath
 
 from tests.runs import train as run
 from train import convert, predict, probe
-from train.build import build_model, load_run, read_run_file
+from train.build import build_model
 from train.commandline.options import expand_user
 from train.config import Config
 from train.errors import UserError
@@ -26,6 +26,7 @@ from train.run.checkpoint import best_step, open_checkpoints, set_damaged_aside,
 from train.run.files import check_orbax_name, orbax_path, read_small, write_atomically
 from train.run.json_files import parse_json
 from train.run.metrics import Metrics, draw_curves, read_records
+from train.run.stored import load_run, read_run_file
 from train.run.workdir import claim
 
 QUICK = ("--steps=4", "--eval-epochs=0.05")

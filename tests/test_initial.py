@@ -8,9 +8,10 @@ from flax.traverse_util import flatten_dict
 
 from tests.cases import FIRST
 from tests.cases.case import build
-from train.build import DataInfo, InitReport
+from train.build import DataInfo
 from train.config import Config
 from train.initial import Initial, load_initial, started_from
+from train.run.stored import InitReport
 from train.step import TrainState
 from vit_jax.convert import to_torch
 from vit_jax.objectives.classify import Classify

@@ -12,12 +12,13 @@ from PIL import Image
 
 from tests.runs import train as train_run
 from train.attention_picture import Panels, attention_panels, draw_attention, last_of_one_shape
-from train.build import DataInfo, Run, build_objective, load_run
+from train.build import DataInfo, build_objective
 from train.config import Config, Distill
 from train.data import load_dataset
 from train.errors import UserError
 from train.predict import main as predict
 from train.prediction import are_independent, make_predict
+from train.run.stored import Run, load_run
 from vit_jax.capture import attention, rollout
 
 INFO = DataInfo(("a", "b"), (8, 12, 3), (0.5,) * 3, (0.25,) * 3)

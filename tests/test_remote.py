@@ -12,7 +12,7 @@ from etils.epath import backend as backends
 
 from tests.runs import RANDOM, assert_same, records, stored
 from tests.runs import train as run
-from train.build import DataInfo, read_run_file
+from train.build import DataInfo
 from train.config import Config
 from train.distill import cached_logits as teacher_cache
 from train.errors import Stopped
@@ -20,6 +20,7 @@ from train.run import checkpoint, files, integrity, lock
 from train.run.checkpoint import set_damaged_aside
 from train.run.files import StagedDirectory, write_atomically
 from train.run.metrics import Metrics, draw_curves, read_records
+from train.run.stored import read_run_file
 from train.run.workdir import claim, last_usable_checkpoint
 
 INFO = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.5,))

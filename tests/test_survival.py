@@ -23,7 +23,6 @@ from PIL import Image
 import train.loop
 from tests.runs import RANDOM, TINY, assert_same, records, start, stored
 from tests.runs import train as run
-from train.build import read_run_file
 from train.cluster import preemption
 from train.data import workers as data_workers
 from train.errors import Stopped, UserError, one_line
@@ -31,6 +30,7 @@ from train.main import main
 from train.run import checkpoint, integrity, metrics
 from train.run.checkpoint import open_checkpoints, score
 from train.run.lock import Lock
+from train.run.stored import read_run_file
 from train.run.workdir import as_begun, last_usable_checkpoint
 
 # An evaluation every 4 steps, a checkpoint every 3, and windows of 2 steps that neither divides.
@@ -302,7 +302,7 @@ def test_no_good_checkpoint_left(copy, capsys):
 
 
 def test_prediction_refuses_a_damaged_checkpoint(copy):
-    from train.build import load_run
+    from train.run.stored import load_run
 
     for number in steps(copy):
         flip(largest(copy / f"checkpoints/{number}"))

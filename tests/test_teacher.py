@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from train.build import DataInfo, Run, build_objective
+from train.build import DataInfo, build_objective
 from train.config import Config, Distill
 from train.distill import teacher
 from train.errors import UserError
+from train.run.stored import Run
 
 SIZES = ("dim=16", "depth=1", "heads=2", "dim_head=8", "mlp_dim=32", "patch_size=4")
 INFO = DataInfo(("cat", "dog", "owl"), (8, 8, 1), (0.5,), (0.25,))

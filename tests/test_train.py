@@ -21,11 +21,12 @@ import train.loop
 import train.program
 from tests.runs import RANDOM, TINY, assert_same, flat, records, start, stored
 from tests.runs import train as run
-from train.build import build_objective, load_run, read_run_file
+from train.build import build_objective
 from train.config import Data
 from train.data import load_dataset
 from train.predict import main as predict
 from train.run import checkpoint
+from train.run.stored import load_run, read_run_file
 from vit_jax.objectives.distill import Teacher
 
 SMALL = ("--model=vit", "--model-args", "dim=32", "depth=2", "heads=2", "mlp_dim=64")

@@ -10,7 +10,7 @@ import pytest
 from tests.runs import TINY, flat
 from tests.runs import train as run
 from train import probe, probing
-from train.build import load_run
+from train.run.stored import load_run
 from train.trunk import trunk_of
 
 MAE = ("--objective=mae", "--steps=3", "--optim.ema=0.5")

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from train.build import Run
 from train.data.augment import normalize
 from train.errors import UserError
+from train.run.stored import Run
 from vit_jax.capture import attention, rollout
 from vit_jax.layers.check import patch_grid
 from vit_jax.objectives.distill import Distill

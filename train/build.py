@@ -1,8 +1,6 @@
-"""From a config to the things it names: model, objective, run."""
+"""Build what a config names: the model, its weights, the objective."""
 
-import contextlib
 import math
-import os
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -14,17 +12,10 @@ from train.commandline.arguments import parse_arguments
 from train.commandline.ranges import Range
 from train.config import Config, Side
 from train.errors import UserError, shortened
-from train.optim import make_optimizer, make_schedule
-from train.run.checkpoint import best_step, open_checkpoints, restore
-from train.run.files import reachable
-from train.run.json_files import read_json
-from train.step import TrainState, init_state
-from train.validation import check_options
 from vit_jax import create_model
 from vit_jax.convert import from_torch, select
 from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, objective_arguments
-from vit_jax.objectives.classify import Classify
-from vit_jax.objectives.distill import Distill, Teacher
+from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Objective
 from vit_jax.registry import list_presets, model_arguments, unknown
 from vit_jax.state_dict import PrefixError
@@ -46,41 +37,6 @@ class DataInfo(NamedTuple):
     def images(self) -> jax.Array:
         """A batch of one blank image, for shapes."""
         return jnp.zeros((1, *self.image_shape))
-
-
-class InitReport(NamedTuple):
-    """The source of a run's initial weights, and the names of the variables loaded from it or left random."""
-
-    source: str = ""
-    loaded: tuple[str, ...] = ()
-    resampled: tuple[str, ...] = ()
-    """Subset of `loaded`; currently always empty, because shapes must agree."""
-    random: tuple[str, ...] = ()
-
-
-class RunFile(NamedTuple):
-    """The part of config.json that a continued or loaded run uses."""
-
-    config: Config
-    dataset: DataInfo
-
-
-class StoredRun(NamedTuple):
-    """The whole content of config.json."""
-
-    config: Config
-    dataset: DataInfo
-    init: InitReport = InitReport()
-
-
-class Run(NamedTuple):
-    """A trained run, ready to predict with."""
-
-    config: Config
-    info: DataInfo
-    objective: Objective
-    params: PyTree
-    extras: PyTree
 
 
 def model_name(name: str) -> str:
@@ -209,57 +165,3 @@ def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo
         raise UserError(f"{option}: {error.found}: pass {option}-prefix={error.prefixes[0]}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: {error}") from error
-
-
-def read_run_file(workdir: os.PathLike | str) -> RunFile:
-    """Read config.json of `workdir`. Raises UserError if it is missing or invalid."""
-    path = reachable(workdir) / "config.json"
-    try:
-        stored = read_json(path, StoredRun)
-        found = RunFile(stored.config, stored.dataset)
-        check_options(found.config)
-        channels = found.dataset.image_shape[2]
-        if not len(found.dataset.mean) == len(found.dataset.std) == channels:
-            raise UserError(f"{path}: dataset.mean and dataset.std must have {channels} values, one for each channel")
-    except UserError as error:
-        raise UserError(f"{workdir} holds no run of this version: {error}") from error
-    return found
-
-
-def load_run(workdir: os.PathLike | str) -> Run:
-    """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
-    config, info = read_run_file(workdir)
-    try:
-        objective = build_objective(config, info)
-    except UserError as error:
-        raise UserError(f"{reachable(workdir) / 'config.json'}: {error}") from error
-    try:
-        step = best_step(workdir)
-        manager = open_checkpoints(workdir)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be read: {error.strerror or error}") from error
-    with contextlib.closing(manager):
-        state, _ = restore(manager, step, abstract_state(config, objective, info))
-    return Run(config, info, objective, state.eval_params, state.extras)
-
-
-def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
-    """The model of a run and its variables: of a distilled run the student without its token, of another objective's
-    the encoder."""
-    if isinstance(run.objective, Classify):
-        return run.objective.model, {"params": run.params, **run.extras}
-    trunk, variables = run.objective.trunk(run.params, run.extras)
-    return run.objective.student if isinstance(run.objective, Distill) else trunk, variables
-
-
-def abstract_state(config: Config, objective: Objective, info: DataInfo) -> TrainState:
-    """Shapes and types of a run's state, on one device."""
-
-    def init(key):
-        params = jax.eval_shape(objective.init, key, info.images)[0]
-        optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1.0), params)
-        return init_state(objective, optimizer, key, info.images, ema=config.optim.ema > 0)
-
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)

@@ -13,13 +13,14 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from train.build import load_run, make_network, model_variables
+from train.build import make_network
 from train.commandline.arguments import parse_arguments
 from train.convert import MOST_NUMBERS, Options
 from train.errors import UserError, one_line
 from train.pretrained import weights_file
 from train.run.files import check_orbax_name, draft, is_remote, is_workdir, orbax_path
 from train.run.integrity import files_below
+from train.run.stored import load_run, model_variables
 from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.printable import printable
 from vit_jax.state_dict import PrefixError

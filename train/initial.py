@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from train.build import DataInfo, InitReport, load_weights
+from train.build import DataInfo, load_weights
 from train.config import Config
+from train.run.stored import InitReport
 from train.step import TrainState
 from train.trunk import load_trunk
 from vit_jax.objectives.protocol import Objective

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from train.attention_picture import attention_panels, draw_attention
-from train.build import Run, load_run
 from train.commandline.terminal import tell
 from train.data import Unreadable, image_to_input
 from train.data.augment import normalize
 from train.errors import UserError
+from train.run.stored import Run, load_run
 from vit_jax.objectives.protocol import Classifier
 from vit_jax.printable import printable
 

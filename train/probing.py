@@ -9,12 +9,13 @@ import numpy as np
 import rich.progress
 from jaxtyping import Array, Float, Int
 
-from train.build import DataInfo, load_run
+from train.build import DataInfo
 from train.config import Data
 from train.data import Dataset, eval_batches, load_dataset
 from train.data.augment import normalize
 from train.errors import UserError
 from train.probe import Options
+from train.run.stored import load_run
 from train.trunk import Trunk, trunk_of
 from vit_jax.objectives.features import pooled
 

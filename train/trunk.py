@@ -7,8 +7,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from train.build import Run, load_run
 from train.errors import UserError
+from train.run.stored import Run, load_run
 from vit_jax.objectives.protocol import Objective
 
 

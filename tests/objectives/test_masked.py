@@ -14,8 +14,8 @@ from tests.runs import TINY, records, train
 from tests.test_learns import digits
 from tests.test_models import filled, variables_of
 from tests.test_step import equations
-from train.build import load_run
 from train.main import ENCODERS, parse
+from train.run.stored import load_run
 from train.step import cast
 from vit_jax import create_model
 from vit_jax.objectives import create_objective

@@ -5,12 +5,13 @@ from pathlib import Path
 import jax
 from jaxtyping import PyTree
 
-from train.build import DataInfo, Run, build_model, load_run, load_weights, model_variables
+from train.build import DataInfo, build_model, load_weights
 from train.config import Config
 from train.data.fingerprint import Fingerprint, fingerprint_of_arrays
 from train.errors import UserError
 from train.pretrained import weights_file
 from train.run.files import is_workdir
+from train.run.stored import Run, load_run, model_variables
 from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Classifier
 from vit_jax.teachers.weights import WEIGHTS, preprocessing_of

@@ -6,9 +6,10 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from train.build import InitReport, model_name, objective_name
+from train.build import model_name, objective_name
 from train.config import Config
 from train.data import Dataset
+from train.run.stored import InitReport
 from train.step import TrainState
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from etils import epath
 
-from train.build import DataInfo, InitReport, read_run_file
+from train.build import DataInfo
 from train.capacity import ADVICE
 from train.cluster.processes import is_lead, on_lead
 from train.config import MAY_CHANGE, Config
@@ -23,6 +23,7 @@ from train.paths import with_absolute_paths
 from train.run.checkpoint import last_step, set_damaged_aside
 from train.run.files import write_atomically
 from train.run.lock import Lock
+from train.run.stored import InitReport, read_run_file
 from vit_jax.printable import printable
 
 NONE: Mapping[str, Fingerprint] = MappingProxyType({})
