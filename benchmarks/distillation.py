@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.runs import train_run
-from train.run.metrics import read_records
+from train.run.records import read_records
 
 
 @dataclasses.dataclass(frozen=True)

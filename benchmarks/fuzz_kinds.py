@@ -16,7 +16,7 @@ from train.data import transforms
 from train.data.dataset import load_dataset
 from train.errors import UserError
 from train.run.integrity import damage
-from train.run.metrics import read_records
+from train.run.records import read_records
 from train.run.stored import load_run, read_run_file
 from vit_jax.state_dict import PrefixError, check_names
 from vit_jax.torch_file import load_torch_file

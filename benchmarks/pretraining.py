@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.runs import train_run
 from train.probe import Options as Probe
 from train.probing import probe
-from train.run.metrics import read_records
+from train.run.records import read_records
 
 COMMON = ("--model=vit", "--data.image-size", "16", "16", "--eval-epochs=10")
 MODEL = ("--model-args", "patch_size=4", "pool=mean")

@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from train.errors import Diverged
-from train.run import metrics as module
-from train.run.metrics import Metrics, Progress, TrainLog, check_finite, draw_curves, read_records, write_atomically
+from train.run import records as module
+from train.run.curves import draw_curves
+from train.run.files import write_atomically
+from train.run.progress import Progress
+from train.run.records import Metrics, TrainLog, check_finite, read_records
 
 
 def written(workdir, *records):

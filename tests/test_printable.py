@@ -5,7 +5,7 @@ import pytest
 from train.data.dataset import warn
 from train.data.transforms import Unreadable
 from train.errors import Stopped, UserError
-from train.run.metrics import Progress
+from train.run.progress import Progress
 from vit_jax.printable import printable
 
 

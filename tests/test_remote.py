@@ -18,8 +18,9 @@ from train.distill import cached_logits as teacher_cache
 from train.errors import Stopped
 from train.run import checkpoint, files, integrity, lock
 from train.run.checkpoint import set_damaged_aside
+from train.run.curves import draw_curves
 from train.run.files import StagedDirectory, write_atomically
-from train.run.metrics import Metrics, draw_curves, read_records
+from train.run.records import Metrics, read_records
 from train.run.stored import read_run_file
 from train.run.workdir import claim, last_usable_checkpoint
 

@@ -27,9 +27,10 @@ from train.cluster import preemption
 from train.data import workers as data_workers
 from train.errors import Stopped, UserError, one_line
 from train.main import main
-from train.run import checkpoint, integrity, metrics
+from train.run import checkpoint, integrity
 from train.run.checkpoint import open_checkpoints, score
 from train.run.lock import Lock
+from train.run.records import Metrics
 from train.run.stored import read_run_file
 from train.run.workdir import as_begun, last_usable_checkpoint
 
@@ -331,7 +332,7 @@ def test_full_disk_ends_in_one_line(alone, tmp_path, monkeypatch, capsys):
 
     for place, name, said in (
         (checkpoint, "seal", r"stopped: a checkpoint cannot be written: No space left on device\. "),
-        (metrics.Metrics, "write", r"stopped: No space left on device \(somewhere\)\. "),
+        (Metrics, "write", r"stopped: No space left on device \(somewhere\)\. "),
     ):
         with monkeypatch.context() as patch:
             before_batch(patch, 5, lambda place=place, name=name: patch.setattr(place, name, full))

@@ -22,7 +22,9 @@ from train.errors import Diverged, Preempted
 from train.initial import load_initial, started_from
 from train.program import build_program, init_inputs, prepare_training
 from train.run import checkpoint
-from train.run.metrics import Metrics, Progress, TrainLog, check_finite, draw_curves
+from train.run.curves import draw_curves
+from train.run.progress import Progress
+from train.run.records import Metrics, TrainLog, check_finite
 from train.run.report import describe
 from train.run.workdir import as_begun, claim, disk_trouble, last_usable_checkpoint, memory_trouble
 from train.sharding import check_batch, make_mesh, replicated, sufficient_batch, to_devices

@@ -1,4 +1,4 @@
-"""Output of a run: a progress bar or lines, metrics.jsonl, TensorBoard events, and curves.png at the end."""
+"""Records of a run's metrics: one per line in metrics.jsonl, and the same numbers as TensorBoard events."""
 
 import io
 import json
@@ -6,14 +6,11 @@ import math
 import numbers
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
 from etils import epath
 from jaxtyping import Array
 from tensorboardX.event_file_writer import EventsWriter
@@ -24,7 +21,7 @@ from train.cluster.processes import is_lead
 from train.errors import Diverged
 from train.run.files import StagedDirectory, is_remote, open_regular, write_atomically
 from train.run.json_files import parse_json
-from vit_jax.printable import printable
+from train.run.progress import Progress
 
 
 def check_finite(loss: float, where: str) -> None:
@@ -118,7 +115,7 @@ class TrainLog:
     def __init__(
         self,
         metrics: Metrics,
-        progress: "Progress",
+        progress: Progress,
         schedule: Callable,
         batch_size: int,
         window: int,
@@ -170,72 +167,3 @@ class TrainLog:
         means["images_per_second"] = len(window) * self._batch_size / seconds
         self._metrics.write(last, "train", means)
         self._progress.show(last, means)
-
-
-class Progress:
-    """A bar on a terminal; elsewhere, lines. `message` prints above the bar."""
-
-    def __init__(self, start: int, total: int):
-        self._console = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_lead())
-        self._total = total
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("step {task.completed}/{task.total}"),
-            rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.fields[values]}"),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total, completed=start, values="")
-
-    def __enter__(self) -> "Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.stop()
-
-    def message(self, text: str) -> None:
-        self._console.print(printable(text, None), markup=False)
-
-    def warn(self, text: str) -> None:
-        """A message that is seen from every process."""
-        if is_lead():
-            self.message(text)
-        else:
-            print(printable(text, None), file=sys.stderr)
-
-    def advance(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
-
-    def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Show training metrics: beside the bar, or as a line."""
-        accuracy = f"  accuracy {values['accuracy']:.1%}" if "accuracy" in values else ""
-        text = f"loss {values['loss']:.4f}{accuracy}  {values['images_per_second']:,.0f} images/s"
-        self._bar.update(self._task, values=text)
-        if self._bar.disable:
-            self.message(f"step {step}/{self._total}  {text}")
-
-
-def draw_curves(workdir: os.PathLike | str) -> epath.Path:
-    """Draw loss, and accuracy where there is one, of both splits over steps into curves.png."""
-    import matplotlib.figure  # slow to import, and only needed once the run is over
-
-    records = read_records(workdir)
-    names = [name for name in ("loss", "accuracy") if any(name in record for record in records)] or ["loss"]
-    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for split, style in (("train", dict(alpha=0.6)), ("eval", dict(marker="o", markersize=3))):
-            points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=split, **style)
-        axes.set(title=name, xlabel="step")
-        axes.grid(alpha=0.3)
-        if axes.lines:  # metrics.jsonl may have lost all records
-            axes.legend()
-    path = epath.Path(workdir) / "curves.png"
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
-    write_atomically(path, drawn.getvalue())
-    return path

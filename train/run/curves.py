@@ -1,0 +1,32 @@
+"""Curves of a run's metrics, drawn once it is over."""
+
+import io
+import os
+
+from etils import epath
+
+from train.run.files import write_atomically
+from train.run.records import read_records
+
+
+def draw_curves(workdir: os.PathLike | str) -> epath.Path:
+    """Draw loss, and accuracy where there is one, of both splits over steps into curves.png."""
+    import matplotlib.figure  # slow to import, and only needed once the run is over
+
+    records = read_records(workdir)
+    names = [name for name in ("loss", "accuracy") if any(name in record for record in records)] or ["loss"]
+    figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for split, style in (("train", dict(alpha=0.6)), ("eval", dict(marker="o", markersize=3))):
+            points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=split, **style)
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.lines:  # metrics.jsonl may have lost all records
+            axes.legend()
+    path = epath.Path(workdir) / "curves.png"
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    write_atomically(path, drawn.getvalue())
+    return path

@@ -1,0 +1,56 @@
+"""What the terminal shows of a run: a progress bar, or lines where the output is a file."""
+
+import sys
+from collections.abc import Mapping
+
+import rich.console
+import rich.progress
+
+from train.cluster.processes import is_lead
+from vit_jax.printable import printable
+
+
+class Progress:
+    """A bar on a terminal; elsewhere, lines. `message` prints above the bar."""
+
+    def __init__(self, start: int, total: int):
+        self._console = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_lead())
+        self._total = total
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.fields[values]}"),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=start, values="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def message(self, text: str) -> None:
+        self._console.print(printable(text, None), markup=False)
+
+    def warn(self, text: str) -> None:
+        """A message that is seen from every process."""
+        if is_lead():
+            self.message(text)
+        else:
+            print(printable(text, None), file=sys.stderr)
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Show training metrics: beside the bar, or as a line."""
+        accuracy = f"  accuracy {values['accuracy']:.1%}" if "accuracy" in values else ""
+        text = f"loss {values['loss']:.4f}{accuracy}  {values['images_per_second']:,.0f} images/s"
+        self._bar.update(self._task, values=text)
+        if self._bar.disable:
+            self.message(f"step {step}/{self._total}  {text}")
