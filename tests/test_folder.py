@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import train.loop
+import train.setup
 from tests.test_data import SPLITS, noise, write_folder
 from train.build import DataInfo, build_objective
 from train.config import Augment, Config, Data
@@ -130,7 +131,7 @@ def test_only_classifiers_ask_for_labels(monkeypatch, tmp_path, objective, neede
         asked.append(labels)
         raise UserError("seen enough")
 
-    monkeypatch.setattr(train.loop, "load_dataset", load)
+    monkeypatch.setattr(train.setup, "load_dataset", load)
     with pytest.raises(UserError, match="seen enough"):
         train.loop.fit(Config(objective=objective, workdir=str(tmp_path / "run")))
     assert asked == [needed]
@@ -149,4 +150,4 @@ def test_a_step_without_labels(tmp_path):
     assert metrics["loss"].shape == ()
     batch = program.batch | {"mask": jax.ShapeDtypeStruct((8,), np.float32)}
     assert jax.eval_shape(program.eval_step, state.params, state.extras, batch)["loss"].shape == ()
-    assert "no labels" in describe(config, dataset, state, make_mesh(), 2, 1, 0, None)[1]
+    assert "no labels" in describe(config, dataset, state, make_mesh(), 2, 1, None)[1]

@@ -9,6 +9,7 @@ import pytest
 import train.build
 import train.loop
 import train.memory
+import train.setup
 from tests.runs import error
 from tests.runs import train as run
 from train.capacity import check_compiled
@@ -164,7 +165,7 @@ LATE = [
 
 @pytest.mark.parametrize(("option", "expected"), EARLY, ids=[option[:40] for option, _ in EARLY])
 def test_mistakes_are_found_before_any_data_is_read(option, expected, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train.loop, "load_dataset", lambda _: pytest.fail("data was read"))
+    monkeypatch.setattr(train.setup, "load_dataset", lambda _: pytest.fail("data was read"))
     options = option.split(" ") if option.startswith("--") else [option]
     assert expected in error(capsys, tmp_path / "run", *options)
     assert list(tmp_path.iterdir()) == []
@@ -204,26 +205,41 @@ def test_what_does_not_fit_into_memory_is_refused_with_both_numbers(tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("memory", "step"),
+    [(600_000, "a training step of --batch-size 32"), (1_000_000, "an evaluation step of 256 images")],
+)
+def test_a_run_whose_steps_do_not_fit_leaves_nothing(memory, step, tmp_path, capsys, monkeypatch):
+    """Its state and a batch would fit, in about 430,000 bytes."""
+    monkeypatch.setattr(train.memory, "host_memory", lambda: memory)
+    assert f"MiB for {step}, but there are only " in error(capsys, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_compiled_step_that_does_not_fit_is_refused(monkeypatch):
     step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((512, 512), np.float32)).compile()
     config, mesh = Config(model="vit", batch_size=64), make_mesh(devices=jax.devices()[:1])
-    check_compiled(step, config, mesh)
+    what = "a training step of --batch-size 64"
+    check_compiled(step, what, config, mesh)
     monkeypatch.setattr(train.memory, "host_memory", lambda: 2**20)
     # A matrix of 1 MiB comes in, another goes out.
     said = r"--model vit needs 2\.00 MiB for a training step of --batch-size 64, .* only 1\.00 MiB .* --remat=full"
     with pytest.raises(UserError, match=said):
-        check_compiled(step, config, mesh)
+        check_compiled(step, what, config, mesh)
+    monkeypatch.setattr(train.memory, "host_memory", lambda: 2**21 + 5)
+    check_compiled(step, what, config, mesh, kept=5)
+    with pytest.raises(UserError, match=r"needs 2\.00 MiB"):
+        check_compiled(step, what, config, mesh, kept=6)
 
 
-@pytest.mark.parametrize("where", ["compile_step", "check_compiled"])
-def test_memory_that_runs_out_is_one_line(where, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("module", "where"), [(train.setup, "compile_step"), (train.loop, "to_devices")])
+def test_memory_that_runs_out_is_one_line(module, where, tmp_path, capsys, monkeypatch):
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 5 bytes.")
 
-    if where == "check_compiled":
-        monkeypatch.setattr(train.loop, "compile_step", lambda *_: None)
-    monkeypatch.setattr(train.loop, where, exhausted)
+    monkeypatch.setattr(module, where, exhausted)
     assert run(tmp_path / "run") == 1
+    assert (tmp_path / "run").exists() == (where == "to_devices")
     err = capsys.readouterr().err
     assert err.startswith("stopped: memory ran out (RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.). In ")
     assert err.count("\n") == 1

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import train.loop
+import train.setup
 from tests.runs import RANDOM, records
 from tests.runs import train as run
 from train.build import DataInfo, build_objective
@@ -190,7 +191,7 @@ def on_one_device(model: str):
     """The records of a run on one device, by split."""
     mesh = make_mesh(devices=jax.devices()[:1])
     with tempfile.TemporaryDirectory() as workdir, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.loop, "make_mesh", lambda shape: mesh)
+        patch.setattr(train.setup, "make_mesh", lambda shape: mesh)
         assert run(workdir, *OPTIONS, base=MODELS[model]) == 0
         return {split: records(Path(workdir), split) for split in ("train", "eval")}
 

@@ -80,10 +80,9 @@ def test_run_says_what_it_will_do_and_what_it_reached(learned):
         r"dtype +float32",
         r"optimizer +adamw, learning rate 0.002, cosine",
         r"steps +240 of 64 images \(10.7 epochs\), evaluation every 67",
-        rf"workdir +{workdir} \(new\)",
     ):
         assert re.search(pattern, head), pattern
-    assert re.match(r" +in [\d.]+ s\n", tail)
+    assert re.match(rf" +in [\d.]+ s\nworkdir +{workdir} \(new\)\n", tail)
     assert re.search(r"step 67/240  evaluation: loss [\d.]+, accuracy [\d.]+%", tail)
     best = max(records(workdir, "eval"), key=lambda record: (record["accuracy"], record["step"]))
     last = rf"done: loss [\d.]+, accuracy {accuracy:.2%} on 360 .* after 240 steps; "

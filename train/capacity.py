@@ -33,17 +33,25 @@ def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -
             )
 
 
-def check_compiled(step: jax.stages.Compiled, config: Config, mesh: Mesh) -> None:
-    """Raises UserError where a compiled training step needs more memory than a device has."""
+def check_compiled(step: jax.stages.Compiled, what: str, config: Config, mesh: Mesh, kept: int = 0) -> None:
+    """Raises UserError if a compiled step needs more memory than a device has.
+
+    Args:
+        step: The training or evaluation step.
+        what: Its name in the message.
+        config: That of the run.
+        mesh: The devices that it is compiled for.
+        kept: Bytes that each device holds besides the step's arguments, results and temporaries.
+    """
     available, sharing = device_memory(mesh)
     needed = step.memory_analysis()
     if needed is None:  # not every compiler tells
         return
     passed = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
-    total = sharing * (passed + needed.temp_size_in_bytes)
+    total = sharing * (passed + needed.temp_size_in_bytes + kept)
     if total > available:
         raise UserError(
-            f"--model {config.model} needs {in_words(total)} for a training step of --batch-size {config.batch_size}, "
+            f"--model {config.model} needs {in_words(total)} for {what}, "
             f"but there are only {in_words(available)} of memory. {ADVICE}"
         )
 

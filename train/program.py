@@ -136,6 +136,12 @@ def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def abstract_frozen(frozen: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, types and places of frozen variables, which are on every device."""
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
+    return jax.tree.map(place, jax.eval_shape(lambda: frozen))
+
+
 def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, type and place of a training batch."""
     shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
@@ -143,7 +149,16 @@ def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.
         shapes["sample"] = ((config.batch_size,), np.int32)
     if config.distill.cache:
         shapes["teacher"] = ((config.batch_size, len(info.class_names)), np.float32)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-        for name, (shape, dtype) in shapes.items()
-    }
+    return _split(shapes, mesh)
+
+
+def abstract_eval_batch(size: int, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, type and place of a batch of `size` images for evaluation."""
+    shapes = {"image": ((size, *info.image_shape), np.uint8), "label": ((size,), np.int32)}
+    shapes["mask"] = ((size,), np.float32)
+    return _split(shapes, mesh)
+
+
+def _split(shapes: dict[str, tuple], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    place = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, (shape, dtype) in shapes.items()}

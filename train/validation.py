@@ -82,10 +82,11 @@ def _check_processes(config: Config) -> None:
 
 
 def _check_workdir(workdir: str) -> None:
-    """Raises UserError if the workdir cannot be reached, or Orbax cannot write to a folder of its name."""
-    from train.run.files import check_orbax_name, reachable  # here, as JAX takes seconds to import
+    """Raises UserError if the workdir cannot be reached or written to, or Orbax cannot handle its name."""
+    from train.run.files import check_orbax_name, check_writable, reachable  # here, as JAX takes seconds to import
 
     reachable(workdir)
+    check_writable(workdir)
     check_orbax_name(workdir)
 
 

@@ -44,6 +44,16 @@ def is_workdir(path: os.PathLike | str) -> bool:
     return (reachable(path) / CHECKPOINTS).is_dir()
 
 
+def check_writable(folder: os.PathLike | str) -> None:
+    """Raises UserError if a local folder plainly cannot be created or written to; nothing is tried."""
+    if is_remote(folder):
+        return
+    absolute = Path(os.path.abspath(folder))
+    place = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise UserError(f"--workdir {folder} cannot be written: {place} is not a folder that can be written to")
+
+
 def orbax_path(folder: os.PathLike | str) -> epath.Path:
     """An absolute path of the existing `folder` that Orbax and tensorstore interpret correctly.
 

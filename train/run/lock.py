@@ -1,5 +1,6 @@
 """One run at a time in a workdir."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -11,6 +12,21 @@ from train.errors import Stopped, UserError
 from train.run.files import is_remote, open_regular, read_small
 
 FILE = "lock"
+
+
+def check_free(workdir: os.PathLike | str) -> None:
+    """Raises UserError if another process has the lock of `workdir`. Takes and writes nothing."""
+    path = epath.Path(workdir) / FILE
+    if is_remote(path):
+        return
+    with contextlib.suppress(OSError):  # no lock file yet, or what `Lock` refuses
+        file = open_regular(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _in_use(path) from error
+        finally:
+            os.close(file)
 
 
 class Lock:
@@ -35,9 +51,9 @@ class Lock:
             self.close()
             self._file = self._locked()
             self._write(self._owner)
-        mine = self._is_in_place(self._file) if self._file is not None else self._holder() == self._owner
+        mine = self._is_in_place(self._file) if self._file is not None else _holder(self._path) == self._owner
         if not mine:
-            raise Stopped(f"{self._path.parent} was taken over by {self._holder()}, which continues the run")
+            raise Stopped(f"{self._path.parent} was taken over by {_holder(self._path)}, which continues the run")
 
     def close(self) -> None:
         if self._file is not None:
@@ -53,9 +69,7 @@ class Lock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(file)
-                raise UserError(
-                    f"--workdir {self._path.parent} is in use by {self._holder()}: name another, or wait"
-                ) from error
+                raise _in_use(self._path) from error
             except OSError:
                 os.close(file)
                 return None
@@ -76,6 +90,11 @@ class Lock:
         if file != self._file:
             os.close(file)
 
-    def _holder(self) -> str:
-        """The process named in the lock file, with control characters escaped."""
-        return repr(read_small(self._path).decode(errors="replace")[:200])[1:-1] or "another process"
+
+def _in_use(path: epath.Path) -> UserError:
+    return UserError(f"--workdir {path.parent} is in use by {_holder(path)}: name another, or wait")
+
+
+def _holder(path: epath.Path) -> str:
+    """The process named in the lock file, with control characters escaped."""
+    return repr(read_small(path).decode(errors="replace")[:200])[1:-1] or "another process"

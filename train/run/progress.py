@@ -34,6 +34,10 @@ class Progress:
     def __exit__(self, *_) -> None:
         self._bar.stop()
 
+    def begin(self, step: int) -> None:
+        """Count from `step`, which took no time: the remaining time is estimated from the steps after it."""
+        self._bar.reset(self._task, completed=step)
+
     def message(self, text: str) -> None:
         self._console.print(printable(text, None), markup=False)
 

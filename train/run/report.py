@@ -1,29 +1,27 @@
-"""The lines that a run prints before it starts."""
+"""The lines in which a run says what it will do."""
 
 import dataclasses
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from train.build import model_name, objective_name
 from train.config import Config
 from train.data import Dataset
 from train.run.stored import InitReport
-from train.step import TrainState
 
 
 def describe(
     config: Config,
     dataset: Dataset,
-    state: TrainState,
+    state: PyTree,
     mesh: Mesh,
     total: int,
     eval_every: int,
-    start: int,
     init: InitReport | None,
 ) -> list[str]:
-    """Lines of "name  value" for the user."""
+    """Lines of "name  value" for the user. `state` may be abstract."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     height, width, channels = dataset.image_shape
     classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
@@ -52,7 +50,6 @@ def describe(
             f"{total:,} of {config.batch_size} images ({total * config.batch_size / len(dataset.train):.1f} epochs), "
             f"evaluation every {eval_every:,}",
         ),
-        ("workdir", f"{epath.Path(config.workdir)} ({f'continues after step {start:,}' if start else 'new'})"),
     ]
     if config.distill.teacher is None:
         rows = [row for row in rows if row[0] != "teacher"]

@@ -22,7 +22,7 @@ from train.errors import Stopped, UserError
 from train.paths import with_absolute_paths
 from train.run.checkpoint import last_step, set_damaged_aside
 from train.run.files import write_atomically
-from train.run.lock import Lock
+from train.run.lock import Lock, check_free
 from train.run.stored import InitReport, read_run_file
 from vit_jax.printable import printable
 
@@ -106,6 +106,44 @@ def claim_workdir(
     except OSError as error:
         raise _not_written(workdir, error) from error
 
+    _check_same(config, info)
+    _check_fingerprints(workdir, fingerprints)
+    return workdir
+
+
+def check_continues(config: Config, info: DataInfo, fingerprints: Mapping[str, Fingerprint]) -> None:
+    """Check that the run in the workdir, if there is one, can be continued. All processes ask together.
+
+    Writes nothing, so that it can be called long before `claim`, which checks again.
+
+    Raises:
+        UserError: If another process has the workdir, or as `claim_workdir`.
+    """
+
+    def lead() -> None:
+        workdir = epath.Path(config.workdir)
+        if not (workdir / "config.json").exists():
+            return
+        check_free(workdir)
+        _check_same(config, info)
+        if (workdir / FINGERPRINTS).exists():
+            _check_fingerprints(workdir, fingerprints)
+
+    on_lead(lead)
+
+
+def is_finished(workdir: os.PathLike | str, total: int) -> bool:
+    """Whether there is a checkpoint of step `total`, which may be damaged."""
+    try:
+        return (last_step(workdir) or 0) >= total
+    except OSError:  # which `claim` reports
+        return False
+
+
+def _check_same(config: Config, info: DataInfo) -> None:
+    """Raises UserError if the workdir holds a run of another configuration, and names the difference."""
+    workdir = epath.Path(config.workdir)
+    mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
     there_config, there_info = read_run_file(workdir)
     there = {"config": dataclasses.asdict(there_config), "dataset": there_info._asdict()}
     same = _flatten({"config": dataclasses.asdict(with_absolute_paths(there_config)), "dataset": there_info._asdict()})
@@ -120,8 +158,6 @@ def claim_workdir(
             f"--workdir {workdir} holds a run of another configuration: {'; '.join(differences)}. "
             "Pass the options it was started with to continue it, or another --workdir"
         )
-    _check_fingerprints(workdir, fingerprints)
-    return workdir
 
 
 def _check_fingerprints(workdir: epath.Path, fingerprints: Mapping[str, Fingerprint]) -> None:

@@ -1,0 +1,130 @@
+"""A run in its workdir: claimed, open, and with the state that it continues from."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
+
+from train.cluster.processes import is_lead, together
+from train.data import Skipped, train_batches
+from train.distill.cached_logits import cached_logits
+from train.initial import started_from
+from train.program import init_inputs, prepare_training
+from train.run import checkpoint
+from train.run.records import Metrics, TrainLog
+from train.run.workdir import Claim, claim, disk_trouble, memory_trouble
+from train.setup import Setup, announced, compile_train_step
+from train.sharding import replicated
+from train.step import TrainState
+
+
+@dataclasses.dataclass
+class Session:
+    """What a run holds while it trains. `state` is the only part that is replaced, by every step."""
+
+    setup: Setup
+    claimed: Claim
+    checkpoints: ocp.CheckpointManager
+    metrics: Metrics
+    log: TrainLog
+    batches: Any
+    skipped: Skipped
+    train_step: Callable | None
+    frozen: PyTree
+    teacher_logits: np.ndarray | None
+    state: TrainState
+
+    @property
+    def start(self) -> int:
+        """The step after which the run continues; 0 if it is new."""
+        return self.claimed.start
+
+    @property
+    def workdir(self) -> epath.Path:
+        """The claimed folder."""
+        return self.claimed.workdir
+
+
+@contextlib.contextmanager
+def start(setup: Setup) -> Iterator[Session]:
+    """Context with the workdir claimed, and the state restored from its last good checkpoint or created.
+
+    Raises:
+        UserError: If the workdir cannot be claimed.
+        Stopped: In place of errors of the disk and of a device's memory, also those raised within the context.
+    """
+    config, dataset, progress = setup.config, setup.dataset, setup.progress
+    init = setup.initial.report if setup.initial else None
+    with (
+        disk_trouble(config.workdir),
+        closing(claim(config, setup.info, init, fingerprints=setup.fingerprints)) as claimed,
+        progress,
+        checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
+        closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,
+        closing(training_batches(setup, claimed.start)) as batches,
+        together(),
+        memory_trouble(config.workdir),
+    ):
+        begun = f"continues after step {claimed.start:,}" if claimed.start else "new"
+        progress.message(f"{'workdir':<12} {claimed.workdir} ({begun})")
+        progress.begin(claimed.start)
+        train_step = setup.train_step
+        if train_step is None and claimed.start < setup.total:  # the last checkpoint was damaged
+            with announced(progress):
+                train_step = compile_train_step(setup.program, setup.frozen, config, setup.mesh)
+        state, window = first_state(setup, claimed, checkpoints, metrics)
+        frozen, logits = placed_teacher(setup, claimed.workdir)
+        # Only placed copies of what was loaded are needed from here on.
+        setup = setup._replace(frozen={}, initial=None)
+        yield Session(
+            setup=setup,
+            claimed=claimed,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            log=TrainLog(metrics, progress, setup.program.schedule, config.batch_size, config.log_steps, window),
+            batches=batches,
+            skipped=Skipped(dataset.eval, "evaluation", progress.warn),
+            train_step=train_step,
+            frozen=frozen,
+            teacher_logits=logits,
+            state=state,
+        )
+
+
+def training_batches(setup: Setup, start: int) -> Any:
+    """The endless batches of the run after step `start`."""
+    config = setup.config
+    views, warn = config.distill.views, setup.progress.warn
+    return train_batches(setup.dataset, config.data, config.batch_size, config.seed, views, start, warn)
+
+
+def first_state(
+    setup: Setup, claimed: Claim, checkpoints: ocp.CheckpointManager, metrics: Metrics
+) -> tuple[TrainState, tuple]:
+    """The state to continue from, and the metrics of its open window of steps (`checkpoint.Position`)."""
+    if not claimed.start:
+        state = setup.program.new_state(*init_inputs(setup.config, setup.info))
+        return started_from(state, setup.initial) if setup.initial else state, ()
+    state, position = checkpoint.restore(checkpoints, claimed.start, setup.program.state)
+    if is_lead() and metrics.records < position.records:
+        lost = f"{position.records - metrics.records:,} of {position.records:,} records"
+        file = claimed.workdir / "metrics.jsonl"
+        setup.progress.warn(f"warning: {file} has lost {lost}; the run itself has not")
+    return state, position.window
+
+
+def placed_teacher(setup: Setup, workdir: epath.Path) -> tuple[PyTree, np.ndarray | None]:
+    """The teacher's variables on all devices, or in their place its cached logits; ({}, None) without a teacher."""
+    frozen = jax.device_put(setup.frozen, replicated(setup.mesh))
+    if not setup.config.distill.cache:
+        return frozen, None
+    prepare = prepare_training(setup.config, setup.info)
+    variables = frozen["teacher"]
+    return {}, cached_logits(workdir, setup.config, setup.dataset, setup.teacher, variables, prepare, setup.mesh)

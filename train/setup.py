@@ -1,0 +1,136 @@
+"""All of a run that is settled before its workdir is touched: what it reads, what it computes, that it fits."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from jaxtyping import PyTree
+
+from train.build import CLASSIFIERS, DataInfo, build_objective, objective_name
+from train.capacity import check_compiled, check_memory, local_bytes
+from train.config import Config
+from train.data import Dataset, load_dataset
+from train.data.fingerprint import Fingerprint
+from train.distill.cached_logits import with_views
+from train.distill.teacher import fingerprint_of_weights, load_teacher
+from train.initial import Initial, load_initial
+from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
+from train.run.progress import Progress
+from train.run.report import describe
+from train.run.workdir import as_begun, check_continues, is_finished, memory_trouble
+from train.sharding import check_batch, make_mesh, sufficient_batch
+from train.validation import validate
+from vit_jax.objectives.distill import Teacher
+
+
+class Setup(NamedTuple):
+    """A run that has been checked and compiled. `frozen`: the teacher's variables, as they were loaded."""
+
+    config: Config
+    dataset: Dataset
+    info: DataInfo
+    fingerprints: Mapping[str, Fingerprint]
+    mesh: Mesh
+    teacher: Teacher | None
+    frozen: PyTree
+    initial: Initial | None
+    program: Program
+    total: int
+    eval_every: int
+    progress: Progress
+    train_step: Compiled | None
+    """None if the workdir has a checkpoint of the last step."""
+    eval_step: Compiled
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step` ends with an evaluation."""
+        return step % self.eval_every == 0 or step == self.total
+
+
+def prepare(config: Config) -> Setup:
+    """Check all that `config` says, read what it names, and compile its steps. No files are written.
+
+    Raises:
+        UserError: If the run cannot start, or cannot continue in its workdir, or does not fit into memory.
+        Stopped: If memory runs out while the steps are compiled.
+    """
+    validate(config)
+    config = with_views(config)
+    mesh = make_mesh(config.mesh)
+    check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
+    check_batch("--eval-batch-size", config.eval_batch_size, mesh)
+    dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
+    info = as_begun(config, DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std))
+    steps_per_epoch = len(dataset.train) / config.batch_size
+    total = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
+
+    teacher, frozen = load_teacher(config, info)
+    fingerprints = {**dataset.fingerprints, **({"teacher": fingerprint_of_weights(frozen)} if teacher else {})}
+    objective = build_objective(config, info, teacher, total)
+    program = build_program(config, info, mesh, objective, total, steps_per_epoch)
+    check_memory(config, info, program, mesh)
+    initial = load_initial(config, objective, info, program.state)
+    check_continues(config, info, fingerprints)
+
+    progress = Progress(0, total)
+    for line in describe(config, dataset, program.state, mesh, total, eval_every, initial.report if initial else None):
+        progress.message(line)
+    finished = is_finished(config.workdir, total)
+    with memory_trouble(config.workdir), contextlib.nullcontext() if finished else announced(progress):
+        train_step = None if finished else compile_train_step(program, frozen, config, mesh)
+        eval_step = compile_eval_step(program, frozen, config, len(dataset.eval), info, mesh)
+    return Setup(
+        config=config,
+        dataset=dataset,
+        info=info,
+        fingerprints=fingerprints,
+        mesh=mesh,
+        teacher=teacher,
+        frozen=frozen,
+        initial=initial,
+        program=program,
+        total=total,
+        eval_every=eval_every,
+        progress=progress,
+        train_step=train_step,
+        eval_step=eval_step,
+    )
+
+
+@contextlib.contextmanager
+def announced(progress: Progress) -> Iterator[None]:
+    """Show that steps are being compiled, and how long it took."""
+    progress.message("compiling    the training step ...")
+    since = time.perf_counter()
+    yield
+    progress.message(f"compiled     in {time.perf_counter() - since:.1f} s")
+
+
+def compile_train_step(program: Program, frozen: PyTree, config: Config, mesh: Mesh) -> Compiled:
+    """The compiled training step. Raises UserError if it needs more memory than a device has."""
+    frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
+    step = compile_step(program.train_step, program.state, program.batch, frozen)
+    check_compiled(step, f"a training step of --batch-size {config.batch_size}", config, mesh)
+    return step
+
+
+def compile_eval_step(
+    program: Program, frozen: PyTree, config: Config, examples: int, info: DataInfo, mesh: Mesh
+) -> Compiled:
+    """The compiled evaluation step. Raises UserError if it needs more memory than a device has."""
+    size = sufficient_batch(config.eval_batch_size, examples, mesh)
+    passed = (program.state.eval_params, program.state.extras)
+    step = compile_step(program.eval_step, *passed, abstract_eval_batch(size, info, mesh))
+    frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
+    kept = local_bytes((program.state, frozen)) - local_bytes(passed)  # on the device meanwhile
+    check_compiled(step, f"an evaluation step of {size} images", config, mesh, kept)
+    return step
+
+
+def compile_step(step: Callable, *arguments: PyTree) -> Compiled:
+    """`step` compiled for abstract arguments."""
+    return step.lower(*arguments).compile()
