@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 
 from train.config import Data
 from train.data import Dataset, eval_batches, image_to_input, load_dataset, train_batches
-from train.data.sources import ArraySource, FolderSource
+from train.data.folder import FolderSource
+from train.data.sources import ArraySource
 from train.data.transforms import center_crop, decode, random_crop
 from train.errors import UserError
 

@@ -22,9 +22,10 @@ from train.config import Config
 from train.errors import UserError
 from train.main import parse
 from train.run import checkpoint, files, integrity
-from train.run.checkpoint import best_step, open_checkpoints, set_damaged_aside, step_of
+from train.run.checkpoint import open_checkpoints
 from train.run.curves import draw_curves
 from train.run.files import check_orbax_name, orbax_path, read_small, write_atomically
+from train.run.inventory import best_step, set_damaged_aside, step_of
 from train.run.json_files import parse_json
 from train.run.records import Metrics, read_records
 from train.run.stored import load_run, read_run_file

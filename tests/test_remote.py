@@ -16,13 +16,14 @@ from train.build import DataInfo
 from train.config import Config
 from train.distill import cached_logits as teacher_cache
 from train.errors import Stopped
-from train.run import checkpoint, files, integrity, lock
-from train.run.checkpoint import set_damaged_aside
+from train.run import checkpoint, files, integrity, inventory, lock
 from train.run.curves import draw_curves
+from train.run.failures import last_usable_checkpoint
 from train.run.files import StagedDirectory, write_atomically
+from train.run.inventory import set_damaged_aside
 from train.run.records import Metrics, read_records
 from train.run.stored import read_run_file
-from train.run.workdir import claim, last_usable_checkpoint
+from train.run.workdir import claim
 
 INFO = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.5,))
 
@@ -133,7 +134,7 @@ def test_damage_in_a_store_is_told_by_sizes(store):
 def test_a_run_with_nothing_but_whole_files_is_the_same(tmp_path, monkeypatch):
     options = (*RANDOM, "--steps=5", "--eval-epochs=0.1", "--save-steps=2")
     assert run(tmp_path / "local", *options) == 0
-    for module in (files, checkpoint, integrity, lock, teacher_cache):
+    for module in (files, checkpoint, integrity, inventory, lock, teacher_cache):
         monkeypatch.setattr(module, "is_remote", lambda path: str(tmp_path / "remote") in os.fspath(path))
     assert run(tmp_path / "remote", *options) == 0
     assert_same(stored(tmp_path / "remote", 5)[0], stored(tmp_path / "local", 5)[0])

@@ -28,11 +28,13 @@ from train.data import workers as data_workers
 from train.errors import Stopped, UserError, one_line
 from train.main import main
 from train.run import checkpoint, integrity
-from train.run.checkpoint import open_checkpoints, score
+from train.run.checkpoint import open_checkpoints
+from train.run.failures import last_usable_checkpoint
+from train.run.inventory import score
 from train.run.lock import Lock
 from train.run.records import Metrics
 from train.run.stored import read_run_file
-from train.run.workdir import as_begun, last_usable_checkpoint
+from train.run.workdir import as_begun
 
 # An evaluation every 4 steps, a checkpoint every 3, and windows of 2 steps that neither divides.
 QUICK = (*RANDOM, "--steps=8", "--eval-epochs=0.1", "--save-steps=3", "--keep=3")

@@ -15,8 +15,8 @@ from train.distill.cached_logits import with_teacher
 from train.errors import Diverged, Preempted
 from train.run import checkpoint
 from train.run.curves import draw_curves
+from train.run.failures import last_usable_checkpoint
 from train.run.records import check_finite
-from train.run.workdir import last_usable_checkpoint
 from train.session import Session, start
 from train.setup import prepare
 from train.sharding import sufficient_batch, to_devices

@@ -18,8 +18,9 @@ from train.distill.cached_logits import cached_logits
 from train.initial import started_from
 from train.program import init_inputs, prepare_training
 from train.run import checkpoint
+from train.run.failures import disk_trouble, memory_trouble
 from train.run.records import Metrics, TrainLog
-from train.run.workdir import Claim, claim, disk_trouble, memory_trouble
+from train.run.workdir import Claim, claim
 from train.setup import Setup, announced, compile_train_step
 from train.sharding import replicated
 from train.step import TrainState

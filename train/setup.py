@@ -18,9 +18,10 @@ from train.distill.cached_logits import with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher
 from train.initial import Initial, load_initial
 from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
+from train.run.failures import memory_trouble
 from train.run.progress import Progress
 from train.run.report import describe
-from train.run.workdir import as_begun, check_continues, is_finished, memory_trouble
+from train.run.workdir import as_begun, check_continues, is_finished
 from train.sharding import check_batch, make_mesh, sufficient_batch
 from train.validation import validate
 from vit_jax.objectives.distill import Teacher

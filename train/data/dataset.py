@@ -16,8 +16,9 @@ import rich.progress
 from train.commandline.ranges import check_values
 from train.config import Data
 from train.data.fingerprint import Fingerprint
+from train.data.folder import open_folder, open_images
 from train.data.skipped import Skipped
-from train.data.sources import ArraySource, Source, open_digits, open_folder, open_images, read
+from train.data.sources import ArraySource, Source, open_digits, read
 from train.data.tfds import open_tfds
 from train.data.transforms import center_crop
 from train.errors import UserError

@@ -12,8 +12,9 @@ from train.build import DataInfo, build_objective
 from train.config import Config
 from train.errors import UserError
 from train.optim import make_optimizer, make_schedule
-from train.run.checkpoint import best_step, open_checkpoints, restore
+from train.run.checkpoint import open_checkpoints, restore
 from train.run.files import reachable
+from train.run.inventory import best_step
 from train.run.json_files import read_json
 from train.step import TrainState, init_state
 from train.validation import check_options

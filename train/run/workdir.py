@@ -1,11 +1,10 @@
 """The folder of a run, which holds one configuration only."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,15 +12,14 @@ import jax
 from etils import epath
 
 from train.build import DataInfo
-from train.capacity import ADVICE
 from train.cluster.processes import is_lead, on_lead
 from train.config import MAY_CHANGE, Config
 from train.data.fingerprint import FILE as FINGERPRINTS
 from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
-from train.errors import Stopped, UserError
+from train.errors import UserError
 from train.paths import with_absolute_paths
-from train.run.checkpoint import last_step, set_damaged_aside
 from train.run.files import write_atomically
+from train.run.inventory import last_step, set_damaged_aside
 from train.run.lock import Lock, check_free
 from train.run.stored import InitReport, read_run_file
 from vit_jax.printable import printable
@@ -186,34 +184,6 @@ def as_begun(config: Config, info: DataInfo) -> DataInfo:
     old, new = there.mean + there.std, info.mean + info.std
     close = len(old) == len(new) and all(abs(a - b) < 0.01 for a, b in zip(old, new, strict=True))
     return info._replace(mean=there.mean, std=there.std) if close else info
-
-
-def last_usable_checkpoint(workdir: os.PathLike | str) -> str:
-    """Describes the last usable checkpoint of a workdir."""
-    last = last_step(workdir)
-    return f"In {workdir} " + (f"the last good checkpoint is step {last}" if last else "no checkpoint precedes it")
-
-
-@contextlib.contextmanager
-def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
-    """Around all that writes to a workdir: a full disk, or one that is gone, is Stopped in one line."""
-    try:
-        yield
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise Stopped(f"{error.strerror or error}{where}. {last_usable_checkpoint(workdir)}") from error
-
-
-@contextlib.contextmanager
-def memory_trouble(workdir: os.PathLike | str) -> Iterator[None]:
-    """Around all that devices compute: one whose memory runs out is Stopped in one line."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise Stopped(f"memory ran out ({reason}). {last_usable_checkpoint(workdir)}. {ADVICE}") from error
 
 
 def _not_written(workdir: os.PathLike | str, error: OSError) -> UserError:
