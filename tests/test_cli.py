@@ -11,6 +11,7 @@ import pytest
 
 import train.loop
 import train.main
+import train.setup
 from tests.runs import TINY, error
 from train.config import Config
 from train.errors import UserError
@@ -126,7 +127,8 @@ def test_workdirs_that_cannot_be_written(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys):
+def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.setup, "compile_step", lambda *_: pytest.fail("a step was compiled"))  # takes minutes
     claimed = parse([*TINY, f"--workdir={tmp_path}", "--steps=4"])
     from train.build import DataInfo
     from train.data import load_dataset

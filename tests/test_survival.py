@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import train.loop
+import train.setup
 from tests.runs import RANDOM, TINY, assert_same, records, start, stored
 from tests.runs import train as run
 from train.cluster import preemption
@@ -380,9 +381,11 @@ def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path):
 # Two runs in one workdir
 
 
-def test_second_run_in_a_workdir_is_refused(copy, capsys):
+def test_second_run_in_a_workdir_is_refused(copy, capsys, monkeypatch):
+    """Before its steps are compiled, which may take minutes."""
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != "lock"}
-    with contextlib.closing(Lock(copy)):
+    with contextlib.closing(Lock(copy)), monkeypatch.context() as patch:
+        patch.setattr(train.setup, "compile_step", lambda *_: pytest.fail("a step was compiled"))
         assert run(copy, *QUICK) == 2
         message = error(capsys, f"error: --workdir {copy} is in use by process {os.getpid()} on ")
         assert message.endswith("name another, or wait\n")

@@ -120,9 +120,9 @@ def check_continues(config: Config, info: DataInfo, fingerprints: Mapping[str, F
 
     def lead() -> None:
         workdir = epath.Path(config.workdir)
+        check_free(workdir)
         if not (workdir / "config.json").exists():
             return
-        check_free(workdir)
         _check_same(config, info)
         if (workdir / FINGERPRINTS).exists():
             _check_fingerprints(workdir, fingerprints)
