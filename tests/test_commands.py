@@ -11,8 +11,12 @@ import pytest
 
 import train.cli
 import train.convert
+import train.main
 import train.predict
+import vit_jax
 from train.commandline.options import MODULES, read_options, split
+from train.listing import SHELLS
+from train.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,34 @@ def test_the_installed_command_starts_the_same_commands(capsys):
     for argv, said in (([], "usage: vit-jax {train,"), (["trian"], "error: unknown command 'trian'; usage: ")):
         assert train.cli.main(argv) == 2
         assert capsys.readouterr().err.startswith(said)
+
+
+def test_what_there_is_is_listed(capsys, tmp_path, monkeypatch):
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").touch()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for option, expected in (
+        ("--version", [f"vit-jax {vit_jax.__version__}"]),
+        ("--list-models", ["tiny ti16 s16", "resnet50", *vit_jax.list_models()]),
+        ("--list-recipes", [recipe.command for recipe in RECIPES.values()]),
+        ("--list-data", ["digits ", "folder:PATH ", f"in {tmp_path}: mnist"]),
+    ):
+        for main in (train.cli.main, train.main.main):
+            assert main([option]) == 0
+            printed = capsys.readouterr().out
+            assert [text for text in expected if text not in printed] == []
+            assert main([option, "more"]) == 2
+            assert capsys.readouterr().err == f"error: {option} takes no further arguments; it was given more\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_option_is_completed(shell, capsys):
+    assert train.cli.main(["--completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert [name for name in (*MODULES, "--optim.lr", "--attention", "--topology") if name not in script] == []
+    for argv in ([], ["fish"], ["bash", "zsh"]):
+        assert train.cli.main(["--completion", *argv]) == 2
+        assert capsys.readouterr().err == "error: --completion needs one of bash, zsh\n"
 
 
 MISTAKES = {  # of each command; --workdir=w and the like make the rest of the line complete

@@ -8,8 +8,14 @@ import sys
 
 from train.commandline.options import MODULES
 from train.commandline.terminal import run_command, tell
+from train.errors import UserError
+from train.listing import LISTINGS, SHELLS, answer
 
 USAGE = f"usage: vit-jax {{{','.join(MODULES)}}} ...; vit-jax COMMAND --help lists the options of a command"
+OTHERS = f"""
+{", ".join(LISTINGS)}: print it and exit
+--completion {{{",".join(SHELLS)}}}: print a script that completes commands and options, for eval
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,8 +24,14 @@ def main(argv: list[str] | None = None) -> int:
         return run_command(lambda: main(sys.argv[1:]))
     command, *others = argv or [""]
     if command in ("--help", "-h"):
-        print(USAGE)
+        print(USAGE + OTHERS.rstrip())
         return 0
+    try:
+        if (text := answer([command, *others])) is not None:
+            print(text)
+            return 0
+    except UserError as error:
+        return tell(2, f"error: {error}")
     if command not in MODULES:
         return tell(2, f"error: unknown command {command!r}; {USAGE}" if command else USAGE)
     return importlib.import_module(f"train.{MODULES[command]}").main(others)

@@ -8,6 +8,7 @@ from train.commandline.options import Group, last, read_options, split
 from train.commandline.terminal import run_command, tell
 from train.config import Config
 from train.errors import Preempted, Stopped, UserError
+from train.listing import answer
 from train.paths import with_absolute_paths
 from train.recipes import base_config
 from train.validation import check_options
@@ -19,8 +20,12 @@ def main(argv: list[str] | None = None) -> int:
     2: invalid user input. 1: the run cannot go on (a loss that is no number, a full disk, ...). 143: preempted by
     SIGTERM, 130: interrupted by Ctrl-C; the same command then continues.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        config = parse(sys.argv[1:] if argv is None else argv)
+        if (text := answer(argv)) is not None:
+            print(text)
+            return 0
+        config = parse(argv)
         check_options(config)
     except UserError as error:
         return tell(2, f"error: {error}")

@@ -1,0 +1,88 @@
+"""What `--version`, `--list-models`, `--list-recipes`, `--list-data` and `--completion SHELL` print."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from train.errors import UserError
+
+SHELLS = ("bash", "zsh")
+
+
+def answer(argv: list[str]) -> str | None:
+    """The text that the first of `argv` asks for; None if it is not one of these options.
+
+    Raises UserError for further arguments, and for a shell that is not one of SHELLS.
+    """
+    option, *others = argv or [""]
+    if option.partition("=")[0] == "--completion":
+        shell = [*option.split("=")[1:], *others]
+        if len(shell) != 1 or shell[0] not in SHELLS:
+            raise UserError(f"--completion needs one of {', '.join(SHELLS)}")
+        return completion(shell[0])
+    if option not in LISTINGS:
+        return None
+    if others:
+        raise UserError(f"{option} takes no further arguments; it was given {' '.join(others)}")
+    return LISTINGS[option]()
+
+
+def version() -> str:
+    """The version of vit-jax."""
+    import vit_jax
+
+    return f"vit-jax {vit_jax.__version__}"
+
+
+def models() -> str:
+    """Every model and torchvision network, one per line, with its presets."""
+    from vit_jax import list_models, list_presets
+    from vit_jax.teachers import list_teachers
+
+    lines = [f"{name:44} {' '.join(list_presets(name))}".rstrip() for name in list_models()]
+    return "\n".join([*lines, "", "torchvision's networks:", *list_teachers()])
+
+
+def recipes() -> str:
+    """Every recipe with its command, the accuracy to expect, and its source."""
+    from train.recipes import RECIPES
+
+    lines = lambda recipe: (recipe.command, f"expected: {recipe.expected}", f"source: {recipe.source}")
+    return "\n".join("\n    ".join((name, *lines(recipe))) for name, recipe in RECIPES.items())
+
+
+def data() -> str:
+    """The kinds of data, and the datasets that TFDS has prepared in its default folder."""
+    folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    prepared = sorted({path.relative_to(folder).parts[0] for path in folder.glob("**/dataset_info.json")})
+    lines = (
+        ("digits", "1,797 scans of handwritten digits, 8x8 pixels, included; the default"),
+        ("folder:PATH", "images in PATH/train/CLASS/ and PATH/val/CLASS/ or PATH/test/CLASS/"),
+        ("tfds:NAME", f"a dataset that TFDS has prepared; in {folder}: {', '.join(prepared) or 'none'}"),
+    )
+    return "\n".join(f"{name:12} {text}" for name, text in lines)
+
+
+LISTINGS: dict[str, Callable[[], str]] = {
+    "--version": version,
+    "--list-models": models,
+    "--list-recipes": recipes,
+    "--list-data": data,
+}
+
+
+def completion(shell: str) -> str:
+    """The script that completes the commands of vit-jax and their options in `shell`."""
+    import contextlib
+    import io
+
+    import tyro
+
+    from train import convert, plan, predict, probe
+    from train.config import Config
+
+    commands = dict(train=Config, **{module.__name__[6:]: module.Options for module in (predict, probe, convert, plan)})
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(commands, args=["--tyro-print-completion", shell], prog="vit-jax")
+    return script.getvalue()
