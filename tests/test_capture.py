@@ -13,7 +13,7 @@ from tests.cases import CASES, CLASSIFIERS, FIRST
 from tests.cases.case import Case, Inner, build, build_upstream
 from tests.test_models import abstract, inputs_of, variables_of
 from vit_jax import create_model
-from vit_jax.capture import attention, embeddings, rollout
+from vit_jax.capture import attention, embeddings, features, rollout
 from vit_jax.convert import from_torch
 from vit_jax.teachers import create_teacher
 
@@ -159,18 +159,82 @@ def test_torchvisions_networks_have_theirs():
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_embeddings_are_what_models_without_classes_give(name):
-    """Those are compared with upstream in rows with `num_classes=0`."""
+def test_every_classifier_has_features(name):
+    """Tokens are the output of the model without classes, which rows with `num_classes=0` compare with upstream's."""
     model, variables, x, kwargs = abstract(name)
-    features = jax.eval_shape(
-        lambda variables, x, kwargs: embeddings(model, variables, x, **kwargs), variables, x, kwargs
-    )
+    look = lambda variables, x, kwargs: features(model, variables, x, layers=(0, -1), **kwargs)
+    found = jax.eval_shape(look, variables, x, kwargs)
     init = build(FIRST[name], num_classes=0).init_with_output
-    expected, needed = jax.eval_shape(init, jax.random.key(0), x, **kwargs)
-    assert features == expected
+    tokens, needed = jax.eval_shape(init, jax.random.key(0), x, **kwargs)
+    assert found.tokens == tokens
+    assert found.logits == jax.eval_shape(lambda v, x, kw: model.apply(v, x, **kw), variables, x, kwargs)
+    logits, width = jax.tree.leaves(found.logits)[0], variables["params"]
+    kernels = [leaf for leaf in jax.tree.leaves(width) if leaf.ndim == 2 and leaf.shape[1] == model.num_classes]
+    assert found.pooled.shape[:-1] == logits.shape[:-1]
+    assert found.pooled.shape[-1] in {kernel.shape[0] for kernel in kernels} | {sum(k.shape[0] for k in kernels)}
+    assert len(found.layers) == 2
     assert {path for path, _ in jax.tree.leaves_with_path(needed)} < {
         path for path, _ in jax.tree.leaves_with_path(variables)
     }
+
+
+HEADS = {  # of a linear map to the logits, where its kernel and bias are
+    "vit": ("mlp_head",),
+    "cait": ("mlp_head", "fc"),
+    "twins_svt": ("head",),
+    "vit_with_decorr": ("mlp_head",),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_logits_are_a_linear_map_of_pooled_features(name):
+    model, (x, kwargs) = build(FIRST[name]), inputs_of(FIRST[name])
+    variables = variables_of(model, x, kwargs)
+    found = jax.device_get(jax.jit(lambda v, x: features(model, v, x, **kwargs))(variables, x))
+    head = variables["params"]
+    for part in HEADS[name]:
+        head = head[part]
+    expected = found.pooled @ np.asarray(head["kernel"]) + np.asarray(head.get("bias", 0.0))
+    np.testing.assert_allclose(jax.tree.leaves(found.logits)[0], expected, atol=1e-4)
+
+
+def test_layers_are_the_outputs_of_blocks():
+    """The last norm makes tokens of the last; those of two blocks are those of a model with two."""
+    model, (x, _) = build(FIRST["vit"], depth=3), inputs_of(FIRST["vit"])
+    variables = variables_of(model, x, {})
+    found = jax.jit(lambda v, x: features(model, v, x, layers=(1, -1, 2)))(variables, x)
+    second, last, same = found.layers
+    np.testing.assert_array_equal(last, same)
+    norm = lambda tokens: nn.LayerNorm(epsilon=1e-5).apply(
+        {"params": variables["params"]["transformer"]["norm"]}, tokens
+    )
+    np.testing.assert_allclose(norm(last), found.tokens, atol=1e-5)
+    params = variables["params"]["transformer"]
+    shorter = {name: part for name, part in params.items() if not name.endswith("_2")}
+    shorter = {"params": {**variables["params"], "transformer": shorter}}
+    tokens = jax.jit(lambda v, x: features(build(FIRST["vit"], depth=2), v, x).tokens)(shorter, x)
+    np.testing.assert_allclose(norm(second), tokens, atol=1e-5)
+    with pytest.raises(ValueError, match=r"layers=\(3,\): expected numbers from -3 to 2, as ViT has 3 blocks"):
+        jax.eval_shape(lambda v, x: features(model, v, x, layers=(3,)), variables, x)
+
+
+def test_a_model_without_classes_has_features():
+    model, (x, _) = build(FIRST["cait"], num_classes=0), inputs_of(FIRST["cait"])
+    variables = variables_of(model, x, {})
+    found = jax.jit(lambda v, x: features(model, v, x))(variables, x)
+    assert found.logits is None
+    token = np.asarray(found.tokens[:, 0], np.float64)  # a head normalises it
+    expected = (token - token.mean(1, keepdims=True)) / np.sqrt(token.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found.pooled, expected, atol=1e-4)
+
+
+def test_images_of_many_sizes_have_features():
+    model = build(FIRST["na_vit"])
+    images = [np.ones((8, 16, 3), np.float32), np.ones((16, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)]
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    found = jax.eval_shape(lambda v: features(model, v, images), variables)
+    assert found.logits.shape == (3, model.num_classes)
+    assert found.pooled.shape == (3, model.dim)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +259,8 @@ def test_models_without_a_head_are_named(name):
     model = build(FIRST[name])
     with pytest.raises(ValueError, match=f"{type(model).__name__} has no num_classes: expected a classifier"):
         embeddings(model, {}, jnp.zeros((1, 4, 24)))
+    with pytest.raises(ValueError, match=f"{type(model).__name__} has no num_classes: expected a classifier"):
+        features(model, {}, jnp.zeros((1, 4, 24)))
 
 
 # Upstream

@@ -1,4 +1,4 @@
-"""Looking inside: the attention maps and the embeddings of any model.
+"""Attention maps, features and block outputs of any model.
 
 Rollout: Abnar and Zuidema 2020, arXiv:2005.00928. Upstream: vit_pytorch/recorder.py and vit_pytorch/extractor.py.
 Differs from upstream: a model is neither wrapped nor changed; layers come first (upstream: second); every model that
@@ -7,15 +7,17 @@ Axes: l layers, b batch, h heads, i query, j key, n tokens.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-MAPS, NAME = "intermediates", "attn"  # where attention modules sow their maps, and as what
+COLLECTION = "intermediates"  # in which modules sow, under these names:
+MAP, BLOCK = "attn", "block"  # attention maps, and the outputs of blocks (`vit_jax.layers.block_output`)
 
 
 def attention(
@@ -34,20 +36,20 @@ def attention(
 
     def watch(call, args, kwargs, context):
         out, module = call(*args, **kwargs), context.module
-        sown = module.get_variable(MAPS, NAME) if module.scope is not None else None
+        sown = module.get_variable(COLLECTION, MAP) if module.scope is not None else None
         if isinstance(sown, tuple):  # else a submodule's, that has the same name
             order.extend((module.path, i) for i in range(counts.get(module.path, 0), len(sown)))
             counts[module.path] = len(sown)
         return out
 
-    variables = {name: tree for name, tree in variables.items() if name != MAPS}  # sown ones would stay in front
+    variables = {name: tree for name, tree in variables.items() if name != COLLECTION}  # sown ones would stay in front
     with nn.intercept_methods(watch):
-        _, collected = model.apply(variables, *inputs, mutable=[MAPS], **kwargs)
+        _, collected = model.apply(variables, *inputs, mutable=[COLLECTION], **kwargs)
     if not order:
         raise ValueError(f"{type(model).__name__} makes no attention maps: expected a model that attends")
-    sown = flatten_dict(collected[MAPS])
+    sown = flatten_dict(collected[COLLECTION])
     maps = OrderedDict(
-        ("/".join([*path, str(i)] if counts[path] > 1 else path), sown[*path, NAME][i]) for path, i in order
+        ("/".join([*path, str(i)] if counts[path] > 1 else path), sown[*path, MAP][i]) for path, i in order
     )
     same_shape = len({attn.shape for attn in maps.values()}) == 1
     return jnp.stack(list(maps.values())) if same_shape else maps
@@ -65,6 +67,106 @@ def embeddings(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **k
             f"{type(model).__name__} has no num_classes: expected a classifier, whose head can be left out"
         )
     return model.clone(num_classes=0).apply(variables, *inputs, **kwargs)
+
+
+class Features(NamedTuple):
+    """The features of a classifier, from tokens to logits.
+
+    Attributes:
+        tokens: tokens (b, n, d) or, for models in stages, a map (b, h, w, d): the model's output with `num_classes=0`.
+        pooled: the input of the linear map to the logits, (b, d); if several make logits, their inputs side by side.
+            For packed images (rows, images of a row, d).
+        logits: the model's output with its head, usually (b, k); None for a model with `num_classes=0`.
+        layers: the outputs of the requested blocks, in the order of the request.
+    """
+
+    tokens: Any
+    pooled: Float[Array, "*b d"]
+    logits: Any
+    layers: tuple[Any, ...]
+
+
+def features(
+    model: nn.Module, variables: Mapping[str, Any], *inputs: Any, layers: Sequence[int] = (), **kwargs: Any
+) -> Features:
+    """Tokens, pooled features, logits and block outputs of a classifier.
+
+    The model runs without and with its head; within `jax.jit` the compiler computes only once what both share.
+
+    Args:
+        model: a classifier. With `num_classes=0` it has no head, and `pooled` is what the linear map of a new head
+            would read, whose norm does not scale.
+        variables: the variables of `model`.
+        *inputs: the inputs of `model.apply`, usually images (b, H, W, c).
+        layers: numbers of blocks in the order in which they run, from 0; negative numbers count from the end.
+        **kwargs: further arguments of `model.apply`.
+
+    Raises:
+        ValueError: for a model without `num_classes`, and for a block that does not exist.
+    """
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"{type(model).__name__} has no num_classes: expected a classifier")
+    tokens, blocks, trunk = _run(model.clone(num_classes=0), variables, inputs, kwargs)
+    if any(not -len(blocks) <= number < len(blocks) for number in layers):
+        raise ValueError(
+            f"layers={tuple(layers)}: expected numbers from {-len(blocks)} to {len(blocks) - 1}, "
+            f"as {type(model).__name__} has {len(blocks)} blocks"
+        )
+    classes = model.num_classes or 1
+    headed = model.clone(num_classes=classes)
+    if not model.num_classes:
+        variables = _with_new_head(headed, variables, inputs, kwargs)
+    logits, _, calls = _run(headed, variables, inputs, kwargs)
+    heads = {path: made for path, made in calls.items() if path not in trunk and _is_linear(made, classes)}
+    shape = jax.tree.leaves(logits)[0].shape
+    pooled = [
+        _pooled([x for x, out in made], shape)
+        for path, made in heads.items()
+        if not any(path == other[: len(path)] for other in heads if other != path)
+    ]
+    pooled = jnp.concatenate(pooled, axis=-1)
+    return Features(tokens, pooled, logits if model.num_classes else None, tuple(blocks[number] for number in layers))
+
+
+def _run(model: nn.Module, variables: Mapping[str, Any], inputs: tuple, kwargs: Mapping[str, Any]) -> tuple:
+    """The output of `model`, the outputs of its blocks, and by path the inputs and outputs of each module."""
+    blocks, counts, calls = [], {}, {}
+
+    def watch(call, args, kwargs, context):
+        out, module = call(*args, **kwargs), context.module
+        outputs = module.get_variable(COLLECTION, BLOCK) if module.scope is not None else None
+        if isinstance(outputs, tuple):
+            blocks.extend(outputs[counts.get(module.path, 0) :])
+            counts[module.path] = len(outputs)
+        if args and isinstance(args[0], jax.Array) and isinstance(out, jax.Array):
+            calls.setdefault(module.path, []).append((args[0], out))
+        return out
+
+    variables = {name: tree for name, tree in variables.items() if name != COLLECTION}
+    with nn.intercept_methods(watch):
+        out, _ = model.apply(variables, *inputs, mutable=[COLLECTION], **kwargs)
+    return out, blocks, calls
+
+
+def _is_linear(calls: list[tuple[Array, Array]], classes: int) -> bool:
+    """Whether each of the calls of a module changes the last axis to `classes`, and no other."""
+    return all(out.shape == (*x.shape[:-1], classes) for x, out in calls)
+
+
+def _pooled(inputs: list[Array], shape: tuple[int, ...]) -> Array:
+    """The mean of the inputs of a linear map, and over tokens where the map is applied before tokens are averaged."""
+    means = [x if x.shape[:-1] == shape[:-1] else x.mean(axis=tuple(range(1, x.ndim - 1))) for x in inputs]
+    return sum(means) / len(means)
+
+
+def _with_new_head(model: nn.Module, variables: Mapping[str, Any], inputs: tuple, kwargs: Mapping[str, Any]) -> dict:
+    """`variables` with those that a head adds: scales of one, and zeros."""
+    needed = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **kwargs))
+    given = flatten_dict(dict(variables))
+    new = lambda path, leaf: jnp.full(leaf.shape, 1.0 if path[-1] == "scale" else 0.0, leaf.dtype)
+    return unflatten_dict(
+        {path: given[path] if path in given else new(path, leaf) for path, leaf in flatten_dict(needed).items()}
+    )
 
 
 def rollout(maps: Array | Mapping[str, Array]) -> Float[Array, "b n n"]:

@@ -22,6 +22,7 @@ from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.repeat import block_output
 from vit_jax.layers.shapes import Tokens
 
 Video = Float[Array, "b v f H W c"] | Float[Array, "b _ H W c"] | Float[Array, "b H W c"]
@@ -40,7 +41,7 @@ class Trajectory(NormedBlocks):
         for i in range(self.depth):
             trajectory.append(x)
             x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            x = block_output(self, x + self.feed_forward(name=f"ff_{i}")(x, train=train))
         return [*trajectory, self.norm(name="norm")(x)]
 
 

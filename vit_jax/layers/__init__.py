@@ -20,7 +20,7 @@ from vit_jax.layers.patch_embed import PatchEmbed, VideoPatchEmbed
 from vit_jax.layers.patch_projection import PatchProjection
 from vit_jax.layers.pointwise import PointwiseConv
 from vit_jax.layers.positions import relative_positions, sincos_1d, sincos_2d
-from vit_jax.layers.repeat import repeat
+from vit_jax.layers.repeat import block_output, repeat
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.squeeze_excitation import SqueezeExcitation
@@ -59,6 +59,7 @@ __all__ = [
     "append",
     "array_grid",
     "attend",
+    "block_output",
     "gelu",
     "l2_normalize",
     "pool_tokens",

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.execution import current_execution
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.repeat import rematerialized, repeat
+from vit_jax.layers.repeat import block_output, rematerialized, repeat
 
 Part = Callable[..., nn.Module]
 
@@ -47,7 +47,7 @@ class Blocks(nn.Module):
                 x = module.add(x, self.attention(name=f"attn_{i}")(x, *context, train=train), "attn", i)
                 return module.add(x, self.feed_forward(name=f"ff_{i}")(x, train=train), "ff", i)
 
-            x = rematerialized(block)(self, x, *context)
+            x = block_output(self, rematerialized(block)(self, x, *context))
         return x
 
 

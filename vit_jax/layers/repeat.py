@@ -12,6 +12,8 @@ from vit_jax.layers.execution import KEPT_IN_LOOP, current_execution
 
 Block = Callable[..., Array]
 
+UNROLLED = ("params", "batch_stats", "intermediates")  # collections that a loop cannot write
+
 
 def repeat(
     module: nn.Module, depth: int, block: Block, x: Float[Array, "*batch d"], *context, train: bool = False
@@ -36,6 +38,13 @@ def repeat(
         return _scan(module, stacked, block, x, *context, train=train)
     for i in range(depth):
         x = rematerialized(lambda _, *arrays, i=i: block(i, *arrays))(module, x, *context)
+        x = block_output(module, x)
+    return x
+
+
+def block_output(module: nn.Module, x: PyTree) -> PyTree:
+    """Returns `x`, an output or several of a block of `module`, and marks it for `vit_jax.capture.features`."""
+    module.sow("intermediates", "block", x)  # kept only if the caller collects intermediates
     return x
 
 
@@ -60,7 +69,7 @@ def _stacked_parameters(module: nn.Module, depth: int) -> PyTree | None:
 
     It is while parameters are initialised, while other collections are written, and if the shapes of blocks differ.
     """
-    if depth < 2 or any(module.is_mutable_collection(name) for name in ("params", "batch_stats", "intermediates")):
+    if depth < 2 or any(module.is_mutable_collection(name) for name in UNROLLED):
         return None
     blocks = [{} for _ in range(depth)]
     for name, parameters in module.variables["params"].items():

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, gelu, softmax
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, block_output, gelu, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -89,6 +89,7 @@ class Transformer(nn.Module):
         for i in range(self.depth):
             block = self.block(i, x, *context, train=train)
             x = jnp.where(kept[i], block, x) if drops else block
+            block_output(self, x)
         return x
 
     def block(self, i: int, x: Tokens, *context: Float[Array, "b m d"], train: bool) -> Tokens:

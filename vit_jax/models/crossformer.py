@@ -19,7 +19,16 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.map_vit import MapViT
 from vit_jax.frames.rules import feed_forward_rules, sequential_rules
-from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, LayerNorm, PointwiseConv, attend, relative_positions
+from vit_jax.layers import (
+    ChannelNorm,
+    ConvFeedForward,
+    Dense,
+    LayerNorm,
+    PointwiseConv,
+    attend,
+    block_output,
+    relative_positions,
+)
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps
 
@@ -133,6 +142,7 @@ class CrossFormer(MapViT, kw_only=True):
                     x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
                     rates = dict(dropout=self.ff_dropout, last_dropout=0.0)
                     x = x + ConvFeedForward(4 * dim, **rates, name=f"{reach}_ff_{i}_{j}")(x, train=train)
+                    block_output(self, x)
         return x
 
 

@@ -14,7 +14,16 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers import BatchNorm, ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend
+from vit_jax.layers import (
+    BatchNorm,
+    ChannelNorm,
+    ConvFeedForward,
+    Dense,
+    DepthwiseConv,
+    PointwiseConv,
+    attend,
+    block_output,
+)
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps
 
@@ -103,6 +112,7 @@ class CvT(MapViT, kw_only=True):
             for j in range(depth):
                 x = x + Attention(heads, proj_kernel, kv_stride, self.dropout, name=f"attn_{i}_{j}")(x, train=train)
                 x = x + ConvFeedForward(mlp_mult * dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
+                block_output(self, x)
         return x
 
 

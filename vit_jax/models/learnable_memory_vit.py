@@ -20,7 +20,7 @@ from vit_jax.frames import PlainViT
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Blocks, ContextAttention, NormHead, prepend
+from vit_jax.layers import Blocks, ContextAttention, NormHead, block_output, prepend
 from vit_jax.layers.check import at_least, expect, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -37,6 +37,7 @@ class Transformer(Blocks):
         for i in range(self.depth):
             x = x + self.attention(name=f"attn_{i}")(x, contexts[i], mask, train=train)
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            block_output(self, x)
         return x
 
 

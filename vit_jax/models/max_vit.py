@@ -20,7 +20,16 @@ from jaxtyping import Array, Float
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.frames.stages import check_depth, check_windows
-from vit_jax.layers import BatchNorm, Dense, DepthwiseConv, FeedForward, PointwiseConv, WindowAttention, gelu
+from vit_jax.layers import (
+    BatchNorm,
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    PointwiseConv,
+    WindowAttention,
+    block_output,
+    gelu,
+)
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps
 
@@ -115,6 +124,7 @@ class MaxViT(MapViT, kw_only=True):
             for j in range(depth):
                 mbconv = functools.partial(MBConv, dim, j == 0, *rates)
                 x = self.make_block(mbconv, feed_forward, f"stage_{i}_block_{j}")(x, train=train)
+                block_output(self, x)
         return x
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import feed_forward_rules, sequential_rules
-from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, l2_normalize, packing
+from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, block_output, l2_normalize, packing
 from vit_jax.layers.check import check_floating, expect, pair, patch_grid
 from vit_jax.layers.shapes import Tokens
 
@@ -176,17 +176,18 @@ class NaViT(nn.Module):
         for i in range(self.depth):
             x = x + self.make_attention(self.dropout, f"attn_{i}")(x, same_image, train=train)
             x = x + FeedForward(self.mlp_dim, self.dropout, Norm, name=f"ff_{i}")(x, train=train)
+            block_output(self, x)
         x = Norm(name="norm")(x)
 
         query = self.param("attn_pool_queries", init, (self.dim,))
         queries = jnp.broadcast_to(query.reshape(1, 1, self.dim), (x.shape[0], slots, self.dim))
         of_image = jnp.arange(slots).reshape(1, slots, 1) == ids[:, None, :]
         x = self.pool_images(queries, of_image, x, train=train)
+        if not isinstance(images, packing.PackedImages):
+            x = x[on_host.kept > 0] if isinstance(images, Sequence) else x[:, 0]
         if self.num_classes:
             x = Dense(self.num_classes, use_bias=False, name="mlp_head")(Norm(name="norm_head")(x))
-        if isinstance(images, packing.PackedImages):
-            return x
-        return x[on_host.kept > 0] if isinstance(images, Sequence) else x[:, 0]
+        return x
 
 
 PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}

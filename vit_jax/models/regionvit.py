@@ -16,7 +16,17 @@ from jaxtyping import Array, Float
 from vit_jax.frames.map_vit import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.frames.stages import per_stage
-from vit_jax.layers import ChannelNorm, Dense, DepthwiseConv, FeedForward, LayerNorm, PointwiseConv, attend, gelu
+from vit_jax.layers import (
+    ChannelNorm,
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    LayerNorm,
+    PointwiseConv,
+    attend,
+    block_output,
+    gelu,
+)
 from vit_jax.layers.check import at_least, check_sides
 from vit_jax.layers.shapes import Images, Maps, Tokens
 from vit_jax.layers.to_heads import ToHeads
@@ -68,6 +78,7 @@ class RegionalToLocal(nn.Module):
             feed_forward = FeedForward(4 * x.shape[-1], self.ff_dropout, last_dropout=0.0, name=f"ff_{i}")
             x = x + feed_forward(x, train=train)
             regions, local = rearrange(x[:, 0], "(b n) d -> b n d", n=rows * columns), x[:, 1:]
+            block_output(self, (local, regions))
         local = rearrange(local, "(b r s) (p q) d -> b (r p) (s q) d", r=rows, s=columns, **window)
         return local, rearrange(regions, "b (r s) d -> b r s d", r=rows)
 

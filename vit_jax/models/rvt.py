@@ -19,7 +19,17 @@ from vit_jax.frames.arguments import check_images
 from vit_jax.frames.plain_vit import NormHead, PlainViT
 from vit_jax.frames.presets import TINY
 from vit_jax.frames.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm, PatchProjection, PointwiseConv, attend, gelu
+from vit_jax.layers import (
+    Dense,
+    DepthwiseConv,
+    FeedForward,
+    LayerNorm,
+    PatchProjection,
+    PointwiseConv,
+    attend,
+    block_output,
+    gelu,
+)
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.rotary import rotate
 from vit_jax.layers.shapes import Images, Patches, Tokens
@@ -125,6 +135,7 @@ class RvT(PlainViT):
         for attn, ff in zip(self.attn, self.ff, strict=True):
             x = x + attn(x, *context, train=train)
             x = x + ff(x, train=train)
+            block_output(self, x)
         return x
 
 

@@ -16,7 +16,16 @@ from flax import linen as nn
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.frames.stages import check_depth, check_windows, per_stage
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, LayerNorm, PointwiseConv, attend, gelu
+from vit_jax.layers import (
+    ChannelNorm,
+    ConvFeedForward,
+    DepthwiseConv,
+    LayerNorm,
+    PointwiseConv,
+    attend,
+    block_output,
+    gelu,
+)
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import Images, Maps
 
@@ -97,6 +106,7 @@ class SepViT(MapViT, kw_only=True):
                 x = x + attention(x, train=train)
                 ff = ConvFeedForward(int(self.ff_mult * dim), self.dropout, name=f"stage_{i}_ff_{j}")
                 x = x + ff(x, train=train)
+                block_output(self, x)
         return x
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Blocks, Dense, LayerNorm, attend
+from vit_jax.layers import Blocks, Dense, LayerNorm, attend, block_output
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Patches, Tokens
 
@@ -47,6 +47,7 @@ class Transformer(Blocks):
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
             if i + 1 == self.merge_layer:
                 x = merge(x)
+            block_output(self, x)
         if self.merge_layer == 0 and self.is_initializing():
             merge(x)  # for its parameters, which upstream has all the same
         return LayerNorm(name="norm")(x)
@@ -82,6 +83,9 @@ class ViTWithPatchMerger(PlainViT):
 
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
+
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Float[Array, "b m d"]:
+        return self.transformer(tokens, train=train)
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer; extra ones would be merged with the rest."""

@@ -23,7 +23,17 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_jax import layers
 from vit_jax.frames.arguments import check_arguments, check_fits, check_video
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Dense, FeedForward, NormedBlocks, ToHeads, VideoPatchEmbed, attend, pool_tokens, prepend
+from vit_jax.layers import (
+    Dense,
+    FeedForward,
+    NormedBlocks,
+    ToHeads,
+    VideoPatchEmbed,
+    attend,
+    block_output,
+    pool_tokens,
+    prepend,
+)
 from vit_jax.layers.check import at_least, expect, one_of, pair, patch_grid
 from vit_jax.layers.shapes import Output, Tokens, Videos
 
@@ -76,6 +86,7 @@ class FactorizedTransformer(NormedBlocks):
             x = swap(x + self.attention(name=f"spatial_attn_{i}")(x, train=train), shape[1])
             x = x + self.attention(name=f"temporal_attn_{i}")(x, mask, train=train)
             x = swap(x + self.feed_forward(name=f"ff_{i}")(x, train=train), shape[2])
+            block_output(self, x.reshape(shape))
         return self.norm(name="norm")(x.reshape(shape))
 
 

@@ -35,6 +35,7 @@ from vit_jax.layers import (
     ToHeads,
     add_positions,
     attend,
+    block_output,
     gelu,
     l2_normalize,
     prepend,
@@ -101,6 +102,7 @@ class Transformer(nn.Module):
                 out = make(name=f"{name}_{i}")(y, *(context if name == "attn" else ()), train=train)
                 y = y + out * self.param(f"{name}_scale_{i}", init, x.shape[-1:])[None, None]
             x = jnp.where(kept[i], y, x) if drops else y
+            block_output(self, x)
         return x
 
 
