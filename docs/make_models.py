@@ -17,6 +17,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import rich.progress
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,6 +27,7 @@ from docs import make_deviations
 from docs.make_deviations import header
 from tests.cases import example_shape
 from vit_jax import create_model, list_models, list_presets
+from vit_jax.capture import features
 from vit_jax.registry import MODELS, model_arguments
 
 RATIOS = ROOT / "benchmarks/results/zoo.json"
@@ -40,7 +43,11 @@ def main() -> None:
     presets = [f"{name}/{preset}" for name in headers for preset in list_presets(name)]
     sizes = [preset_row(preset) for preset in rich.progress.track(presets, "Measuring")]
     page = MODELS_PAGE.format(
-        upstream=upstream(), models="\n".join(models), machine=ratios["machine"], presets="\n".join(sizes)
+        upstream=upstream(),
+        models="\n".join(models),
+        machine=ratios["machine"],
+        features=features_table(),
+        presets="\n".join(sizes),
     )
     (ROOT / "docs/models.md").write_text(page)
     make_deviations.main()
@@ -74,6 +81,32 @@ def model_row(name: str, header: dict[str, str], ratio: dict[str, float] | None)
 def preset_row(preset: str) -> str:
     """A row of the second table."""
     return f"| `{preset}` | " + " | ".join(size(preset)) + " |"
+
+
+def features_table() -> str:
+    """The rows of the table of features: every classifier whose tiny preset takes one array."""
+    rows = []
+    for name in list_models():
+        if "tiny" not in list_presets(name) or "num_classes" not in model_arguments(name):
+            continue
+        try:
+            model = create_model(f"{name}/tiny", num_classes=10)
+            x = jax.ShapeDtypeStruct(example_shape(model), jnp.float32)
+            variables = jax.eval_shape(model.init, jax.random.key(0), x)
+            found = jax.eval_shape(lambda variables, x, model=model: features(model, variables, x), variables, x)
+            blocks = block_count(model, variables, x)
+        except (AttributeError, TypeError, ValueError):
+            continue
+        tokens = ", ".join(str(leaf.shape[1:]) for leaf in jax.tree.leaves(found.tokens) if leaf.ndim > 1)
+        rows.append(f"| `{name}` | {x.shape[1:]} | {tokens} | {found.pooled.shape[-1]} | {blocks} |")
+    return "\n".join(rows)
+
+
+def block_count(model: nn.Module, variables: dict, x: jax.ShapeDtypeStruct) -> int:
+    """The number of blocks that `features` finds."""
+    sown = jax.eval_shape(lambda variables, x: model.apply(variables, x, mutable=["intermediates"])[1], variables, x)
+    flat = flatten_dict(sown.get("intermediates", {}), is_leaf=lambda _, value: isinstance(value, tuple))
+    return sum(len(outputs) for path, outputs in flat.items() if path[-1] == "block")
 
 
 def link(name: str) -> str:
@@ -118,6 +151,15 @@ about large ones; [benchmarks](../benchmarks/README.md) has ViT-Ti/16.
 | model | idea | paper | forward | train |
 |---|---|---|---:|---:|
 {models}
+
+## Features
+
+The shapes of the `tiny` preset's features for one example. Tokens are the output with `num_classes=0`, and the `tokens`
+of `vit_jax.capture.features`; `pooled` is the width of what the head reads; `layers` accepts the numbers of blocks.
+
+| model | input | tokens | pooled | blocks |
+|---|---|---|---:|---:|
+{features}
 
 ## Presets
 

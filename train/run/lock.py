@@ -1,10 +1,10 @@
 """One run at a time in a workdir."""
 
 import contextlib
+import datetime
 import fcntl
 import os
 import socket
-import time
 
 from etils import epath
 
@@ -38,7 +38,8 @@ class Lock:
 
     def __init__(self, workdir: os.PathLike | str):
         self._path = epath.Path(workdir) / FILE
-        self._owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        now = datetime.datetime.now().isoformat(" ")  # to the microsecond: `check` compares it
+        self._owner = f"process {os.getpid()} on {socket.gethostname()} since {now}"
         self._file = None if is_remote(workdir) else self._locked()
         self._write(self._owner)
 
