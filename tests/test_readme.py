@@ -83,6 +83,7 @@ def check_command(words: list[str]) -> None:
             assert words in (
                 ["cd", "vit-jax"],
                 ["source", ".venv/bin/activate"],
+                ["eval", "$(vit-jax --completion bash)"],  # tests/test_commands.py
                 ["python3", "-m", "venv", ".venv"],
                 ["sudo", "apt", "install", "git", "make", "python3-venv"],
             )
