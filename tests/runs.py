@@ -1,10 +1,13 @@
 """Small runs of the trainer: how to start one, and what it left behind."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,6 +15,7 @@ import numpy as np
 from tests import compiler
 from train.build import build_objective
 from train.main import main
+from train.program import build_program
 from train.run.checkpoint import open_checkpoints, restore
 from train.run.stored import abstract_state, read_run_file
 
@@ -25,8 +29,42 @@ RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--o
 
 
 def train(workdir, *options, base=TINY) -> int:
-    """The exit status of a run in this process."""
-    return main([*base, *options, f"--workdir={workdir}"])
+    """The exit status of a run in this process. Runs of one configuration share their compiled program."""
+    with mock.patch("train.setup.build_program", shared_program):
+        return main([*base, *options, f"--workdir={workdir}"])
+
+
+PROGRAMS = {}
+
+
+def shared_program(config, info, mesh, objective, total, steps_per_epoch):
+    """`build_program`, once for all runs that differ only in what they keep and say. A teacher is not in the config."""
+    if config.distill.teacher:
+        return build_program(config, info, mesh, objective, total, steps_per_epoch)
+    config = dataclasses.replace(config, workdir="", keep=1, log_steps=1, save_steps=0)
+    key = repr((config, info, total, steps_per_epoch)), mesh
+    if key not in PROGRAMS:
+        program = build_program(config, info, mesh, objective, total, steps_per_epoch)
+        steps = {name: CompiledOnce(getattr(program, name)) for name in ("train_step", "eval_step")}
+        PROGRAMS[key] = program._replace(**steps)
+    return PROGRAMS[key]
+
+
+class CompiledOnce:
+    """A jitted function that is traced and compiled once for the same abstract arguments."""
+
+    def __init__(self, step):
+        self.step, self.compiled = step, {}
+
+    def __call__(self, *arguments):
+        return self.step(*arguments)
+
+    def lower(self, *arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        key = structure, *leaves
+        if key not in self.compiled:
+            self.compiled[key] = self.step.lower(*arguments).compile()
+        return SimpleNamespace(compile=lambda: self.compiled[key])
 
 
 def error(capsys, workdir, *options, base=TINY) -> str:

@@ -477,9 +477,13 @@ def workers(process):
     return [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
 
 
+# Evaluations would have workers of their own.
+ENDLESS = ("--data.workers=2", "--steps=100000", "--eval-epochs=10000")
+
+
 @pytest.mark.slow
 def test_dead_data_worker_ends_the_run(pictures, tmp_path):
-    process = start(tmp_path / "run", *pictures[1], "--data.workers=2", "--steps=100000")
+    process = start(tmp_path / "run", *pictures[1], *ENDLESS)
     for line in process.stdout:
         if line.startswith("step 10/"):
             break
@@ -497,7 +501,7 @@ def test_dead_data_worker_ends_the_run(pictures, tmp_path):
 @pytest.mark.slow
 def test_workers_outlive_a_ctrl_c_until_the_run_has_saved(pictures, tmp_path):
     """A terminal sends it to them too."""
-    process = start(tmp_path / "run", *pictures[1], "--data.workers=2", "--steps=100000")
+    process = start(tmp_path / "run", *pictures[1], *ENDLESS)
     for line in process.stdout:
         if line.startswith("step 10/"):
             break
@@ -513,7 +517,7 @@ def test_workers_outlive_a_ctrl_c_until_the_run_has_saved(pictures, tmp_path):
 
 @pytest.mark.slow
 def test_workers_of_a_killed_run_end_too(pictures, tmp_path):
-    process = start(tmp_path / "run", *pictures[1], "--data.workers=2", "--steps=100000")
+    process = start(tmp_path / "run", *pictures[1], *ENDLESS)
     for line in process.stdout:
         if line.startswith("step 10/"):
             break
