@@ -31,11 +31,11 @@ def finish(processes, seconds=HEARTBEAT + 60):
             process.kill()
 
 
-def wait_for_line(process, beginning):
-    for line in process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(f"{beginning} was not said")
+def wait_for_checkpoint(process):
+    """Two windows of two steps each, between which a third step saves."""
+    lines = (line for line in process.stdout if line.startswith("step ") and "evaluation" not in line)
+    for _ in range(2):
+        assert next(lines, None), "the run ended"
 
 
 @pytest.fixture(scope="module")
@@ -53,30 +53,31 @@ def alone(tmp_path_factory):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "victim", "how"),
+    ("count", "losses"),
     [
-        (2, 1, signal.SIGKILL),
-        pytest.param(2, 0, signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(2, 1, signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(4, 2, signal.SIGKILL, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
-        pytest.param(4, 3, signal.SIGTERM, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+        (2, [(1, signal.SIGKILL), (1, signal.SIGTERM)]),
+        pytest.param(2, [(0, signal.SIGKILL)], marks=pytest.mark.exhaustive),
+        pytest.param(4, [(2, signal.SIGKILL), (3, signal.SIGTERM)], marks=pytest.mark.exhaustive),
     ],
 )
-def test_processes_lose_one_and_end_as_if_left_alone(count, victim, how, alone, tmp_path):
+def test_processes_lose_one_and_end_as_if_left_alone(count, losses, alone, tmp_path):
+    """One after the other: every start continues what the loss before it has left."""
     workdir = tmp_path / "run"
-    processes = start_together(workdir, count)
-    wait_for_line(processes[0], "step 6/")
-    processes[victim].send_signal(how)
-    for index, (said, status) in enumerate(finish(processes)):
-        if how == signal.SIGTERM:  # all save at one step, and leave
-            assert status == 143, said
-            assert "preempted: saved after step " in said
-        elif index == victim:
-            assert status == -how
-        else:  # where the first has died, JAX itself may be quicker than we are
-            assert status in (1, -signal.SIGABRT), said
-            assert f"stopped: process {index} lost the others (" in said or "another task died" in said
+    for victim, how in losses:
+        processes = start_together(workdir, count)
+        wait_for_checkpoint(processes[0])
+        processes[victim].send_signal(how)
+        for index, (said, status) in enumerate(finish(processes)):
+            if how == signal.SIGTERM:  # all save at one step, and leave
+                assert status == 143, said
+                assert "preempted: saved after step " in said
+            elif index == victim:
+                assert status == -how
+            else:  # where the first has died, JAX itself may be quicker than we are
+                assert status in (1, -signal.SIGABRT), said
+                assert f"stopped: process {index} lost the others (" in said or "another task died" in said
     for said, status in finish(start_together(workdir, count), 300):
         assert status == 0, said
 
