@@ -323,7 +323,7 @@ def test_interrupted_run_continues_bit_for_bit(undisturbed, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_killed_run_ends_as_if_left_alone(tmp_path):
     rng = random.Random(0)
-    options = (*RANDOM, "--steps=48", "--eval-epochs=0.1", "--keep=2")
+    options = (*RANDOM, "--steps=32", "--eval-epochs=0.1", "--keep=2")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
 
     def writing():
@@ -337,7 +337,7 @@ def test_killed_run_ends_as_if_left_alone(tmp_path):
         time.sleep(rng.uniform(0, 0.1))
 
     for at_line, then in (
-        ("step 2/48", lambda: None),  # before the first checkpoint
+        ("step 2/32", lambda: None),  # before the first checkpoint
         ("evaluation: ", later),  # at a random moment after it
         ("evaluation: ", lambda: wait_for(writing)),  # while a checkpoint is written
     ):
@@ -355,18 +355,12 @@ def test_killed_run_ends_as_if_left_alone(tmp_path):
         assert process.returncode == 0, said
         assert line in said
 
-    state, position = stored(killed, 48)
-    other, other_position = stored(alone, 48)
+    state, position = stored(killed, 32)
+    other, other_position = stored(alone, 32)
     assert_same(state, other)
     assert position == other_position
     for split in ("train", "eval"):
         assert records(killed, split) == records(alone, split)
-
-    # The subprocesses had one device; here there are eight.
-    assert run(tmp_path / "eight", *options) == 0
-    for split in ("train", "eval"):
-        loss, eight = ([r["loss"] for r in records(w, split)] for w in (alone, tmp_path / "eight"))
-        np.testing.assert_allclose(loss, eight, rtol=1e-4)
 
 
 def wait_for(condition, seconds=60):
@@ -453,6 +447,7 @@ def test_vit_learns_from_a_workdir_softly(student, tmp_path):
     assert predict([str(path), "--workdir", str(student)]) == 0
 
 
+@pytest.mark.slow
 def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
     base = ("--model=t2t", "--model-args", *TINY[TINY.index("--model-args") + 1 :])
     options = (f"--distill.teacher={student}", "--distill.hard", "--batch-size=32", "--log-steps=1", "--steps=3")
@@ -461,7 +456,7 @@ def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
     check_student(tmp_path, alpha=0.5)
 
 
-@pytest.mark.parametrize("image_size", [("8", "8"), ("own",)])
+@pytest.mark.parametrize("image_size", [("8", "8"), pytest.param(("own",), marks=pytest.mark.slow)])
 def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_size, tmp_path, monkeypatch):
     """A student of twice the side, normalised otherwise, is taught by the logits that the teacher gives alone."""
     seen = {}
@@ -483,7 +478,10 @@ def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_
     assert (seen["teacher"].student_mean, seen["teacher"].image_size) == ((0.5,), (8, 8))
 
 
-@pytest.mark.parametrize("options", [("--augment.flip", "--distill.views=2"), ("--augment.crop-padding=0",)])
+@pytest.mark.parametrize(
+    "options",
+    [("--augment.flip", "--distill.views=2"), pytest.param(("--augment.crop-padding=0",), marks=pytest.mark.slow)],
+)
 def test_cached_logits_are_the_teachers(teacher, options, tmp_path):
     """Views of the same images and the same teacher give the same run, be its logits kept or computed in the step."""
     views = () if "--distill.views=2" in options else ("--distill.views=1",)
@@ -499,6 +497,7 @@ def test_cached_logits_are_the_teachers(teacher, options, tmp_path):
     assert not list((tmp_path / "kept").glob("*.part"))
 
 
+@pytest.mark.slow
 def test_efficient_learns_from_a_workdir(teacher, tmp_path):
     options = (f"--distill.teacher={teacher}", "--batch-size=32", "--log-steps=1", "--steps=3")
     assert run(tmp_path, *options, base=("--model=efficient",)) == 0
