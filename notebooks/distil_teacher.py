@@ -17,8 +17,8 @@
 # %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
-# The teacher is torchvision's ResNet-50 with torchvision's own weights, which are read without torch. Without a network
-# connection it has random weights, and the rest of the notebook still runs.
+# The teacher is torchvision's ResNet-50 (on a CPU ResNet-18) with torchvision's own weights, which are read without
+# torch. Without a network connection it has random weights, and the rest of the notebook still runs.
 
 # %%
 import jax
@@ -33,13 +33,15 @@ from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.teachers import create_teacher
 from vit_jax.teachers.weights import published_weights
 
-size, classes, batch = (224, 1000, 8) if jax.default_backend() != "cpu" else (64, 1000, 2)
+on_cpu = jax.default_backend() == "cpu"
+size, classes, batch = (64, 1000, 2) if on_cpu else (224, 1000, 8)
+name, weights = ("resnet18", "IMAGENET1K_V1") if on_cpu else ("resnet50", "IMAGENET1K_V2")
 images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
 labels = jax.nn.one_hot(jnp.arange(batch), classes)
 
-resnet = create_teacher("resnet50")
+resnet = create_teacher(name)
 try:
-    teacher_variables = from_torch(resnet, published_file("resnet50", "IMAGENET1K_V2"), images)
+    teacher_variables = from_torch(resnet, published_file(name, weights), images)
 except UserError as error:
     print(error)
     teacher_variables = jax.jit(resnet.init)(jax.random.key(1), images)
@@ -49,14 +51,14 @@ except UserError as error:
 
 # %%
 mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-seen = published_weights("resnet50", "IMAGENET1K_V2").preprocessing
+seen = published_weights(name, weights).preprocessing
 teacher = Teacher(resnet, seen.mean, seen.std, student_mean=mean, student_std=std)
 
 student = create_model(
     "vit", image_size=size, patch_size=16, num_classes=classes, dim=192, depth=4, heads=3, mlp_dim=768
 )
 objective = Distill(student, teacher, temperature=3.0, alpha=0.5)
-params, _ = objective.init(jax.random.key(2), images)
+params, _ = jax.jit(objective.init)(jax.random.key(2), images)
 
 # %% [markdown]
 # The loss and its gradient. The teacher's variables are an argument of the step, so that no gradient is computed for
@@ -90,8 +92,8 @@ assert losses[-1] < losses[0]
 # parameters of a plain ViT.
 
 # %%
-logits = objective.predict(params, {}, images)
-class_head = student.apply({"params": params["student"]}, images)
+logits = jax.jit(objective.predict)(params, {}, images)
+class_head = jax.jit(student.apply)({"params": params["student"]}, images)
 print(logits.shape, class_head.shape)
 
 # %% [markdown]

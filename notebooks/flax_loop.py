@@ -52,7 +52,7 @@ model = create_model(
     mlp_dim=128,
     dropout=0.1,
 )
-params = model.init(jax.random.key(0), images[:1])["params"]
+params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
 print(f"{sum(p.size for p in jax.tree.leaves(params)):,} parameters")
 
 epochs = 40 if jax.default_backend() != "cpu" else 8
@@ -102,4 +102,4 @@ from vit_jax.convert import from_torch, to_torch
 
 state_dict = to_torch(model, {"params": params})  # what vit_pytorch's ViT(...).load_state_dict(strict=True) takes
 again = from_torch(model, state_dict, images[:1])
-assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), params, again["params"])))
+assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, again["params"])))
