@@ -1,4 +1,4 @@
-"""Rules, aliases and constants of modules that stand in this file, as a model's stand in its own."""
+"""Rules, aliases and constants, which a module's class has as attributes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ from vit_jax.layers import sincos_1d
 
 
 class Tied(nn.Module):
-    """Two layers in a row, a tied one and a table that upstream stores: what the tables below are for."""
+    """Two layers in a row, a tied one and a table that upstream stores."""
 
     @nn.compact
     def __call__(self, x):
@@ -21,12 +21,14 @@ class Tied(nn.Module):
             x = nn.Dense(4, name=f"block_{i}")(x)
         return nn.Dense(4, name="block")(x) + jnp.arange(4.0)[None]
 
+    torch_rules = (
+        (r"block_(\d+)", r"layers.\1.0"),
+        ("layers", "never: what a rule has replaced no other sees"),
+    )
+    torch_aliases = ((r"layers\.1\.0\.(\w+)", r"tied.\1"),)
 
-TORCH_RULES = (
-    (r"block_(\d+)", r"layers.\1.0"),
-    ("layers", "never: what a rule has replaced no other sees"),
-)
-TORCH_ALIASES = ((r"layers\.1\.0\.(\w+)", r"tied.\1"),)
+    def torch_constants(self):
+        return {"table": np.arange(4, dtype=np.float32)}
 
 
 class Sines(nn.Module):
@@ -35,10 +37,8 @@ class Sines(nn.Module):
     def __call__(self, x):
         return x
 
-
-def torch_constants(model):
-    tables = {Tied: np.arange(4, dtype=np.float32), Sines: sincos_1d(1000, 4)}
-    return {"table": tables[type(model)]} if type(model) in tables else {}
+    def torch_constants(self):
+        return {"table": sincos_1d(1000, 4)}
 
 
 TIED_KEYS = {"layers.0.0", "layers.1.0", "block", "tied"}
@@ -53,6 +53,28 @@ def test_rules_aliases_and_constants():
     assert_equal_states(to_torch(Tied(), variables), state)
 
 
+def test_tables_are_inherited_and_may_depend_on_arguments():
+    class Moved(Tied):
+        first: int = 5
+
+        def torch_rules(self):
+            return ((r"block_(\d+)", rf"layers.\1.{self.first}"),)
+
+        torch_aliases = ((r"layers\.1\.5\.(\w+)", r"moved.\1"),)
+
+    class Renamed(Moved):
+        def torch_former_keys(self):
+            return ((r"(.*)\.old\.(\w+)", rf"\1.{self.first}.\2"),)
+
+    state = state_of(Renamed(), jnp.ones((1, 4)))
+    keys = {"layers.0.5", "layers.1.5", "block", "moved"}
+    assert state.keys() == {f"{key}.{leaf}" for key in keys for leaf in ("weight", "bias")} | {"table"}
+    older = {key.replace(".5.", ".old."): value for key, value in state.items()}
+    assert_equal_states(to_torch(Renamed(), from_torch(Renamed(), older, jnp.ones((1, 4)))), state)
+    assert "layers.0.old.weight" in refusal(Moved(), older, jnp.ones((1, 4)))
+    assert {"layers.0.7.weight", "block.weight"} <= state_of(Moved(first=7), jnp.ones((1, 4))).keys()
+
+
 def test_ties_and_tables_are_checked():
     state = state_of(Tied(), jnp.ones((1, 4)))
     untied = {**state, "tied.weight": state["tied.weight"] + 1, "table": state["table"] + 1}
@@ -65,7 +87,7 @@ def test_ties_and_tables_are_checked():
     assert "Flax leaf params/block_1/kernel (4, 4) is left empty" in message
 
 
-def test_modules_in_modules_go_by_their_own_files():
+def test_modules_in_modules_go_by_their_own_classes():
     """`Tied` two arguments deep keeps its rules, aliases and tables, under both names; so do real models."""
     model = Toy(Toy(Tied()))
     keys = {f"layer.layer.{key}" for key in state_of(Tied(), jnp.ones((1, 4)))}

@@ -26,8 +26,6 @@ CHANGED_FROM = {
     "simple_flash_attn_vit": "simple_vit",
     "simple_flash_attn_vit_3d": "simple_flash_attn_vit simple_vit_3d",
     "simple_uvit": "simple_vit_with_register_tokens",
-    "simple_vit_1d": "simple_vit",
-    "simple_vit_3d": "simple_vit",
     "simple_vit_attn_residual": "simple_vit",
     "simple_vit_orthog_residual_update": "simple_vit",
     "simple_vit_with_fft": "simple_vit",

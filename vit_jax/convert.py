@@ -1,33 +1,34 @@
-r"""Weights of torch models in, weights for torch models out.
+r"""Loads weights of torch models, and exports weights for torch models.
 
-The engine knows no model. A Flax leaf's path says where torch keeps it, and a model's file lists the exceptions:
+This file knows no model. The path of a Flax leaf says where torch keeps its tensor, and the model's class lists the
+exceptions, as pairs of a pattern of the Flax path and the torch key:
 
-    TORCH_RULES = ((r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"), ...)     # (Flax path pattern, torch key)
+    class Model(nn.Module):
+        ...
+        torch_rules = ((r"attn_(\d+)/to_out", r"layers.\1.0.to_out.0"), ...)
 
-or, where keys depend on the arguments, `torch_rules(model)` returns such a table.
+If the keys depend on the model's arguments, `torch_rules` is a method that returns such pairs.
 
-A rule replaces a run of whole path segments; rules are tried in order, and what one has replaced no other sees.
-The rest keeps its name: "/" becomes ".", and a last `kernel`, `scale` or `embedding` becomes `weight`. Read in this
-one direction the table serves both ways, because every Flax leaf asks for exactly one torch key.
+A pattern matches whole segments of a path. Rules are tried in order; no rule sees what an earlier one has replaced.
+Whatever no rule replaces keeps its name: "/" becomes ".", and a last `kernel`, `scale` or `embedding` becomes `weight`.
+The rules serve both directions, because every Flax leaf asks for exactly one torch key.
 
-Only kernels are laid out differently, and all in one way, be they of Dense, Conv (grouped or not, of any rank) or
-ConvTranspose(transpose_kernel=True): torch's first two axes come last in Flax, and swapped.
+Only kernels have another layout, the same for Dense, Conv (of any rank, grouped or not) and
+ConvTranspose(transpose_kernel=True): torch's first two axes come last in Flax, swapped.
 
-Three more names are read from a model's file, where upstream has such tensors, or had other keys:
+A class may have three more attributes. The first two are pairs too, or methods that return them:
 
-    TORCH_FORMER_KEYS = ((r"(.*)\.norm\.1\.(\w+)", r"\1.norm1.\2"), ...)   # (pattern of an older file's key, torch key)
-    TORCH_ALIASES = ((r"encoder\.(\w+)", r"decoder.\1"), ...)   # (torch key pattern, second key) of tied tensors
-    def torch_constants(model) -> dict[str, np.ndarray]: ...    # buffers that the model computes for itself
+    torch_former_keys   pairs (pattern of a key in older files, torch key of today)
+    torch_aliases       pairs (pattern of a torch key, second key under which upstream stores the same tensor)
+    torch_constants     a method without arguments: torch key to the value of a buffer that the model computes itself
 
-Each of these names is looked for in the file of the model's class, then in those of its bases.
-A submodule that the user passed in (`transformer=`, or one of a tuple) is named by the tables of its own file.
+Classes inherit and override all of them as any other attribute. A module that is an argument of the model
+(`transformer=`, or one of a tuple) goes by those of its own class.
 """
 
 import os
 import re
-import sys
 from collections.abc import Collection, Mapping
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -151,14 +152,14 @@ def _torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
 
 def _renamed(model: nn.Module, name: str) -> str:
     """The path `name` after the rules of `model`."""
-    for pattern, key in _rules(model):
+    for pattern, key in _table(model, "torch_rules"):
         name = re.sub(rf"(?:^|(?<=/)){pattern}(?=/|$)", key, name)
     return name
 
 
 def _current_key(model: nn.Module, key: str) -> str:
     """Torch's key of today for one of a file that may be older."""
-    for pattern, current in _named(model, "TORCH_FORMER_KEYS"):
+    for pattern, current in _table(model, "torch_former_keys"):
         key = re.sub(f"^{pattern}$", current, key)
     return key
 
@@ -176,12 +177,12 @@ def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndar
     """Torch keys that no leaf asks for: the key that each is a copy of, or its value."""
     derived = {
         re.sub(pattern, alias, key): key
-        for pattern, alias in _named(model, "TORCH_ALIASES")
+        for pattern, alias in _table(model, "torch_aliases")
         for key in keys
         if re.fullmatch(pattern, key)
     }
-    if constants := _named(model, "torch_constants", None):
-        derived |= constants(model)
+    if hasattr(model, "torch_constants"):
+        derived |= model.torch_constants()
     for path, inner in _submodules(model).items():
         name = _renamed(model, path)
         own = [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
@@ -199,19 +200,10 @@ def _submodules(model: nn.Module) -> dict[str, nn.Module]:
     return modules
 
 
-def _rules(model: nn.Module) -> tuple[tuple[str, str], ...]:
-    file = next((file for file in _files(model) if {"TORCH_RULES", "torch_rules"} & vars(file).keys()), None)
-    return file.torch_rules(model) if hasattr(file, "torch_rules") else getattr(file, "TORCH_RULES", ())
-
-
-def _named(model: nn.Module, name: str, default: Any = ()) -> Any:
-    """The value of `name` in the nearest module that defines it, by the class of `model` and its bases."""
-    return next((vars(file)[name] for file in _files(model) if name in vars(file)), default)
-
-
-def _files(model: nn.Module) -> list[ModuleType]:
-    """The files in which the class of `model` and its bases stand."""
-    return [sys.modules[base.__module__] for base in type(model).__mro__]
+def _table(model: nn.Module, name: str) -> tuple[tuple[str, str], ...]:
+    """The pairs that the class of `model` has as `name`, or that its method `name` returns."""
+    table = getattr(model, name, ())
+    return table() if callable(table) else table
 
 
 def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:

@@ -251,6 +251,19 @@ class ActionTransformer(nn.Module, kw_only=True):
         if value is not None and size is None:
             raise ValueError(f"{name} given: expected none, as {argument}={getattr(self, argument)!r}")
 
+    torch_rules = (
+        ("to_out", "to_out.0"),
+        ("to_out_gates", "to_out_gates.0"),
+        (r"film_(\d+)", r"layers.\1.0.to_gamma_beta.0"),
+        (r"self_attn_(\d+)", r"layers.\1.1"),
+        (r"cross_attn_(\d+)", r"layers.\1.2"),
+        ("advantage_emb", "advantage_emb.weight"),
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores an array of no register tokens too."""
+        return no_registers(self)
+
 
 def _check_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
     if value.shape != shape:

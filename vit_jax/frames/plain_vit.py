@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.inputs import ImageInput
+from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.blocks import Blocks
 from vit_jax.layers.feed_forward import FeedForward
@@ -126,3 +127,5 @@ class PlainViT(TokenViT):
         self.transformer = self.make_transformer()
         if self.num_classes:
             self.mlp_head = self.make_head()
+
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

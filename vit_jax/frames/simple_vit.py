@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.inputs import ImageInput
+from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.layers import Dense, FeedForward, LayerNorm, NormedBlocks, PatchEmbed, ToHeads, append, attend, sincos_2d
 from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Patches, Tokens
 
@@ -119,3 +120,9 @@ class BaseSimpleViT(ImageInput):
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.linear_head(tokens.mean(axis=1))
+
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net", fc2=3),
+    )

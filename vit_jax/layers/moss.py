@@ -85,6 +85,14 @@ class MOSS(nn.Module):
             out = out + Dense(self.dim, name=f"to_order_out_{i}")(x)
         return (out, tuple(kept)) if return_cache else out
 
+    torch_rules = (
+        (r"encoders_(\d+)/conv_1", r"encoders.\1.conv.0"),
+        (r"encoders_(\d+)/conv_2", r"encoders.\1.conv.3"),
+        (r"encoders_(\d+)/norm_1/g", r"encoders.\1.conv.1.gamma"),
+        (r"encoders_(\d+)/norm_2/g", r"encoders.\1.conv.4.gamma"),
+        (r"(encoders|to_order_out)_(\d+)", r"\1.\2"),
+    )
+
 
 def self_similarity(x: Features, around: Float[Array, "b u h w d"], sides: tuple[int, int, int]) -> Similarity:
     """Products of each vector with its neighbours, in a block of `sides` (time, height, width), row by row.
@@ -103,12 +111,3 @@ def check_moss(model: nn.Module, prefix: str = "") -> None:
     for name in (f"{prefix}local_time", f"{prefix}local_height", f"{prefix}local_width"):
         side = getattr(model, name)
         expect(model, name, side > 0 and side % 2 == 1, "an odd number")
-
-
-TORCH_RULES = (
-    (r"encoders_(\d+)/conv_1", r"encoders.\1.conv.0"),
-    (r"encoders_(\d+)/conv_2", r"encoders.\1.conv.3"),
-    (r"encoders_(\d+)/norm_1/g", r"encoders.\1.conv.1.gamma"),
-    (r"encoders_(\d+)/norm_2/g", r"encoders.\1.conv.4.gamma"),
-    (r"(encoders|to_order_out)_(\d+)", r"\1.\2"),
-)

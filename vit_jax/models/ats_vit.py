@@ -21,7 +21,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
-from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers import Attention, Blocks, Dense, ToHeads, block_output, softmax
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import Images, Output, Patches, Tokens
@@ -144,5 +143,3 @@ PRESETS = {
     "tiny": TINY | dict(max_tokens_per_depth=(64, 48, 32, 16)),
     "s16": vit_sizes(384, max_tokens_per_depth=(196,) * 3 + (98,) * 9),  # DeiT-S, sampled from the fourth layer on
 }
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

@@ -148,13 +148,13 @@ class DCASimpleViT(BaseSimpleViT):
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
         return self.transformer([tokens, self.initial_ff(tokens[None])], train=train)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        *feed_forward_rules("initial_ff", "initial_ff", fc2=3),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.ff", fc2=3),
+        (r"attn_(\d+)/to_gate", r"layers.\1.attn.to_gate.0"),
+        (r"(attn|attn_res|ffn_res)_(\d+)", r"layers.\2.\1"),
+    )
+
 
 PRESETS = simple_vit.PRESETS  # the papers are about text
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *feed_forward_rules("initial_ff", "initial_ff", fc2=3),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.ff", fc2=3),
-    (r"attn_(\d+)/to_gate", r"layers.\1.attn.to_gate.0"),
-    (r"(attn|attn_res|ffn_res)_(\d+)", r"layers.\2.\1"),
-)

@@ -179,6 +179,15 @@ class CaiT(nn.Module):
         sizes = self.heads, self.dim_head, self.mlp_dim, self.dropout
         return Transformer(depth, *sizes, self.layer_dropout, scales, name=name)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_scale_(\d+)", r"layers.\1.0.scale"),
+        (r"ff_scale_(\d+)", r"layers.\1.1.scale"),
+        *attention_rules(r"attn_(\d+)", r"layers.\1.0.fn"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net"),
+        *HEAD_RULES,
+    )
+
 
 def _paper(dim, depth):
     layers = dict(cls_depth=2, layer_scale_init=1e-5 if depth <= 24 else 1e-6)
@@ -191,12 +200,3 @@ PRESETS = {
     **{f"{size}{depth}": _paper(dim, depth) for size, dim in _DIMS.items() for depth in (24, 36)},
     **{f"{size}48": _paper(_DIMS[size], 48) for size in ("s", "m")},
 }
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"attn_scale_(\d+)", r"layers.\1.0.scale"),
-    (r"ff_scale_(\d+)", r"layers.\1.1.scale"),
-    *attention_rules(r"attn_(\d+)", r"layers.\1.0.fn"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net"),
-    *HEAD_RULES,
-)

@@ -185,6 +185,12 @@ class CCT(ImageInput):
             positions = jax.lax.stop_gradient(sines)
         return add_positions(x, positions)
 
+    torch_rules = (
+        (r"conv_(\d+)", r"tokenizer.conv_layers.\1.0"),
+        (r"blocks_(\d+)", r"classifier.blocks.\1"),
+        (r"(class_emb|positional_emb|norm|attention_pool|fc)", r"classifier.\1"),
+    )
+
 
 def _function(layers):
     """The arguments set by upstream's function of that number of layers, equal to those of the paper's model."""
@@ -201,9 +207,3 @@ def _paper(layers, kernel_size, n_conv_layers):
 _TOKENIZED = ((2, 3, 2), (4, 3, 2), (6, 3, 2), (7, 3, 2), (14, 7, 2), (6, 3, 1), (7, 3, 1))
 PRESETS = {"tiny": _paper(2, 3, 2)} | {f"cct_{layers}": _function(layers) for layers in (2, 4, 6, 7, 8, 14, 16)}
 PRESETS |= {f"{layers}_{kernel}x{n}": _paper(layers, kernel, n) for layers, kernel, n in _TOKENIZED}
-
-TORCH_RULES = (
-    (r"conv_(\d+)", r"tokenizer.conv_layers.\1.0"),
-    (r"blocks_(\d+)", r"classifier.blocks.\1"),
-    (r"(class_emb|positional_emb|norm|attention_pool|fc)", r"classifier.\1"),
-)

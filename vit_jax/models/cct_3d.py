@@ -70,14 +70,11 @@ class CCT3D(cct.CCT):
         sines = sincos_1d(self.count_tokens(), self.embedding_dim)
         return add_positions(x, jnp.asarray(sines, x.dtype))
 
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores the sines, though no longer as a parameter."""
+        sines = self.positional_embedding == "sine"
+        return {"classifier.positional_emb": sincos_1d(self.count_tokens(), self.embedding_dim)[None]} if sines else {}
+
 
 PRESETS = {name: preset for name, preset in cct.PRESETS.items() if name.startswith("cct_")}
 PRESETS |= {"tiny": PRESETS["cct_2"] | dict(img_size=32, num_frames=4, stride=2)}
-
-TORCH_RULES = cct.TORCH_RULES
-
-
-def torch_constants(model: CCT3D) -> dict[str, np.ndarray]:
-    """Upstream stores the sines, though no longer as a parameter."""
-    sines = model.positional_embedding == "sine"
-    return {"classifier.positional_emb": sincos_1d(model.count_tokens(), model.embedding_dim)[None]} if sines else {}

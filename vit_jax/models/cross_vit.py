@@ -130,6 +130,18 @@ class CrossViT(nn.Module):
         small_head, large_head = (NormHead(self.num_classes, name=f"{size}_mlp_head") for size in ("sm", "lg"))
         return small_head(small[:, 0]) + large_head(large[:, 0])
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"small_(\d+)", r"multi_scale_encoder.layers.\1.0"),
+        (r"large_(\d+)", r"multi_scale_encoder.layers.\1.1"),
+        (r"cross_(\d+)", r"multi_scale_encoder.layers.\1.2"),
+        (r"small_to_large_(\d+)", r"layers.\1.0"),
+        (r"large_to_small_(\d+)", r"layers.\1.1"),
+        ("fn/to_out", "fn.to_out.0"),
+        *TRANSFORMER_RULES,
+        *sequential_rules("(sm|lg)_mlp_head", r"\1_mlp_head", norm=0, fc=1),
+    )
+
 
 def _sizes(sm_dim, lg_dim, heads, lg_depth, mlp_ratio, **others):
     small = dict(sm_dim=sm_dim, sm_enc_heads=heads, sm_enc_dim_head=sm_dim // heads, sm_enc_mlp_dim=mlp_ratio * sm_dim)
@@ -147,15 +159,3 @@ PRESETS = {
     "15": _sizes(192, 384, 6, 5, 3),
     "18": _sizes(224, 448, 7, 6, 3),
 }
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"small_(\d+)", r"multi_scale_encoder.layers.\1.0"),
-    (r"large_(\d+)", r"multi_scale_encoder.layers.\1.1"),
-    (r"cross_(\d+)", r"multi_scale_encoder.layers.\1.2"),
-    (r"small_to_large_(\d+)", r"layers.\1.0"),
-    (r"large_to_small_(\d+)", r"layers.\1.1"),
-    ("fn/to_out", "fn.to_out.0"),
-    *TRANSFORMER_RULES,
-    *sequential_rules("(sm|lg)_mlp_head", r"\1_mlp_head", norm=0, fc=1),
-)

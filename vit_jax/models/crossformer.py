@@ -145,6 +145,16 @@ class CrossFormer(MapViT, kw_only=True):
                     block_output(self, x)
         return x
 
+    torch_rules = (
+        (r"embed_(\d+)/convs_(\d+)", r"layers.\1.0.convs.\2"),
+        *feed_forward_rules(r"short_ff_(\d+)_(\d+)", r"layers.\1.1.layers.\2.1"),
+        *feed_forward_rules(r"long_ff_(\d+)_(\d+)", r"layers.\1.1.layers.\2.3"),
+        (r"short_attn_(\d+)_(\d+)", r"layers.\1.1.layers.\2.0"),
+        (r"long_attn_(\d+)_(\d+)", r"layers.\1.1.layers.\2.2"),
+        *sequential_rules("dpb", "dpb", fc_0=0, norm_0=1, fc_1=3, norm_1=4, fc_2=6, norm_2=7, fc_3=9),
+        ("head", "to_logits.1"),
+    )
+
 
 def _paper(dim, depth):
     """As the paper has it: groups of 7 x 7 pixels near and far; half as many pairs as the paper has blocks."""
@@ -155,13 +165,3 @@ def _paper(dim, depth):
 _TINY = dict(image_size=32, dim=(32, 32, 64, 64), depth=1, global_window_size=(4, 4, 2, 1))
 _TINY |= dict(local_window_size=(4, 4, 2, 1), cross_embed_kernel_sizes=((4, 8), (2, 4), (2, 4), (2, 4)))
 PRESETS = {"tiny": _TINY, "s": _paper(96, 3), "b": _paper(96, 9), "l": _paper(128, 9)}
-
-TORCH_RULES = (
-    (r"embed_(\d+)/convs_(\d+)", r"layers.\1.0.convs.\2"),
-    *feed_forward_rules(r"short_ff_(\d+)_(\d+)", r"layers.\1.1.layers.\2.1"),
-    *feed_forward_rules(r"long_ff_(\d+)_(\d+)", r"layers.\1.1.layers.\2.3"),
-    (r"short_attn_(\d+)_(\d+)", r"layers.\1.1.layers.\2.0"),
-    (r"long_attn_(\d+)_(\d+)", r"layers.\1.1.layers.\2.2"),
-    *sequential_rules("dpb", "dpb", fc_0=0, norm_0=1, fc_1=3, norm_1=4, fc_2=6, norm_2=7, fc_3=9),
-    ("head", "to_logits.1"),
-)

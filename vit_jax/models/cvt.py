@@ -115,6 +115,15 @@ class CvT(MapViT, kw_only=True):
                 block_output(self, x)
         return x
 
+    torch_rules = (
+        *attention_rules(r"attn_(\d+)_(\d+)", r"layers.\1.2.layers.\2.0"),
+        *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.2.layers.\2.1.net"),
+        (r"embed_(\d+)", r"layers.\1.0"),
+        (r"norm_(\d+)", r"layers.\1.1"),
+        *sequential_rules(r"(to_q|to_kv)", r"\1.net", depthwise=0, norm=1, pointwise=2),
+        ("head", "to_logits.2"),
+    )
+
 
 _TINY = dict(s1_emb_dim=32, s1_emb_kernel=3, s1_emb_stride=2, s2_emb_dim=48, s2_heads=1, s2_depth=1)
 _WIDE = dict(s1_emb_dim=192, s1_heads=3, s1_depth=2, s2_emb_dim=768, s2_heads=12, s3_emb_dim=1024, s3_heads=16)
@@ -125,12 +134,3 @@ PRESETS = {
     "21": dict(image_size=224, s2_depth=4, s3_depth=16),
     "w24": dict(image_size=384, **_WIDE, s3_depth=20),
 }
-
-TORCH_RULES = (
-    *attention_rules(r"attn_(\d+)_(\d+)", r"layers.\1.2.layers.\2.0"),
-    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.2.layers.\2.1.net"),
-    (r"embed_(\d+)", r"layers.\1.0"),
-    (r"norm_(\d+)", r"layers.\1.1"),
-    *sequential_rules(r"(to_q|to_kv)", r"\1.net", depthwise=0, norm=1, pointwise=2),
-    ("head", "to_logits.2"),
-)

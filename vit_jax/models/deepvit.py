@@ -173,16 +173,16 @@ class DeepViT(nn.Module):
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_(\d+)/reattn_norm", r"layers.\1.0.reattn_norm.1"),
+        *TRANSFORMER_RULES,
+        *HEAD_RULES,
+    )
+
 
 def _paper(depth):
     return dict(image_size=224, patch_size=16, dim=384, depth=depth, heads=12, dim_head=32, mlp_dim=1152)
 
 
 PRESETS = {"tiny": TINY, "16b": _paper(16), "24b": _paper(24), "32b": _paper(32)}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"attn_(\d+)/reattn_norm", r"layers.\1.0.reattn_norm.1"),
-    *TRANSFORMER_RULES,
-    *HEAD_RULES,
-)

@@ -179,6 +179,12 @@ class DistillableViT(nn.Module):
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores an empty class token if the mean is pooled."""
+        return {"cls_token": np.zeros((0, self.dim), np.float32)} if self.pool == "mean" else {}
+
 
 PRESETS = {
     "tiny": TINY,
@@ -189,10 +195,3 @@ PRESETS = {
     "l16": vit_sizes(1024, depth=24),
     "h14": vit_sizes(1280, depth=32, patch_size=14, heads=16, dim_head=80),
 }
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
-
-
-def torch_constants(model: DistillableViT) -> dict[str, np.ndarray]:
-    """Upstream stores an empty class token if the mean is pooled."""
-    return {"cls_token": np.zeros((0, model.dim), np.float32)} if model.pool == "mean" else {}

@@ -47,8 +47,8 @@ class EfficientViT(TokenViT):
         if self.num_classes:
             self.mlp_head = NormHead(self.num_classes)
 
+    torch_rules = (*PATCH_EMBED_RULES, *HEAD_RULES)
+
 
 _TRANSFORMER = Transformer(depth=4, heads=4, dim_head=16, mlp_dim=128)
 PRESETS = {"tiny": dict(image_size=32, patch_size=4, dim=64, transformer=_TRANSFORMER)}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *HEAD_RULES)

@@ -155,16 +155,16 @@ class JetViT(PlainViT):
         pos_embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (patches, self.dim))
         return pos_embedding[:0], pos_embedding
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"(\w+_attn_\d+)/to_out", r"\1/to_out.0"),
+        ("squeeze", "dynamic_conv.mlp.0"),
+        ("expand", "dynamic_conv.mlp.2"),
+        (r"window_attn_(\d+)", r"layers.\1.0.options.WA"),
+        (r"linear_attn_(\d+)", r"layers.\1.0.options.LA"),
+        (r"full_attn_(\d+)", r"layers.\1.0.options.FA"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
+    )
+
 
 PRESETS = {"tiny": TINY | dict(window_size=4, attn_layers=("LA", "WA", "LA", "FA"))}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"(\w+_attn_\d+)/to_out", r"\1/to_out.0"),
-    ("squeeze", "dynamic_conv.mlp.0"),
-    ("expand", "dynamic_conv.mlp.2"),
-    (r"window_attn_(\d+)", r"layers.\1.0.options.WA"),
-    (r"linear_attn_(\d+)", r"layers.\1.0.options.LA"),
-    (r"full_attn_(\d+)", r"layers.\1.0.options.FA"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
-)

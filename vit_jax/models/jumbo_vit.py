@@ -96,6 +96,13 @@ class JumboViT(BaseSimpleViT):
         """Logits from the tokens of `encode`."""
         return self.linear_head(self.norm(tokens[:, : self.num_jumbo_cls * self.jumbo_cls_k].mean(axis=1)))
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"transformer/attn_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"transformer/ff_(\d+)", r"layers.\1.1", fc2=3),
+        *feed_forward_rules("transformer/jumbo_ff", "jumbo_ff.1", fc2=3),
+    )
+
 
 def _paper(dim, heads, pieces=6):
     jumbo = dict(jumbo_cls_k=pieces, jumbo_ff_mult=4, multiply_widths=False)
@@ -110,10 +117,3 @@ PRESETS = {
     "s16": _paper(384, 6),
     "b16": _paper(768, 12, pieces=3),
 }
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"transformer/attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"transformer/ff_(\d+)", r"layers.\1.1", fc2=3),
-    *feed_forward_rules("transformer/jumbo_ff", "jumbo_ff.1", fc2=3),
-)

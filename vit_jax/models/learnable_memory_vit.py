@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.presets import TINY, vit_sizes
-from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
+from vit_jax.frames.rules import HEAD_RULES
 from vit_jax.layers import Blocks, ContextAttention, NormHead, block_output, prepend
 from vit_jax.layers.check import at_least, expect, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
@@ -100,15 +100,12 @@ class Adapter(nn.Module):
             self.vit.head(tokens)  # for the parameters of the trunk's own head, which upstream keeps
         return NormHead(self.num_classes, name="mlp_head")(tokens[:, 0]) if self.num_classes else tokens
 
+    torch_rules = HEAD_RULES
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores the mask."""
+        patches = math.prod(patch_grid(self.vit.image_size, self.vit.patch_size))
+        return {"attn_mask": memory_mask(patches + 1, self.num_memories_per_layer)}
+
 
 PRESETS = {"tiny": TINY, "b16": vit_sizes(768), "b32": vit_sizes(768, patch_size=32)}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)
-
-
-def torch_constants(model: LearnableMemoryViT | Adapter) -> dict[str, np.ndarray]:
-    """Upstream's adapter stores its mask."""
-    if not isinstance(model, Adapter):
-        return {}
-    patches = math.prod(patch_grid(model.vit.image_size, model.vit.patch_size))
-    return {"attn_mask": memory_mask(patches + 1, model.num_memories_per_layer)}

@@ -169,6 +169,27 @@ class LeViT(nn.Module):
                 logits.append(Dense(classes, name=name)(y))
         return tuple(logits) if len(logits) > 1 else logits[0]
 
+    torch_rules = (
+        (r"attn_(\d+)_(\d+)", r"backbone.\1.layers.\2.0"),
+        (r"ff_(\d+)_(\d+)", r"backbone.\1.layers.\2.1"),
+        (r"stem_(\d+)", r"conv_embedding.\1"),
+        *sequential_rules(r"(to_[qkv])", r"\1", conv=0, norm=1),
+        *sequential_rules("to_out", "to_out", conv=1, norm=2),
+        ("fc1/conv", "net.0"),
+        ("fc2/conv", "net.3"),
+        (r"(fc\d)/norm", r"\1_norm"),
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """The distances, which upstream stores with every attention."""
+        constants = {}
+        rows, columns = (side // 16 for side in pair("image_size", self.image_size))
+        for n, (depth, stride, _, _) in enumerate(self._layers()):
+            indices = distances(rows, columns, stride)
+            constants |= {f"backbone.{n}.layers.{i}.0.pos_indices": indices for i in range(depth)}
+            rows, columns = -(-rows // stride), -(-columns // stride)
+        return constants
+
 
 def _paper(dim, depth, heads, dim_key):
     sizes = dict(dim=dim, depth=depth, heads=heads, dim_key=dim_key, dim_value=2 * dim_key)
@@ -183,25 +204,3 @@ PRESETS = {
     "256": _paper((256, 384, 512), 4, (4, 6, 8), 32),
     "384": _paper((384, 512, 768), 4, (6, 9, 12), 32),
 }
-
-TORCH_RULES = (
-    (r"attn_(\d+)_(\d+)", r"backbone.\1.layers.\2.0"),
-    (r"ff_(\d+)_(\d+)", r"backbone.\1.layers.\2.1"),
-    (r"stem_(\d+)", r"conv_embedding.\1"),
-    *sequential_rules(r"(to_[qkv])", r"\1", conv=0, norm=1),
-    *sequential_rules("to_out", "to_out", conv=1, norm=2),
-    ("fc1/conv", "net.0"),
-    ("fc2/conv", "net.3"),
-    (r"(fc\d)/norm", r"\1_norm"),
-)
-
-
-def torch_constants(model: LeViT) -> dict[str, np.ndarray]:
-    """The distances, which upstream stores with every attention."""
-    constants = {}
-    rows, columns = (side // 16 for side in pair("image_size", model.image_size))
-    for n, (depth, stride, _, _) in enumerate(model._layers()):
-        indices = distances(rows, columns, stride)
-        constants |= {f"backbone.{n}.layers.{i}.0.pos_indices": indices for i in range(depth)}
-        rows, columns = -(-rows // stride), -(-columns // stride)
-    return constants

@@ -73,5 +73,3 @@ def _with_frames(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 PRESETS = {"tiny": TINY | dict(frames=1)}
-
-TORCH_RULES, torch_constants = levjepa_nd.TORCH_RULES, levjepa_nd.torch_constants

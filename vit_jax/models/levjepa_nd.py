@@ -140,6 +140,12 @@ class CausalTrunk(nn.Module):
         x = Blocks(self.depth, attention, feed_forward, name="transformer")(x, sin_cos, mask[:, None], train=train)
         return Norm(name="norm")(x)
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Frequencies of the rotations."""
+        return {"rotary_emb.scales": frequencies(self.dim_head, len(self.patch), self.rotary_max_freq)}
+
 
 def check_trunk(trunk: CausalTrunk) -> None:
     """Raises ValueError unless the arguments of `trunk` go together."""
@@ -195,10 +201,3 @@ class NDTransformer(CausalTrunk):
 
 
 PRESETS = {"tiny": dict(ndim=2, patch_size=4, dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
-
-
-def torch_constants(model: CausalTrunk) -> dict[str, np.ndarray]:
-    """Frequencies of the rotations."""
-    return {"rotary_emb.scales": frequencies(model.dim_head, len(model.patch), model.rotary_max_freq)}

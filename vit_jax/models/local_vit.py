@@ -73,13 +73,13 @@ class LocalViT(PlainViT):
         x = self.embed(images, patches=patches, train=train)
         return self.transformer(x, patch_grid(images.shape[1:3], self.patch_size)[0], train=train)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        *attention_rules(r"attn_(\d+)", r"layers.\1.0.fn"),
+        *sequential_rules(r"ff_(\d+)", r"layers.\1.1.fn.fn.net.3.net", depthwise=0, pointwise=1),
+        *sequential_rules(r"ff_(\d+)", r"layers.\1.1.fn.fn.net", norm=0, expand=1, project=6),
+        *HEAD_RULES,
+    )
+
 
 PRESETS = {"tiny": TINY, "t": vit_sizes(192, heads=4, dim_head=48), "s": vit_sizes(384)}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *attention_rules(r"attn_(\d+)", r"layers.\1.0.fn"),
-    *sequential_rules(r"ff_(\d+)", r"layers.\1.1.fn.fn.net.3.net", depthwise=0, pointwise=1),
-    *sequential_rules(r"ff_(\d+)", r"layers.\1.1.fn.fn.net", norm=0, expand=1, project=6),
-    *HEAD_RULES,
-)

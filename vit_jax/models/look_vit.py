@@ -134,19 +134,19 @@ class LookViT(nn.Module):
             return x, highres
         return Dense(self.num_classes, use_bias=False, name="to_logits")(x.mean(axis=1) + highres.mean(axis=1))
 
+    torch_rules = (
+        ("to_patches", "to_patches.1"),
+        ("patch_norm", "to_patches.3"),
+        ("to_out", "to_out.1"),
+        (r"attn_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+        (r"lookup_(\d+)", r"layers.\1.2"),
+        (r"highres_attn_(\d+)", r"layers.\1.3"),
+        (r"highres_norm_(\d+)", r"layers.\1.4"),
+        *feed_forward_rules(r"highres_ff_(\d+)", r"layers.\1.5"),
+    )
+
 
 _SIZES = dict(image_size=32, patch_size=8, highres_patch_size=4, dim=64, depth=3, heads=4, dim_head=16, mlp_factor=2)
 _CROSS = dict(highres_mlp_factor=1, cross_attn_heads=4, cross_attn_dim_head=16, patch_conv_kernel_size=3)
 PRESETS = {"tiny": _SIZES | _CROSS | dict(dropout=0.0)}
-
-TORCH_RULES = (
-    ("to_patches", "to_patches.1"),
-    ("patch_norm", "to_patches.3"),
-    ("to_out", "to_out.1"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
-    (r"lookup_(\d+)", r"layers.\1.2"),
-    (r"highres_attn_(\d+)", r"layers.\1.3"),
-    (r"highres_norm_(\d+)", r"layers.\1.4"),
-    *feed_forward_rules(r"highres_ff_(\d+)", r"layers.\1.5"),
-)

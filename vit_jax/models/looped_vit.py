@@ -179,12 +179,12 @@ class LoopedViT(nn.Module):
         out = jnp.stack(logits) if return_all_logits else logits[-1]
         return (out, jnp.stack(benefits[:-1])) if return_exit_benefits else out
 
+    torch_rules = (
+        *sequential_rules("to_patch_embedding", "to_patch_embedding", proj=1, norm=2),
+        *sequential_rules("exit_gate", "exit_gate.mlp", norm=0, fc1=1, fc2=4),
+        *TRANSFORMER_RULES,
+    )
+
 
 _DEPTHS = dict(pre_loop_depth=1, num_looped_blocks=2, post_loop_depth=1, loop_depth=2)
 PRESETS = {"tiny": dict(image_size=32, patch_size=4, dim=64, heads=4, dim_head=16, mlp_dim=128, **_DEPTHS)}
-
-TORCH_RULES = (
-    *sequential_rules("to_patch_embedding", "to_patch_embedding", proj=1, norm=2),
-    *sequential_rules("exit_gate", "exit_gate.mlp", norm=0, fc1=1, fc2=4),
-    *TRANSFORMER_RULES,
-)

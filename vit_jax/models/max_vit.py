@@ -127,6 +127,34 @@ class MaxViT(MapViT, kw_only=True):
                 block_output(self, x)
         return x
 
+    def torch_rules(self, parts: tuple[str, ...] = ("2.fn", "3.fn.net", "6.fn", "7.fn.net")) -> Rules:
+        """Upstream has the blocks of all stages in one list.
+
+        `parts` are the keys in a block of window attention, its feed-forward, grid attention, its feed-forward.
+        """
+        window_attn, window_ff, grid_attn, grid_ff = parts
+        blocks = [(f"stage_{i}_block_{j}", j) for i, depth in enumerate(self.depth) for j in range(depth)]
+        return (
+            # Upstream wraps MBConvs that have a residual, which are those after the first of a stage.
+            *((f"{block}/mbconv", f"layers.{n}.0" + (".fn" if j else "")) for n, (block, j) in enumerate(blocks)),
+            *((block, f"layers.{n}") for n, (block, _) in enumerate(blocks)),
+            ("stem_1", "conv_stem.0"),
+            ("stem_2", "conv_stem.1"),
+            ("expand", "0"),
+            ("expand_norm", "1"),
+            ("depthwise", "3"),
+            ("depthwise_norm", "4"),
+            ("squeeze", "6.gate.1"),
+            ("excite", "6.gate.3"),
+            ("project", "7"),
+            ("project_norm", "8"),
+            *attention_rules("window_attn", window_attn),
+            *feed_forward_rules("window_ff", window_ff),
+            *attention_rules("grid_attn", grid_attn),
+            *feed_forward_rules("grid_ff", grid_ff),
+            *sequential_rules("head", "mlp_head", norm=1, fc=2),
+        )
+
 
 def _paper(dim, dim_conv_stem, depth):
     return dict(image_size=224, dim=dim, dim_conv_stem=dim_conv_stem, depth=depth, mbconv_shrinkage_rate=1 / 16)
@@ -139,23 +167,3 @@ PRESETS = {
     "b": _paper(96, 64, (2, 6, 14, 2)),
     "l": _paper(128, 128, (2, 6, 14, 2)),
 }
-
-_STEM = dict(stem_1="conv_stem.0", stem_2="conv_stem.1")
-_MBCONV = dict(expand="0", expand_norm="1", depthwise="3", depthwise_norm="4", project="7", project_norm="8")
-_GATE = dict(squeeze="6.gate.1", excite="6.gate.3")
-
-
-def torch_rules(model: MaxViT, parts: tuple[str, ...] = ("2.fn", "3.fn.net", "6.fn", "7.fn.net")) -> Rules:
-    """Upstream has the blocks of all stages in one list, in each `parts`, and MBConvs with a residual are wrapped."""
-    window_attn, window_ff, grid_attn, grid_ff = parts
-    blocks = [(i, j) for i, depth in enumerate(model.depth) for j in range(depth)]
-    return (
-        *((f"stage_{i}_block_{j}/mbconv", f"layers.{n}.0" + (".fn" if j else "")) for n, (i, j) in enumerate(blocks)),
-        *((f"stage_{i}_block_{j}", f"layers.{n}") for n, (i, j) in enumerate(blocks)),
-        *(_STEM | _MBCONV | _GATE).items(),
-        *attention_rules("window_attn", window_attn),
-        *feed_forward_rules("window_ff", window_ff),
-        *attention_rules("grid_attn", grid_attn),
-        *feed_forward_rules("grid_ff", grid_ff),
-        *sequential_rules("head", "mlp_head", norm=1, fc=2),
-    )

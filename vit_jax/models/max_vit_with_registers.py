@@ -21,10 +21,9 @@ from vit_jax.frames.rules import Rules
 from vit_jax.layers import WindowAttention
 from vit_jax.layers.check import at_least
 from vit_jax.layers.shapes import Maps
-from vit_jax.models import max_vit
 from vit_jax.models.max_vit import GRID, PRESETS, WINDOWS, Block, MaxViT
 
-__all__ = ["PRESETS", "MaxViTWithRegisters", "torch_rules"]
+__all__ = ["PRESETS", "MaxViTWithRegisters"]
 
 
 class RegisterAttention(WindowAttention):
@@ -79,9 +78,8 @@ class MaxViTWithRegisters(MaxViT):
         attention = functools.partial(RegisterAttention, self.dim_head, w, self.dropout, m)
         return RegisterBlock(w, mbconv, attention, feed_forward, m, name=name)
 
-
-def torch_rules(model: MaxViTWithRegisters) -> Rules:
-    """Upstream's blocks are lists of a convolution and two pairs; their registers stand in a list of their own."""
-    names = (f"stage_{i}_block_{j}" for i, depth in enumerate(model.depth) for j in range(depth))
-    registers = ((f"{name}/register_tokens", f"register_tokens.{n}") for n, name in enumerate(names))
-    return (*registers, *max_vit.torch_rules(model, ("1.0", "1.1", "2.0", "2.1")))
+    def torch_rules(self) -> Rules:
+        """Upstream's blocks are lists of a convolution and two pairs; their registers stand in a list of their own."""
+        names = (f"stage_{i}_block_{j}" for i, depth in enumerate(self.depth) for j in range(depth))
+        registers = ((f"{name}/register_tokens", f"register_tokens.{n}") for n, name in enumerate(names))
+        return (*registers, *super().torch_rules(("1.0", "1.1", "2.0", "2.1")))

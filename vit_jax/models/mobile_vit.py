@@ -120,6 +120,24 @@ class MobileViT(nn.Module):
         x = ConvNorm(widths[-1], kernel=1, name="last_conv")(x, train=train).mean(axis=(1, 2))
         return Dense(self.num_classes, use_bias=False, name="to_logits")(x)
 
+    def torch_rules(self) -> Rules:
+        """Upstream's inverted residual is one Sequential, shorter by three where nothing is widened."""
+        first = 0 if self.expansion == 1 else 3
+        return (
+            *sequential_rules("expand", "conv", conv=0, norm=1),
+            *sequential_rules("depthwise", "conv", conv=first, norm=first + 1),
+            *sequential_rules("project", "conv", conv=first + 3, norm=first + 4),
+            *sequential_rules("last_conv", "to_logits.0", conv=0, norm=1),
+            ("to_logits", "to_logits.2"),
+            ("conv", "0"),
+            (r"stem_(\d+)", r"stem.\1"),
+            (r"reduce_(\d+)", r"trunk.\1.0"),
+            (r"mobile_(\d+)", r"trunk.\1.1"),
+            *attention_rules(r"attn_(\d+)", r"transformer.layers.\1.0"),
+            *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
+            (r"(conv\d)/norm", r"\1.1"),
+        )
+
 
 _TINY = dict(image_size=32, widths=(8, 8, 16, 16, 24, 24, 32, 32, 40, 40, 80), expansion=2, patch_size=1)
 PRESETS = {
@@ -128,22 +146,3 @@ PRESETS = {
     "xs": dict(image_size=256, dims=(96, 120, 144), widths=(16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)),
     "s": dict(image_size=256, dims=(144, 192, 240), widths=(16, 32, 64, 64, 96, 96, 128, 128, 160, 160, 640)),
 }
-
-
-def torch_rules(model: MobileViT) -> Rules:
-    """Upstream's inverted residual is one Sequential, shorter by three where nothing is widened."""
-    first = 0 if model.expansion == 1 else 3
-    return (
-        *sequential_rules("expand", "conv", conv=0, norm=1),
-        *sequential_rules("depthwise", "conv", conv=first, norm=first + 1),
-        *sequential_rules("project", "conv", conv=first + 3, norm=first + 4),
-        *sequential_rules("last_conv", "to_logits.0", conv=0, norm=1),
-        ("to_logits", "to_logits.2"),
-        ("conv", "0"),
-        (r"stem_(\d+)", r"stem.\1"),
-        (r"reduce_(\d+)", r"trunk.\1.0"),
-        (r"mobile_(\d+)", r"trunk.\1.1"),
-        *attention_rules(r"attn_(\d+)", r"transformer.layers.\1.0"),
-        *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
-        (r"(conv\d)/norm", r"\1.1"),
-    )

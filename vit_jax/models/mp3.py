@@ -21,7 +21,7 @@ from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, NormHead, ToHe
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models.simple_vit import PRESETS
 
-__all__ = ["PRESETS", "TORCH_RULES", "ViT"]
+__all__ = ["PRESETS", "ViT"]
 
 
 class Attention(nn.Module):
@@ -64,9 +64,8 @@ class ViT(BaseSimpleViT):
         x = self.to_patch_embedding(images)
         return self.transformer(x, jnp.take_along_axis(x, seen[:, :, None], axis=1), train=train)
 
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *TRANSFORMER_RULES,
-    *sequential_rules("linear_head", "linear_head", norm=0, fc=1),
-)
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        *TRANSFORMER_RULES,
+        *sequential_rules("linear_head", "linear_head", norm=0, fc=1),
+    )

@@ -71,6 +71,17 @@ class EmbedPatches(nn.Module):
         return self.norm(name="norm_out")(Dense(self.dim, name="proj")(self.norm(name="norm_in")(x)))
 
 
+# Conversion rules that all NaViTs share; `torch_rules` at the end of each class has the rest.
+MODULE_RULES = (
+    *sequential_rules("to_patch_embedding", "to_patch_embedding", norm_in=0, proj=1, norm_out=2),
+    (r"attn_(\d+)", r"transformer.layers.\1.0"),
+    *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1"),
+    ("norm_head", "mlp_head.0"),
+    ("mlp_head", "mlp_head.1"),
+    ("^norm", "transformer.norm"),
+)
+
+
 class NaViT(nn.Module):
     """Classifier: images (h, w, c) of any sizes up to `image_size` to logits (i, k), a row for each image.
 
@@ -189,25 +200,15 @@ class NaViT(nn.Module):
             x = Dense(self.num_classes, use_bias=False, name="mlp_head")(Norm(name="norm_head")(x))
         return x
 
+    torch_rules = (("scale", "gamma"), ("to_out", "to_out.0"), *MODULE_RULES)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores a bias of zeros beside each norm's scale."""
+        blocks = [f"transformer.layers.{i}.{norm}" for i in range(self.depth) for norm in ("0.norm", "1.0")]
+        head = ["mlp_head.0"] if self.num_classes else []
+        widths = dict.fromkeys(["to_patch_embedding.2", "transformer.norm", "attn_pool.norm", *blocks, *head], self.dim)
+        widths["to_patch_embedding.0"] = math.prod(self.patch_sides()) * self.channels
+        return {f"{norm}.beta": np.zeros(width, np.float32) for norm, width in widths.items()}
+
 
 PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}
-
-MODULE_RULES = (
-    *sequential_rules("to_patch_embedding", "to_patch_embedding", norm_in=0, proj=1, norm_out=2),
-    (r"attn_(\d+)", r"transformer.layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1"),
-    ("norm_head", "mlp_head.0"),
-    ("mlp_head", "mlp_head.1"),
-    ("^norm", "transformer.norm"),
-)
-
-TORCH_RULES = (("scale", "gamma"), ("to_out", "to_out.0"), *MODULE_RULES)
-
-
-def torch_constants(model: NaViT) -> dict[str, np.ndarray]:
-    """Upstream stores a bias of zeros beside each norm's scale."""
-    blocks = [f"transformer.layers.{i}.{norm}" for i in range(model.depth) for norm in ("0.norm", "1.0")]
-    head = ["mlp_head.0"] if model.num_classes else []
-    widths = dict.fromkeys(["to_patch_embedding.2", "transformer.norm", "attn_pool.norm", *blocks, *head], model.dim)
-    widths["to_patch_embedding.0"] = math.prod(model.patch_sides()) * model.channels
-    return {f"{norm}.beta": np.zeros(width, np.float32) for norm, width in widths.items()}

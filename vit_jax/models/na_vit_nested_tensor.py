@@ -8,6 +8,7 @@ Differs from the paper: as NaViT does; queries and keys have one LayerNorm for a
 Axes: b rows, n tokens, m context, s images of a row, d dim, h heads, q query, j key.
 """
 
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -15,7 +16,7 @@ from vit_jax.layers import Dense, LayerNorm, attend
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models.na_vit import MODULE_RULES, PRESETS, Context, EmbedPatches, Mask, NaViT, Norm
 
-__all__ = ["PRESETS", "TORCH_RULES", "NaViTNestedTensor"]
+__all__ = ["PRESETS", "NaViTNestedTensor"]
 
 
 class Attention(nn.Module):
@@ -55,7 +56,8 @@ class NaViTNestedTensor(NaViT):
         """As NaViT's, without a residual."""
         return self.make_attention(0.0, "attn_pool")(queries, mask, x, train=train)
 
+    torch_rules = MODULE_RULES
 
-TORCH_RULES = MODULE_RULES
-
-torch_constants = None  # NaViT's: zeros in place of biases, which there are here where upstream has any
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Nothing: unlike `NaViT`, this model has a bias wherever upstream has one."""
+        return {}

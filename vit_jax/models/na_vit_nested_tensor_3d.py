@@ -71,16 +71,13 @@ class NaViTNestedTensor3D(na_vit_nested_tensor.NaViTNestedTensor, kw_only=True):
             patch = f"frame_patch_size, patch_size={self.patch_sides()}"
             raise ValueError(f"volume of shape {shape}: expected multiples of {patch}")
 
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores empty registers where there are none."""
+        return {} if self.num_registers else {"register_tokens": np.zeros((0, self.dim), np.float32)}
+
 
 _UPSTREAM = dict(image_size=256, patch_size=32, dim=1024, depth=6, heads=16, mlp_dim=2048)
 PRESETS = {
     "tiny": TINY | dict(max_frames=4, frame_patch_size=2),
     "upstream": _UPSTREAM | dict(max_frames=8, frame_patch_size=2),
 }
-
-TORCH_RULES = na_vit_nested_tensor.TORCH_RULES
-
-
-def torch_constants(model: NaViTNestedTensor3D) -> dict[str, np.ndarray]:
-    """Upstream stores empty registers where there are none."""
-    return {} if model.num_registers else {"register_tokens": np.zeros((0, model.dim), np.float32)}

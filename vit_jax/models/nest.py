@@ -106,6 +106,16 @@ class NesT(MapViT, kw_only=True):
             x = rearrange(x, "(b i j) h w d -> b (i h) (j w) d", i=blocks, j=blocks)
         return ChannelNorm(name="head_norm")(x) if self.num_classes else x
 
+    torch_rules = (
+        *((f"patch_{part}", f"to_patch_embedding.{n}") for part, n in dict(norm_in=1, proj=2, norm_out=3).items()),
+        (r"merge_(\d+)", r"layers.\1.1.0"),
+        (r"merge_norm_(\d+)", r"layers.\1.1.1"),
+        (r"transformer_(\d+)", r"layers.\1.0"),
+        *TRANSFORMER_RULES,
+        ("head_norm", "mlp_head.0"),
+        ("head", "mlp_head.2"),
+    )
+
 
 _PAPER = dict(image_size=224, patch_size=4, num_hierarchies=3)
 PRESETS = {
@@ -114,13 +124,3 @@ PRESETS = {
     "s": dict(dim=96, heads=3, block_repeats=(2, 2, 20), **_PAPER),
     "b": dict(dim=128, heads=4, block_repeats=(2, 2, 20), **_PAPER),
 }
-
-TORCH_RULES = (
-    *((f"patch_{part}", f"to_patch_embedding.{n}") for part, n in dict(norm_in=1, proj=2, norm_out=3).items()),
-    (r"merge_(\d+)", r"layers.\1.1.0"),
-    (r"merge_norm_(\d+)", r"layers.\1.1.1"),
-    (r"transformer_(\d+)", r"layers.\1.0"),
-    *TRANSFORMER_RULES,
-    ("head_norm", "mlp_head.0"),
-    ("head", "mlp_head.2"),
-)

@@ -139,6 +139,16 @@ class NormalizedViT(BaseSimpleViT):
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.to_pred(tokens.mean(axis=1)) * self.logit_scale[None] * self.dim**0.5
 
+    torch_rules = (
+        ("to_patch_embedding/kernel", "to_patch_embedding.1.linear.parametrizations.weight.original"),
+        ("abs_pos_emb", "abs_pos_emb.linear.parametrizations.weight.original"),
+        ("kernel", "linear.parametrizations.weight.original"),
+        (r"transformer/attn_lerp_(\d+)", r"residual_lerp_scales.\1.0"),
+        (r"transformer/ff_lerp_(\d+)", r"residual_lerp_scales.\1.1"),
+        (r"transformer/attn_(\d+)", r"layers.\1.0"),
+        (r"transformer/ff_(\d+)", r"layers.\1.1"),
+    )
+
 
 def normalize_weights(params: dict) -> dict:
     """`params` with every kernel as the model reads it, for use after a training step: upstream's `norm_weights_`."""
@@ -152,13 +162,3 @@ def normalize_weights(params: dict) -> dict:
 
 
 PRESETS = {"tiny": TINY, "ti16": vit_sizes(192), "s16": vit_sizes(384), "b16": vit_sizes(768)}
-
-TORCH_RULES = (
-    ("to_patch_embedding/kernel", "to_patch_embedding.1.linear.parametrizations.weight.original"),
-    ("abs_pos_emb", "abs_pos_emb.linear.parametrizations.weight.original"),
-    ("kernel", "linear.parametrizations.weight.original"),
-    (r"transformer/attn_lerp_(\d+)", r"residual_lerp_scales.\1.0"),
-    (r"transformer/ff_lerp_(\d+)", r"residual_lerp_scales.\1.1"),
-    (r"transformer/attn_(\d+)", r"layers.\1.0"),
-    (r"transformer/ff_(\d+)", r"layers.\1.1"),
-)

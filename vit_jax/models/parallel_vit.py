@@ -48,12 +48,12 @@ class ParallelViT(PlainViT):
     def make_transformer(self) -> nn.Module:
         return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), self.num_parallel_branches)
 
+    torch_rules = (
+        *PATCH_PROJECTION_RULES,
+        *attention_rules(r"attn_(\d+)_(\d+)", r"layers.\1.0.fns.\2"),
+        *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.1.fns.\2.net"),
+        *HEAD_RULES,
+    )
+
 
 PRESETS = {"tiny": TINY | dict(depth=2), "s18x2": vit_sizes(384, depth=18), "b18x2": vit_sizes(768, depth=18)}
-
-TORCH_RULES = (
-    *PATCH_PROJECTION_RULES,
-    *attention_rules(r"attn_(\d+)_(\d+)", r"layers.\1.0.fns.\2"),
-    *feed_forward_rules(r"ff_(\d+)_(\d+)", r"layers.\1.1.fns.\2.net"),
-    *HEAD_RULES,
-)

@@ -161,6 +161,19 @@ class PiT(nn.Module):
             x = stage(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
 
+    def torch_rules(self) -> tuple[tuple[str, str], ...]:
+        """Upstream's stages and pools alternate in one Sequential."""
+        stages = range(len(self.depth))
+        return (
+            ("to_patch_embedding", "to_patch_embedding.2"),
+            *((f"stage_{i}", f"layers.{2 * i}") for i in stages),
+            *((f"pool_{i}", f"layers.{2 * i + 1}") for i in stages),
+            ("depthwise", "downsample.net.0"),
+            ("pointwise", "downsample.net.1"),
+            *TRANSFORMER_RULES,
+            *HEAD_RULES,
+        )
+
 
 def _paper(patch_size, dim, depth, heads, dim_head):
     stages = dict(depth=depth, heads=(heads, 2 * heads, 4 * heads), mlp_dim=(4 * dim, 8 * dim, 16 * dim))
@@ -174,17 +187,3 @@ PRESETS = {
     "s": _paper(16, 144, (2, 6, 4), 3, 48),
     "b": _paper(14, 256, (3, 6, 4), 4, 64),
 }
-
-
-def torch_rules(model: PiT) -> tuple[tuple[str, str], ...]:
-    """Upstream's stages and pools alternate in one Sequential."""
-    stages = range(len(model.depth))
-    return (
-        ("to_patch_embedding", "to_patch_embedding.2"),
-        *((f"stage_{i}", f"layers.{2 * i}") for i in stages),
-        *((f"pool_{i}", f"layers.{2 * i + 1}") for i in stages),
-        ("depthwise", "downsample.net.0"),
-        ("pointwise", "downsample.net.1"),
-        *TRANSFORMER_RULES,
-        *HEAD_RULES,
-    )

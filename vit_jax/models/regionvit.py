@@ -142,6 +142,18 @@ class RegionViT(MapViT, kw_only=True):
             x = gelu(ChannelNorm(name=f"local_norm_{i}")(x))
         return nn.Conv(dim, (3, 3), padding=1, name="local_conv_2")(x)
 
+    torch_rules = (
+        *((f"local_conv_{i}", f"local_encoder.{3 * i}") for i in range(3)),
+        *((f"local_norm_{i}", f"local_encoder.{3 * i + 1}") for i in range(2)),
+        ("region_encoder", "region_encoder.1"),
+        (r"down_(\d+)", r"layers.\1.0.conv"),
+        (r"peg_(\d+)", r"layers.\1.1.proj"),
+        (r"stage_(\d+)", r"layers.\1.2"),
+        *attention_rules(r"attn_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
+        *sequential_rules("head", "to_logits", norm=1, fc=2),
+    )
+
 
 def _paper(dim, depth):
     return dict(image_size=224, dim=(dim, 2 * dim, 4 * dim, 8 * dim), depth=(2, 2, depth, 2))
@@ -149,15 +161,3 @@ def _paper(dim, depth):
 
 _TINY = dict(image_size=32, dim=(32, 32, 48, 64), depth=1, window_size=4)
 PRESETS = {"tiny": _TINY, "ti": _paper(64, 8), "s": _paper(96, 8), "m": _paper(96, 14), "b": _paper(128, 14)}
-
-TORCH_RULES = (
-    *((f"local_conv_{i}", f"local_encoder.{3 * i}") for i in range(3)),
-    *((f"local_norm_{i}", f"local_encoder.{3 * i + 1}") for i in range(2)),
-    ("region_encoder", "region_encoder.1"),
-    (r"down_(\d+)", r"layers.\1.0.conv"),
-    (r"peg_(\d+)", r"layers.\1.1.proj"),
-    (r"stage_(\d+)", r"layers.\1.2"),
-    *attention_rules(r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1"),
-    *sequential_rules("head", "to_logits", norm=1, fc=2),
-)

@@ -138,19 +138,18 @@ class RvT(PlainViT):
             block_output(self, x)
         return x
 
+    torch_rules = (
+        *PATCH_PROJECTION_RULES,
+        (r"attn_(\d+)/to_q/depthwise", r"transformer.layers.\1.0.to_q.conv.net.0"),
+        (r"attn_(\d+)/to_q/pointwise", r"transformer.layers.\1.0.to_q.conv.net.1"),
+        *attention_rules(r"attn_(\d+)", r"transformer.layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
+        *HEAD_RULES,
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Frequencies of the rotations."""
+        return {"transformer.pos_emb.scales": frequencies(self.dim_head, max(pair("image_size", self.image_size)))}
+
 
 PRESETS = {"tiny": TINY}
-
-TORCH_RULES = (
-    *PATCH_PROJECTION_RULES,
-    (r"attn_(\d+)/to_q/depthwise", r"transformer.layers.\1.0.to_q.conv.net.0"),
-    (r"attn_(\d+)/to_q/pointwise", r"transformer.layers.\1.0.to_q.conv.net.1"),
-    *attention_rules(r"attn_(\d+)", r"transformer.layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"transformer.layers.\1.1.net"),
-    *HEAD_RULES,
-)
-
-
-def torch_constants(model: RvT) -> dict[str, np.ndarray]:
-    """Frequencies of the rotations."""
-    return {"transformer.pos_emb.scales": frequencies(model.dim_head, max(pair("image_size", model.image_size)))}

@@ -144,6 +144,18 @@ class ScalableViT(MapViT, kw_only=True):
             x = Stage(depth, ssa, iwsa, feed_forward, name=f"stage_{i}")(x, train=train)
         return x
 
+    torch_rules = (
+        (r"stage_(\d+)", r"layers.\1.0"),
+        (r"norm_(\d+)", r"layers.\1.0.norm"),
+        (r"downsample_(\d+)", r"layers.\1.1.conv"),
+        *attention_rules(r"ssa_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"ff1_(\d+)", r"layers.\1.1.net"),
+        ("positions", "layers.0.2.proj"),
+        *feed_forward_rules(r"ff2_(\d+)", r"layers.\1.3.net"),
+        *attention_rules(r"iwsa_(\d+)", r"layers.\1.4"),
+        *sequential_rules("head", "mlp_head", norm=1, fc=2),
+    )
+
 
 def _paper(dim, heads, depth, ssa_dim_key):
     stages = dict(heads=(heads, 2 * heads, 4 * heads, 8 * heads), depth=depth, ssa_dim_key=ssa_dim_key)
@@ -157,15 +169,3 @@ PRESETS = {
     "b": _paper(96, 3, (1, 1, 7, 3), (64, 40, 40, 32)),
     "l": _paper(128, 4, (1, 3, 6, 2), (8, 16, 32, 32)),
 }
-
-TORCH_RULES = (
-    (r"stage_(\d+)", r"layers.\1.0"),
-    (r"norm_(\d+)", r"layers.\1.0.norm"),
-    (r"downsample_(\d+)", r"layers.\1.1.conv"),
-    *attention_rules(r"ssa_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff1_(\d+)", r"layers.\1.1.net"),
-    ("positions", "layers.0.2.proj"),
-    *feed_forward_rules(r"ff2_(\d+)", r"layers.\1.3.net"),
-    *attention_rules(r"iwsa_(\d+)", r"layers.\1.4"),
-    *sequential_rules("head", "mlp_head", norm=1, fc=2),
-)

@@ -109,6 +109,17 @@ class SepViT(MapViT, kw_only=True):
                 block_output(self, x)
         return x
 
+    torch_rules = (
+        (r"patches_(\d+)", r"layers.\1.0.conv"),
+        (r"positions_(\d+)", r"layers.\1.1.proj"),
+        (r"norm_(\d+)", r"layers.\1.2.norm"),
+        (r"stage_(\d+)_attn_(\d+)/token_norm", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.0"),
+        (r"stage_(\d+)_attn_(\d+)/token_to_qk", r"layers.\1.2.layers.\2.0.window_tokens_to_qk.3"),
+        *attention_rules(r"stage_(\d+)_attn_(\d+)", r"layers.\1.2.layers.\2.0"),
+        *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1.net"),
+        *sequential_rules("head", "mlp_head", norm=1, fc=2),
+    )
+
 
 def _paper(dim, heads, third):
     stages = dict(depth=(1, 2, third, 2), heads=(heads, 2 * heads, 4 * heads, 8 * heads))
@@ -123,15 +134,3 @@ PRESETS = {
     "s": _paper(96, 3, 14),
     "b": _paper(128, 4, 14),
 }
-
-_ATTN = r"layers.\1.2.layers.\2.0"
-TORCH_RULES = (
-    (r"patches_(\d+)", r"layers.\1.0.conv"),
-    (r"positions_(\d+)", r"layers.\1.1.proj"),
-    (r"norm_(\d+)", r"layers.\1.2.norm"),
-    (r"stage_(\d+)_attn_(\d+)/token_norm", f"{_ATTN}.window_tokens_to_qk.0"),
-    (r"stage_(\d+)_attn_(\d+)/token_to_qk", f"{_ATTN}.window_tokens_to_qk.3"),
-    *attention_rules(r"stage_(\d+)_attn_(\d+)", _ATTN),
-    *feed_forward_rules(r"stage_(\d+)_ff_(\d+)", r"layers.\1.2.layers.\2.1.net"),
-    *sequential_rules("head", "mlp_head", norm=1, fc=2),
-)

@@ -43,7 +43,7 @@ class SimpleFlashAttentionViT(BaseSimpleViT):
     def make_head(self) -> nn.Module:
         return NormHead(self.num_classes)
 
+    torch_rules = (*BaseSimpleViT.torch_rules, *sequential_rules("linear_head", "linear_head", norm=0, fc=1))
+
 
 PRESETS = simple_vit.PRESETS
-
-TORCH_RULES = (*simple_vit.TORCH_RULES, *sequential_rules("linear_head", "linear_head", norm=0, fc=1))

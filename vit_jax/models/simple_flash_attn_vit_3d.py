@@ -33,5 +33,3 @@ class SimpleFlashAttentionViT3D(simple_vit_3d.SimpleViT3D):
 
 
 PRESETS = simple_vit_3d.PRESETS
-
-TORCH_RULES = simple_vit_3d.TORCH_RULES

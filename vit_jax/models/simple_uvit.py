@@ -44,6 +44,13 @@ class SimpleUViT(registers.SimpleViTWithRegisterTokens):
     def make_transformer(self) -> nn.Module:
         return Transformer(self.depth, self.make_attention(), self.make_feed_forward())
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"skip_(\d+)", r"layers.\1.0"),
+        (r"attn_(\d+)", r"layers.\1.1"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.2", fc2=3),
+    )
+
 
 PRESETS = {
     "tiny": TINY | dict(depth=5),
@@ -53,10 +60,3 @@ PRESETS = {
     "l4": vit_sizes(1024, depth=21, patch_size=4, image_size=64),
     "h2": vit_sizes(1152, depth=29, patch_size=2, image_size=32, heads=16, dim_head=72),
 }
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"skip_(\d+)", r"layers.\1.0"),
-    (r"attn_(\d+)", r"layers.\1.1"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.2", fc2=3),
-)

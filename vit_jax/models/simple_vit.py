@@ -147,11 +147,11 @@ class SimpleViT(nn.Module):
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.linear_head(tokens.mean(axis=1))
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net", fc2=3),
+    )
+
 
 PRESETS = {"tiny": TINY, "ti16": vit_sizes(192), "s16": vit_sizes(384), "b16": vit_sizes(768)}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net", fc2=3),
-)

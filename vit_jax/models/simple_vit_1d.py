@@ -12,7 +12,6 @@ from vit_jax.frames.inputs import SeriesInput
 from vit_jax.frames.presets import TINY_SERIES
 from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers.positions import sincos_grid
-from vit_jax.models import simple_vit
 
 
 class SimpleViT1D(SeriesInput, BaseSimpleViT):
@@ -27,5 +26,3 @@ class SimpleViT1D(SeriesInput, BaseSimpleViT):
 
 
 PRESETS = {"tiny": TINY_SERIES}
-
-TORCH_RULES = simple_vit.TORCH_RULES

@@ -12,7 +12,6 @@ from vit_jax.frames.inputs import VideoInput
 from vit_jax.frames.presets import TINY_VIDEO
 from vit_jax.frames.simple_vit import BaseSimpleViT
 from vit_jax.layers.positions import sincos_grid
-from vit_jax.models import simple_vit
 
 
 class SimpleViT3D(VideoInput, BaseSimpleViT):
@@ -28,5 +27,3 @@ class SimpleViT3D(VideoInput, BaseSimpleViT):
 
 
 PRESETS = {"tiny": TINY_VIDEO}
-
-TORCH_RULES = simple_vit.TORCH_RULES

@@ -92,14 +92,14 @@ class SimpleViTAttnResidual(BaseSimpleViT):
         out = self.head(tokens) if self.num_classes else tokens
         return (out, history) if return_history else out
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        ("transformer/norm", "transformer.final_pool.fn"),
+        (r"attn_pool_(\d+)", r"layers.\1.0"),
+        (r"attn_(\d+)", r"layers.\1.0.fn"),
+        (r"ff_pool_(\d+)", r"layers.\1.1"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net", fc2=3),
+    )
+
 
 PRESETS = simple_vit.PRESETS  # the paper is about text
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    ("transformer/norm", "transformer.final_pool.fn"),
-    (r"attn_pool_(\d+)", r"layers.\1.0"),
-    (r"attn_(\d+)", r"layers.\1.0.fn"),
-    (r"ff_pool_(\d+)", r"layers.\1.1"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.fn.net", fc2=3),
-)

@@ -67,13 +67,13 @@ class SimpleViTOrthogonalUpdate(BaseSimpleViT):
         learned = self.orthog_residual_update_kwargs.get("learned", False)
         return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), learned=learned)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_update_(\d+)", r"layers.\1.0"),
+        (r"ff_update_(\d+)", r"layers.\1.1"),
+        (r"attn_(\d+)", r"layers.\1.0.block"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.block.net", fc2=3),
+    )
+
 
 PRESETS = simple_vit.PRESETS
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"attn_update_(\d+)", r"layers.\1.0"),
-    (r"ff_update_(\d+)", r"layers.\1.1"),
-    (r"attn_(\d+)", r"layers.\1.0.block"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.block.net", fc2=3),
-)

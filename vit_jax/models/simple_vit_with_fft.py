@@ -60,8 +60,10 @@ class SimpleViTWithFFT(BaseSimpleViT, kw_only=True):
         spectrum = self.embed_spectrum(images)
         return self.transformer(jnp.concatenate([spectrum, x], axis=1), train=train)[:, spectrum.shape[1] :]
 
+    torch_rules = (
+        *BaseSimpleViT.torch_rules,
+        *sequential_rules("to_freq_embedding", "to_freq_embedding", norm_in=1, proj=2, norm_out=3),
+    )
+
 
 PRESETS = {name: sizes | dict(freq_patch_size=sizes["patch_size"]) for name, sizes in simple_vit.PRESETS.items()}
-
-FREQUENCY_RULES = sequential_rules("to_freq_embedding", "to_freq_embedding", norm_in=1, proj=2, norm_out=3)
-TORCH_RULES = (*simple_vit.TORCH_RULES, *FREQUENCY_RULES)

@@ -76,17 +76,17 @@ class SimpleViTHyperConnections(registers.SimpleViTWithRegisterTokens, kw_only=T
     def make_transformer(self) -> nn.Module:
         return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), self.num_residual_streams)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_connection_(\d+)", r"layers.\1.0"),
+        (r"attn_(\d+)", r"layers.\1.1"),
+        (r"ff_connection_(\d+)", r"layers.\1.2"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3.net", fc2=3),
+    )
+
 
 PRESETS = {
     "tiny": TINY | dict(num_residual_streams=2),
     "b16": vit_sizes(768, num_residual_streams=2),
     "l16": vit_sizes(1024, depth=24, num_residual_streams=2),
 }
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"attn_connection_(\d+)", r"layers.\1.0"),
-    (r"attn_(\d+)", r"layers.\1.1"),
-    (r"ff_connection_(\d+)", r"layers.\1.2"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.3.net", fc2=3),
-)

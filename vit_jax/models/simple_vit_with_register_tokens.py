@@ -31,10 +31,9 @@ class SimpleViTWithRegisterTokens(BaseSimpleViT):
         x = append(tokens, self.register_tokens) if self.num_register_tokens else tokens
         return self.transformer(x, train=train)[:, : tokens.shape[1]]
 
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores an empty parameter where there are no registers."""
+        return {} if self.num_register_tokens else {"register_tokens": np.zeros((0, self.dim), np.float32)}
+
 
 PRESETS = {"tiny": TINY, "b16": vit_sizes(768), "l14": vit_sizes(1024, depth=24, patch_size=14)}
-
-
-def torch_constants(model: SimpleViTWithRegisterTokens) -> dict[str, np.ndarray]:
-    """Upstream stores an empty parameter where there are no registers."""
-    return {} if model.num_register_tokens else {"register_tokens": np.zeros((0, model.dim), np.float32)}

@@ -81,7 +81,7 @@ class RelativeBiasViT(BaseSimpleViT):
         grid = patch_grid(images.shape[1:3], self.patch_size)
         return self.transformer(self.embed(images, patches=patches), grid, train=train)
 
+    torch_rules = (("to_distance_weights", "to_distance_weights.0"), *BaseSimpleViT.torch_rules)
+
 
 PRESETS = simple_vit.PRESETS  # upstream names no sizes
-
-TORCH_RULES = (("to_distance_weights", "to_distance_weights.0"), *simple_vit.TORCH_RULES)

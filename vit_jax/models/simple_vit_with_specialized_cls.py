@@ -21,7 +21,7 @@ from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 from vit_jax.models.simple_vit import PRESETS
 
-__all__ = ["PRESETS", "TORCH_RULES", "SimpleViTWithSpecializedCLS"]
+__all__ = ["PRESETS", "SimpleViTWithSpecializedCLS"]
 
 
 def specialize(for_cls: Callable, for_patches: Callable) -> Callable[[Tokens], Float[Array, "b n e"]]:
@@ -100,14 +100,13 @@ class SimpleViTWithSpecializedCLS(BaseSimpleViT):
         """Logits from the class token, the first of `encode`."""
         return self.linear_head(tokens[:, 0])
 
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    ("cls_norm", "norm.fns.0"),
-    ("patch_norm", "norm.fns.1"),
-    ("cls_qkv", "to_qkv.fns.0"),
-    ("patch_qkv", "to_qkv.fns.1"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *sequential_rules(r"ff_(\d+)", r"layers.\1.1.net", fc1=0, fc2=2),
-    (r"ff_(\d+)", r"layers.\1.1"),
-)
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        ("cls_norm", "norm.fns.0"),
+        ("patch_norm", "norm.fns.1"),
+        ("cls_qkv", "to_qkv.fns.0"),
+        ("patch_qkv", "to_qkv.fns.1"),
+        (r"attn_(\d+)", r"layers.\1.0"),
+        *sequential_rules(r"ff_(\d+)", r"layers.\1.1.net", fc1=0, fc2=2),
+        (r"ff_(\d+)", r"layers.\1.1"),
+    )

@@ -57,12 +57,12 @@ class SimpleViTWithValueResidual(BaseSimpleViT):
         attention = functools.partial(Attention, self.heads, self.dim_head)
         return Transformer(self.depth, attention, self.make_feed_forward())
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"attn_(\d+)/to_residual_mix", r"layers.\1.0.to_residual_mix.0"),
+        (r"attn_(\d+)", r"layers.\1.0"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1", fc2=3),
+    )
+
 
 PRESETS = simple_vit.PRESETS
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"attn_(\d+)/to_residual_mix", r"layers.\1.0.to_residual_mix.0"),
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1", fc2=3),
-)

@@ -215,6 +215,15 @@ class T2TViT(nn.Module):
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 
+    def torch_rules(self) -> tuple[tuple[str, str], ...]:
+        """Upstream's entrance is one Sequential: four entries for each merging stage, then the projection."""
+        stages = len(self.t2t_layers)
+        return (
+            *((f"to_patch_embedding/transformer_{i}", f"to_patch_embedding.{4 * i + 3}") for i in range(stages - 1)),
+            ("to_patch_embedding/proj", f"to_patch_embedding.{4 * stages}"),
+            *TRANSFORMER_RULES,
+        )
+
 
 def _paper(dim, depth, mlp_ratio):
     return dict(image_size=224, dim=dim, depth=depth, heads=dim // 64, mlp_dim=mlp_ratio * dim, token_dim=64)
@@ -229,13 +238,3 @@ PRESETS = {
     "19": _paper(448, 19, 3),
     "24": _paper(512, 24, 3),
 }
-
-
-def torch_rules(model: T2TViT) -> tuple[tuple[str, str], ...]:
-    """Upstream's entrance is one Sequential: four entries for each merging stage, then the projection."""
-    stages = len(model.t2t_layers)
-    return (
-        *((f"to_patch_embedding/transformer_{i}", f"to_patch_embedding.{4 * i + 3}") for i in range(stages - 1)),
-        ("to_patch_embedding/proj", f"to_patch_embedding.{4 * stages}"),
-        *TRANSFORMER_RULES,
-    )

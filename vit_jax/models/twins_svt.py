@@ -149,6 +149,18 @@ class TwinsSVT(MapViT, kw_only=True):
             x = Transformer(depth, *attention, name=f"rest_{i}")(x, train=train)
         return x
 
+    torch_rules = (
+        *sequential_rules(r"embed_(\d+)", r"layers.\1.0.proj", norm_in=0, proj=1, norm_out=2),
+        (r"peg_(\d+)", r"layers.\1.2.proj.fn"),
+        (r"first_(\d+)", r"layers.\1.1"),
+        (r"rest_(\d+)", r"layers.\1.3"),
+        *attention_rules(r"local_attn_(\d+)", r"layers.\1.0.fn"),
+        *feed_forward_rules(r"local_ff_(\d+)", r"layers.\1.1.fn.net"),
+        *attention_rules(r"global_attn_(\d+)", r"layers.\1.2.fn"),
+        *feed_forward_rules(r"global_ff_(\d+)", r"layers.\1.3.fn.net"),
+        ("head", "layers.6"),
+    )
+
 
 def _stages(**arguments):
     return {f"s{i + 1}_{name}": value for name, values in arguments.items() for i, value in enumerate(values)}
@@ -162,15 +174,3 @@ def _paper(dim, *depths):
 
 _TINY = _stages(emb_dim=(16, 16, 24, 32), depth=(0,) * 4, local_patch_size=(4, 2, 2, 1), global_k=(2, 2, 1, 1))
 PRESETS = {"tiny": dict(image_size=32) | _TINY, "s": _paper(64, 4, 3), "b": _paper(96, 8, 1), "l": _paper(128, 8, 1)}
-
-TORCH_RULES = (
-    *sequential_rules(r"embed_(\d+)", r"layers.\1.0.proj", norm_in=0, proj=1, norm_out=2),
-    (r"peg_(\d+)", r"layers.\1.2.proj.fn"),
-    (r"first_(\d+)", r"layers.\1.1"),
-    (r"rest_(\d+)", r"layers.\1.3"),
-    *attention_rules(r"local_attn_(\d+)", r"layers.\1.0.fn"),
-    *feed_forward_rules(r"local_ff_(\d+)", r"layers.\1.1.fn.net"),
-    *attention_rules(r"global_attn_(\d+)", r"layers.\1.2.fn"),
-    *feed_forward_rules(r"global_ff_(\d+)", r"layers.\1.3.fn.net"),
-    ("head", "layers.6"),
-)

@@ -21,17 +21,16 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vit_jax.frames import Trajectory
+from vit_jax.frames import ActionTransformer, Trajectory
 from vit_jax.frames.actions import Actions, Contexts, Extra, Video, no_registers, take_module, with_hiddens
 from vit_jax.frames.arguments import check_arguments
-from vit_jax.frames.rules import feed_forward_rules, sequential_rules
+from vit_jax.frames.rules import TRANSFORMER_RULES, feed_forward_rules, sequential_rules
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, prepend, sincos_2d
 from vit_jax.layers.check import at_least, check_floating, expect, one_of, pair
 from vit_jax.layers.shapes import Tokens
-from vit_jax.models import vat
 from vit_jax.models.vat import ActionViT, Attention, ViT
 
-__all__ = ["AST", "PRESETS", "TORCH_RULES", "VAAT", "ViT", "torch_constants"]
+__all__ = ["AST", "PRESETS", "VAAT", "ViT"]
 
 PAD_MODES = {"reflect": "reflect", "constant": "constant", "replicate": "edge", "circular": "wrap"}
 Spectrogram, Sound = Float[Array, "b f t"], Float[Array, "b s"] | Float[Array, "b _ _"]
@@ -153,6 +152,16 @@ class AST(nn.Module):
         tokens = self.trajectory(audio_or_spec, train=train)
         return with_hiddens(tokens) if return_hiddens else self.head(tokens[-1])
 
+    torch_rules = (
+        *sequential_rules("to_patch_tokens", "to_patch_tokens", norm_in=1, proj=2, norm_out=3),
+        ("to_out_gates", "to_out_gates.0"),
+        *TRANSFORMER_RULES,
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores the window of the spectrogram, and an array of no register tokens too."""
+        return {"spec.window": hann_window(self.window_length())} | no_registers(self)
+
 
 class VAAT(ActionViT, kw_only=True):
     """`VAT` with an `ast`, a `vaat:AST` or a dict of its arguments, that `audio_or_spec` is for.
@@ -205,6 +214,13 @@ class VAAT(ActionViT, kw_only=True):
         given = dict(extra=extra, tasks=tasks, advantages=advantages, actions=actions, return_hiddens=return_hiddens)
         return self.act(contexts, **given, train=train)
 
+    torch_rules = (
+        (r"image_cross_attn_(\d+)", r"layers.\1.2"),
+        (r"audio_cross_attn_(\d+)", r"layers.\1.3"),
+        *feed_forward_rules(r"mlp_(\d+)", r"layers.\1.4.net"),
+        *ActionTransformer.torch_rules,
+    )
+
 
 _VIT = dict(image_size=256, patch_size=32, num_classes=1000, dim=384, depth=4, heads=8, mlp_dim=1536)
 _AST = dict(dim=384, depth=4, heads=8, num_classes=1000, patch_size=16, mlp_dim=1536)
@@ -215,17 +231,3 @@ PRESETS = {
     "tiny": dict(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128, patch_size=8),
     "upstream": _SIZES | _LAYERS | _VIEWS | dict(vit=_VIT, ast=_AST),
 }
-
-TORCH_RULES = (
-    *sequential_rules("to_patch_tokens", "to_patch_tokens", norm_in=1, proj=2, norm_out=3),
-    (r"image_cross_attn_(\d+)", r"layers.\1.2"),
-    (r"audio_cross_attn_(\d+)", r"layers.\1.3"),
-    *feed_forward_rules(r"mlp_(\d+)", r"layers.\1.4.net"),
-    *vat.TORCH_RULES,
-)
-
-
-def torch_constants(model: VAAT | AST) -> dict[str, np.ndarray]:
-    """Upstream stores the window of the spectrogram, and registers where there are none."""
-    window = {"spec.window": hann_window(model.window_length())} if isinstance(model, AST) else {}
-    return window | no_registers(model)

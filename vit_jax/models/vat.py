@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -24,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from vit_jax.frames import ActionTransformer, PlainViT, Trajectory
 from vit_jax.frames.actions import Actions, Extra, Video, no_registers, take_module, with_hiddens
 from vit_jax.frames.presets import TINY
-from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
+from vit_jax.frames.rules import feed_forward_rules
 from vit_jax.layers import Dense, LayerNorm, ToHeads, add_positions, append, attend, pool_tokens, prepend
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
@@ -123,6 +124,12 @@ class ViT(PlainViT):
             return with_hiddens(tokens)
         return self.head(tokens[-1]) if self.num_classes else tokens[-1]
 
+    torch_rules = (("to_out_gates", "to_out_gates.0"), *PlainViT.torch_rules)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores an array of no register tokens too."""
+        return no_registers(self)
+
 
 class ActionViT(ActionTransformer, kw_only=True):
     """The `ActionTransformer` of a `vit`, a `vat:ViT` or a dict of its arguments, and with the same attention.
@@ -175,6 +182,8 @@ class VAT(ActionViT, kw_only=True):
         given = dict(extra=extra, tasks=tasks, advantages=advantages, actions=actions, return_hiddens=return_hiddens)
         return self.act(contexts, **given, train=train)
 
+    torch_rules = (*ActionTransformer.torch_rules, *feed_forward_rules(r"mlp_(\d+)", r"layers.\1.3.net"))
+
 
 _VIT = dict(image_size=256, patch_size=32, num_classes=1000, dim=256, depth=4, heads=8, mlp_dim=1024)
 _SIZES = dict(dim=512, depth=9, heads=8, dim_head=64, mlp_dim=2048, dim_action=20, num_tasks=4, dim_extra_token=33)
@@ -182,17 +191,3 @@ PRESETS = {
     "tiny": TINY,
     "upstream": _SIZES | dict(vit=_VIT, time_seq_len=4, num_views=2, vit_layer_indices=(0, 0, 1, 1, 2, 2, 3, 3, 4)),
 }
-
-ATTENTION_RULES = (("to_out", "to_out.0"), ("to_out_gates", "to_out_gates.0"))
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *ATTENTION_RULES,
-    (r"attn_(\d+)", r"layers.\1.0"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.1.net"),
-    (r"film_(\d+)", r"layers.\1.0.to_gamma_beta.0"),
-    (r"self_attn_(\d+)", r"layers.\1.1"),
-    (r"cross_attn_(\d+)", r"layers.\1.2"),
-    *feed_forward_rules(r"mlp_(\d+)", r"layers.\1.3.net"),
-    ("advantage_emb", "advantage_emb.weight"),
-)
-torch_constants = no_registers

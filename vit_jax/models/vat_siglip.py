@@ -23,9 +23,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vit_jax.frames import ActionTransformer, Trajectory
-from vit_jax.frames.actions import Actions, Extra, Video, no_registers, with_hiddens
+from vit_jax.frames.actions import Actions, Extra, Video, with_hiddens
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.frames.rules import sequential_rules
+from vit_jax.frames.rules import attention_rules, sequential_rules
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchProjection, ToHeads, add_positions, attend
 from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
@@ -97,6 +97,13 @@ class SigLIP(nn.Module):
         tokens = self.trajectory(images, train=train)
         return with_hiddens(tokens) if return_hiddens else tokens[-1]
 
+    torch_rules = (
+        ("to_patch_embed/proj", "to_patch_embed.1"),
+        ("transformer/norm", "norm"),
+        *attention_rules(r"transformer/attn_(\d+)", r"layers.\1.0"),
+        *sequential_rules(r"transformer/ff_(\d+)", r"layers.\1.1", norm=0, fc1=1, fc2=3),
+    )
+
 
 class SigLIPVAT(ActionTransformer, kw_only=True):
     """`VAT` whose vision transformer is a `SigLIP` of the sizes that begin with "siglip"; inputs and outputs are VAT's.
@@ -159,6 +166,12 @@ class SigLIPVAT(ActionTransformer, kw_only=True):
         given = dict(extra=extra, tasks=tasks, advantages=advantages, actions=actions, return_hiddens=return_hiddens)
         return self.act(contexts, **given, train=train)
 
+    torch_rules = (
+        *SigLIP.torch_rules,
+        *ActionTransformer.torch_rules,
+        *sequential_rules(r"mlp_(\d+)", r"layers.\1.3", norm=0, fc1=1, fc2=3),
+    )
+
 
 def siglip_weights(weights: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     """The vision tower of a published SigLIP, or of a model around one, under the keys that `from_torch` takes.
@@ -197,22 +210,3 @@ PRESETS = {
         depth=4, num_tasks=4, dim_extra_token=32, time_seq_len=2, num_views=2, vit_layer_indices=(0, 1, 26, 27)
     ),
 }
-
-TORCH_RULES = (
-    ("to_patch_embed/proj", "to_patch_embed.1"),
-    (r"transformer/norm", "norm"),
-    ("to_out", "to_out.0"),
-    ("to_out_gates", "to_out_gates.0"),
-    (r"transformer/attn_(\d+)", r"layers.\1.0"),
-    *sequential_rules(r"transformer/ff_(\d+)", r"layers.\1.1", norm=0, fc1=1, fc2=3),
-    (r"film_(\d+)", r"layers.\1.0.to_gamma_beta.0"),
-    (r"self_attn_(\d+)", r"layers.\1.1"),
-    (r"cross_attn_(\d+)", r"layers.\1.2"),
-    *sequential_rules(r"mlp_(\d+)", r"layers.\1.3", norm=0, fc1=1, fc2=3),
-    ("advantage_emb", "advantage_emb.weight"),
-)
-
-
-def torch_constants(model: SigLIPVAT | SigLIP) -> dict[str, np.ndarray]:
-    """Upstream stores registers where there are none."""
-    return no_registers(model) if isinstance(model, SigLIPVAT) else {}

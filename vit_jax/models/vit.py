@@ -83,6 +83,8 @@ class Transformer(nn.Module):
         x = repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
         return LayerNorm(name="norm")(x)
 
+    torch_rules = TRANSFORMER_RULES
+
 
 class ViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
@@ -183,6 +185,12 @@ class ViT(nn.Module):
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores an empty class token if the mean is pooled."""
+        return {"cls_token": np.zeros((0, self.dim), np.float32)} if self.pool == "mean" else {}
+
 
 PRESETS = {
     "tiny": TINY,
@@ -193,11 +201,3 @@ PRESETS = {
     "l16": vit_sizes(1024, depth=24),
     "h14": vit_sizes(1280, depth=32, patch_size=14, heads=16, dim_head=80),
 }
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
-
-
-def torch_constants(model: ViT | Transformer) -> dict[str, np.ndarray]:
-    """Upstream's ViT stores an empty class token if the mean is pooled."""
-    pools_mean = isinstance(model, ViT) and model.pool == "mean"
-    return {"cls_token": np.zeros((0, model.dim), np.float32)} if pools_mean else {}

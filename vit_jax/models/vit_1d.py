@@ -153,7 +153,7 @@ class ViT1D(nn.Module):
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.mlp_head(tokens[:, 0])
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)
+
 
 PRESETS = {"tiny": TINY_SERIES}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

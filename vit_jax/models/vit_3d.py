@@ -166,7 +166,7 @@ class ViT3D(nn.Module):
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)
+
 
 PRESETS = {"tiny": TINY_VIDEO}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

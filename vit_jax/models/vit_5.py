@@ -111,6 +111,15 @@ class ViT5(PlainViT):
         sin_cos = rotations(self.num_registers, *patch_grid(images.shape[1:3], self.patch_size), self.dim_head)
         return self.transformer(x, jnp.asarray(sin_cos, x.dtype), train=train)
 
+    torch_rules = (*PATCH_PROJECTION_RULES, (r"ls(\d)_(\d+)", r"ls\1.\2"), *TRANSFORMER_RULES)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Frequencies of the rotations."""
+        return {
+            "rotary_emb.patch_inv_freq": frequencies(100_000.0, self.dim_head // 2),
+            "rotary_emb.reg_inv_freq": frequencies(100.0, self.dim_head),
+        }
+
 
 PRESETS = {
     "tiny": TINY,
@@ -119,13 +128,3 @@ PRESETS = {
     "large": vit_sizes(1024, depth=24),
     "xlarge": vit_sizes(1152, depth=28, heads=16, dim_head=72),
 }
-
-TORCH_RULES = (*PATCH_PROJECTION_RULES, (r"ls(\d)_(\d+)", r"ls\1.\2"), *TRANSFORMER_RULES)
-
-
-def torch_constants(model: ViT5) -> dict[str, np.ndarray]:
-    """Frequencies of the rotations."""
-    return {
-        "rotary_emb.patch_inv_freq": frequencies(100_000.0, model.dim_head // 2),
-        "rotary_emb.reg_inv_freq": frequencies(100.0, model.dim_head),
-    }

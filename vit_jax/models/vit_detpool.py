@@ -98,6 +98,8 @@ class ViTDetPool(nn.Module):
             return mask.reshape(flat)
         raise ValueError(f"object_mask of shape {mask.shape}: expected {pixels}, pixels, or {grid} or {flat}, patches")
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+
 
 def masked_mean(x: Float[Array, "b m d"], mask: Bool[Array, "b m"]) -> Float[Array, "b d"]:
     """Mean over the tokens in `mask`, zero where there are none."""
@@ -105,5 +107,3 @@ def masked_mean(x: Float[Array, "b m d"], mask: Bool[Array, "b m"]) -> Float[Arr
 
 
 PRESETS = {"tiny": TINY}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)

@@ -83,9 +83,12 @@ class ViTForSmallDataset(PlainViT):
     def make_attention(self) -> Callable[..., nn.Module]:
         return functools.partial(LocalitySelfAttention, self.heads, self.dim_head, self.dropout)
 
+    torch_rules = (
+        *sequential_rules("to_patch_embedding", "to_patch_embedding.to_patch_tokens", norm=1, proj=2),
+        *TRANSFORMER_RULES,
+        *HEAD_RULES,
+    )
+
 
 _CIFAR = TINY | dict(dim=192, depth=9, heads=12, mlp_dim=384, diagonal_shifts=True)
 PRESETS = {"tiny": TINY, "cifar": _CIFAR, "tiny_imagenet": _CIFAR | dict(image_size=64, patch_size=8)}
-
-_PATCH_RULES = sequential_rules("to_patch_embedding", "to_patch_embedding.to_patch_tokens", norm=1, proj=2)
-TORCH_RULES = (*_PATCH_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

@@ -125,6 +125,11 @@ class ViTND(nn.Module):
         logits = Dense(self.num_classes, name="mlp_head")(pooled) if self.num_classes else x
         return (x[:, 0], x[:, 1:].reshape(x.shape[0], *grid, self.dim)) if return_nd_patches else logits
 
+    torch_rules = (
+        *sequential_rules("to_patch_embedding", "to_patch_embedding", proj=1, norm=2),
+        *TRANSFORMER_RULES,
+    )
+
 
 _BLOCKS = dict(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)
 _UPSTREAM = dict(dim=512, depth=6, heads=8, mlp_dim=2048)
@@ -132,8 +137,3 @@ PRESETS = {
     "tiny": dict(ndim=3, input_shape=(4, 16, 16), patch_size=(2, 4, 4), **_BLOCKS),
     "upstream": dict(ndim=4, input_shape=(8, 16, 32, 64), patch_size=(2, 4, 4, 8), causal_dims=(0,), **_UPSTREAM),
 }
-
-TORCH_RULES = (
-    *sequential_rules("to_patch_embedding", "to_patch_embedding", proj=1, norm=2),
-    *TRANSFORMER_RULES,
-)

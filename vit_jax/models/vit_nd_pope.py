@@ -65,13 +65,12 @@ class ViTNDPoPE(EncodedViTND):
         of_keys = jnp.asarray(angles) + bias[:, None]
         return jnp.asarray(golden_gate.sin_cos(angles)), jnp.stack([jnp.sin(of_keys), jnp.cos(of_keys)])
 
+    torch_rules = (("learned_bias", "polar_emb.learned_bias"), *EncodedViTND.torch_rules)
+    torch_aliases = ((r"polar_emb\.learned_bias", "transformer.polar_emb.learned_bias"),)
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Frequencies, which upstream stores with the model and with its transformer."""
+        return {f"{name}.freqs": self.frequencies() for name in ("polar_emb", "transformer.polar_emb")}
+
 
 PRESETS = vit_nd_rotary.PRESETS
-
-TORCH_RULES = (("learned_bias", "polar_emb.learned_bias"), *vit_nd_rotary.TORCH_RULES)
-TORCH_ALIASES = ((r"polar_emb\.learned_bias", "transformer.polar_emb.learned_bias"),)
-
-
-def torch_constants(model: ViTNDPoPE) -> dict[str, np.ndarray]:
-    """Frequencies, which upstream stores with the model and with its transformer."""
-    return {f"{name}.freqs": model.frequencies() for name in ("polar_emb", "transformer.polar_emb")}

@@ -93,6 +93,11 @@ class ViTNDRotary(EncodedViTND):
         sin_cos = jnp.asarray(golden_gate.sin_cos(golden_gate.angles(self.frequencies(), grid)))
         return sin_cos, sin_cos
 
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Frequencies, which upstream stores with the model and with every layer."""
+        names = ["rotary_emb", *(f"transformer.layers.{i}.0.rotary_emb" for i in range(self.depth))]
+        return {f"{name}.freqs": self.frequencies() for name in names}
+
 
 def check_frequencies(model: nn.Module, prefix: str) -> None:
     """Raises ValueError for frequencies that are not above 0, and for a share of zeros outside of 0 to 1."""
@@ -103,11 +108,3 @@ def check_frequencies(model: nn.Module, prefix: str) -> None:
 
 _UPSTREAM = dict(ndim=5, input_shape=(4, 8, 16, 32, 64), patch_size=(2, 2, 4, 4, 8))
 PRESETS = {"tiny": vit_nd.PRESETS["tiny"], "upstream": vit_nd.PRESETS["upstream"] | _UPSTREAM}
-
-TORCH_RULES = vit_nd.TORCH_RULES
-
-
-def torch_constants(model: ViTNDRotary) -> dict[str, np.ndarray]:
-    """Frequencies, which upstream stores with the model and with every layer."""
-    names = ["rotary_emb", *(f"transformer.layers.{i}.0.rotary_emb" for i in range(model.depth))]
-    return {f"{name}.freqs": model.frequencies() for name in names}

@@ -135,14 +135,14 @@ class ViTWithDecorrelation(PlainViT):
             tokens = sample_tokens(self.make_rng("dropout"), read, self.decorr_sample_frac)
         return decorrelation_loss(tokens, self.subspaces, self.decorr_mean_center)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        ("decorr_proj", "decorr_loss.proj"),
+        (r"attn_(\d+)_norm", r"layers.\1.0.norm"),
+        *attention_rules(r"attn_(\d+)", r"layers.\1.0"),
+        (r"ff_(\d+)_norm", r"layers.\1.1.norm"),
+        *sequential_rules(r"ff_(\d+)", r"layers.\1.1.net", fc1=0, fc2=3),
+    )
+
 
 PRESETS = {"tiny": TINY, "b16": vit_sizes(768)}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    ("decorr_proj", "decorr_loss.proj"),
-    (r"attn_(\d+)_norm", r"layers.\1.0.norm"),
-    *attention_rules(r"attn_(\d+)", r"layers.\1.0"),
-    (r"ff_(\d+)_norm", r"layers.\1.1.norm"),
-    *sequential_rules(r"ff_(\d+)", r"layers.\1.1.net", fc1=0, fc2=3),
-)

@@ -63,12 +63,12 @@ class ViTWithKeelPostLN(PlainViT):
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        *attention_rules(r"attn_(\d+)", r"layers.\1"),
+        *feed_forward_rules(r"ff_(\d+)", r"layers.\1.net"),
+        (r"post_norm_(\d+)", r"post_norms.\1"),
+    )
+
 
 PRESETS = {"tiny": TINY, "s16": vit_sizes(384), "b16": vit_sizes(768)}
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    *attention_rules(r"attn_(\d+)", r"layers.\1"),
-    *feed_forward_rules(r"ff_(\d+)", r"layers.\1.net"),
-    (r"post_norm_(\d+)", r"post_norms.\1"),
-)

@@ -59,7 +59,7 @@ class ViTWithPatchDropout(PlainViT):
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
 
+    torch_rules = (*PATCH_PROJECTION_RULES, *TRANSFORMER_RULES, *HEAD_RULES)
+
 
 PRESETS = {"tiny": TINY, "ti16": vit_sizes(192), "s16": vit_sizes(384), "b16": vit_sizes(768)}
-
-TORCH_RULES = (*PATCH_PROJECTION_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

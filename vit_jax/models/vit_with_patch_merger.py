@@ -91,7 +91,7 @@ class ViTWithPatchMerger(PlainViT):
         """Tokens after the transformer; extra ones would be merged with the rest."""
         return super().encode(images, patches=patches, train=train)
 
+    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, ("mlp_head", "mlp_head.1"))
+
 
 PRESETS = {"tiny": TINY, "b32": vit_sizes(768, patch_size=32), "b16": vit_sizes(768), "l16": vit_sizes(1024, depth=24)}
-
-TORCH_RULES = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, ("mlp_head", "mlp_head.1"))

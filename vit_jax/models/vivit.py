@@ -201,6 +201,14 @@ class ViViT(nn.Module, kw_only=True):
         tokens = self.encode(video, mask=mask, train=train)
         return self.head(tokens) if self.num_classes else tokens
 
+    torch_rules = (
+        *attention_rules(r"spatial_attn_(\d+)", r"layers.\1.0"),
+        *attention_rules(r"temporal_attn_(\d+)", r"layers.\1.1"),
+        *feed_forward_rules(r"factorized_transformer/ff_(\d+)", r"factorized_transformer.layers.\1.2.net"),
+        *PATCH_EMBED_RULES,
+        *TRANSFORMER_RULES,
+    )
+
 
 TINY = dict(image_size=32, image_patch_size=8, frames=8, frame_patch_size=2, dim=64, heads=4, dim_head=16, mlp_dim=128)
 _B16X2 = dict(image_size=224, image_patch_size=16, frames=32, frame_patch_size=2, dim=768, heads=12, mlp_dim=3072)
@@ -209,11 +217,3 @@ PRESETS = {  # the second is the authors' ViViT-B/16x2 Factorised Encoder
     "tiny": TINY | dict(spatial_depth=2, temporal_depth=2),
     "b16x2": _B16X2 | dict(spatial_depth=12, temporal_depth=4),
 }
-
-TORCH_RULES = (
-    *attention_rules(r"spatial_attn_(\d+)", r"layers.\1.0"),
-    *attention_rules(r"temporal_attn_(\d+)", r"layers.\1.1"),
-    *feed_forward_rules(r"factorized_transformer/ff_(\d+)", r"factorized_transformer.layers.\1.2.net"),
-    *PATCH_EMBED_RULES,
-    *TRANSFORMER_RULES,
-)

@@ -96,7 +96,7 @@ class ViViTWithMOSS(ViViT):
             x = self.mlp_head(x[:, 0] if classes else (total / seen).astype(x.dtype))
         return jnp.where(seen > limit, jnp.nan, x)
 
+    torch_rules = (*MOSS.torch_rules, *HEAD_RULES, *ViViT.torch_rules)
+
 
 PRESETS = {"tiny": vivit.PRESETS["tiny"] | dict(pool="mean", moss_hidden_dim=16)}
-
-TORCH_RULES = (*moss.TORCH_RULES, *HEAD_RULES, *vivit.TORCH_RULES)

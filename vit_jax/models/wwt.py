@@ -256,31 +256,28 @@ class WWT(nn.Module):
             outputs.append(sum(sigreg_loss(level, draw()) for level in chosen))
         return tuple(outputs) if len(outputs) > 1 else logits
 
+    torch_rules = (
+        *PATCH_EMBED_RULES,
+        (r"((?:register_)?slots)_(\d+)", r"\1.\2"),
+        (r"layer_(\d+)_(norm|attn|mlp)_(\d+)", r"layers.\1.\2s.\3"),
+        (r"(to_out_\w+|\w+_gate)", r"\1.0"),
+        (r"(mlp_head\w*)_norm", r"\1.0"),
+        (r"(mlp_head\w*)_fc", r"\1.1"),
+        ("norm", "0"),
+        ("fc1", "1"),
+        ("fc2", "4"),
+        (r"task_heads_(\d+)", r"task_heads.\1"),
+        ("task_heads", "task_heads.0"),
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores empty registers where there are none."""
+        names = ["register_tokens", *(f"register_slots.{i}" for i in range(len(self.per_level("num_slots"))))]
+        counts = (self.num_register_tokens, *self.per_level("num_register_slots"))
+        return {name: np.zeros((0, self.dim), np.float32) for name, n in zip(names, counts, strict=True) if not n}
+
 
 PRESETS = {
     "tiny": dict(image_size=32, patch_size=4, dim=64, depth=2, num_slots=(16, 8), heads=4, dim_head=16, mlp_dim=128),
     "upstream": dict(image_size=256, patch_size=32, dim=256, depth=2, num_slots=(64, 32, 16), heads=4, mlp_dim=512),
 }
-
-TORCH_RULES = (
-    *PATCH_EMBED_RULES,
-    (r"((?:register_)?slots)_(\d+)", r"\1.\2"),
-    (r"layer_(\d+)_(norm|attn|mlp)_(\d+)", r"layers.\1.\2s.\3"),
-    (r"(to_out_\w+|\w+_gate)", r"\1.0"),
-    (r"(mlp_head\w*)_norm", r"\1.0"),
-    (r"(mlp_head\w*)_fc", r"\1.1"),
-    ("norm", "0"),
-    ("fc1", "1"),
-    ("fc2", "4"),
-    (r"task_heads_(\d+)", r"task_heads.\1"),
-    ("task_heads", "task_heads.0"),
-)
-
-
-def torch_constants(model: WWT | AutoencodingHead) -> dict[str, np.ndarray]:
-    """Upstream stores empty registers where there are none."""
-    if isinstance(model, AutoencodingHead):
-        return {}
-    names = ["register_tokens", *(f"register_slots.{i}" for i in range(len(model.per_level("num_slots"))))]
-    counts = (model.num_register_tokens, *model.per_level("num_register_slots"))
-    return {name: np.zeros((0, model.dim), np.float32) for name, n in zip(names, counts, strict=True) if not n}

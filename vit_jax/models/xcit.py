@@ -161,6 +161,14 @@ class XCiT(nn.Module):
         scales = tuple((0.1 if i < 18 else 1e-6) if fixed is None else fixed for i in range(depth))
         return Transformer(depth, branches, self.layer_dropout, scales, name=name)
 
+    torch_rules = (
+        (r"local_scale_(\d+)", r"layers.\1.1.scale"),
+        (r"xcit_transformer/ff_scale_(\d+)", r"xcit_transformer.layers.\1.2.scale"),
+        *sequential_rules(r"local_(\d+)", r"layers.\1.1.fn.net", norm=0, conv1=2, batch_norm=3, conv2=5),
+        *feed_forward_rules(r"xcit_transformer/ff_(\d+)", r"xcit_transformer.layers.\1.2.fn.net"),
+        *cait.CaiT.torch_rules,
+    )
+
 
 def _paper(dim, depth, heads, patch_size):
     layers = dict(cls_depth=2, layer_scale_init=1.0 if depth <= 12 else 1e-5)
@@ -173,11 +181,3 @@ PRESETS = {
     "tiny": TINY | dict(depth=3, cls_depth=1),
     **{f"{name}_p{patch}": _paper(*sizes, patch) for patch in (16, 8) for name, sizes in _SIZES.items()},
 }
-
-TORCH_RULES = (
-    (r"local_scale_(\d+)", r"layers.\1.1.scale"),
-    (r"xcit_transformer/ff_scale_(\d+)", r"xcit_transformer.layers.\1.2.scale"),
-    *sequential_rules(r"local_(\d+)", r"layers.\1.1.fn.net", norm=0, conv1=2, batch_norm=3, conv2=5),
-    *feed_forward_rules(r"xcit_transformer/ff_(\d+)", r"xcit_transformer.layers.\1.2.fn.net"),
-    *cait.TORCH_RULES,
-)

@@ -77,9 +77,8 @@ LOOKS = {
 class Student(Projected):
     """The trained network; its moving average is the teacher."""
 
-
-TORCH_RULES = (("encoder", "student_encoder.net"), ("projector", "student_encoder.projector"))
-TORCH_ALIASES = ((r"student_encoder\.net\.(.*)", r"net.\1"),)
+    torch_rules = (("encoder", "student_encoder.net"), ("projector", "student_encoder.projector"))
+    torch_aliases = ((r"student_encoder\.net\.(.*)", r"net.\1"),)
 
 
 @dataclasses.dataclass(frozen=True)

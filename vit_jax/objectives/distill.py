@@ -70,12 +70,11 @@ class Distilled(nn.Module):
         tokens = self.student.encode(images, self.distillation_token, train=train)
         return self.student.head(tokens[:, :-1]), self.distill_mlp(tokens[:, -1])
 
-
-TORCH_RULES = (
-    ("distill_mlp/norm", "distill_mlp.0"),
-    ("distill_mlp/fc", "distill_mlp.1"),
-    ("distill_mlp", "distill_mlp.1"),
-)
+    torch_rules = (
+        ("distill_mlp/norm", "distill_mlp.0"),
+        ("distill_mlp/fc", "distill_mlp.1"),
+        ("distill_mlp", "distill_mlp.1"),
+    )
 
 
 def soft_distillation(

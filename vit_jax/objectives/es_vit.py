@@ -36,12 +36,11 @@ class RegionStudent(nn.Module):
         parts = regions(self.encoder, outputs)
         return self.view_projector(pooled(self.encoder, outputs)), self.region_projector(parts), parts
 
-
-TORCH_RULES = (
-    ("encoder", "student_encoder.net"),
-    (r"(view|region)_projector", r"student_encoder.\1_projector"),
-)
-TORCH_ALIASES = ((r"student_encoder\.net\.(.*)", r"net.\1"),)
+    torch_rules = (
+        ("encoder", "student_encoder.net"),
+        (r"(view|region)_projector", r"student_encoder.\1_projector"),
+    )
+    torch_aliases = ((r"student_encoder\.net\.(.*)", r"net.\1"),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,9 +56,8 @@ SIGREG = dict(num_slices=1024, domain=(-5, 5), num_knots=17)  # of `sigreg_loss_
 class Encoder(Projected):
     """The trained network: encoder and projector."""
 
-
-TORCH_RULES = (("encoder", "encoder.net"), ("projector", "encoder.projector"))
-TORCH_ALIASES = ((r"encoder\.net\.(.*)", r"net.\1"),)
+    torch_rules = (("encoder", "encoder.net"), ("projector", "encoder.projector"))
+    torch_aliases = ((r"encoder\.net\.(.*)", r"net.\1"),)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,8 +103,7 @@ class Compared(nn.Module):
         shape = jax.vmap(of_view, in_axes=1)(x).mean() * count * 2
         return self.invariance_loss_weight * apart + self.sigreg_loss_weight * shape
 
-
-TORCH_RULES = (("fc1", "projector.0"), ("norm", "projector.1"), ("fc2", "projector.3"))
+    torch_rules = (("fc1", "projector.0"), ("norm", "projector.1"), ("fc2", "projector.3"))
 
 
 @dataclasses.dataclass(frozen=True)

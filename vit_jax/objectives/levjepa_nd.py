@@ -45,6 +45,3 @@ class LeVJEPAND(levjepa.ViewsJEPA):
         source, target = self.augment_src or noisy, self.augment_tgt or noisy
         views = [jax.vmap(source if i == 0 else target)(keys[i], images) for i in range(len(keys))]
         return [jnp.stack(views, axis=1)]
-
-
-TORCH_RULES = levjepa.TORCH_RULES

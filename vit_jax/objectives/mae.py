@@ -87,9 +87,8 @@ class Autoencoder(nn.Module):
         predicted = self.reconstruct(images, masked, seen, train=train)
         return jnp.square(predicted.astype(jnp.float32) - targets).mean(axis=(1, 2))
 
-
-TORCH_RULES = TRANSFORMER_RULES
-TORCH_ALIASES = PATCH_ALIASES
+    torch_rules = TRANSFORMER_RULES
+    torch_aliases = PATCH_ALIASES
 
 
 @dataclasses.dataclass(frozen=True)

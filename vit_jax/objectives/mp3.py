@@ -37,8 +37,7 @@ class MaskedPositionPrediction(nn.Module):
         log_p = jax.nn.log_softmax(self.classify(images, seen, train=train).astype(jnp.float32))
         return -jnp.diagonal(log_p, axis1=1, axis2=2).mean(axis=1)
 
-
-TORCH_RULES = (("encoder", "vit"), *HEAD_RULES)
+    torch_rules = (("encoder", "vit"), *HEAD_RULES)
 
 
 @dataclasses.dataclass(frozen=True)

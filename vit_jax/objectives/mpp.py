@@ -102,9 +102,8 @@ class MaskedPatchPrediction(nn.Module):
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         return -jnp.take_along_axis(log_p, labels[:, :, None], axis=-1).mean(axis=(1, 2))
 
-
-TORCH_RULES = (("encoder", "transformer"),)
-TORCH_ALIASES = ((r"transformer\.to_patch_embedding\.(\d+)\.(\w+)", r"patch_to_emb.0.\1.\2"),)
+    torch_rules = (("encoder", "transformer"),)
+    torch_aliases = ((r"transformer\.to_patch_embedding\.(\d+)\.(\w+)", r"patch_to_emb.0.\1.\2"),)
 
 
 @dataclasses.dataclass(frozen=True)

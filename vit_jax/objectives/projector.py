@@ -34,6 +34,11 @@ class Projector(nn.Module):
             x = gelu(Dense(self.hidden, name=f"fc_{i}")(x))
         return Dense(self.features, name="last")(self.normalize(x))
 
+    def torch_rules(self) -> Rules:
+        """Those of upstream's `MLP`, whose Sequential holds linear maps and what stands between them."""
+        hidden = ((f"fc_{i}", f"net.{2 * i}") for i in range(self.layers - 1))
+        return (*hidden, ("last", f"net.{2 * self.layers - 1}"))
+
 
 class RegionProjector(Projector):
     """Upstream's for regions (b, n, d), where the length of a feature over the n regions becomes 1."""
@@ -88,9 +93,3 @@ class Projected(nn.Module):
 
     def __call__(self, images: Float[Array, "b *shape c"], *, train: bool = False) -> Float[Array, "b k"]:
         return self.projector(pooled(self.encoder, self.encoder(images, train=train)), train=train)
-
-
-def torch_rules(model: Projector) -> Rules:
-    """Those of upstream's `MLP`, whose Sequential holds linear maps and what stands between them."""
-    hidden = ((f"fc_{i}", f"net.{2 * i}") for i in range(model.layers - 1))
-    return (*hidden, ("last", f"net.{2 * model.layers - 1}"))

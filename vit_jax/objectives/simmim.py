@@ -56,9 +56,7 @@ class MaskedImageModel(nn.Module):
         predicted = self.reconstruct(images, masked, train=train).astype(jnp.float32)
         return jnp.abs(predicted - targets).mean(axis=(1, 2)) / masked.shape[1]
 
-
-TORCH_RULES = ()
-TORCH_ALIASES = PATCH_ALIASES
+    torch_aliases = PATCH_ALIASES
 
 
 @dataclasses.dataclass(frozen=True)

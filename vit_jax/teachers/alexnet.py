@@ -44,7 +44,7 @@ class AlexNet(nn.Module):
             x = jax.nn.relu(Dense(4096, name=f"classifier_{number}")(x))
         return Dense(self.num_classes, name="classifier_6")(x) if self.num_classes else x
 
+    torch_rules = ((r"(features|classifier)_(\d+)", r"\1.\2"),)
+
 
 PRESETS = {"alexnet": {}}
-
-TORCH_RULES = ((r"(features|classifier)_(\d+)", r"\1.\2"),)

@@ -71,6 +71,14 @@ class ConvNeXt(nn.Module):
         x = make_norm(name="norm")(x.mean(axis=(1, 2)))
         return Dense(self.num_classes, name="head")(x) if self.num_classes else x
 
+    torch_rules = (
+        (r"features_(\d)_(\d+)", r"features.\1.\2"),
+        ("depthwise", "block.0"),
+        *sequential_rules("ff", "block", norm=2, fc1=3, fc2=5),
+        ("norm", "classifier.0"),
+        ("head", "classifier.2"),
+    )
+
 
 def _sizes(width, third_depth, stochastic_depth_prob):
     dims = tuple(width * 2**i for i in range(4))
@@ -83,11 +91,3 @@ PRESETS = {
     "convnext_base": _sizes(128, 27, 0.5),
     "convnext_large": _sizes(192, 27, 0.5),
 }
-
-TORCH_RULES = (
-    (r"features_(\d)_(\d+)", r"features.\1.\2"),
-    ("depthwise", "block.0"),
-    *sequential_rules("ff", "block", norm=2, fc1=3, fc2=5),
-    ("norm", "classifier.0"),
-    ("head", "classifier.2"),
-)

@@ -81,6 +81,13 @@ class DenseNet(nn.Module):
         x = jax.nn.relu(BatchNorm(name="features_norm5")(x, train=train)).mean(axis=(1, 2))
         return Dense(self.num_classes, name="classifier")(x) if self.num_classes else x
 
+    torch_rules = (
+        (r"features_(denseblock\d+)_(\w+)", r"features.\1.\2"),
+        (r"features_(\w+)", r"features.\1"),
+    )
+    # The published files are from before names of modules lost their dots.
+    torch_former_keys = ((r"(.*\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)", r"\1\2"),)
+
 
 PRESETS = {
     "densenet121": dict(block_config=(6, 12, 24, 16)),
@@ -88,11 +95,3 @@ PRESETS = {
     "densenet169": dict(block_config=(6, 12, 32, 32)),
     "densenet201": dict(block_config=(6, 12, 48, 32)),
 }
-
-TORCH_RULES = (
-    (r"features_(denseblock\d+)_(\w+)", r"features.\1.\2"),
-    (r"features_(\w+)", r"features.\1"),
-)
-
-# The published files are from before names of modules lost their dots.
-TORCH_FORMER_KEYS = ((r"(.*\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)", r"\1\2"),)

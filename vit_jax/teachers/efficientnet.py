@@ -106,6 +106,13 @@ class EfficientNet(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return Dense(self.num_classes, name="classifier_1")(x)
 
+    torch_rules = (
+        (r"features_(\d+)_(\d+)", r"features.\1.\2"),
+        (r"(features|block|classifier)_(\d+)", r"\1.\2"),
+        ("conv", "0"),
+        ("norm", "1"),
+    )
+
 
 def _v1(width_mult: float, depth_mult: float, dropout: float, **norm: float) -> dict:
     windows = ((1, 3, 1), (6, 3, 2), (6, 5, 2), (6, 3, 2), (6, 5, 1), (6, 5, 2), (6, 3, 1))
@@ -145,10 +152,3 @@ PRESETS = {
     "efficientnet_v2_m": _v2(0.3, (24, 3), (48, 5), (80, 5), (160, 7), (176, 14), (304, 18), (512, 5)),
     "efficientnet_v2_l": _v2(0.4, (32, 4), (64, 7), (96, 7), (192, 10), (224, 19), (384, 25), (640, 7)),
 }
-
-TORCH_RULES = (
-    (r"features_(\d+)_(\d+)", r"features.\1.\2"),
-    (r"(features|block|classifier)_(\d+)", r"\1.\2"),
-    ("conv", "0"),
-    ("norm", "1"),
-)

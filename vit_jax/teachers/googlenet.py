@@ -103,7 +103,7 @@ class GoogLeNet(nn.Module):
         x = nn.Dropout(self.dropout)(x.mean(axis=(1, 2)), deterministic=not train)
         return Dense(self.num_classes, name="fc")(x) if self.num_classes else x
 
+    torch_rules = ((r"branch(\d)_(\d)", r"branch\1.\2"), ("norm", "bn"))
+
 
 PRESETS = {"googlenet": {}}
-
-TORCH_RULES = ((r"branch(\d)_(\d)", r"branch\1.\2"), ("norm", "bn"))

@@ -164,6 +164,29 @@ class MaxVit(nn.Module):
         x = jnp.tanh(Dense(x.shape[-1], name="classifier_3")(x))
         return Dense(self.num_classes, use_bias=False, name="classifier_5")(x) if self.num_classes else x
 
+    torch_rules = (
+        (r"blocks_(\d)_(\d+)_MBconv/proj", r"blocks.\1.layers.\2.layers.MBconv.proj.1"),
+        (r"blocks_(\d)_(\d+)_MBconv", r"blocks.\1.layers.\2.layers.MBconv.layers"),
+        (r"blocks_(\d)_(\d+)_(\w+)", r"blocks.\1.layers.\2.layers.\3"),
+        ("attn/norm", "attn_layer.0"),
+        ("attn", "attn_layer.1"),
+        *sequential_rules("ff", "mlp_layer", norm=0, fc1=1, fc2=3),
+        ("stem_1_0", "stem.1.0"),
+        (r"(stem|classifier)_(\d)", r"\1.\2"),
+        ("conv", "0"),
+        ("norm", "1"),
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """The table that torchvision stores in every attention."""
+        table = relative_positions(self.partition_size)
+        return {
+            f"blocks.{i}.layers.{j}.layers.{name}.attn_layer.1.relative_position_index": table
+            for i, depth in enumerate(self.block_layers)
+            for j in range(depth)
+            for name in LAYOUTS
+        }
+
 
 PRESETS = {
     "maxvit_t": dict(
@@ -175,29 +198,3 @@ PRESETS = {
         stochastic_depth_prob=0.2,
     )
 }
-
-LAYER = r"blocks_(\d)_(\d+)"
-KEY = r"blocks.\1.layers.\2.layers"
-TORCH_RULES = (
-    (rf"{LAYER}_MBconv/proj", rf"{KEY}.MBconv.proj.1"),
-    (rf"{LAYER}_MBconv", rf"{KEY}.MBconv.layers"),
-    (rf"{LAYER}_(\w+)", rf"{KEY}.\3"),
-    ("attn/norm", "attn_layer.0"),
-    ("attn", "attn_layer.1"),
-    *sequential_rules("ff", "mlp_layer", norm=0, fc1=1, fc2=3),
-    ("stem_1_0", "stem.1.0"),
-    (r"(stem|classifier)_(\d)", r"\1.\2"),
-    ("conv", "0"),
-    ("norm", "1"),
-)
-
-
-def torch_constants(model: MaxVit) -> dict[str, np.ndarray]:
-    """The table that torchvision stores in every attention."""
-    table = relative_positions(model.partition_size)
-    return {
-        f"blocks.{i}.layers.{j}.layers.{name}.attn_layer.1.relative_position_index": table
-        for i, depth in enumerate(model.block_layers)
-        for j in range(depth)
-        for name in LAYOUTS
-    }

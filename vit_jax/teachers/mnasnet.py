@@ -94,6 +94,8 @@ class MNASNet(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return Dense(self.num_classes, name="classifier_1")(x)
 
+    torch_rules = ((r"layers_(\d+)_(\d+)", r"layers.\1.\2"), (r"(layers|classifier)_(\d+)", r"\1.\2"))
+
 
 PRESETS = {
     "mnasnet0_5": dict(alpha=0.5),
@@ -101,5 +103,3 @@ PRESETS = {
     "mnasnet1_0": dict(alpha=1.0),
     "mnasnet1_3": dict(alpha=1.3),
 }
-
-TORCH_RULES = ((r"layers_(\d+)_(\d+)", r"layers.\1.\2"), (r"(layers|classifier)_(\d+)", r"\1.\2"))

@@ -84,7 +84,7 @@ class MobileNetV2(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return Dense(self.num_classes, name="classifier_1")(x)
 
+    torch_rules = ((r"(features|conv|classifier)_(\d+)", r"\1.\2"), ("conv", "0"), ("norm", "1"))
+
 
 PRESETS = {"mobilenet_v2": {}}
-
-TORCH_RULES = ((r"(features|conv|classifier)_(\d+)", r"\1.\2"), ("conv", "0"), ("norm", "1"))

@@ -85,6 +85,8 @@ class MobileNetV3(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return Dense(self.num_classes, name="classifier_3")(x)
 
+    torch_rules = ((r"(features|block|classifier)_(\d+)", r"\1.\2"), ("conv", "0"), ("norm", "1"))
+
 
 _LARGE = (
     (3, 16, 16, False, "RE", 1),
@@ -120,5 +122,3 @@ PRESETS = {
     "mobilenet_v3_large": dict(inverted_residual_setting=_LARGE, last_channel=1280),
     "mobilenet_v3_small": dict(inverted_residual_setting=_SMALL, last_channel=1024),
 }
-
-TORCH_RULES = ((r"(features|block|classifier)_(\d+)", r"\1.\2"), ("conv", "0"), ("norm", "1"))

@@ -82,6 +82,13 @@ class RegNet(nn.Module):
         x = x.mean(axis=(1, 2))
         return Dense(self.num_classes, name="fc")(x) if self.num_classes else x
 
+    torch_rules = (
+        (r"block(\d)_(\d+)/proj", r"trunk_output.block\1.block\1-\2.proj"),
+        (r"block(\d)_(\d+)", r"trunk_output.block\1.block\1-\2.f"),
+        ("conv", "0"),
+        ("norm", "1"),
+    )
+
 
 def nearest_multiple(width: int, divisor: int) -> int:
     """The nearest multiple of `divisor`, 1 or more times, or the next if that is more than a tenth below `width`."""
@@ -114,10 +121,3 @@ PRESETS = {
     "regnet_x_16gf": _x(22, 216, 55.59, 2.1, 128),
     "regnet_x_32gf": _x(23, 320, 69.86, 2.0, 168),
 }
-
-TORCH_RULES = (
-    (r"block(\d)_(\d+)/proj", r"trunk_output.block\1.block\1-\2.proj"),
-    (r"block(\d)_(\d+)", r"trunk_output.block\1.block\1-\2.f"),
-    ("conv", "0"),
-    ("norm", "1"),
-)

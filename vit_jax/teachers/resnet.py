@@ -77,6 +77,8 @@ class ResNet(nn.Module):
         x = x.mean(axis=(1, 2))
         return Dense(self.num_classes, name="fc")(x) if self.num_classes else x
 
+    torch_rules = ((r"layer(\d)_(\d+)", r"layer\1.\2"), (r"downsample_(\d)", r"downsample.\1"))
+
 
 def _bottleneck(*layers, **groups):
     return dict(block="bottleneck", layers=layers, **groups)
@@ -94,5 +96,3 @@ PRESETS = {
     "wide_resnet50_2": _bottleneck(3, 4, 6, 3, width_per_group=128),
     "wide_resnet101_2": _bottleneck(3, 4, 23, 3, width_per_group=128),
 }
-
-TORCH_RULES = ((r"layer(\d)_(\d+)", r"layer\1.\2"), (r"downsample_(\d)", r"downsample.\1"))

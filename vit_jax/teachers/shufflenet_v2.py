@@ -72,6 +72,16 @@ class ShuffleNetV2(nn.Module):
         x = ConvNorm(features, 1, name="conv5")(x, train=train).mean(axis=(1, 2))
         return Dense(self.num_classes, name="fc")(x) if self.num_classes else x
 
+    torch_rules = (
+        (r"stage(\d)_(\d+)", r"stage\1.\2"),
+        *sequential_rules("branch1_depthwise", "branch1", conv=0, norm=1),
+        *sequential_rules("branch1_out", "branch1", conv=2, norm=3),
+        *sequential_rules("branch2_in", "branch2", conv=0, norm=1),
+        *sequential_rules("branch2_depthwise", "branch2", conv=3, norm=4),
+        *sequential_rules("branch2_out", "branch2", conv=5, norm=6),
+        *sequential_rules(r"conv(\d)", r"conv\1", conv=0, norm=1),
+    )
+
 
 PRESETS = {
     "shufflenet_v2_x0_5": dict(stages_out_channels=(24, 48, 96, 192, 1024)),
@@ -79,13 +89,3 @@ PRESETS = {
     "shufflenet_v2_x1_5": dict(stages_out_channels=(24, 176, 352, 704, 1024)),
     "shufflenet_v2_x2_0": dict(stages_out_channels=(24, 244, 488, 976, 2048)),
 }
-
-TORCH_RULES = (
-    (r"stage(\d)_(\d+)", r"stage\1.\2"),
-    *sequential_rules("branch1_depthwise", "branch1", conv=0, norm=1),
-    *sequential_rules("branch1_out", "branch1", conv=2, norm=3),
-    *sequential_rules("branch2_in", "branch2", conv=0, norm=1),
-    *sequential_rules("branch2_depthwise", "branch2", conv=3, norm=4),
-    *sequential_rules("branch2_out", "branch2", conv=5, norm=6),
-    *sequential_rules(r"conv(\d)", r"conv\1", conv=0, norm=1),
-)

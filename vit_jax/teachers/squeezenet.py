@@ -69,7 +69,7 @@ class SqueezeNet(nn.Module):
             x = jax.nn.relu(x)
         return x.mean(axis=(1, 2))
 
+    torch_rules = ((r"(features|classifier)_(\d+)", r"\1.\2"),)
+
 
 PRESETS = {"squeezenet1_0": dict(version="1_0"), "squeezenet1_1": dict(version="1_1")}
-
-TORCH_RULES = ((r"(features|classifier)_(\d+)", r"\1.\2"),)

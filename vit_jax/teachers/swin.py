@@ -196,6 +196,27 @@ class SwinTransformer(nn.Module):
         x = LayerNorm(name="norm")(x).mean(axis=(1, 2))
         return Dense(self.num_classes, name="head")(x) if self.num_classes else x
 
+    torch_rules = (
+        (r"features_(\d+)_(\d+)", r"features.\1.\2"),
+        (r"features_(\d+)", r"features.\1"),
+        (r"cpb_mlp_(\d)", r"cpb_mlp.\1"),
+        ("qkv_bias", "qkv.bias"),
+        ("mlp/fc1", "mlp.0"),
+        ("mlp/fc2", "mlp.3"),
+    )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """The tables that torchvision stores in every attention."""
+        tables = {"relative_position_index": relative_positions(self.window_size).ravel()}
+        if self.version == 2:
+            tables["relative_coords_table"] = log_offsets(self.window_size)
+        return {
+            f"features.{2 * i + 1}.{j}.attn.{name}": table
+            for i, depth in enumerate(self.depths)
+            for j in range(depth)
+            for name, table in tables.items()
+        }
+
 
 def _sizes(embed_dim, third_depth, stochastic_depth_prob, version=1):
     return dict(
@@ -216,25 +237,3 @@ PRESETS = {
     "swin_v2_s": _sizes(96, 18, 0.3, version=2),
     "swin_v2_b": _sizes(128, 18, 0.5, version=2),
 }
-
-TORCH_RULES = (
-    (r"features_(\d+)_(\d+)", r"features.\1.\2"),
-    (r"features_(\d+)", r"features.\1"),
-    (r"cpb_mlp_(\d)", r"cpb_mlp.\1"),
-    ("qkv_bias", "qkv.bias"),
-    ("mlp/fc1", "mlp.0"),
-    ("mlp/fc2", "mlp.3"),
-)
-
-
-def torch_constants(model: SwinTransformer) -> dict[str, np.ndarray]:
-    """The tables that torchvision stores in every attention."""
-    tables = {"relative_position_index": relative_positions(model.window_size).ravel()}
-    if model.version == 2:
-        tables["relative_coords_table"] = log_offsets(model.window_size)
-    return {
-        f"features.{2 * i + 1}.{j}.attn.{name}": table
-        for i, depth in enumerate(model.depths)
-        for j in range(depth)
-        for name, table in tables.items()
-    }

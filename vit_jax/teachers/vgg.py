@@ -58,9 +58,9 @@ class VGG(nn.Module):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return Dense(self.num_classes, name="classifier_6")(x)
 
+    torch_rules = ((r"(features|classifier)_(\d+)", r"\1.\2"),)
+
 
 _LAYERS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 PRESETS = {name: dict(layers=layers) for name, layers in _LAYERS.items()}
 PRESETS |= {f"{name}_bn": dict(layers=layers, batch_norm=True) for name, layers in _LAYERS.items()}
-
-TORCH_RULES = ((r"(features|classifier)_(\d+)", r"\1.\2"),)

@@ -77,6 +77,22 @@ class VisionTransformer(nn.Module):
         x = make_norm(name="ln")(x[:, 0])
         return Dense(self.num_classes, name="head")(x) if self.num_classes else x
 
+    torch_rules = (
+        ("in_proj/kernel", "self_attention.in_proj_weight"),
+        ("in_proj/bias", "self_attention.in_proj_bias"),
+        ("out_proj", "self_attention.out_proj"),
+        ("mlp/norm", "ln_2"),
+        *sequential_rules("mlp", "mlp", fc1=0, fc2=3),
+        (r"encoder_layer_(\d+)", r"encoder.layers.encoder_layer_\1"),
+        ("(ln|pos_embedding)", r"encoder.\1"),
+        ("head", "heads.head"),
+    )
+    # torchvision's published files are older than its present feed-forward.
+    torch_former_keys = (
+        (r"(.*\.mlp)\.linear_1\.(\w+)", r"\1.0.\2"),
+        (r"(.*\.mlp)\.linear_2\.(\w+)", r"\1.3.\2"),
+    )
+
 
 def _sizes(patch_size, num_layers, num_heads, hidden_dim):
     sizes = dict(num_layers=num_layers, num_heads=num_heads, hidden_dim=hidden_dim, mlp_dim=4 * hidden_dim)
@@ -90,20 +106,3 @@ PRESETS = {
     "vit_l_32": _sizes(32, 24, 16, 1024),
     "vit_h_14": _sizes(14, 32, 16, 1280),
 }
-
-TORCH_RULES = (
-    ("in_proj/kernel", "self_attention.in_proj_weight"),
-    ("in_proj/bias", "self_attention.in_proj_bias"),
-    ("out_proj", "self_attention.out_proj"),
-    ("mlp/norm", "ln_2"),
-    *sequential_rules("mlp", "mlp", fc1=0, fc2=3),
-    (r"encoder_layer_(\d+)", r"encoder.layers.encoder_layer_\1"),
-    ("(ln|pos_embedding)", r"encoder.\1"),
-    ("head", "heads.head"),
-)
-
-# torchvision's published files are older than its present feed-forward.
-TORCH_FORMER_KEYS = (
-    (r"(.*\.mlp)\.linear_1\.(\w+)", r"\1.0.\2"),
-    (r"(.*\.mlp)\.linear_2\.(\w+)", r"\1.3.\2"),
-)
