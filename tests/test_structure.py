@@ -18,6 +18,7 @@ ALLOWED_THERE = {"vit_jax/torch_file.py": {"safetensors"}, "vit_jax/torch_pickle
 CHANGED_FROM = {
     "attn_residual_with_dca_simple_vit": "simple_vit",
     "cct_3d": "cct",
+    "efficient": "vit",  # its preset has the transformer of `vit`
     "levjepa": "levjepa_nd",
     "max_vit_with_registers": "max_vit",
     "mp3": "simple_vit",

@@ -13,8 +13,9 @@ from flax import linen as nn
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.plain_vit import TokenViT
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES
-from vit_jax.layers import NormHead, PatchEmbed, Transformer
+from vit_jax.layers import NormHead, PatchEmbed
 from vit_jax.layers.check import expect, pair, patch_grid
+from vit_jax.models import vit
 
 
 class EfficientViT(TokenViT):
@@ -50,5 +51,5 @@ class EfficientViT(TokenViT):
     torch_rules = (*PATCH_EMBED_RULES, *HEAD_RULES)
 
 
-_TRANSFORMER = Transformer(depth=4, heads=4, dim_head=16, mlp_dim=128)
+_TRANSFORMER = vit.Transformer(dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)
 PRESETS = {"tiny": dict(image_size=32, patch_size=4, dim=64, transformer=_TRANSFORMER)}

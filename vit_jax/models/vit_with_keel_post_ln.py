@@ -8,6 +8,7 @@ Axes: b batch, n tokens, d dim, k classes.
 
 import functools
 
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array
 
@@ -69,6 +70,10 @@ class ViTWithKeelPostLN(PlainViT):
         *feed_forward_rules(r"ff_(\d+)", r"layers.\1.net"),
         (r"post_norm_(\d+)", r"post_norms.\1"),
     )
+
+    def torch_constants(self) -> dict[str, np.ndarray]:
+        """Upstream stores an empty class token if the mean is pooled."""
+        return {"cls_token": np.zeros((0, self.dim), np.float32)} if self.pool == "mean" else {}
 
 
 PRESETS = {"tiny": TINY, "s16": vit_sizes(384), "b16": vit_sizes(768)}
