@@ -1,11 +1,11 @@
-"""A model of images run over the frames of a video; what it gives may be projected, placed in time, joined by MOSS.
+"""Wrapper that applies an image model to every frame of a video; embeddings may get temporal positions and MOSS.
 
 Upstream: vit_pytorch/accept_video_wrapper.py (no paper; MOSS: Kim, Kwon et al. 2026, arXiv:2604.20760).
 Differs from upstream: in place of an `Extractor`, `forward_function="encode"` gives the tokens of a model that has the
-method, and `num_classes=0` the features of any; outputs in dicts are numbered in the order of their sorted keys; an
-output that has no axis of frames in front stays as it is (upstream: one of a single number); embeddings with channels
-first are projected over channels (upstream: over the last axis); MOSS takes maps (b, t, h, w, d) as well;
-`eval_with_no_grad` holds for one call (upstream: the model stays in evaluation).
+method, and `num_classes=0` the features of any model; outputs in dicts are numbered in the order of their sorted keys;
+an output without a leading axis of frames is returned as it is (upstream: only a single number); embeddings with
+channels first are projected over channels (upstream: over the last axis); MOSS also takes maps (b, t, h, w, d);
+`eval_with_no_grad` affects one call (upstream: the model stays in evaluation).
 Axes: b batch, t time, n tokens of a frame, h rows, w columns, d dim.
 """
 
@@ -28,15 +28,30 @@ Embedding = Float[Array, "b t *n d"]
 
 
 class AcceptVideoWrapper(nn.Module):
-    """Video (b, t, H, W, c) to what `image_net` gives for images, with (b, t) in place of every b.
+    """Video (b, t, H, W, c) to the outputs of `image_net` for its frames, with axes (b, t) in place of b.
 
-    `image_net` is a module made by `create_model`, `forward_function` the name of its method, "forward" being its call.
-    Number `output_pos_add_pos_emb` of its outputs is the embedding, whose features are the last axis, or the first if
-    `embed_is_channel_first` (maps of models here have channels last). Those, `dim_emb` of them, are projected to
-    `proj_embed_to_dim`, get one of `time_seq_len` learned positions if `add_time_pos_emb`, and go through `moss`, made
-    by `create_model("vivit_with_moss:MOSS", ...)`, or a dict of its arguments. Tokens of patches are expected behind
-    any others; their `patch_size` is `image_net`'s if not given.
-    Raises ValueError for arguments and outputs that do not fit each other, and for more than `time_seq_len` frames.
+    One output, the embedding, may be changed: it is projected to `proj_embed_to_dim` features, gets
+    temporal positions with `add_time_pos_emb`, and goes through `moss`. MOSS reads the last tokens
+    of each frame, those of the patches, as a grid; it needs to know `patch_size`.
+
+    Args:
+        image_net: a module made by `create_model`.
+        forward_function: name of the method of `image_net` to call; "forward" for its `__call__`.
+        add_time_pos_emb: add learned temporal positions to the embedding; needs `dim_emb` and
+            `time_seq_len`.
+        dim_emb: features of the embedding.
+        time_seq_len: largest number of frames, for the temporal positions.
+        embed_is_channel_first: the features are the first axis of the embedding instead of the last
+            one. Maps of this library are channels-last.
+        output_pos_add_pos_emb: index of the embedding among the outputs.
+        proj_embed_to_dim: features to project the embedding to; needs `dim_emb`.
+        patch_size: pixels, or (height, width); by default that of `image_net`.
+        moss: a module made by `create_model("vivit_with_moss:MOSS", ...)`, or a dict of its
+            arguments.
+
+    Raises:
+        ValueError: if arguments or outputs do not fit each other, or a video has more than
+            `time_seq_len` frames.
     """
 
     image_net: nn.Module
@@ -72,7 +87,7 @@ class AcceptVideoWrapper(nn.Module):
 
     @property
     def method(self) -> str:
-        """`forward_function`, as Flax calls it."""
+        """Name of the Flax method that `forward_function` selects."""
         return "__call__" if self.forward_function == "forward" else self.forward_function
 
     @nn.compact
@@ -84,20 +99,25 @@ class AcceptVideoWrapper(nn.Module):
         forward_kwargs: Mapping[str, Any] | None = None,
         train: bool = False,
     ) -> Any:
-        """With `eval_with_no_grad`, `image_net` is in evaluation and gets no gradient, whatever `train` says.
+        """Apply `image_net` to all frames.
 
-        `forward_kwargs` are further arguments of the method, in a dict.
+        Args:
+            video: frames (b, t, H, W, c).
+            eval_with_no_grad: run `image_net` in evaluation mode and without gradient, whatever
+                `train` is.
+            forward_kwargs: further arguments of the method of `image_net`.
+            train: as for any model.
         """
         check_video(video)
         images = rearrange(video, "b t ... -> (b t) ...")
         if self.is_initializing() and self.method != "__call__":
-            self.image_net(images)  # for parameters that a method may not read, which upstream has
+            self.image_net(images)  # creates the parameters that the method does not read: upstream has them
         forward = getattr(self.image_net, self.method)
         outputs = forward(images, **(forward_kwargs or {}), train=train and not eval_with_no_grad)
         if eval_with_no_grad:
             outputs = jax.lax.stop_gradient(outputs)
 
-        leaves, tree = jax.tree.flatten(outputs, is_leaf=lambda leaf: leaf is None)  # None has a number, as in torch
+        leaves, tree = jax.tree.flatten(outputs, is_leaf=lambda leaf: leaf is None)  # None is numbered too, as in torch
         framed = [isinstance(leaf, jax.Array) and leaf.shape[:1] == images.shape[:1] for leaf in leaves]
         for i, leaf in enumerate(leaves):
             leaves[i] = leaf.reshape(*video.shape[:2], *leaf.shape[1:]) if framed[i] else leaf
@@ -109,7 +129,7 @@ class AcceptVideoWrapper(nn.Module):
         return jax.tree.unflatten(tree, leaves)
 
     def change(self, x: Embedding, video: Array, *, train: bool) -> Float[Array, "b t *m e"]:
-        """The embedding, projected, placed in time, and joined."""
+        """Project the embedding, add temporal positions, apply MOSS."""
         x = jnp.moveaxis(x, 2, -1) if self.embed_is_channel_first else x
         if self.dim_emb not in (None, x.shape[-1]):
             raise ValueError(f"dim_emb={self.dim_emb}: expected {x.shape[-1]}, the features of the embedding")
@@ -126,7 +146,7 @@ class AcceptVideoWrapper(nn.Module):
         return jnp.moveaxis(x, -1, 2) if self.embed_is_channel_first else x
 
     def join_tokens(self, x: Embedding, video: Array, *, train: bool) -> Embedding:
-        """`moss` of the last tokens, which are of patches."""
+        """Apply `moss` to the last tokens of each frame, which are the patches."""
         nets = (self, self.image_net, getattr(self.image_net, "vit", None))
         patch_size = next((net.patch_size for net in nets if getattr(net, "patch_size", None)), None)
         expect(self, "patch_size", patch_size is not None, "a number, for moss, as image_net has none")

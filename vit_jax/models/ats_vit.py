@@ -1,11 +1,13 @@
-"""ATS-ViT: layers that keep only the tokens which the class token's attention samples, as many as an image needs.
+"""ATS-ViT: each layer keeps a sample of the tokens, drawn by the attention that the class token pays to them.
+
+Derives from the frame `PlainViT` and overrides the transformer: its attention samples tokens.
 
 Source: Fayyaz et al. 2021, arXiv:2111.15667. Upstream: vit_pytorch/ats_vit.py.
-Differs from upstream: draws are random only when `train` and evaluation is the paper's, at fixed quantiles (upstream
-always draws); sequences have a fixed length, padded behind (upstream's is that of the longest in the batch); whether an
-image has too many tokens it decides for itself (upstream: for the batch); `num_classes=0` gives tokens, zero where
-padded; tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: only a layer with more tokens than it may keep samples; draws are random when `train`.
+Differs from upstream: sampling is random only when `train`, evaluation uses the paper's fixed quantiles (upstream
+always draws); sequences have a fixed length and are padded at the end (upstream: the longest of the batch); an image
+is sampled if it has too many tokens itself (upstream: if the batch has); `num_classes=0` gives tokens, zero where
+padded; tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: a layer samples only if it has more tokens than it may keep; sampling is random when `train`.
 Axes: b batch, n tokens, m tokens kept, r draws, d dim, h heads, i query, j key, k classes.
 """
 
@@ -29,7 +31,7 @@ from vit_jax.layers.shapes import Images, Output, Patches, Tokens
 def significance(
     attn: Float[Array, "b h i j"], values: Float[Array, "b h j d"], mask: Bool[Array, "b j"]
 ) -> Float[Array, "b n"]:
-    """Distribution over all tokens but the first, whose attention to them it is, weighted by the lengths of values."""
+    """Distribution over all tokens but the first: attention of the first token, weighted by the norms of the values."""
     lengths = jnp.linalg.norm(values[:, :, 1:].astype(jnp.float32), axis=-1)
     scores = (attn[:, :, 0, 1:] * lengths).sum(axis=1)
     scores = scores / (scores.sum(axis=-1, keepdims=True) + 1e-6)
@@ -38,7 +40,7 @@ def significance(
 
 
 def draw(probabilities: Float[Array, "b n"], quantiles: Float[Array, "*b r"]) -> Bool[Array, "b n"]:
-    """Inverse transform sampling: which tokens the `quantiles` (0 to 1) fall on, each through its distribution."""
+    """Inverse transform sampling: mask of the tokens whose share of the distribution contains a quantile."""
     cumulative = jnp.cumsum(probabilities, axis=-1)
     cumulative = cumulative / cumulative[:, -1:]  # ends at 1, so that each quantile falls on a token
     drawn = (cumulative[:, None] <= quantiles[..., None]).sum(axis=-1)
@@ -46,7 +48,10 @@ def draw(probabilities: Float[Array, "b n"], quantiles: Float[Array, "*b r"]) ->
 
 
 def compact(kept: Bool[Array, "b n"], length: int) -> tuple[Int[Array, "b m"], Bool[Array, "b m"]]:
-    """Ids of the class token (0) and of the `kept` tokens (from 1) in order, at most `length`; false where padded."""
+    """Ids and mask of the class token (id 0) and of the first `length` tokens in `kept` (ids from 1), in order.
+
+    The mask is False, and the id 0, where padded.
+    """
     order = jnp.argsort(~kept, axis=-1)[:, :length]
     mask = jnp.take_along_axis(kept, order, axis=-1)
     ids = jnp.where(mask, order + 1, 0)
@@ -54,9 +59,9 @@ def compact(kept: Bool[Array, "b n"], length: int) -> tuple[Int[Array, "b m"], B
 
 
 class SamplingAttention(Attention):
-    """Attention of (b, n, d) whose output, if n exceeds `max_tokens`, has but a sample of the tokens.
+    """Attention over (b, n, d) that returns only a sample of the tokens if there are more than `max_tokens`.
 
-    Returns it with its mask, and the ids of its tokens in the input or None for all.
+    Returns the output, its mask, and the ids of its tokens in the input, or None for all of them.
     """
 
     @nn.compact
@@ -82,9 +87,9 @@ class SamplingAttention(Attention):
 
 
 class Transformer(Blocks):
-    """`Blocks` of which each may leave fewer tokens.
+    """`Blocks`, each of which may keep only some of its tokens.
 
-    Returns tokens, zero where padded, and which of the input's tokens they are, 0 where padded.
+    Returns tokens, zero where padded, and their ids in the input, 0 where padded.
     """
 
     max_tokens_per_depth: tuple[int, ...]
@@ -105,14 +110,33 @@ class Transformer(Blocks):
 
 
 class ATSViT(PlainViT, kw_only=True):
-    """The plain ViT, sampling tokens in every layer i that has more than `max_tokens_per_depth[i]` patches left.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, m, d).
 
-    With `return_sampled_token_ids` it returns a pair of what it returns else and the patches that are left, numbered
-    from 0, -1 where padded: (b, m), m being the last of `max_tokens_per_depth`, or all patches if they are fewer.
-    Raises ValueError unless `max_tokens_per_depth` has `depth` numbers, at least 1 and never rising.
+    An image may be smaller than `image_size`; it then gets the first positions. With
+    `return_sampled_token_ids` the call returns a pair: this output, and the indices (b, m) of the
+    patches that are left, counted from 0, -1 where padded. m is the last of `max_tokens_per_depth`,
+    or the number of patches if that is smaller.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        max_tokens_per_depth: for each block, the number of patches to keep at most.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `max_tokens_per_depth` does not
+            have `depth` numbers, each at least 1 and at most the one before.
     """
 
-    patches_lost: ClassVar[bool] = True  # tokens that come out are those sampled
+    patches_lost: ClassVar[bool] = True  # some patches have no output token
     max_tokens_per_depth: tuple[int, ...]
     pool: str = dataclasses.field(default="cls", init=False)
 
@@ -128,7 +152,7 @@ class ATSViT(PlainViT, kw_only=True):
         return Transformer(self.depth, attention, self.make_feed_forward(), tuple(self.max_tokens_per_depth))
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
-        """Tokens after the transformer; extra ones would be sampled with the rest."""
+        """Tokens after the transformer. There are no extra tokens, as the layers would sample them too."""
         return self.transformer(self.embed(images, patches=patches, train=train), train=train)[0]
 
     def __call__(

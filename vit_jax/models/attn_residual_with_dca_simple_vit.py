@@ -1,11 +1,14 @@
-"""SimpleViT with attention residuals: queries, keys and values each have their own mix of all earlier outputs.
+"""SimpleViT with attention residuals: queries, keys and values each read their own mixture of all earlier outputs.
+
+Derives from the frame `BaseSimpleViT` and overrides the transformer, which keeps the outputs of all blocks.
 
 Source: Kimi Team 2026, arXiv:2603.15031; Luo et al. 2026 (Multi-Head Attention Residuals), arXiv:2607.27230; Heddes et
 al. 2025 (DeepCrossAttention), arXiv:2502.06785.
 Upstream: vit_pytorch/attn_residual_with_dca_simple_vit.py.
 Differs from upstream: `num_classes=0` gives tokens.
-Differs from the paper: the first paper's softmax mixes depth, for three streams as in the third; the mix of the values
-is also the residual; feed-forward heads may have their own mixes; attention is gated.
+Differs from the paper: the first paper's softmax over depth mixes outputs for three streams, as in the third paper; the
+mixture that the values read is also the residual; groups of the feed-forward may have mixtures of their own; attention
+is gated.
 Axes: b batch, n tokens, d dim, h heads, i query, j key, l outputs so far, s streams, g groups of heads, f features.
 """
 
@@ -27,7 +30,7 @@ from vit_jax.models import simple_vit
 
 
 class GroupedDense(nn.Module):
-    """Linear map whose features fall into as many groups as there are inputs: each reads its own."""
+    """Linear map in groups: there is one input for each group of output features."""
 
     features: int
     use_bias: bool = False
@@ -41,7 +44,10 @@ class GroupedDense(nn.Module):
 
 
 class DepthMix(nn.Module):
-    """Averages of all outputs so far, weighed token by token: one for each of `streams` and `groups`, even at first."""
+    """Weighted averages of all earlier outputs: one for each of `streams` and `groups`, with weights for each token.
+
+    The averages are uniform at initialisation.
+    """
 
     streams: int
     groups: int
@@ -57,7 +63,7 @@ class DepthMix(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Feed-forward whose hidden features fall into groups, each with an input of its own; without the residual."""
+    """Feed-forward whose hidden features are in groups, each with an input of its own; without the residual."""
 
     hidden_dim: int
 
@@ -68,7 +74,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention whose queries, keys and values have separate inputs, each one per group of heads."""
+    """Attention whose queries, keys and values have separate inputs, one for each group of heads."""
 
     heads: int
     dim_head: int
@@ -88,7 +94,7 @@ class Attention(nn.Module):
 
 
 class Transformer(Blocks):
-    """`depth` blocks, each over the history of outputs, and a last norm."""
+    """`depth` blocks that read mixtures of all earlier outputs, and a last norm."""
 
     groups: int
     ffn_heads: int
@@ -108,12 +114,31 @@ class Transformer(Blocks):
 
 
 class DCASimpleViT(BaseSimpleViT):
-    """SimpleViT whose blocks read mixes of all outputs before them; the first two are the patches and a feed-forward.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Attention has one mix of depth for each of `head_groups` groups of heads (1: shared by all, `heads`: one per head),
-    the feed-forward one for each of `ffn_heads` parts of its hidden layer. `gate` scales each head's output;
-    `temperature` is that of the positions.
-    Raises ValueError when `head_groups` does not divide `heads`, or `ffn_heads` does not divide `mlp_dim`.
+    The first two outputs that the blocks can read are the patches and a feed-forward of them.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        head_groups: groups of heads with a mixture of their own; 1 shares one among all heads,
+            `heads` gives each its own.
+        ffn_heads: groups of the hidden layer of a feed-forward with a mixture of their own.
+        gate: scale the output of each head by a gate.
+        eps: epsilon of the RMS norms.
+        temperature: temperature of the sine-cosine positions.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
+            4, `head_groups` does not divide `heads`, or `ffn_heads` does not divide `mlp_dim`.
     """
 
     head_groups: int = 1

@@ -1,11 +1,11 @@
-"""CaiT: patches attend to each other first; then a class token attends to the finished patches.
+"""CaiT: first the patches attend to each other; then a class token attends to the resulting patches.
 
 Source: Touvron et al. 2021, arXiv:2103.17239. Upstream: vit_pytorch/cait.py.
-Differs from upstream: layers drop only when `train` (upstream also drops them at evaluation); images and patches may
+Differs from upstream: layers are skipped only when `train` (upstream: at evaluation too); images and patches may
 be non-square, of any number of `channels`; `num_classes=0` gives the class token, (b, 1, d); tokens and positions
-start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: class attention has talking heads; by default LayerScale starts at a value by the layer's
-index, as upstream's (`layer_scale_init` and the paper's presets: at the paper's, by the depth of the model).
+have an initial std of 0.02 (upstream: 1).
+Differs from the paper: class attention has talking heads; by default the initial LayerScale depends on the layer's
+index, as upstream's does (paper: on the depth of the model, as the paper's presets set `layer_scale_init`).
 Axes: b batch, n tokens, m context, d dim, h heads in, g heads out, i query, j key, k classes.
 """
 
@@ -24,10 +24,10 @@ from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 class Attention(nn.Module):
-    """Talking-heads attention (arXiv:2003.02436) behind a norm, without the residual: (b, n, d) to the same shape.
+    """Pre-norm talking-heads attention (arXiv:2003.02436), without the residual: (b, n, d) to the same shape.
 
-    Tokens attend to themselves and, with `context` (b, m, d), to the context too. Learned matrices mix the heads of
-    the scores before the softmax, and those of the maps after it.
+    Tokens attend to each other and, with `context` (b, m, d), also to the context. One learned matrix mixes the heads
+    of the scores before the softmax, another one the heads of the maps after it.
     """
 
     heads: int
@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         return x
 
     def block(self, i: int, x: Tokens, *context: Float[Array, "b m d"], train: bool) -> Tokens:
-        """Block `i`: attention and feed-forward, each scaled and added to its input."""
+        """Apply block `i`: attention and feed-forward, each scaled and added to its input."""
         init, shape = nn.initializers.constant(self.scales[i]), (1, 1, x.shape[-1])
         out = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, *context, train=train)
         x = x + out * self.param(f"attn_scale_{i}", init, shape)
@@ -102,7 +102,7 @@ class Transformer(nn.Module):
 
 
 def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
-    """Which of `depth` layers stay when each drops with probability `rate`: at least one, drawn evenly."""
+    """Mask of the layers to keep, each dropped with probability `rate`; if all are, one drawn uniformly is kept."""
     key_keep, key_last = jax.random.split(key)
     keep = jax.random.bernoulli(key_keep, 1 - rate, (depth,))
     last = jnp.arange(depth) == jax.random.randint(key_last, (), 0, depth)
@@ -172,7 +172,7 @@ class CaiT(nn.Module):
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
 
     def transformer(self, depth: int, name: str) -> Transformer:
-        """A stack of `depth` blocks."""
+        """Make a stack of `depth` blocks."""
         by_index = (0.1 if i < 18 else 1e-5 if i < 24 else 1e-6 for i in range(depth))
         fixed = self.layer_scale_init
         scales = tuple(by_index) if fixed is None else (fixed,) * depth

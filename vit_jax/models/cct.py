@@ -1,10 +1,10 @@
-"""CCT: tokens made by convolutions, and pooled by weights that they give themselves, so that no class token is needed.
+"""CCT: convolutions make the tokens, and attention pooling replaces the class token.
 
 Source: Hassani et al. 2021, arXiv:2104.05704. Upstream: vit_pytorch/cct.py.
 Differs from upstream: `seq_pool=False` works (upstream raises) and gives a class token; `image_size` and `channels` are
-further names of `img_size` and `n_input_channels`; `stride` and `padding` may be None, as in upstream's functions
+other names of `img_size` and `n_input_channels`; `stride` and `padding` may be None, as in upstream's functions
 cct_2 to cct_16, which are presets here; images may be smaller than `img_size`; `num_classes=0` gives tokens.
-Differs from the paper: by default positions are sines (paper, and its presets: learned).
+Differs from the paper: by default positions are sines (paper: learned, as in the paper's presets).
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
 
@@ -33,11 +33,11 @@ from vit_jax.layers import (
 from vit_jax.layers.check import at_least, check_sides, expect, one_of, pair
 from vit_jax.layers.shapes import Inputs, Output, Tokens
 
-Axis = tuple[tuple[int, int, int], tuple[int, int, int]]  # (kernel, stride, padding) of a convolution, and of a pool
+Axis = tuple[tuple[int, int, int], tuple[int, int, int]]  # (kernel, stride, padding): convolution, max pooling
 
 
 class Attention(nn.Module):
-    """Self-attention whose heads share the width of the tokens; its norm is the block's."""
+    """Self-attention without a norm, which the block applies; the heads divide the width of the tokens."""
 
     heads: int
     attention_dropout: float
@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward; the second residual starts behind the second norm, not before it."""
+    """Attention and feed-forward; the second residual branches off after the second norm, not before it."""
 
     heads: int
     mlp_dim: int
@@ -62,7 +62,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        # Stochastic depth (arXiv:1603.09382): a branch drops for an image as a whole.
+        # Stochastic depth (arXiv:1603.09382) drops the whole branch of an image.
         drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
         attn = Attention(self.heads, self.attention_dropout, self.dropout, name="self_attn")
         x = x + drop_path(attn(LayerNorm(name="pre_norm")(x), train=train))
@@ -72,12 +72,38 @@ class Block(nn.Module):
 
 
 class CCT(ImageInput):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d) behind the last norm.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Each of `n_conv_layers` convolves and pools. `positional_embedding` is "sine", "learnable" or "none"; sines are
-    parameters that do not learn, as upstream stores them. `image_size` goes before `img_size`, and `channels` before
-    `n_input_channels`. Without a `stride` or `padding` it follows from `kernel_size`.
-    Raises ValueError when `num_heads` does not divide `embedding_dim`, or for an image that gives not one token.
+    An image may be smaller than `image_size`; it then gets the first positions, if there are any.
+
+    Args:
+        img_size: pixels, or (height, width); `image_size` takes precedence.
+        embedding_dim: width of a token, a multiple of `num_heads`.
+        n_input_channels: channels of an image; `channels` takes precedence.
+        n_conv_layers: number of layers that convolve and pool to make the tokens.
+        kernel_size: side of the convolutions, in pixels.
+        stride: stride of the convolutions; None for one that follows from `kernel_size`.
+        padding: padding of the convolutions; None for one that follows from `kernel_size`.
+        pooling_kernel_size: side of the max pooling, in pixels.
+        pooling_stride: stride of the max pooling.
+        pooling_padding: padding of the max pooling, at most half of its side.
+        dropout_rate: rate within the blocks and on the tokens before the first block.
+        attention_dropout: rate on the attention maps.
+        stochastic_depth_rate: rate at which the branches of the last block are dropped; it rises
+            linearly from 0.
+        num_layers: number of blocks.
+        num_heads: attention heads in each block.
+        mlp_ratio: hidden width of each feed-forward, as a multiple of `embedding_dim`.
+        num_classes: number of classes; 0 for tokens.
+        positional_embedding: "sine", "learnable" or "none". Sines are stored as a parameter without
+            gradient, as upstream does.
+        seq_pool: pool the tokens by attention; False reads a class token instead.
+        image_size: another name of `img_size`.
+        channels: another name of `n_input_channels`.
+
+    Raises:
+        ValueError: if `num_heads` does not divide `embedding_dim`, `positional_embedding` is
+            unknown, or an image is too small for one token.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -125,13 +151,17 @@ class CCT(ImageInput):
         return 2 * (((self.kernel_size, stride, padding), pool),)
 
     def tokens_along(self, axis: Axis, side: int) -> int:
-        """Tokens along an axis of an input that is `side` long; 0 or less when there are none."""
+        """Number of tokens along an axis of `side` pixels; 0 or less if it is too short for one."""
         for kernel, stride, padding in self.n_conv_layers * axis:
             side = (side + 2 * padding - kernel) // stride + 1 if side > 0 else 0
         return side
 
     def grid(self, sides: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """Tokens along each axis of an input of these sides, or else of the model's. Raises ValueError without any."""
+        """Number of tokens along each axis of an input of these sides, by default of the model's.
+
+        Raises:
+            ValueError: if a side is too short for one token.
+        """
         size, axis = self.image_size if sides is None else sides, self.axes()[-1]
         check_sides("image_size", size, lambda side: self.tokens_along(axis, side) > 0)
         return tuple(self.tokens_along(axis, side) for side in pair("image_size", size))
@@ -170,11 +200,11 @@ class CCT(ImageInput):
         return Dense(self.num_classes, name="fc")(pooled)
 
     def count_tokens(self) -> int:
-        """Tokens of an input of the model's size."""
+        """Number of tokens of an input of the model's size, the class token included."""
         return math.prod(self.grid()) + (not self.seq_pool)
 
     def add_positions(self, x: Tokens) -> Tokens:
-        """`x` with the positions that the model is to have."""
+        """Add positions of the kind that `positional_embedding` names."""
         if self.positional_embedding == "none":
             return x
         shape = (1, self.count_tokens(), self.embedding_dim)

@@ -1,11 +1,11 @@
-"""CrossViT: two ViTs read an image in small and in large patches, and each class token attends to the other's patches.
+"""CrossViT: two ViTs read small and large patches; the class token of each also attends to the patches of the other.
 
 Source: Chen et al. 2021, arXiv:2103.14899. Upstream: vit_pytorch/cross_vit.py.
 Differs from upstream: images and patches may be non-square; `num_classes=0` gives the tokens of both, (b, n, small d)
-and (b, m, large d); tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: both see the same image (paper: of 240 and 224 pixels); each encoder ends with a norm; between
-them a token is projected by one linear map, without norm and GELU, and none if the widths are equal; no bias in query,
-key and value; heads are as wide in either direction.
+and (b, m, large d); tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: both branches read the same image (paper: of 240 and 224 pixels); each encoder ends with a norm;
+between branches one linear map projects the class token, without norm and GELU, and none if the widths are equal; no
+bias in query, key and value; heads have the same width in both directions.
 Axes: b batch, n tokens (s small, l large), m context, d dim, h heads, i query, j key, k classes.
 """
 
@@ -26,7 +26,10 @@ from vit_jax.layers.tokens import add_positions, prepend
 
 
 class AttendAcross(nn.Module):
-    """The class token of x attends to itself and the other branch's patches, at their width, and comes back."""
+    """The class token of `x` attends to itself and the patches of the other branch.
+
+    It is projected to the width of the other branch, and its output back.
+    """
 
     attention: Callable[..., nn.Module]
 
@@ -40,7 +43,11 @@ class AttendAcross(nn.Module):
 
 
 class CrossTransformer(nn.Module):
-    """`depth` times, the small branch's class token attends to the large patches, then the large one's to the small."""
+    """`depth` rounds of cross attention in both directions.
+
+    First the class token of the small patches attends to the large patches, then that of the large
+    ones to the small.
+    """
 
     depth: int
     attention: Callable[..., nn.Module]
@@ -72,11 +79,36 @@ class ImageEmbedder(nn.Module):
 
 
 class CrossViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k), the sum of both branches'.
+    """Classifier: image (b, H, W, c) to logits (b, k), the sum of the logits of both branches.
 
-    `sm_` and `lg_` arguments are of the branch with small and with large patches. With `num_classes=0`: the tokens of
-    both, (b, s, sm_dim) and (b, l, lg_dim).
-    Raises ValueError when `sm_patch_size` or `lg_patch_size` does not divide `image_size`.
+    With `num_classes=0` it returns the tokens of both branches, (b, s, sm_dim) and (b, l, lg_dim).
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for the tokens of both branches.
+        sm_dim: width of a token in the branch with small patches.
+        lg_dim: width of a token in the branch with large patches.
+        sm_patch_size: pixels, or (height, width), in the branch with small patches.
+        sm_enc_depth: blocks of each encoder in the branch with small patches.
+        sm_enc_heads: attention heads in the branch with small patches.
+        sm_enc_mlp_dim: hidden width of each feed-forward in the branch with small patches.
+        sm_enc_dim_head: width of a head in the branch with small patches.
+        lg_patch_size: pixels, or (height, width), in the branch with large patches.
+        lg_enc_depth: blocks of each encoder in the branch with large patches.
+        lg_enc_heads: attention heads in the branch with large patches.
+        lg_enc_mlp_dim: hidden width of each feed-forward in the branch with large patches.
+        lg_enc_dim_head: width of a head in the branch with large patches.
+        cross_attn_depth: rounds of cross attention after each pair of encoders.
+        cross_attn_heads: heads of the cross attention.
+        cross_attn_dim_head: width of a head of the cross attention.
+        depth: number of pairs of encoders, each with its cross attention.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if `sm_patch_size` or `lg_patch_size` does not divide `image_size`.
     """
 
     image_size: int | tuple[int, int]

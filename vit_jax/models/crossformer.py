@@ -1,10 +1,12 @@
-"""CrossFormer: embeddings of patches of several sizes, and attention among neighbours by turns with distant pixels.
+"""CrossFormer: embeddings of patches of several sizes, and attention alternately to near and to distant pixels.
+
+Derives from the frame `MapViT` and defines how the map is computed.
 
 Source: Wang et al. 2021, arXiv:2108.00154. Upstream: vit_pytorch/crossformer.py.
-Differs from upstream: `paper_position_bias` gives position biases of the paper's offsets; `num_classes=0` gives the
-last feature map; `image_size` may say what the model is meant for, and is checked.
-Differs from the paper: without `paper_position_bias`, biases are of the wrong offsets, as upstream looks them up with
-another row length than the table has; heads share one bias; blocks come in pairs; no norm before the head.
+Differs from upstream: `paper_position_bias` computes position biases as the paper does; `num_classes=0` gives the last
+feature map; `image_size` may be given, and is then checked at construction.
+Differs from the paper: without `paper_position_bias`, biases belong to wrong offsets, as upstream indexes their table
+with a row length that is not the table's; heads share one bias; blocks come in pairs; no norm before the head.
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
@@ -33,12 +35,12 @@ from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps
 
 DIM_HEAD = 32
-WINDOWS = {"short": "b (r p) (c q)", "long": "b (p r) (q c)"}  # of neighbours; of pixels at equal distances
+WINDOWS = {"short": "b (r p) (c q)", "long": "b (p r) (q c)"}  # neighbouring pixels; pixels at equal distances
 STAGE = ("dim", "depth", "local_window_size", "global_window_size", "cross_embed_kernel_sizes", "cross_embed_strides")
 
 
 class CrossEmbed(nn.Module):
-    """Convolutions of several `kernels`, centred at the same pixels; the larger the kernel, the fewer its features."""
+    """Concatenated convolutions with several `kernels` around the same pixels; larger kernels have fewer features."""
 
     dim: int
     kernels: tuple[int, ...]
@@ -55,7 +57,11 @@ class CrossEmbed(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """A small network from offsets (dy, dx) between pixels of a window to biases (i, j), as `paper_offsets` or not."""
+    """Small network that maps the offset (dy, dx) between two pixels of a window to their bias: (i, j).
+
+    With `paper_offsets` each pair gets the bias of its own offset, else that of upstream's wrong
+    one.
+    """
 
     dim: int
     window: int
@@ -71,7 +77,7 @@ class PositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention within windows of `window` pixels each way, of neighbours ("short") or spread over the map ("long")."""
+    """Attention in groups of `window` by `window` pixels: neighbours ("short") or spread over the map ("long")."""
 
     reach: str
     window: int
@@ -90,10 +96,32 @@ class Attention(nn.Module):
 
 
 class CrossFormer(MapViT, kw_only=True):
-    """There are four stages: arguments are one value for all, or a tuple of four. `depth` counts pairs of blocks, heads
-    have 32 features, and `global_window_size` counts the pixels that attend to each other, not their distance.
-    Raises ValueError for a `dim` below 32, for kernels that give maps of different sizes, for images whose maps windows
-    do not fill.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
+
+    There are four stages, each with its own map. An argument described as "per stage" takes one
+    value for all stages or a tuple of four. Heads have 32 features.
+
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        dim: width of a pixel of the map, per stage; at least 32.
+        depth: number of pairs of blocks, per stage.
+        global_window_size: side, in pixels, of the groups of distant pixels that attend to each
+            other, per stage.
+        local_window_size: side, in pixels, of the windows of near pixels that attend to each other,
+            per stage.
+        cross_embed_kernel_sizes: sides of the convolutions that begin a stage, a tuple of numbers
+            for each stage.
+        cross_embed_strides: stride of these convolutions, per stage.
+        attn_dropout: rate on the attention maps.
+        ff_dropout: rate within the feed-forwards.
+        paper_position_bias: compute position biases as the paper does; False as upstream does, for
+            its weights.
+
+    Raises:
+        ValueError: if `dim` is below 32, the kernels of a stage give maps of different sizes, or
+            windows do not tile the maps of an image.
     """
 
     head_class: ClassVar = Dense
@@ -119,7 +147,7 @@ class CrossFormer(MapViT, kw_only=True):
         check_sides(name, size, self._fits)
 
     def _stages(self) -> list[tuple]:
-        """Of each stage the arguments that `STAGE` names."""
+        """Values of the arguments in `STAGE`, for each stage."""
         four = lambda value: 4 * (value,) if isinstance(value, int) else tuple(value)
         for name in STAGE:
             expect(self, name, len(four(getattr(self, name))) == 4, "one for each of four stages")
@@ -157,7 +185,7 @@ class CrossFormer(MapViT, kw_only=True):
 
 
 def _paper(dim, depth):
-    """As the paper has it: groups of 7 x 7 pixels near and far; half as many pairs as the paper has blocks."""
+    """Sizes of the paper: groups of 7 x 7 pixels, near and distant; half as many pairs as the paper has blocks."""
     dims = (dim, 2 * dim, 4 * dim, 8 * dim)
     return dict(image_size=224, dim=dims, depth=(1, 1, depth, 1), global_window_size=7, paper_position_bias=True)
 

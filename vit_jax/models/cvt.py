@@ -1,8 +1,11 @@
-"""CvT: a transformer whose tokens stay a feature map, and whose queries, keys and values come of convolutions.
+"""CvT: a transformer over a feature map whose queries, keys and values are computed by convolutions.
+
+Derives from the frame `MapViT` and defines how the map is computed.
 
 Source: Wu et al. 2021, arXiv:2103.15808. Upstream: vit_pytorch/cvt.py.
-Differs from upstream: `num_classes=0` gives the last feature map; `image_size` may say what the model is meant for.
-Differs from the paper: no class token and no last norm, the head takes the mean; keys and values share a convolution.
+Differs from upstream: `num_classes=0` gives the last feature map; `image_size` may be given, and is
+then checked at construction.
+Differs from the paper: no class token and no last norm, the head reads the mean; keys and values share a convolution.
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
@@ -32,7 +35,7 @@ STAGE = ("emb_dim", "emb_kernel", "emb_stride", "proj_kernel", "kv_proj_stride",
 
 
 class ConvProjection(nn.Module):
-    """Depthwise separable convolution: each channel by itself, a batch norm, then each pixel by itself."""
+    """Depthwise separable convolution: a depthwise convolution, a batch norm, a pointwise convolution."""
 
     features: int
     kernel: int
@@ -46,7 +49,7 @@ class ConvProjection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention over a feature map with convolutional projections; keys and values are every `kv_stride` pixels."""
+    """Attention over a feature map with convolutional projections; keys and values are subsampled by `kv_stride`."""
 
     heads: int
     proj_kernel: int
@@ -66,8 +69,42 @@ class Attention(nn.Module):
 
 
 class CvT(MapViT, kw_only=True):
-    """Each of three stages has arguments of its own, s1_ to s3_. `image_size` is for information: any size will do.
-    Raises ValueError for a `proj_kernel` that is even.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
+
+    There are three stages, whose arguments begin with s1_, s2_ and s3_. An image may have any size.
+
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        s1_emb_dim: width of a pixel of the map in stage 1.
+        s1_emb_kernel: side of the convolution that begins stage 1, in pixels.
+        s1_emb_stride: stride of this convolution.
+        s1_proj_kernel: side of the convolutions of queries, keys and values in stage 1; odd.
+        s1_kv_proj_stride: stride of the convolutions of keys and values in stage 1.
+        s1_heads: attention heads in stage 1.
+        s1_depth: number of blocks in stage 1.
+        s1_mlp_mult: hidden width of a feed-forward in stage 1, as a multiple of `s1_emb_dim`.
+        s2_emb_dim: width of a pixel of the map in stage 2.
+        s2_emb_kernel: side of the convolution that begins stage 2, in pixels.
+        s2_emb_stride: stride of this convolution.
+        s2_proj_kernel: side of the convolutions of queries, keys and values in stage 2; odd.
+        s2_kv_proj_stride: stride of the convolutions of keys and values in stage 2.
+        s2_heads: attention heads in stage 2.
+        s2_depth: number of blocks in stage 2.
+        s2_mlp_mult: hidden width of a feed-forward in stage 2, as a multiple of `s2_emb_dim`.
+        s3_emb_dim: width of a pixel of the map in stage 3.
+        s3_emb_kernel: side of the convolution that begins stage 3, in pixels.
+        s3_emb_stride: stride of this convolution.
+        s3_proj_kernel: side of the convolutions of queries, keys and values in stage 3; odd.
+        s3_kv_proj_stride: stride of the convolutions of keys and values in stage 3.
+        s3_heads: attention heads in stage 3.
+        s3_depth: number of blocks in stage 3.
+        s3_mlp_mult: hidden width of a feed-forward in stage 3, as a multiple of `s3_emb_dim`.
+        dropout: rate within the blocks.
+
+    Raises:
+        ValueError: if a `proj_kernel` is even.
     """
 
     head_class: ClassVar = Dense

@@ -1,8 +1,8 @@
-"""DeepViT: a learned matrix mixes the attention maps of all heads, so that deep layers stay different.
+"""DeepViT: a learned matrix mixes the attention maps of all heads, which keeps those of deep layers diverse.
 
 Source: Zhou et al. 2021, arXiv:2103.11886. Upstream: vit_pytorch/deepvit.py.
 Differs from upstream: images and patches may be non-square; `num_classes=0` gives tokens; tokens and positions
-start at a deviation of 0.02 (upstream: 1).
+have an initial std of 0.02 (upstream: 1).
 Differs from the paper: maps are normalised over heads by a LayerNorm (paper: BatchNorm).
 Axes: b batch, n tokens, d dim, h heads in, g heads out, i query, j key, k classes.
 """
@@ -21,9 +21,9 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Re-attention behind a norm, without the residual: tokens (b, n, d) to the same shape.
+    """Pre-norm re-attention, without the residual: tokens (b, n, d) to the same shape.
 
-    A learned matrix mixes the maps of all heads, which are then normalised over the heads, before they weigh values.
+    A learned matrix mixes the attention maps of all heads; a norm over the heads follows, before maps weigh values.
     """
 
     heads: int
@@ -48,7 +48,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -98,7 +98,7 @@ class DeepViT(nn.Module):
         emb_dropout: rate on the tokens before the first block.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, or for another `pool`.
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor "mean".
     """
 
     image_size: int | tuple[int, int]
@@ -165,7 +165,7 @@ class DeepViT(nn.Module):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

@@ -1,8 +1,8 @@
-"""The distillable ViT: a ViT that takes one more token, which learns from a teacher.
+"""The distillable ViT: a ViT with an optional extra token that learns from a teacher.
 
 Source: Touvron et al. 2020 (DeiT), arXiv:2012.12877. Upstream: vit_pytorch/distill.py.
 Differs from upstream: the token and its head belong to `vit_jax.objectives.distill`, which trains any model with
-`encode` and `head` (ViT, T2TViT, EfficientViT), so that a class per model is not needed; `num_classes=0` works.
+`encode` and `head` (ViT, T2TViT, EfficientViT), without a class per model; `num_classes=0` works.
 Axes: b batch, n tokens, e distillation tokens, d dim, h heads, i query, j key, k classes.
 """
 
@@ -21,7 +21,7 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention, without the residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -76,8 +76,8 @@ class Transformer(nn.Module):
 class DistillableViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    With `distill_token` (e, d) the call returns a pair of that and the embedding (b, d) of the last distillation token.
-    The parameters are those of `vit`.
+    With `distill_token` (e, d) the call returns a pair: this output and the embedding (b, d) of the last distillation
+    token. The parameters are the same as those of `vit`.
 
     An image may be smaller than `image_size`; it then gets the first positions. With `pool="mean"` there is no class
     token.
@@ -97,7 +97,7 @@ class DistillableViT(nn.Module):
         emb_dropout: rate on the tokens before the first block.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, or for another `pool`.
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor "mean".
     """
 
     image_size: int | tuple[int, int]
@@ -171,7 +171,7 @@ class DistillableViT(nn.Module):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

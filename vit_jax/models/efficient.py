@@ -1,8 +1,10 @@
-"""EfficientViT: a ViT around any transformer that the user brings.
+"""EfficientViT: a ViT around a transformer module that the caller supplies.
 
-Upstream: vit_pytorch/efficient.py (no paper: it lets efficient attentions be tried in a ViT).
-Differs from upstream: patches may be non-square; `num_classes=0` gives tokens; tokens and positions start at a
-deviation of 0.02 (upstream: 1).
+Derives from the frame `TokenViT` and makes its modules, except for the transformer.
+
+Upstream: vit_pytorch/efficient.py (no paper; it lets users try efficient attentions in a ViT).
+Differs from upstream: patches may be non-square; `num_classes=0` gives tokens; tokens and positions have an
+initial std of 0.02 (upstream: 1).
 Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 """
 
@@ -21,9 +23,23 @@ from vit_jax.models import vit
 class EfficientViT(TokenViT):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    `transformer` maps tokens (b, n, dim) to the same shape, and is called with `train=` besides: for example
-    `create_model("vit:Transformer", dim=64, depth=4, heads=4, dim_head=16, mlp_dim=128)`.
-    Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        transformer: a module that maps tokens (b, n, dim) to the same shape and takes `train=`,
+            such as `create_model("vit:Transformer", dim=64, depth=4, heads=4, dim_head=16,
+            mlp_dim=128)`.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
+            "mean".
     """
 
     image_size: int | tuple[int, int]

@@ -1,9 +1,11 @@
-"""JetViT: each layer attends in full, within windows, or linearly, as a search over a trained ViT decides.
+"""JetViT: each layer has full, windowed or linear attention; the paper searches for the best choice.
+
+Derives from the frame `PlainViT`, without class token, and overrides the transformer.
 
 Source: Zou et al. 2026, arXiv:2605.26636. Upstream: vit_pytorch/jet_vit.py.
-Differs from upstream: a layer with several attentions draws one in training, and at evaluation takes its first
-(upstream: draws then too); positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: the architecture alone, without a pretrained model, distillation and search.
+Differs from upstream: a layer with several attentions draws one in training, and uses the first one at evaluation
+(upstream: draws then too); positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: only the architecture, without a pretrained model, distillation and search.
 Axes: b batch, n tokens, d dim, f features of a head, e inner dim, h heads, i query, j key.
 """
 
@@ -25,9 +27,10 @@ from vit_jax.layers.shapes import Images, Patches, Tokens
 
 
 class LinearAttention(nn.Module):
-    """ReLU attention in linear time, plus a 3x3 depthwise convolution of the values that the image itself makes.
+    """ReLU attention in linear time, plus a 3x3 depthwise convolution of the values.
 
-    It has relu(q) relu(k) for exp(q k), so that keys and values are summed up once for all queries.
+    relu(q) relu(k) replaces exp(q k), so that one sum over keys and values serves all queries. The
+    kernel of the convolution is computed from the image.
     """
 
     heads: int
@@ -59,9 +62,9 @@ class LinearAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks of one of the attentions that `attn_layers` names and a feed-forward, and a last norm.
+    """Blocks of a feed-forward and one of the attentions that `attn_layers` names, and a last norm.
 
-    Every layer has the parameters of all three attentions, so that one search may follow another.
+    Every layer has the parameters of all three attentions, so that a search can choose again later.
     """
 
     dim: int
@@ -91,7 +94,7 @@ class Transformer(nn.Module):
         return rearrange(self.window_attn[i](windows, train=train), "b x y (i j) d -> b (x i y j) d", **sizes)
 
     def _draw(self, names: tuple[str, ...], i: int, x: Array) -> Array:
-        """The output of one of the branches `names`, drawn uniformly."""
+        """The output of one of the attentions `names`, drawn uniformly."""
         chosen = jax.random.randint(self.make_rng("dropout"), (), 0, len(names))
         branch = lambda name: lambda self, x: self._attend(name, i, x, self.grid, True)
         return nn.switch(chosen, [branch(name) for name in names], self, x)
@@ -100,7 +103,7 @@ class Transformer(nn.Module):
         if x.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"images give {x.shape[1]} tokens: expected a grid of {self.grid}, as image_size says")
         for i, names in enumerate(self.attn_layers):
-            if self.is_initializing():  # of all attentions, on a single window
+            if self.is_initializing():  # creates the parameters of all attentions, on a single window
                 for name in ("WA", "LA", "FA"):
                     self._attend(name, i, x[:1, :1].repeat(self.window**2, axis=1), (self.window, self.window), False)
             draws = train and len(names) > 1 and not self.is_initializing()
@@ -111,12 +114,31 @@ class Transformer(nn.Module):
 
 
 class JetViT(PlainViT):
-    """The plain ViT without a class token, whose layers attend as `attn_layers` says; by default all in full.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Of each layer it has a name, or several to draw from in training: "FA" full, "WA" within windows of `window_size`
-    patches, "LA" linear attention. Images must have `image_size`.
-    Raises ValueError besides for other names or not one for each layer, when `dim_head` does not divide `dim`, and,
-    where there are windows, when `window_size` does not divide the sides of the grid of patches.
+    Images must have `image_size`. There is no class token: the head reads the mean of all patches.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        window_size: side of a window, in patches.
+        attn_layers: for each block "FA" for full attention, "WA" for attention within windows, "LA"
+            for linear attention, or a tuple of several to draw from in training; by default all
+            "FA".
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `attn_layers` has unknown names or
+            does not have `depth` entries, `dim_head` does not divide `dim`, or there are windows
+            and `window_size` does not divide the sides of the grid of patches.
     """
 
     pool: ClassVar[str] = "mean"
@@ -148,7 +170,7 @@ class JetViT(PlainViT):
         return Dense(self.num_classes)
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
-        """Tokens after the transformer: the patches. Extra ones would have no place in the grid."""
+        """Tokens after the transformer: the patches. Extra tokens would have no place in the grid."""
         return super().encode(images, patches=patches, train=train)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:

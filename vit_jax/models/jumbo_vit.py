@@ -1,10 +1,13 @@
-"""JumboViT: a class token several times as wide as a patch, which attends in pieces and has a feed-forward of its own.
+"""JumboViT: a class token several times as wide as a patch; it attends in pieces and has its own feed-forward.
+
+Derives from the frame `BaseSimpleViT` and overrides the transformer and the head, which reads the wide class
+token.
 
 Source: Fuller et al. 2025, arXiv:2502.15021. Upstream: vit_pytorch/jumbo_vit.py.
-Differs from upstream: `multiply_widths=False` reads `mlp_dim` as in every other model; `num_classes=0` gives tokens;
-the jumbo token starts at a deviation of 0.02 as the authors' does (upstream: 0).
+Differs from upstream: with `multiply_widths=False`, `mlp_dim` means the same as in every other model; `num_classes=0`
+gives tokens; the jumbo token has an initial std of 0.02 as the authors' does (upstream: 0).
 Differs from the paper: several jumbo tokens are possible; one norm for them in all layers; the head reads the mean of
-their pieces (paper: the pieces side by side, and the mean of the patches); positions are not learned; no biases in
+their pieces (paper: the concatenated pieces, and the mean of the patches); positions are not learned; no biases in
 attention.
 Axes: b batch, n tokens (pieces first), d dim, j jumbo tokens, p pieces of each, e extra tokens, k classes.
 """
@@ -25,9 +28,10 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
 
 class Transformer(Blocks):
-    """Blocks without a last norm: all tokens attend, then jumbo tokens and patches go separate ways.
+    """Blocks without a last norm: joint attention, then separate feed-forwards for jumbo tokens and patches.
 
-    The first tokens are the `pieces` of each of the `jumbos`; all layers share the feed-forward of their whole.
+    The first tokens are the `pieces` of each of the `jumbos`. All blocks share one feed-forward for
+    the jumbo tokens.
     """
 
     jumbo_mlp_dim: int
@@ -48,11 +52,31 @@ class Transformer(Blocks):
 
 
 class JumboViT(BaseSimpleViT):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d), the pieces first.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    `num_jumbo_cls` tokens are `jumbo_cls_k * dim` wide each. Upstream multiplies widths twice: the patches' hidden
-    layer has `dim * mlp_dim` features, the jumbo tokens' `jumbo_ff_mult` times the square of their width. With
-    `multiply_widths=False` they have `mlp_dim`, and `jumbo_ff_mult` times the jumbo tokens' width.
+    The pieces of the jumbo tokens come first. Positions are computed from the size of each image,
+    which may be any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward of the patches; with `multiply_widths` as a
+            multiple of `dim`.
+        channels: channels of an image.
+        dim_head: width of a head.
+        num_jumbo_cls: number of jumbo tokens.
+        jumbo_cls_k: pieces of a jumbo token, each `dim` wide.
+        jumbo_ff_mult: hidden width of the feed-forward of the jumbo tokens, as a multiple of their
+            width; with `multiply_widths` of its square.
+        multiply_widths: multiply hidden widths once more, as upstream does; False for the paper's.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
     """
 
     num_jumbo_cls: int = 1
@@ -64,7 +88,7 @@ class JumboViT(BaseSimpleViT):
         at_least(self, num_jumbo_cls=1, jumbo_cls_k=1)
         super().__post_init__()
         left = self.jumbo_ff_mult * self.jumbo_cls_k * self.dim >= 1
-        expect(self, "jumbo_ff_mult", left, "more than 0, so that a feature is left")
+        expect(self, "jumbo_ff_mult", left, "more than 0, for at least one hidden feature")
 
     def make_transformer(self) -> nn.Module:
         jumbo_dim = self.jumbo_cls_k * self.dim

@@ -1,8 +1,10 @@
-"""Learnable memory: a trained ViT stays as it is, and every new task adds a token, memories per layer and a head.
+"""Learnable memory: a frozen ViT; every new task adds a class token, memory tokens for each layer and a head.
+
+`LearnableMemoryViT` derives from the frame `PlainViT` and overrides the transformer, which can read memories.
 
 Source: Sandler et al. 2022, arXiv:2203.15243. Upstream: vit_pytorch/learnable_memory_vit.py.
 Differs from upstream: `num_classes=0` gives tokens; images may be smaller than `image_size`; tokens, memories and
-positions start at a deviation of 0.02 (upstream: 1).
+positions have an initial std of 0.02 (upstream: 1).
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value.
 Axes: b batch, n tokens, l layers, m memories, d dim, h heads, i query, j key, k classes.
 """
@@ -26,7 +28,7 @@ from vit_jax.layers.shapes import Images, Output, Tokens
 
 
 class Transformer(Blocks):
-    """`Blocks` whose attentions read memories of their own, if there are any: the first token alone does."""
+    """`Blocks` whose attentions can read memory tokens; only the first token reads them."""
 
     @nn.compact
     def __call__(self, x: Tokens, memories: Float[Array, "l m d"] | None = None, *, train: bool = False) -> Tokens:
@@ -42,7 +44,29 @@ class Transformer(Blocks):
 
 
 class LearnableMemoryViT(PlainViT):
-    """The plain ViT as a trunk for `Adapter`. Logits come from the class token, whatever `pool` says, as upstream's."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    The frozen model for `Adapter`. An image may be smaller than `image_size`; it then gets the
+    first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: ignored: the head always reads the class token, as in upstream.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
+            "mean".
+    """
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(ContextAttention, self.heads, self.dim_head, self.dropout)
@@ -51,7 +75,10 @@ class LearnableMemoryViT(PlainViT):
     def encode_with_memories(
         self, images: Images, cls_token: Float[Array, "d"], memories: Float[Array, "l m d"], *, train: bool = False
     ) -> Tokens:
-        """Tokens after the transformer: one that reads the memories, then those of `encode`, which do not change."""
+        """Tokens after the transformer: one that reads the memories, then the tokens of `encode`.
+
+        The latter are the same as without memories.
+        """
         tokens = prepend(cls_token[None], self.embed(images, train=train))
         return self.transformer(tokens, memories, train=train)
 
@@ -61,7 +88,10 @@ class LearnableMemoryViT(PlainViT):
 
 
 def memory_mask(tokens: int, memories: int) -> Bool[np.ndarray, "n j"]:
-    """Who reads whom: the first token reads the tokens and the memories; the others read one another alone."""
+    """Mask of the keys that each query reads.
+
+    The first token reads all tokens and the memories; the other tokens read each other only.
+    """
     mask = np.zeros((1 + tokens, 1 + tokens + memories), bool)
     mask[0] = True
     mask[1:, 1 : 1 + tokens] = True
@@ -69,11 +99,18 @@ def memory_mask(tokens: int, memories: int) -> Bool[np.ndarray, "n j"]:
 
 
 class Adapter(nn.Module):
-    """A task's own head on a frozen `vit`: images (b, H, W, c) to logits (b, k).
+    """A task's head on a frozen ViT: image (b, H, W, c) to logits (b, k).
 
-    No gradient reaches the parameters of `vit`, a `LearnableMemoryViT`; adapters for several tasks may take the same.
-    With `num_classes=0` it gives tokens (b, n, d), the one that reads the memories first.
-    Raises ValueError for any other `vit`.
+    With `num_classes=0` it returns tokens (b, n, d), the one that reads the memories first. No
+    gradient reaches the parameters of `vit`, which adapters for several tasks may share.
+
+    Args:
+        vit: a model made by `create_model("learnable_memory_vit", ...)`.
+        num_memories_per_layer: number of memory tokens in each block.
+        num_classes: number of classes; 0 for tokens.
+
+    Raises:
+        ValueError: if `vit` is another model.
     """
 
     vit: LearnableMemoryViT
@@ -97,7 +134,7 @@ class Adapter(nn.Module):
         encode = nn.map_variables(LearnableMemoryViT.encode_with_memories, "params", stop, init=self.is_initializing())
         tokens = encode(self.vit, images, memory_cls_token, memories, train=train)
         if self.is_initializing() and self.vit.num_classes:
-            self.vit.head(tokens)  # for the parameters of the trunk's own head, which upstream keeps
+            self.vit.head(tokens)  # creates the parameters of the ViT's own head: upstream keeps them
         return NormHead(self.num_classes, name="mlp_head")(tokens[:, 0]) if self.num_classes else tokens
 
     torch_rules = HEAD_RULES

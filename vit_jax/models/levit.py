@@ -1,12 +1,13 @@
-"""LeViT: a small convolutional network, then attention with biases of position over maps that shrink by stages.
+"""LeViT: convolutions, then attention with position biases over feature maps that shrink from stage to stage.
 
 Source: Graham et al. 2021, arXiv:2104.01136. Upstream: vit_pytorch/levit.py.
-Differs from upstream: `paper=True` gives the paper's form; images may be non-square, of any number of `channels`;
-`num_classes=0` gives the last feature map; biases of position start at 0 (upstream: 1 times the root of `dim_key`), the
-norms behind shrinking attention at 1 (upstream: 0, which no residual makes good).
-Differs from the paper: biases of position are multiplied by the root of `dim_key`; heads are not averaged; and without
-`paper=True` the stem has neither norms nor activations and a width of its own, feed-forwards and heads have no norms,
-attention ends in a GELU (paper: Hardswish), and shrinking attention has twice its stage's heads, of values no wider.
+Differs from upstream: `paper=True` computes the paper's form; images may be non-square, of any number of `channels`;
+`num_classes=0` gives the last feature map; position biases start at 0 (upstream: std 1, times the root of `dim_key`),
+the norms after subsampling attention at 1 (upstream: 0, which blocks the signal, as there is no residual).
+Differs from the paper: position biases are multiplied by the root of `dim_key`; logits of the two heads are not
+averaged; without `paper=True` the stem has neither norms nor activations and other widths, feed-forwards and heads
+have no norms, attention ends in a GELU (paper: Hardswish), and subsampling attention has twice the heads of its stage,
+without wider values.
 Axes: b batch, r rows, s columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
@@ -26,7 +27,7 @@ from vit_jax.layers.shapes import Images, Maps, Output
 
 
 class Projection(nn.Module):
-    """Convolution of one pixel, and a norm if `normed`, which starts at the scale that `scale_init` gives."""
+    """1x1 convolution, followed by a batch norm if `normed`, whose scale starts as `scale_init` says."""
 
     features: int
     use_bias: bool = False
@@ -40,7 +41,7 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention over a map, whose scores have a bias for each distance; every `stride`-th pixel asks."""
+    """Attention over a map with a bias for each distance; queries are subsampled by `stride`."""
 
     paper: bool
     stride: int
@@ -69,14 +70,17 @@ class Attention(nn.Module):
 
 
 def distances(rows: int, columns: int, stride: int) -> np.ndarray:
-    """From every `stride`-th pixel, i, to all, j: how far in rows and in columns, numbered row by row."""
+    """Index of the distance (rows, columns) from each query i to each key j, numbered row by row.
+
+    Queries are every `stride`-th pixel.
+    """
     y, x = np.mgrid[:rows, :columns]
     apart = lambda along: np.abs(along[::stride, ::stride].reshape(-1, 1) - along.reshape(1, -1))
     return apart(y) * columns + apart(x)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a Hardswish between them; each with a norm in the paper's form, else with a bias."""
+    """Two linear maps around a Hardswish; each has a norm in the paper's form, else a bias."""
 
     paper: bool
     mult: int
@@ -92,11 +96,31 @@ class FeedForward(nn.Module):
 
 
 class LeViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, r, s, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
 
-    `dim`, `depth` and `heads` are a number for each of `stages`; the last one holds for the stages that have none.
-    With `num_distill_classes` there is a second head, and the result is (logits, distillation logits).
-    Raises ValueError unless 16 divides `image_size`; with `paper`, unless 8 divides `dim` and `dim_key` each of it.
+    With `num_distill_classes` it returns a pair: these logits and those of the distillation head.
+
+    Args:
+        image_size: pixels, or (height, width), multiples of 16.
+        num_classes: number of classes; 0 for the last feature map.
+        dim: width of a pixel of the map, one number, or one for each stage; the last holds for the
+            remaining stages.
+        depth: number of blocks, one number, or one for each stage; the last holds for the remaining
+            stages.
+        heads: attention heads, one number, or one for each stage; the last holds for the remaining
+            stages.
+        mlp_mult: hidden width of each feed-forward, as a multiple of its input.
+        stages: number of stages.
+        dim_key: width of a head's queries and keys.
+        dim_value: width of a head's values.
+        dropout: rate within the blocks.
+        num_distill_classes: classes of a second head, for distillation; None for no second head.
+        channels: channels of an image.
+        paper: the paper's form instead of upstream's.
+
+    Raises:
+        ValueError: if 16 does not divide `image_size`, or, with `paper`, 8 does not divide the
+            first `dim` or `dim_key` does not divide all but the last.
     """
 
     image_size: int | tuple[int, int]
@@ -130,9 +154,9 @@ class LeViT(nn.Module):
         return values + values[-1:] * (self.stages - len(values))
 
     def _layers(self) -> Iterator[tuple[int, int, tuple, tuple]]:
-        """Stages, and between them what halves the map, numbered through as in upstream's backbone.
+        """Stages and the subsampling layers between them, in the order of upstream's backbone.
 
-        Of each: the depth, the stride, and what attention and feed-forward are made of.
+        Each is (depth, stride, arguments of the attention, arguments of the feed-forward).
         """
         dims, depths, heads = map(self._per_stage, ("dim", "depth", "heads"))
         for i, dim in enumerate(dims):

@@ -1,10 +1,12 @@
-"""The trunk of LeVJEPA for video: a frame's patches see each other and the frames before it.
+"""The encoder of LeVJEPA for video: patches attend to those of their own frame and of earlier frames.
+
+Derives from `CausalTrunk` (vit_jax/models/levjepa_nd.py), along frames, rows and columns.
 
 Source: Kuhn et al., arXiv:2608.27395. Upstream: vit_pytorch/levjepa.py.
-Differs from upstream: images (b, h, w, c) are videos of one frame; `kept` says which patches stay, where upstream draws
-them; the class token starts at a deviation of 0.02 (upstream: 1). What is trained around the trunk is an objective
-here, vit_jax/objectives/levjepa.py.
-Differs from the paper: which of its details upstream changes is not known here.
+Differs from upstream: images (b, h, w, c) are videos of one frame; `kept` can select the patches that are read
+(upstream: always drawn); the class token has an initial std of 0.02 (upstream: 1); the training method is the
+objective vit_jax/objectives/levjepa.py.
+Differs from the paper: not known, as upstream was not compared with the paper.
 Axes: b batch, f frames, H W height and width, c channels, n tokens (the class token first), d dim.
 """
 
@@ -19,10 +21,28 @@ from vit_jax.models import levjepa_nd
 class VideoTransformer(levjepa_nd.CausalTrunk):
     """Video (b, frames, H, W, c), or images (b, H, W, c), to tokens (b, n, d), the class token first.
 
-    With `block_causal` no patch sees a later frame or the class token. When `train`, the patches with the numbers
-    `kept` (b, k) stay, or the rest of a share of `drop_ratio`, which the rng "dropout" draws. `frames` and `image_size`
-    say what the model is meant for: videos may be longer, shorter, larger and smaller.
-    Raises ValueError when `patch_size` does not divide `image_size`, or the video.
+    When `train`, the call reads only some patches: those with the indices `kept` (b, k), or a
+    random share of 1 - `drop_ratio`, drawn with the rng "dropout". A video may be longer, shorter,
+    larger or smaller than `frames` and `image_size`.
+
+    Args:
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        frames: frames of a video, for information.
+        channels: channels of a frame.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the patches before the first block.
+        rotary_max_freq: largest frequency of the rotary positions.
+        block_causal: patches attend neither to later frames nor to the class token.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size` or the sides of a video, or
+            `dim_head` is below 6.
     """
 
     dim: int
@@ -52,7 +72,7 @@ class VideoTransformer(levjepa_nd.CausalTrunk):
         return (0,) if self.block_causal else ()
 
     def draw_kept(self, key: Array, shape: tuple[int, ...], drop_ratio: float) -> Int[Array, "b k"]:
-        """Numbers of the patches that stay of each video of `shape`, drawn evenly."""
+        """Indices of the patches to keep in each video of `shape`, drawn uniformly."""
         return super().draw_kept(key, _with_frames(shape), drop_ratio)
 
     def __call__(
@@ -68,7 +88,7 @@ class VideoTransformer(levjepa_nd.CausalTrunk):
 
 
 def _with_frames(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a video, of which an image is the only frame."""
+    """The shape of a video; an image is a video of one frame."""
     return (shape[0], 1, *shape[1:]) if len(shape) == 4 else shape
 
 

@@ -1,10 +1,11 @@
-"""The trunk of LeVJEPA for arrays of any number of axes: along some of them attention looks back only.
+"""The encoder of LeVJEPA for arrays with any number of axes, with causal attention along some of them.
 
 Source: Kuhn et al., arXiv:2608.27395 (LeVJEPA). Upstream: vit_pytorch/levjepa_nd.py.
-Differs from upstream: arrays may have other sizes than `input_shape`, if patches fill them; more than seven axes are
-possible; `kept` says which patches stay, where upstream draws them; the class token starts at a deviation of 0.02
-(upstream: 1). What is trained around the trunk is an objective here, vit_jax/objectives/levjepa_nd.py.
-Differs from the paper: any number of axes (paper: video); which of its details upstream changes is not known here.
+Differs from upstream: arrays may have any size that patches fill, not only `input_shape`; more than seven axes are
+possible; `kept` can select the patches that are read (upstream: always drawn); the class token has an initial std of
+0.02 (upstream: 1); the training method is the objective vit_jax/objectives/levjepa_nd.py.
+Differs from the paper: any number of axes (paper: video); otherwise not known, as upstream was
+not compared with the paper.
 Axes: b batch, n tokens (the class token first), p patches, k patches that stay, a axes, d dim, h heads, r rotated
 features of a head.
 """
@@ -29,7 +30,7 @@ Norm = functools.partial(nn.RMSNorm, epsilon=float(np.finfo(np.float32).eps))  #
 
 
 class PatchEmbed(nn.Module):
-    """Array (b, *shape, c) to tokens (b, p, dim), row by row: a norm, a linear map, a norm, both norms without bias."""
+    """Array (b, *shape, c) to tokens (b, p, dim), row by row: a linear map between two norms without bias."""
 
     patch_size: tuple[int, ...]
     dim: int
@@ -41,18 +42,18 @@ class PatchEmbed(nn.Module):
         x = x.transpose(0, *range(1, 2 * axes, 2), 2 * axes + 1, *range(2, 2 * axes + 1, 2))
         x = jax.lax.collapse(jax.lax.collapse(x, axes + 1), 1, axes + 1)
         x = LayerNorm(use_bias=False, name="norm_in")(x)
-        # A blank patch must not become zero: without biases after it, norms would multiply its gradient in every block.
+        # The bias keeps blank patches from becoming zero, whose gradient every later norm would multiply.
         x = nn.Dense(self.dim, bias_init=nn.initializers.normal(0.02), name="proj")(x)
         return LayerNorm(use_bias=False, name="norm_out")(x)
 
 
 def frequencies(dim_head: int, axes: int, max_freq: float) -> np.ndarray:
-    """Half turns that features make between the middle of an axis and its end, which pairs of features share."""
+    """Half turns from the middle of an axis to its end, one for each pair of features that rotates along it."""
     return np.linspace(1.0, max_freq / 2, dim_head // (2 * axes), dtype=np.float32)
 
 
 def rotations(places: np.ndarray, grid: tuple[int, ...], dim_head: int, max_freq: float) -> np.ndarray:
-    """Sine and cosine, float32 (2, p, r), of patches at `places` (p, a) in `grid`; axes turn features of their own."""
+    """Sine and cosine, float32 (2, p, r), of patches at `places` (p, a) in `grid`; each axis has its own features."""
     along = (places / np.array(grid, np.float32) - 0.5) * 2
     angles = along[..., None] * frequencies(dim_head, len(grid), max_freq) * np.pi
     angles = np.repeat(angles.reshape(len(places), -1), 2, axis=1)
@@ -60,7 +61,7 @@ def rotations(places: np.ndarray, grid: tuple[int, ...], dim_head: int, max_freq
 
 
 def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 #b n r"]) -> Float[Array, "b h n f"]:
-    """Turns the first r features of every token, in pairs, by the angles given for it."""
+    """Rotate the first r features of every token, in pairs, by the given angles."""
     sin, cos = sin_cos[:, :, None]
     turned, rest = jnp.split(x, [sin.shape[-1]], axis=-1)
     quarter = jnp.stack([-turned[..., 1::2], turned[..., ::2]], axis=-1).reshape(turned.shape)
@@ -68,7 +69,7 @@ def rotate(x: Float[Array, "b h n f"], sin_cos: Float[Array, "2 #b n r"]) -> Flo
 
 
 class Attention(nn.Module):
-    """Self-attention with rotated queries and keys, where `mask` lets a query see a key."""
+    """Self-attention with rotary queries and keys; `mask` is True where a query may read a key."""
 
     heads: int
     dim_head: int
@@ -85,7 +86,7 @@ class Attention(nn.Module):
 
 
 class CausalTrunk(nn.Module):
-    """Base of LeVJEPA's trunks, which define the patch size along each axis and the causal axes."""
+    """Base of LeVJEPA's encoders; a subclass defines the patch size along each axis and the causal axes."""
 
     pool: ClassVar[str] = "cls"
 
@@ -98,7 +99,7 @@ class CausalTrunk(nn.Module):
         raise NotImplementedError
 
     def draw_kept(self, key: Array, shape: tuple[int, ...], drop_ratio: float) -> Int[Array, "b k"]:
-        """Numbers of the patches that stay of each array of `shape` (b, *shape, c), drawn evenly."""
+        """Indices of the patches to keep in each array of `shape` (b, *shape, c), drawn uniformly."""
         patches = math.prod(array_grid("input_shape", shape[1:-1], self.patch))
         count = max(1, int(patches * (1 - drop_ratio)))
         return jax.lax.top_k(jax.random.uniform(key, (shape[0], patches)), count)[1]
@@ -118,7 +119,7 @@ class CausalTrunk(nn.Module):
         check_floating("input", x)
         grid = array_grid("input_shape", x.shape[1:-1], self.patch)
         places = np.indices(grid).reshape(len(grid), -1).T
-        # The class token is nowhere: it does not turn, sees everything, and nothing but itself sees it.
+        # The class token has no place: it is not rotated, reads all tokens, and with causal axes no patch reads it.
         sin_cos = np.zeros((2, 1 + len(places), 2 * len(grid) * (self.dim_head // (2 * len(grid)))), np.float32)
         sin_cos[1], sin_cos[:, 1:] = 1, rotations(places, grid, self.dim_head, self.rotary_max_freq)
         mask = np.ones((1 + len(places),) * 2, bool)
@@ -148,7 +149,12 @@ class CausalTrunk(nn.Module):
 
 
 def check_trunk(trunk: CausalTrunk) -> None:
-    """Raises ValueError unless the arguments of `trunk` go together."""
+    """Check the arguments of `trunk`.
+
+    Raises:
+        ValueError: if they are invalid, or `dim_head` has too few features to rotate along every
+            axis.
+    """
     check_arguments(trunk)
     pairs = 2 * len(trunk.patch)
     expected = f"at least {pairs}, a pair of features for each of {len(trunk.patch)} axes"
@@ -156,12 +162,32 @@ def check_trunk(trunk: CausalTrunk) -> None:
 
 
 class NDTransformer(CausalTrunk):
-    """Array (b, *shape, c) of `ndim` axes to tokens (b, n, d), the class token first.
+    """Array (b, *shape, c) with `ndim` axes to tokens (b, n, d), the class token first.
 
-    A patch sees what is not ahead of it along any of `causal_dims`, and the class token only if there are none.
-    When `train`, the patches with the numbers `kept` (b, k) stay, or the rest of a share of `drop_ratio`, which the rng
-    "dropout" draws. `input_shape` and `patch_size` hold a number for each axis, or one for all.
-    Raises ValueError when patches do not fill the array.
+    When `train`, the call reads only some patches: those with the indices `kept` (b, k), or a
+    random share of 1 - `drop_ratio`, drawn with the rng "dropout". An array may have any size that
+    patches fill.
+
+    Args:
+        ndim: number of axes, without batch and channels.
+        input_shape: sides of an array, one number for each axis, or one for all; only checked
+            against `patch_size`.
+        patch_size: sides of a patch, one number for each axis, or one for all.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an array.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the patches before the first block.
+        rotary_max_freq: largest frequency of the rotary positions.
+        causal_dims: axes along which no patch attends to later ones. If there are any, patches do
+            not attend to the class token.
+
+    Raises:
+        ValueError: if `patch_size` does not divide the sides of an array, `causal_dims` has an
+            unknown axis, or `dim_head` is below 2 * `ndim`.
     """
 
     ndim: int

@@ -1,10 +1,13 @@
-"""LocalViT: feed-forwards that see their neighbours, through a depthwise convolution over the grid of patches.
+"""LocalViT: a depthwise convolution over the grid of patches in every feed-forward.
+
+Derives from the frame `PlainViT` and overrides the transformer: its feed-forwards are convolutional.
 
 Source: Li et al. 2021, arXiv:2104.05707. Upstream: vit_pytorch/local_vit.py.
-Differs from upstream: it runs (upstream's LayerNorm meets channels-first maps and raises); images and patches may be
-non-square; `pool` may be "mean"; `num_classes=0` gives tokens; tokens and positions start at 0.02 (upstream: 1).
-Differs from the paper: a LayerNorm in front and none of BatchNorm between the convolutions, a convolution of one pixel
-more behind the depthwise one, and no squeeze-and-excitation.
+Differs from upstream: it works (upstream raises, as its LayerNorm gets channels-first maps); images and patches may be
+non-square; `pool` may be "mean"; `num_classes=0` gives tokens; tokens and positions have an initial std
+of 0.02 (upstream: 1).
+Differs from the paper: a LayerNorm before the convolutions instead of BatchNorm between them, one more 1x1 convolution
+after the depthwise one, and no squeeze-and-excitation.
 Axes: b batch, n tokens, d dim, k classes.
 """
 
@@ -23,7 +26,7 @@ from vit_jax.layers.shapes import Images, Maps, Patches, Tokens
 
 
 class ProjectedAttention(Attention):
-    """`Attention`, always with an output projection."""
+    """`Attention` that always has an output projection."""
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
@@ -48,7 +51,7 @@ class ConvFeedForward(nn.Module):
 
 
 class Transformer(Blocks):
-    """`Blocks` of attention among all tokens, and of a feed-forward that passes by the first, the class token."""
+    """`Blocks` whose feed-forwards read the patches as a grid and leave the class token unchanged."""
 
     @nn.compact
     def __call__(self, x: Tokens, rows: int, *, train: bool = False) -> Tokens:
@@ -62,14 +65,36 @@ class Transformer(Blocks):
 
 
 class LocalViT(PlainViT):
-    """The plain ViT with convolutions in its feed-forwards."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
+            "mean".
+    """
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(ProjectedAttention, self.heads, self.dim_head, self.dropout)
         return Transformer(self.depth, attention, functools.partial(ConvFeedForward, self.mlp_dim, self.dropout))
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
-        """Tokens after the transformer; extra ones would have no place in the grid."""
+        """Tokens after the transformer. Extra tokens would have no place in the grid."""
         x = self.embed(images, patches=patches, train=train)
         return self.transformer(x, patch_grid(images.shape[1:3], self.patch_size)[0], train=train)
 

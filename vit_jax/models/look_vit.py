@@ -1,10 +1,10 @@
-"""LookupViT: a few tokens think, and look up what they need in many of high resolution, which learn from them in turn.
+"""LookupViT: a few tokens do most of the computation and exchange information with many of high resolution.
 
 Source: Koner et al. 2024, arXiv:2407.12753. Upstream: vit_pytorch/look_vit.py.
-Differs from upstream: images and patches may be non-square; an image may have another size than `image_size`;
+Differs from upstream: images and patches may be non-square; an image may have any size that patches fill;
 `num_classes=0` gives both sets of tokens.
-Differs from the paper: patches are projected by a convolution over their neighbours, and norms have a scale of
-1 + gamma and no bias.
+Differs from the paper: a convolution over neighbouring patches projects them; norms have a scale of 1 + gamma and no
+bias.
 Axes: b batch, n tokens, m tokens of the context, d dim, h heads, i query, j key, k classes.
 """
 
@@ -37,9 +37,10 @@ class OffsetNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over a context; returns its scores, before the softmax, besides.
+    """Attention of `x` over itself or over a context, which also returns its scores before the softmax.
 
-    Given the `scores` of another attention, it weighs the values of the context by these, and does not read x.
+    Given the `scores` of another attention, it uses these to weight the values of the context, and
+    does not read `x`.
     """
 
     heads: int
@@ -70,9 +71,31 @@ class Attention(nn.Module):
 class LookViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to both sets of tokens, the few first.
 
-    The few are an image of patches of `highres_patch_size`, shrunk to what patches of `patch_size` would give.
-    Raises ValueError when one of the two does not divide `image_size`, when the second is not the larger, for an even
-    `patch_conv_kernel_size`, and for a `dim` that is no multiple of 4 above 4.
+    The few tokens are the map of high-resolution patches, resized to the grid that patches of
+    `patch_size` have. An image may have any size that patches fill.
+
+    Args:
+        dim: width of a token, a multiple of 4.
+        image_size: pixels, or (height, width); only checked against both patch sizes.
+        num_classes: number of classes; 0 for both sets of tokens.
+        depth: number of blocks.
+        patch_size: pixels, or (height, width), of the few tokens.
+        heads: attention heads in each block.
+        mlp_factor: hidden width of the feed-forward of the few tokens, as a multiple of `dim`.
+        dim_head: width of a head.
+        highres_patch_size: pixels, or (height, width), of the high-resolution tokens.
+        highres_mlp_factor: hidden width of the feed-forward of the high-resolution tokens, as a
+            multiple of `dim`.
+        cross_attn_heads: heads of the attention between both sets.
+        cross_attn_dim_head: width of a head of this attention.
+        patch_conv_kernel_size: side of the convolution that embeds the patches, in patches; odd.
+        dropout: rate within the blocks.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if `patch_size` or `highres_patch_size` does not divide `image_size`,
+            `patch_size` is not the larger one, `patch_conv_kernel_size` is even, or `dim` is not a
+            multiple of 4 above 4.
     """
 
     dim: int
@@ -98,7 +121,7 @@ class LookViT(nn.Module):
         larger = all(side > highres for side, highres in sides)
         expect(self, "patch_size", larger, f"more than highres_patch_size={self.highres_patch_size!r}")
         expect(self, "patch_conv_kernel_size", self.patch_conv_kernel_size % 2 == 1, "an odd number")
-        sincos_2d(1, 1, self.dim)  # which refuses some
+        sincos_2d(1, 1, self.dim)  # raises ValueError for an unsuitable dim
         super().__post_init__()
 
     @nn.compact

@@ -1,9 +1,9 @@
-"""LoopedViT: the middle blocks of a ViT run several times over, and may stop once a gate expects no more of it.
+"""LoopedViT: the middle blocks of a ViT run in a loop, which may end early when a gate predicts no further gain.
 
 Source: Chng et al. 2026 (Looped Diffusion Transformer), arXiv:2609.40305. Upstream: vit_pytorch/looped_vit.py.
-Differs from upstream: outputs keep their shape after an early exit, and repeat what the last loop gave (upstream:
-fewer loops); tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: a classifier, no diffusion model.
+Differs from upstream: outputs keep their shape after an early exit, and repeat the output of the last loop (upstream:
+fewer loops); tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: a classifier (paper: a diffusion model).
 Axes: l loops, b batch, n tokens, d dim, h heads, i query, j key, q queries of the gate, k classes.
 """
 
@@ -26,7 +26,10 @@ from vit_jax.layers.to_heads import ToHeads
 
 
 class Attention(nn.Module):
-    """Exclusive self-attention: of what a token gathers, only what its own value does not say; gated by head."""
+    """Exclusive self-attention, gated by head.
+
+    Of each token's output, the component along the token's own value is removed.
+    """
 
     heads: int
     dim_head: int
@@ -46,7 +49,7 @@ class Attention(nn.Module):
 
 
 class ExitGate(nn.Module):
-    """The expected gain of another loop, (b,): four learned queries attend to the tokens."""
+    """Predict the gain of another loop, (b,): four learned queries attend to the tokens."""
 
     heads: int
     dim_head: int
@@ -65,11 +68,38 @@ class ExitGate(nn.Module):
 
 
 class LoopedViT(nn.Module):
-    """Classifier: image (b, H, W, c), or an array of `input_shape`, (b, *shape, c), to logits (b, k).
+    """Classifier: image (b, H, W, c), or array (b, *input_shape, c), to logits (b, k).
 
-    With `num_classes=0` to pooled features (b, d). `input_shape` stands for `image_size` where there are not two axes;
-    as a single number it has `ndim` of them. `deep_supervision_weighting` is for `objectives.deep_supervision`.
-    Raises ValueError when patches do not fit, for a `loop_depth` below 1 and for an unknown weighting or `pool`.
+    With `num_classes=0` it returns pooled features (b, d). An input may be smaller than the model's
+    size; it then gets the first positions.
+
+    Args:
+        num_classes: number of classes; 0 for pooled features.
+        dim: width of a token.
+        ndim: number of axes of an input, if `input_shape` or `image_size` is one number.
+        input_shape: sides of an array, in place of `image_size`; one number for all `ndim` axes.
+        patch_size: sides of a patch, one number for all axes or one for each.
+        image_size: pixels, or (height, width).
+        pre_loop_depth: blocks before the loop.
+        num_looped_blocks: blocks in the loop.
+        post_loop_depth: blocks after the loop.
+        loop_depth: number of loops.
+        deep_supervision_weighting: weights of the loops for `vit_jax.objectives.deep_supervision`:
+            "final", "exponential", "final_mean", or a number for each loop.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        heads: attention heads in each block.
+        dim_head: width of a head.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        adaptive_loop: have an exit gate.
+        exit_threshold: the loop ends once the predicted gain of another one is at most this.
+
+    Raises:
+        ValueError: if `patch_size` does not divide the sides of an input, `loop_depth` is below 1,
+            `deep_supervision_weighting` is unknown, or `pool` is neither "cls" nor "mean".
     """
 
     num_classes: int
@@ -126,7 +156,7 @@ class LoopedViT(nn.Module):
             self.exit_gate = ExitGate(self.heads, self.dim_head, self.dropout)
 
     def _loop(self, x: Tokens, gated: bool, train: bool) -> tuple[Tokens, Array, Array | None]:
-        """Tokens after one more loop, logits as if it were the last, and what the gate expects of another."""
+        """Run one loop. Returns the tokens, logits as if it were the last loop, and the gate's prediction."""
         x = self.looped(x, train=train)
         decoded = self.norm(self.post_loop(x, train=train))
         pooled = decoded[:, 1:].mean(axis=1) if self.pool == "mean" else decoded[:, 0]
@@ -144,10 +174,18 @@ class LoopedViT(nn.Module):
         exit_threshold: float | Float[Array, ""] | None = None,
         train: bool = False,
     ) -> Float[Array, "*out"] | tuple[Float[Array, "*out"], Float[Array, "l b"]]:
-        """Logits after `loop_depth` loops; of every loop, (l, b, k), with `return_all_logits`.
+        """Logits after the last loop, (b, k).
 
-        With `return_exit_benefits` a pair of these and the gate's expectations after each loop but the last. With
-        `adaptive_exit` loops end once the gate expects at most `exit_threshold` of the next for every image.
+        Args:
+            x: an image (b, H, W, c), or an array (b, *input_shape, c).
+            loop_depth: number of loops, in place of the model's.
+            return_all_logits: return the logits of every loop, (l, b, k).
+            return_exit_benefits: also return the gate's predictions after each loop but the last,
+                (l - 1, b).
+            adaptive_exit: end the loop once the predicted gain is at most `exit_threshold` for
+                every image.
+            exit_threshold: in place of the model's.
+            train: as for any model.
         """
         shape, _ = self._shape_and_patch()
         if x.ndim != len(shape) + 2 or x.shape[-1] != self.channels:
@@ -158,7 +196,7 @@ class LoopedViT(nn.Module):
         check_fits("images", x, shape, "image_size" if self.input_shape is None else "input_shape")
         loops = self.loop_depth if loop_depth is None else loop_depth
         gated = adaptive_exit or return_exit_benefits or (self.adaptive_loop and self.is_initializing())
-        expect(self, "adaptive_loop", self.adaptive_loop or not gated, "True, as there is no gate to ask otherwise")
+        expect(self, "adaptive_loop", self.adaptive_loop or not gated, "True, as exits need the gate")
         if loops < 1 + (adaptive_exit or return_exit_benefits):
             raise ValueError(f"loop_depth={loops}: expected at least 1, and 2 for a gate")
 

@@ -1,11 +1,13 @@
 """MaxViT: convolution, attention within windows and attention over a dilated grid, in every block.
 
+Derives from the frame `MapViT` and defines how the map is computed.
+
 Source: Tu et al. 2022, arXiv:2204.01697. Upstream: vit_pytorch/max_vit.py.
-Differs from upstream: convolution branches drop with `mbconv_dropout`, sample by sample (upstream's Dropsample crashes
-and no argument reaches it); `image_size` may be given, to be checked at construction; `num_classes=0` gives the last
-map; position biases start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: no norm in the stem, no pre-norm and, where a stage begins, no shortcut in MBConv; no biases in
-attention; one linear map as head; squeeze-excitation is four times as wide, but not in the paper's presets.
+Differs from upstream: `mbconv_dropout` drops convolution branches sample by sample (upstream's Dropsample crashes,
+and no argument sets its rate); `image_size` may be given, and is then checked at construction; `num_classes=0` gives
+the last map; position biases have an initial std of 0.02 (upstream: 1).
+Differs from the paper: no norm in the stem; MBConv has no pre-norm, and no shortcut at the start of a stage; no biases
+in attention; one linear map as head; squeeze-excitation is four times as wide, except in the paper's presets.
 Axes: b batch (times windows), x rows, y columns, n pixels of a window, h heads, i query, j key, d dim, k classes.
 """
 
@@ -35,7 +37,7 @@ from vit_jax.layers.shapes import Images, Maps
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck with squeeze-excitation; one that halves the map has no residual."""
+    """Inverted bottleneck with squeeze-excitation; without a residual if it downsamples."""
 
     dim: int
     downsample: bool
@@ -55,18 +57,18 @@ class MBConv(nn.Module):
         y = BatchNorm(name="project_norm")(y, train=train)
         if self.downsample:
             return y
-        # One draw for all of a sample's branch: stochastic depth.
+        # Stochastic depth drops the whole branch of a sample.
         return x + nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3), name="dropsample")(y, deterministic=not train)
 
 
-# Windows are neighbouring pixels; those of the grid lie as far apart as they can.
+# A window has neighbouring pixels; a group of the grid has pixels as far apart as possible.
 WINDOWS, GRID = "b (x w1) (y w2) d", "b (w1 x) (w2 y) d"
 
 
 class Block(nn.Module):
     """MBConv, attention within windows and attention over the grid: (b, x, y, c) to (b, u, v, d).
 
-    `mbconv`, `attention` and `feed_forward` make the parts, given their names.
+    `mbconv`, `attention` and `feed_forward` are factories of its modules, called with the name.
     """
 
     window_size: int
@@ -86,8 +88,25 @@ class Block(nn.Module):
 
 
 class MaxViT(MapViT, kw_only=True):
-    """`depth` has one number per stage, and the width doubles from each to the next.
-    Raises ValueError when windows do not tile the maps of an image, or heads do not fill `dim`.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
+
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        dim: width of a pixel of the map in the first stage; it doubles from stage to stage.
+        depth: number of blocks in each stage.
+        dim_head: width of a head.
+        dim_conv_stem: channels of the stem; by default `dim`.
+        window_size: side of a window, in pixels of the map.
+        mbconv_expansion_rate: hidden width of an MBConv, as a multiple of its output.
+        mbconv_shrinkage_rate: width of the squeeze-excitation, as a multiple of the hidden width.
+        dropout: rate within attention and feed-forward.
+        mbconv_dropout: rate at which the convolution branch of a sample is dropped.
+
+    Raises:
+        ValueError: if windows do not tile the maps of an image, or `dim_head` does not divide
+            `dim`.
     """
 
     dim: int
@@ -110,7 +129,7 @@ class MaxViT(MapViT, kw_only=True):
         check_windows(size, (self.window_size,) * len(self.depth))
 
     def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
-        """A block of the network, which a variant overrides."""
+        """Make a block of the network; variants override this method."""
         attention = functools.partial(WindowAttention, self.dim_head, self.window_size, self.dropout)
         return Block(self.window_size, mbconv, attention, feed_forward, name=name)
 

@@ -1,10 +1,12 @@
-"""MaxViT with register tokens: every block's windows share places for what they have in common.
+"""MaxViT with register tokens in every window, which store global information.
+
+Derives from `MaxViT` (vit_jax/models/max_vit.py) and overrides its blocks.
 
 Source: Tu et al. 2022, arXiv:2204.01697; registers: Darcet et al. 2023, arXiv:2309.16588.
 Upstream: vit_pytorch/max_vit_with_registers.py.
-Differs from upstream: as `max_vit` does; registers start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: MaxViT as `max_vit` differs; registers are new in every block (Darcet: kept through all layers),
-one set for each window, of which the grid sees the mean.
+Differs from upstream: as `max_vit` does; registers have an initial std of 0.02 (upstream: 1).
+Differs from the paper: as `max_vit` does; every block has its own registers (Darcet: kept through all layers), a set
+for each window, whose mean over windows the attention over the grid reads.
 Axes: b batch (times windows), x rows, y columns, m registers, n pixels of a window, d dim.
 """
 
@@ -27,18 +29,25 @@ __all__ = ["PRESETS", "MaxViTWithRegisters"]
 
 
 class RegisterAttention(WindowAttention):
-    """Self-attention within windows that begin with registers; these have no offsets, and one bias for all pairs."""
+    """Self-attention within windows that begin with registers.
+
+    Registers have no offsets: one bias serves all pairs with a register in them.
+    """
 
     num_register_tokens: int
 
     def positions(self) -> np.ndarray:
-        """The number of the bias for each query and key: the last for a pair with a register in it."""
+        """Index of the bias for each query and key: the last one for pairs with a register."""
         offsets = (2 * self.window_size - 1) ** 2
         return np.pad(super().positions(), (self.num_register_tokens, 0), constant_values=offsets)
 
 
 class RegisterBlock(Block):
-    """`max_vit.Block` with registers in every window, which carry their mean into the grid and end there."""
+    """`max_vit.Block` with registers in every window.
+
+    Attention over the grid reads their mean over all windows. They are dropped at the end of the
+    block.
+    """
 
     num_register_tokens: int
 
@@ -64,7 +73,27 @@ class RegisterBlock(Block):
 
 
 class MaxViTWithRegisters(MaxViT):
-    """`MaxViT` in whose blocks every window also has `num_register_tokens` learned tokens, at least one."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
+
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        dim: width of a pixel of the map in the first stage; it doubles from stage to stage.
+        depth: number of blocks in each stage.
+        dim_head: width of a head.
+        dim_conv_stem: channels of the stem; by default `dim`.
+        window_size: side of a window, in pixels of the map.
+        mbconv_expansion_rate: hidden width of an MBConv, as a multiple of its output.
+        mbconv_shrinkage_rate: width of the squeeze-excitation, as a multiple of the hidden width.
+        dropout: rate within attention and feed-forward.
+        mbconv_dropout: rate at which the convolution branch of a sample is dropped.
+        num_register_tokens: register tokens in each window, at least one.
+
+    Raises:
+        ValueError: if windows do not tile the maps of an image, `dim_head` does not divide `dim`,
+            or there is no register.
+    """
 
     num_register_tokens: int = 4
 
@@ -73,7 +102,7 @@ class MaxViTWithRegisters(MaxViT):
         super().__post_init__()
 
     def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
-        """A block with registers of its own."""
+        """Make a block with its own registers."""
         m, w = self.num_register_tokens, self.window_size
         attention = functools.partial(RegisterAttention, self.dim_head, w, self.dropout, m)
         return RegisterBlock(w, mbconv, attention, feed_forward, m, name=name)

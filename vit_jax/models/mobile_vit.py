@@ -1,11 +1,11 @@
-"""MobileViT: MobileNetV2 whose last stages attend between patches, each pixel to those in its place of other patches.
+"""MobileViT: a MobileNetV2 in whose last stages each pixel attends to pixels at the same place in other patches.
 
 Source: Mehta and Rastegari 2021, arXiv:2110.02178. Upstream: vit_pytorch/mobile_vit.py.
-Differs from upstream: one number of `channels` is that of the image, as in every model (upstream: 3), and `widths` are
-upstream's eleven `channels`, which may still be given as such; any odd `kernel_size` works (upstream: 3 alone);
-`num_classes=0` gives the last map, before its last convolution.
-Differs from the paper: heads are 8 wide whatever the width; feed-forward blocks are four times as wide, not twice, but
-for the first stage; no norm behind a transformer; no bias in the head.
+Differs from upstream: `channels` as one number is that of the image, as in every model (upstream: 3), and `widths` are
+upstream's eleven `channels`, which are also accepted as `channels`; any odd `kernel_size` works (upstream: only 3);
+`num_classes=0` gives the last map, before the last convolution.
+Differs from the paper: heads are always 8 wide; feed-forward blocks are four times as wide, not twice, except in the
+first stage; no norm after a transformer; no bias in the head.
 Axes: b batch, h rows, w columns, n tokens, d dim, k classes.
 """
 
@@ -30,7 +30,7 @@ ConvNorm = functools.partial(layers.ConvNorm, activation=jax.nn.silu)
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block (arXiv:1801.04381): widened, convolved channel by channel, narrowed."""
+    """Block of MobileNetV2 (arXiv:1801.04381): a 1x1 convolution that expands, a depthwise one, a 1x1 that narrows."""
 
     dim: int
     stride: int
@@ -47,7 +47,10 @@ class InvertedResidual(nn.Module):
 
 
 class MobileViTBlock(Blocks):
-    """Convolution sees near pixels, attention far ones; what both saw is joined to the input: (b, h, w, d) to same."""
+    """Convolutions for near pixels, then a transformer for distant ones: (b, h, w, d) to the same shape.
+
+    Their output is concatenated with the input and merged by a convolution.
+    """
 
     dim: int
     kernel_size: int
@@ -65,11 +68,24 @@ class MobileViTBlock(Blocks):
 
 
 class MobileViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
 
-    `dims` and `depths` are of the three transformers; `widths` are eleven: of the stem, of four blocks (the third as
-    the second), of the block before each transformer and of the transformer's map, which are equal, and of the head.
-    Raises ValueError for other widths, and when patches do not tile the maps of an image.
+    Args:
+        image_size: pixels, or (height, width).
+        dims: width of a token in each of the three transformers.
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image; a tuple is read as `widths`.
+        expansion: hidden width of a MobileNetV2 block, as a multiple of its input.
+        kernel_size: side of the convolutions in the transformer blocks; odd.
+        patch_size: pixels of the map, or (height, width).
+        depths: number of blocks in each of the three transformers.
+        widths: eleven numbers of channels: of the stem; of the first three blocks, the third equal
+            to the second; for each transformer, of the block before it and of its map, which are
+            equal; of the last convolution.
+
+    Raises:
+        ValueError: if `widths` are not eleven numbers with these pairs equal, or patches do not
+            tile the maps of an image.
     """
 
     image_size: int | Sequence[int]
@@ -92,7 +108,7 @@ class MobileViT(nn.Module):
         widths, pairs = self.widths or (), "3rd as 4th, 5th as 6th, 7th as 8th, 9th as 10th"
         expect(self, "widths", len(widths) == 11 and widths[2:10:2] == widths[3:10:2], f"eleven numbers, {pairs}")
         least = min(widths)
-        expect(self, "expansion", int(least * self.expansion) >= 1, f"at least 1 / {least}, the least of widths")
+        expect(self, "expansion", int(least * self.expansion) >= 1, f"at least 1 / {least}, the smallest of widths")
         expect(self, "kernel_size", self.kernel_size % 2 == 1, "an odd number")
         self._check_size(self.image_size)
         super().__post_init__()

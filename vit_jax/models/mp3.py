@@ -1,10 +1,12 @@
-"""MP3's ViT: a SimpleViT in which all patches can read some of them alone, as position prediction asks.
+"""MP3's ViT: a SimpleViT whose patches can attend to only some of the patches, for position prediction.
+
+Derives from the frame `BaseSimpleViT` and overrides attention, feed-forward, transformer and head.
 
 Source: Zhai et al. 2022, arXiv:2207.07611; SimpleViT: Beyer et al. 2022, arXiv:2205.01580.
 Upstream: vit_pytorch/mp3.py, whose `MP3` is `vit_jax.objectives.mp3`.
 Differs from upstream: `num_classes=0` gives tokens.
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value.
-Axes: b batch, n patches, m patches that are seen, e extra tokens, d dim, h heads, i query, j key.
+Axes: b batch, n patches, m patches that are read, e extra tokens, d dim, h heads, i query, j key.
 """
 
 import functools
@@ -25,7 +27,7 @@ __all__ = ["PRESETS", "ViT"]
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over a context under the same norm; without the residual."""
+    """Attention of `x` over itself, or over a context, to which the same norm is applied; without the residual."""
 
     heads: int
     dim_head: int
@@ -42,7 +44,27 @@ class Attention(nn.Module):
 
 
 class ViT(BaseSimpleViT):
-    """SimpleViT with dropout, without a norm behind the transformer but with one in the head."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    In contrast to SimpleViT there is dropout, and the last norm is part of the head.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
+    """
 
     dropout: float = 0.0
 
@@ -59,7 +81,7 @@ class ViT(BaseSimpleViT):
         return NormHead(self.num_classes)
 
     def encode_seen(self, images: Images, seen: Int[Array, "b m"], *, train: bool = False) -> Tokens:
-        """Tokens after the transformer of patches without positions, where all read those that are `seen` alone."""
+        """Tokens after the transformer, without positions; all patches attend only to those with indices `seen`."""
         check_images(images, self.channels)
         x = self.to_patch_embedding(images)
         return self.transformer(x, jnp.take_along_axis(x, seen[:, :, None], axis=1), train=train)

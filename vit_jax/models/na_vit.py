@@ -1,11 +1,11 @@
-"""NaViT: images of any size and shape, many packed into one sequence, each at its own resolution.
+"""NaViT: images of different sizes and aspect ratios, packed into one sequence at their native resolution.
 
 Source: Dehghani et al. 2023, arXiv:2307.06304. Upstream: vit_pytorch/na_vit.py.
-Differs from upstream: also takes packed images, whose shapes do not depend on the images' sizes, and a batch (b, H, W,
-c), a sequence for each image; images and patches may be non-square; `num_classes=0` gives the pooled features;
-positions and the pooling query start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: one query pools, in attention like that of the blocks; a norm before and after the patch
-projection; positions are of whole patches, not fractions of the side; token dropout draws no rate of its own.
+Differs from upstream: also takes packed images, whose shapes do not depend on the sizes of the images, and a batch
+(b, H, W, c), with a sequence for each image; images and patches may be non-square; `num_classes=0` gives the pooled
+features; positions and the pooling query have an initial std of 0.02 (upstream: 1).
+Differs from the paper: one query pools the tokens, by attention as in the blocks; a norm before and after the patch
+projection; positions count patches (paper: fractions of the side); the rate of token dropout is not random.
 Axes: b rows, n tokens, m context, s images of a row, i images, d dim, h heads, q query, j key, k classes.
 """
 
@@ -32,7 +32,7 @@ Norm = functools.partial(LayerNorm, use_bias=False)
 
 
 class RMSNorm(nn.Module):
-    """Vectors of length `sqrt(d)`, scaled by learned factors, other ones in each head."""
+    """RMS norm of the vectors of each head, with a learned scale for every head."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h n d"]) -> Float[Array, "b h n d"]:
@@ -41,9 +41,9 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over a context, where `mask` allows; queries and keys are normalised.
+    """Attention of `x` over itself, or over a context, where `mask` is True; queries and keys are normalised.
 
-    A query that may see nothing gets the mean of all values.
+    A query whose mask is False everywhere gets the mean of all values.
     """
 
     heads: int
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
 
 class EmbedPatches(nn.Module):
-    """Patches (b, n, p), normalised, projected and normalised again: tokens (b, n, dim)."""
+    """Patches (b, n, p) to tokens (b, n, dim): a linear map between two norms."""
 
     dim: int
     norm: Callable[..., nn.Module]
@@ -83,13 +83,31 @@ MODULE_RULES = (
 
 
 class NaViT(nn.Module):
-    """Classifier: images (h, w, c) of any sizes up to `image_size` to logits (i, k), a row for each image.
+    """Classifier: images (h, w, c) of different sizes to logits (i, k); with `num_classes=0` to features (i, d).
 
-    Images come as a list, which makes one sequence; as a list of lists, a sequence for each; or, for a jitted function
-    that is never traced again, as what `pack` makes of them: logits are then (b, s, k), those of row b's images in
-    order, and mean something where `packed.kept` is above 0. With `num_classes=0`: pooled features, (i, d).
-    In training `token_dropout_prob` of each image's patches are left out, a number or a function of (height, width).
-    Raises ValueError when `patch_size` does not divide `image_size` or an image, or an image is larger than that.
+    Images are passed as a list, which makes one sequence; as a list of lists, one for each
+    sequence; as a batch; or as what `pack` returns, whose shapes are fixed, so that a jitted
+    function is traced only once. Then the output is (b, s, k): row b has the logits of the images
+    of sequence b, which are valid where `packed.kept` is above 0.
+
+    Args:
+        image_size: largest size of an image: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for pooled features.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        token_dropout_prob: share of the patches of an image to drop in training, or a function of
+            (height, width) that returns it.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size` or an image, or an image is larger
+            than `image_size`.
     """
 
     image_size: int | tuple[int, int]
@@ -113,11 +131,11 @@ class NaViT(nn.Module):
         super().__post_init__()
 
     def make_attention(self, dropout: float, name: str) -> nn.Module:
-        """Attention of a block, or of the pool."""
+        """Make the attention of a block, or of the pooling."""
         return Attention(self.heads, self.dim_head, dropout, name=name)
 
     def make_patch_embedding(self) -> nn.Module:
-        """The module that turns patches into tokens."""
+        """Make the module that turns patches into tokens."""
         return EmbedPatches(self.dim, Norm, name="to_patch_embedding")
 
     def patch_sides(self) -> tuple[int, ...]:
@@ -125,22 +143,38 @@ class NaViT(nn.Module):
         return pair("patch_size", self.patch_size)
 
     def position_counts(self) -> dict[str, int]:
-        """For each axis the name of its positions and how many there are."""
+        """Name and number of the positions along each axis."""
         rows, columns = patch_grid(self.image_size, self.patch_size)
         return {"pos_embed_height": rows, "pos_embed_width": columns}
 
     def add_tokens(self, x: Tokens, ids: Ids, slots: int) -> tuple[Context, Int[Array, "b m"]]:
-        """Tokens of a row's patches, those that each of its `slots` images has besides, and which image each is of."""
+        """Append further tokens of each of the `slots` images.
+
+        Returns all tokens of a row, and the index of the image of each.
+        """
         return x, ids
 
     def pool_images(self, queries: Tokens, mask: Mask, x: Context, *, train: bool) -> Tokens:
-        """The query of each image attends to its tokens."""
+        """Pool the tokens of each image by attention of its query."""
         return queries + self.make_attention(0.0, "attn_pool")(queries, mask, x, train=train)
 
     def pack(
         self, images: Sequence, *, rows: int | None = None, seq_len: int | None = None, max_images: int | None = None
     ) -> packing.PackedImages:
-        """Packs a list of images, or a list of lists, on the host: see `vit_jax.layers.packing.pack_images`."""
+        """Pack images into sequences, on the host.
+
+        Args:
+            images: a list of images (h, w, c), or a list of lists.
+            rows: number of sequences.
+            seq_len: tokens of a sequence.
+            max_images: images of a sequence.
+
+        Returns:
+            Arrays of these sizes; by default they are as large as the images need.
+
+        Raises:
+            ValueError: if the images do not fit into these sizes.
+        """
         for image in (image for row in images for image in (row if isinstance(row, Sequence) else [row])):
             self._check_image(image)
         sizes = dict(rows=rows, seq_len=seq_len, max_images=max_images)
@@ -160,7 +194,14 @@ class NaViT(nn.Module):
     def __call__(
         self, images: AnyImages, *, group_images: bool = False, group_max_seq_len: int = 2048, train: bool = False
     ) -> Float[Array, "*out"]:
-        """`group_images` distributes a list over sequences of at most `group_max_seq_len` tokens."""
+        """Apply the model.
+
+        Args:
+            images: a list, a list of lists, a batch, or packed images.
+            group_images: distribute a list over sequences of at most `group_max_seq_len` tokens.
+            group_max_seq_len: see `group_images`.
+            train: as for any model.
+        """
         patch, rate = self.patch_sides(), self.token_dropout_prob if train else None
         if group_images:
             lengths = [packing.count_kept(image, patch, rate) for image in images]
@@ -174,7 +215,7 @@ class NaViT(nn.Module):
         check_floating("images", packed.patches)
         (_, count), (_, slots) = packed.segment_ids.shape, packed.kept.shape
         if rate:
-            length = count if callable(rate) else min(count, int(count * (1 - rate)) + slots)  # an image keeps one
+            length = count if callable(rate) else min(count, int(count * (1 - rate)) + slots)  # at least one an image
             packed = packing.drop_tokens(self.make_rng("dropout"), packed, length)
 
         init, x = nn.initializers.normal(0.02), self.make_patch_embedding()(packed.patches)

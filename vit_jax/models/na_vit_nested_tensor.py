@@ -1,10 +1,13 @@
-"""NaViT as upstream writes it over torch's nested tensors, which need no padding: other norms, the same packing.
+"""NaViT as in upstream's version for torch's nested tensors: other norms, the same packing.
+
+Derives from `NaViT` (vit_jax/models/na_vit.py) and overrides its attention, its patch embedding and its
+pooling.
 
 Source: Dehghani et al. 2023, arXiv:2307.06304. Upstream: vit_pytorch/na_vit_nested_tensor.py.
 Differs from upstream: images are packed and masked, as shapes under jit are fixed; the patch embedding and positions
-get gradients (upstream: its nested tensor cuts them off); all else as for NaViT: packed images and batches, lists of
-lists and grouping, non-square patches, `num_classes=0`, a function as `token_dropout_prob`, starts of 0.02.
-Differs from the paper: as NaViT does; queries and keys have one LayerNorm for all heads, and the pool no residual.
+get gradients (upstream: its nested tensor stops them); as NaViT it takes packed images, batches and lists of lists,
+groups images, has non-square patches, `num_classes=0`, a function as `token_dropout_prob`, and an initial std of 0.02.
+Differs from the paper: as NaViT does; all heads share one LayerNorm of queries and keys; the pooling has no residual.
 Axes: b rows, n tokens, m context, s images of a row, d dim, h heads, q query, j key.
 """
 
@@ -20,7 +23,7 @@ __all__ = ["PRESETS", "NaViTNestedTensor"]
 
 
 class Attention(nn.Module):
-    """Scaled attention of x over itself, or over a context, where `mask` allows."""
+    """Scaled attention of `x` over itself, or over a context, where `mask` is True."""
 
     heads: int
     dim_head: int
@@ -41,7 +44,30 @@ class Attention(nn.Module):
 
 
 class NaViTNestedTensor(NaViT):
-    """`NaViT` with norms of its own; `qk_rmsnorm=False` leaves queries and keys of the blocks as they are."""
+    """Classifier: images (h, w, c) of different sizes to logits (i, k); with `num_classes=0` to features (i, d).
+
+    Images are passed as to `NaViT`.
+
+    Args:
+        image_size: largest size of an image: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for pooled features.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        token_dropout_prob: share of the patches of an image to drop in training, or a function of
+            (height, width) that returns it.
+        qk_rmsnorm: normalise the queries and keys of the blocks.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size` or an image, or an image is larger
+            than `image_size`.
+    """
 
     qk_rmsnorm: bool = True
 
@@ -53,7 +79,7 @@ class NaViTNestedTensor(NaViT):
         return EmbedPatches(self.dim, LayerNorm, name="to_patch_embedding")
 
     def pool_images(self, queries: Tokens, mask: Mask, x: Context, *, train: bool) -> Tokens:
-        """As NaViT's, without a residual."""
+        """As `NaViT.pool_images`, without a residual."""
         return self.make_attention(0.0, "attn_pool")(queries, mask, x, train=train)
 
     torch_rules = MODULE_RULES

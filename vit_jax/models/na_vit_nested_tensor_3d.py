@@ -1,10 +1,13 @@
-"""NaViT of volumes: videos or scans of any length and size, many packed into one sequence, each with registers.
+"""NaViT for volumes: videos or scans of different sizes, packed into one sequence, each with register tokens.
+
+Derives from `NaViTNestedTensor` (vit_jax/models/na_vit_nested_tensor.py) and adds the axis of frames, and
+registers.
 
 Source: Dehghani et al. 2023, arXiv:2307.06304; registers: Darcet et al. 2023, arXiv:2309.16588.
 Upstream: vit_pytorch/na_vit_nested_tensor_3d.py.
 Differs from upstream: as NaViTNestedTensor does; `token_dropout_prob` may be None in training too (upstream: raises),
 or a function of (frames, height, width); `num_registers` may be 0.
-Differs from the paper: as NaViTNestedTensor does; volumes, not images, and registers, which the paper does not have.
+Differs from the paper: as NaViTNestedTensor does; volumes instead of images; registers.
 Axes: b rows, n tokens of patches, m all tokens, d dim, r registers.
 """
 
@@ -20,12 +23,32 @@ from vit_jax.models import na_vit_nested_tensor
 
 
 class NaViTNestedTensor3D(na_vit_nested_tensor.NaViTNestedTensor, kw_only=True):
-    """Classifier: volumes (f, h, w, c) of any sizes up to `max_frames` and `image_size` to logits (i, k).
+    """Classifier: volumes (f, h, w, c) of different sizes to logits (i, k); with `num_classes=0` to features (i, d).
 
-    They come as images come to NaViT: as a list, a list of lists, a batch (b, f, h, w, c) of equal ones, or as what
-    `pack` makes of them, for a function that is never traced again. There tokens are counted without registers.
-    Raises ValueError when `frame_patch_size` and `patch_size` do not divide `max_frames` and `image_size`, or a volume,
-    or a volume is larger than those.
+    Volumes are passed as images are to `NaViT`. `pack` counts tokens without registers.
+
+    Args:
+        image_size: largest size of a frame: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for pooled features.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of a frame.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        token_dropout_prob: share of the patches of a volume to drop in training, or a function of
+            (frames, height, width) that returns it.
+        qk_rmsnorm: normalise the queries and keys of the blocks.
+        max_frames: largest number of frames.
+        frame_patch_size: frames of a patch.
+        num_registers: register tokens of each volume.
+
+    Raises:
+        ValueError: if `frame_patch_size` and `patch_size` do not divide `max_frames`, `image_size`
+            or the sides of a volume, or a volume is larger than these.
     """
 
     max_frames: int
@@ -47,7 +70,7 @@ class NaViTNestedTensor3D(na_vit_nested_tensor.NaViTNestedTensor, kw_only=True):
     def add_tokens(
         self, x: Float[Array, "b n d"], ids: Int[Array, "b n"], slots: int
     ) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
-        """The same registers for every volume, behind the patches of them all."""
+        """Append the registers, the same for every volume, after the patches of all volumes."""
         if not self.num_registers:
             return x, ids
         registers = self.param("register_tokens", nn.initializers.normal(0.02), (self.num_registers, self.dim))

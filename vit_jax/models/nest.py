@@ -1,10 +1,12 @@
-"""NesT: attention within blocks of the image alone; blocks meet where four of them are merged into one.
+"""NesT: attention within blocks of the image; from level to level four blocks are merged into one.
+
+Derives from the frame `MapViT` and defines how the map is computed.
 
 Source: Zhang et al. 2021, arXiv:2105.12723. Upstream: vit_pytorch/nest.py.
-Differs from upstream: images and patches may be non-square; `num_classes=0` gives the last map of features; positions
-start at a deviation of 0.02 (upstream: 1). As upstream, heads are `dim // heads` wide and `dim_head` is not read.
+Differs from upstream: images and patches may be non-square; `num_classes=0` gives the last feature map; positions
+have an initial std of 0.02 (upstream: 1). As in upstream, heads are `dim // heads` wide and `dim_head` is ignored.
 Differs from the paper: a position is one number, shared by all features and blocks (paper: a vector in each block);
-norms before and after the projection of patches; no biases of q, k and v.
+a norm before and after the patch projection; no bias in query, key and value.
 Axes: b batch (times blocks), h rows, w columns, d dim, k classes.
 """
 
@@ -27,7 +29,7 @@ from vit_jax.layers.shapes import Images, Maps
 
 
 class Attention(nn.Module):
-    """Self-attention of all pixels of a map."""
+    """Self-attention over all pixels of a map."""
 
     heads: int
     dropout: float
@@ -42,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Transformer(Blocks):
-    """`Blocks` on a map, with one of `positions` for each of its pixels."""
+    """`Blocks` over a map, with a learned position for each of its `positions` pixels."""
 
     positions: int
 
@@ -55,13 +57,31 @@ class Transformer(Blocks):
 
 
 class NesT(MapViT, kw_only=True):
-    """A side of the image has `2 ** (num_hierarchies - 1)` blocks at first and one in the end; width and `heads` double
-    whenever blocks merge. `block_repeats` is the number of layers of every level, or one number for each.
-    Raises ValueError when patches do not divide the image, or blocks the patches.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
+
+    At the first level, each side of the image is divided into `2 ** (num_hierarchies - 1)` blocks,
+    at the last one there is a single block.
+
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        dim: width of a token at the first level; it doubles from level to level.
+        heads: attention heads at the first level; their number doubles from level to level.
+        num_hierarchies: number of levels.
+        block_repeats: number of transformer blocks at each level, one number or one per level.
+        mlp_mult: hidden width of each feed-forward, as a multiple of its input.
+        dim_head: ignored, as in upstream.
+        dropout: rate within the blocks.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or the blocks of the first level
+            do not divide the grid of patches.
     """
 
     head_class: ClassVar = Dense
-    image_size: int | tuple[int, int] = dataclasses.field()  # which has no default here
+    image_size: int | tuple[int, int] = dataclasses.field()  # without a default, in contrast to MapViT
     patch_size: int | tuple[int, int]
     dim: int
     heads: int
@@ -80,7 +100,7 @@ class NesT(MapViT, kw_only=True):
         self._block_size(size)
 
     def _block_size(self, image_size) -> int:
-        """Number of patches in a block, the same at every level."""
+        """Number of patches in a block, which is the same at every level."""
         blocks, grid = 2 ** (self.num_hierarchies - 1), patch_grid(image_size, self.patch_size)
         block = tuple(blocks * side for side in pair("patch_size", self.patch_size))
         patch_grid(image_size, block, "patch_size * 2 ** (num_hierarchies - 1)")

@@ -1,9 +1,11 @@
-"""nViT: tokens and the vectors of every weight matrix stay on the unit sphere, and layers move tokens along it.
+"""nViT: tokens and the vectors of all weight matrices have unit length; layers move tokens on the unit sphere.
+
+Derives from the frame `BaseSimpleViT` and overrides all of its modules; positions are learned.
 
 Source: Loshchilov et al. 2024 (nGPT), arXiv:2410.01131. Upstream: vit_pytorch/normalized_vit.py.
 Differs from upstream: patches may be non-square; `num_classes=0` gives tokens.
-Differs from the paper: images instead of text, so positions are learned, not rotary, and tokens are pooled; the
-projection of patches and the head are normalised as well; scales are not stored divided by their initial size.
+Differs from the paper: images instead of text, with learned positions (paper: rotary) and pooled tokens; the patch
+projection and the head are normalised too; scales are stored as they are (paper: divided by their initial value).
 Axes: b batch, n patches, d dim, h heads, i query, j key, e extra tokens, k classes.
 """
 
@@ -24,12 +26,12 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
 
 def unit_columns(kernel: Float[Array, "c d"]) -> Float[Array, "c d"]:
-    """`kernel` with the weights of each output feature at length 1."""
+    """Normalise the weights of each output feature of `kernel` to length 1."""
     return l2_normalize(kernel.T).T
 
 
 class NormDense(nn.Module):
-    """Linear map without bias, whose kernel has unit vectors: those of its outputs, or with `norm_in` of its inputs."""
+    """Linear map without bias whose weights have length 1 for each output, or with `norm_in` for each input."""
 
     features: int
     norm_in: bool = False
@@ -41,7 +43,7 @@ class NormDense(nn.Module):
 
 
 class PatchNormDense(NormDense):
-    """`NormDense` of the patches, of `patch_size` (height, width), of images."""
+    """`NormDense` of the patches of images."""
 
     patch_size: tuple[int, int] = (1, 1)
 
@@ -51,7 +53,7 @@ class PatchNormDense(NormDense):
 
 
 class Attention(nn.Module):
-    """Attention by scaled cosines, without the residual."""
+    """Attention over scaled cosine similarities, without the residual."""
 
     heads: int
     dim_head: int
@@ -69,7 +71,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward (SwiGLU) through two thirds of `mlp_dim`, without the residual."""
+    """Gated feed-forward (SwiGLU), two thirds of `mlp_dim` wide, without the residual."""
 
     mlp_dim: int
     dropout: float
@@ -85,7 +87,7 @@ class FeedForward(nn.Module):
 
 
 class Transformer(Blocks):
-    """Blocks; each branch moves a token part of the way to its output, `lerp_init` at first, feature-wise."""
+    """Blocks; each branch moves a token towards its output by a learned rate per feature, initially `lerp_init`."""
 
     lerp_init: float
 
@@ -96,9 +98,26 @@ class Transformer(Blocks):
 
 
 class NormalizedViT(BaseSimpleViT):
-    """SimpleViT on the sphere. `residual_lerp_scale_init` is how far a branch moves tokens at first (1 / depth).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError when two thirds of `mlp_dim` leave no feature.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward, of which two thirds are used.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        residual_lerp_scale_init: initial rate at which a branch moves tokens; by default 1 /
+            `depth`.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `mlp_dim` is below 2.
     """
 
     dropout: float = 0.0
@@ -151,7 +170,7 @@ class NormalizedViT(BaseSimpleViT):
 
 
 def normalize_weights(params: dict) -> dict:
-    """`params` with every kernel as the model reads it, for use after a training step: upstream's `norm_weights_`."""
+    """`params` with every kernel normalised as the model reads it: upstream's `norm_weights_`, for after a step."""
     leaves = flatten_dict(params, sep="/")
     for path, leaf in leaves.items():
         if path.endswith(("abs_pos_emb", "to_out/kernel", "to_patch_embedding/kernel")):

@@ -1,7 +1,9 @@
-"""Parallel ViT: half as deep and twice as wide, as every layer sums branches that read the same tokens.
+"""Parallel ViT: every block sums several attentions, then several feed-forwards, that read the same tokens.
+
+Derives from the frame `PlainViT` and overrides the transformer and the patch projection, which has no norms.
 
 Source: Touvron et al. 2022, arXiv:2203.09795. Upstream: vit_pytorch/parallel_vit.py.
-Differs from upstream: `num_classes=0` gives tokens; tokens and positions start at a deviation of 0.02 (upstream: 1).
+Differs from upstream: `num_classes=0` gives tokens; tokens and positions have an initial std of 0.02 (upstream: 1).
 Differs from the paper: no bias in query, key and value, and no LayerScale.
 Axes: b batch, n tokens, d dim, k classes.
 """
@@ -17,7 +19,7 @@ from vit_jax.layers.shapes import Tokens
 
 
 class Transformer(Blocks):
-    """`depth` times: `branches` attentions summed, then as many feed-forwards, each sum with its residual."""
+    """`depth` blocks: a sum of `branches` attentions, then a sum of as many feed-forwards, each with a residual."""
 
     branches: int
 
@@ -31,9 +33,29 @@ class Transformer(Blocks):
 
 
 class ParallelViT(PlainViT):
-    """The plain ViT with `num_parallel_branches` in every layer.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError when there is none.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        num_parallel_branches: attentions, and feed-forwards, in each block.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
+            "mean", or `num_parallel_branches` is below 1.
     """
 
     num_parallel_branches: int = 2

@@ -1,9 +1,9 @@
-"""PiT: a ViT whose patches are pooled between stages, as the pixels of a convolutional network are.
+"""PiT: a ViT that pools its grid of patches between stages, as convolutional networks do.
 
 Source: Heo et al. 2021, arXiv:2103.16302. Upstream: vit_pytorch/pit.py.
 Differs from upstream: images and patches may be non-square; `mlp_dim` may be a tuple, one number per stage, as the
-paper needs; `num_classes=0` gives tokens; tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: pooling ends with a convolution of one pixel; `dim_head` is the same in every stage.
+paper needs; `num_classes=0` gives tokens; tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: pooling ends with a 1x1 convolution; `dim_head` is the same in every stage.
 Axes: b batch, n tokens, d dim, h heads or rows, w columns, i query, j key, k classes.
 """
 
@@ -25,7 +25,7 @@ from vit_jax.layers.unfold import unfold, unfold_grid
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention, without the residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -110,7 +110,7 @@ class PiT(nn.Module):
         channels: channels of an image.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size` or is 1, or for a `depth` that is not a tuple.
+        ValueError: if `patch_size` does not divide `image_size` or is 1, or `depth` is not a tuple.
     """
 
     image_size: int | tuple[int, int]

@@ -1,9 +1,11 @@
-"""RegionViT: coarse region tokens attend to each other, then each with the local tokens of its region.
+"""RegionViT: coarse region tokens attend to each other, then to the local tokens of their region.
+
+Derives from the frame `MapViT` and defines how the map, that of the regions, is computed.
 
 Source: Chen et al. 2021, arXiv:2106.02689. Upstream: vit_pytorch/regionvit.py.
 Differs from upstream: any number of `channels` (upstream takes three); `num_classes=0` gives the last map of regions;
-`image_size` may say what the model is meant for, and is checked.
-Differs from the paper: 4 heads of 32 in every stage (paper: a head for 32 features).
+`image_size` may be given, and is then checked at construction.
+Differs from the paper: 4 heads of 32 in every stage (paper: a head for every 32 features).
 Axes: b batch, r rows, s columns (of a feature map), n tokens, h heads, i query, j key, d features, k classes.
 """
 
@@ -35,7 +37,7 @@ HEADS, DIM_HEAD = 4, 32
 
 
 class Attention(nn.Module):
-    """Self-attention, with a bias of the scores if there is one."""
+    """Self-attention with an optional bias of the scores."""
 
     dropout: float
 
@@ -47,7 +49,7 @@ class Attention(nn.Module):
 
 
 class RegionalToLocal(nn.Module):
-    """`depth` blocks: regions attend to each other, then each and its local tokens do, by the same attention."""
+    """`depth` blocks: regions attend to each other, then each region and its local tokens, with the same weights."""
 
     depth: int
     window_size: int
@@ -60,7 +62,7 @@ class RegionalToLocal(nn.Module):
     ) -> tuple[Float[Array, "b lr ls d"], Float[Array, "b r s d"]]:
         _, rows, columns, _ = regions.shape
         window = dict(p=local.shape[1] // rows, q=local.shape[2] // columns)
-        # A number for each offset between local tokens, and none (zero) from and to the region's token.
+        # One bias for each offset between local tokens; zero for pairs with the region's token.
         reach = 2 * self.window_size - 1
         biases = nn.Embed(reach**2, HEADS, name="local_rel_pos_bias").embedding
         y, x = np.mgrid[: window["p"], : window["q"]].reshape(2, -1)
@@ -84,11 +86,28 @@ class RegionalToLocal(nn.Module):
 
 
 class RegionViT(MapViT, kw_only=True):
-    """The map is that of the regions.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map of regions (b, h, w, d).
 
-    `dim` and `depth` are one number for all four stages, or a tuple of four. A local token is of 4 x 4 pixels in the
-    first stage, a region of `local_patch_size * window_size` each way; from stage to stage both maps are halved.
-    Raises ValueError for images that regions do not fill, or whose maps do not divide into each other in every stage.
+    There are four stages; each halves both maps of the one before. An argument described as "per
+    stage" takes one value for all stages or a tuple of four. In the first stage a local token
+    covers 4 x 4 pixels, and a region `local_patch_size * window_size` pixels along both axes.
+
+    Args:
+        num_classes: number of classes; 0 for the last map of regions.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        dim: width of a token, per stage.
+        depth: number of blocks, per stage.
+        window_size: local tokens along a side of a region.
+        tokenize_local_3_conv: make the local tokens by three convolutions instead of one.
+        local_patch_size: pixels along a side of a local token.
+        use_peg: add a depthwise convolution of the local tokens, for positions.
+        attn_dropout: rate on the attention maps.
+        ff_dropout: rate within the feed-forwards.
+
+    Raises:
+        ValueError: if regions do not tile an image, or in some stage the map of regions does not
+            divide the map of local tokens.
     """
 
     dim: int | tuple[int, ...] = (64, 128, 256, 512)

@@ -1,8 +1,10 @@
-"""RvT: a ViT that knows positions by rotary embeddings, convolves its queries and gates its feed-forward blocks.
+"""RvT: a ViT with rotary positions, convolutional queries and gated feed-forward blocks.
+
+Derives from the frame `PlainViT` and overrides all of its modules; there are no learned positions.
 
 Upstream: vit_pytorch/rvt.py (no paper; the rotations are Su et al. 2021, arXiv:2104.09864, along two axes).
-Differs from upstream: images and patches may be non-square, and then rotations reach as far as the longer side says;
-`emb_dropout` acts (upstream: ignored); `num_classes=0` gives tokens; the class token starts at a deviation of 0.02
+Differs from upstream: images and patches may be non-square, where the longer side sets the largest frequency;
+`emb_dropout` works (upstream: ignored); `num_classes=0` gives tokens; the class token has an initial std of 0.02
 (upstream: 1).
 Axes: b batch, n tokens, p patches, d dim, f features of a head, r rotated ones, h heads, i query, j key, k classes.
 """
@@ -50,7 +52,7 @@ def rotations(rows: int, columns: int, turns: np.ndarray) -> np.ndarray:
 
 
 class ConvQuery(nn.Module):
-    """Queries (b, n, features): of patches by a separable convolution, of the class token by a map of its own."""
+    """Queries (b, n, features): a separable convolution of the patches, a linear map of the class token."""
 
     features: int
     rows: int
@@ -66,7 +68,11 @@ class ConvQuery(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention. Queries are convolved over a grid of `rows`, and patches rotated, unless these are None."""
+    """Self-attention with optional convolutional queries and rotary positions.
+
+    With `rows`, the rows of the grid of patches, queries are convolved; with `sin_cos` queries and
+    keys are rotated.
+    """
 
     heads: int
     dim_head: int
@@ -88,7 +94,7 @@ class Attention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """The feed-forward block, half of whose doubled hidden layer gates the other half (arXiv:2002.05202)."""
+    """Feed-forward whose hidden layer is twice as wide; one half gates the other (arXiv:2002.05202)."""
 
     hidden_dim: int
     dropout: float
@@ -102,7 +108,29 @@ class GatedFeedForward(nn.Module):
 
 
 class RvT(PlainViT):
-    """The plain ViT with rotations for positions: `image_size` says how far they reach, and images may be larger."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    An image may have any size that patches fill.
+
+    Args:
+        image_size: pixels, or (height, width); sets the largest frequency of the rotary positions.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        use_rotary: rotate queries and keys.
+        use_ds_conv: compute queries by a depthwise separable convolution.
+        use_glu: gate the feed-forwards.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`.
+    """
 
     pool: ClassVar[str] = "cls"
     use_rotary: bool = True

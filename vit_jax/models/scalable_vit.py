@@ -1,9 +1,12 @@
-"""ScalableViT: global attention over a reduced map, and attention in windows that see their neighbours' values.
+"""ScalableViT: attention over a reduced map, and attention within windows plus a convolution of all values.
+
+Derives from the frame `MapViT` and defines how the map is computed.
 
 Source: Yang et al. 2022, arXiv:2203.10790. Upstream: vit_pytorch/scalable_vit.py.
-Differs from upstream: `image_size` may be given, to be checked at construction; `num_classes=0` gives the last map.
-Differs from the paper: windows attend behind both feed-forward blocks, not between them; keys and values are reduced by
-one convolution, without a norm; that of the local interaction is not depthwise; a plain linear head.
+Differs from upstream: `image_size` may be given, and is then checked at construction; `num_classes=0` gives the last
+map.
+Differs from the paper: windows attend after both feed-forward blocks, not between them; one convolution reduces keys
+and values, without a norm; the convolution of the local interaction is not depthwise; one linear map as head.
 Axes: b batch (times windows), x rows, y columns, h heads, i query, j key, d dim, k classes.
 """
 
@@ -22,7 +25,7 @@ from vit_jax.layers.shapes import Images, Maps
 
 
 class ScalableSelfAttention(nn.Module):
-    """Attention of every pixel to a map whose sides are `reduction` times shorter."""
+    """Attention of every pixel to a map that is `reduction` times smaller along both sides."""
 
     heads: int
     dim_key: int
@@ -44,7 +47,10 @@ class ScalableSelfAttention(nn.Module):
 
 
 class InteractiveWindowedSelfAttention(nn.Module):
-    """Attention within windows, the whole map where `window_size` is None, plus a convolution of all values."""
+    """Attention within windows, plus a convolution of all values.
+
+    The window is the whole map if `window_size` is None.
+    """
 
     heads: int
     dim_key: int
@@ -70,7 +76,7 @@ class InteractiveWindowedSelfAttention(nn.Module):
 
 
 class Stage(nn.Module):
-    """`depth` blocks of both kinds of attention; `ssa`, `iwsa` and `feed_forward` make their parts."""
+    """`depth` blocks with both attentions; `ssa`, `iwsa` and `feed_forward` are factories of their modules."""
 
     depth: int
     ssa: Callable[..., nn.Module]
@@ -95,10 +101,30 @@ IWSA = ("heads", "iwsa_dim_key", "iwsa_dim_value", "window_size")
 
 
 class ScalableViT(MapViT, kw_only=True):
-    """`depth` has one number per stage, and the width doubles from each to the next; `heads`, `reduction_factor`,
-    `window_size` and the widths of keys and values, per head, are one number, or one per stage.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
 
-    Raises ValueError when windows do not tile the maps of an image, or a reduction leaves nothing of one.
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        dim: width of a pixel of the map in the first stage; it doubles from stage to stage.
+        depth: number of blocks in each stage.
+        heads: attention heads, one number or one per stage.
+        reduction_factor: how many times smaller the sides of the map of keys and values are, one
+            number or one per stage.
+        window_size: side of a window, in pixels of the map, one number or one per stage; None for
+            the whole map.
+        iwsa_dim_key: width of a head's queries and keys in windows, one number or one per stage.
+        iwsa_dim_value: width of a head's values in windows, one number or one per stage.
+        ssa_dim_key: width of a head's queries and keys in global attention, one number or one per
+            stage.
+        ssa_dim_value: width of a head's values in global attention, one number or one per stage.
+        ff_expansion_factor: hidden width of each feed-forward, as a multiple of its input.
+        dropout: rate within the blocks.
+
+    Raises:
+        ValueError: if windows do not tile the maps of an image, or a map is too small for its
+            `reduction_factor`.
     """
 
     dim: int
@@ -119,7 +145,7 @@ class ScalableViT(MapViT, kw_only=True):
         self._stages(*SSA, *IWSA)
 
     def _stages(self, *names: str) -> list[tuple[int | None, ...]]:
-        """Of each stage the values of these arguments."""
+        """Values of the arguments `names`, for each stage."""
         return list(zip(*(per_stage(self, name, len(self.depth)) for name in names), strict=True))
 
     def check_size(self, size, name="image_size"):

@@ -1,11 +1,13 @@
-"""SepViT: attention within windows, then among them, by a token that each window has of its own.
+"""SepViT: attention within windows, each with a window token, then attention among windows by their tokens.
+
+Derives from the frame `MapViT` and defines how the map is computed.
 
 Source: Li et al. 2022, arXiv:2203.15380. Upstream: vit_pytorch/sep_vit.py.
-Differs from upstream: upstream takes `window_size` and `dim_head`, but always computes with 7 and 32, and so does this
-model unless `upstream_sizes=False`; `image_size` may be given, to be checked at construction; `num_classes=0` gives the
-last map; window tokens start at a deviation of 0.02 (upstream: 1).
+Differs from upstream: upstream accepts `window_size` and `dim_head`, but always uses 7 and 32, and so does this model
+unless `upstream_sizes=False`; `image_size` may be given, and is then checked at construction; `num_classes=0` gives the
+last map; window tokens have an initial std of 0.02 (upstream: 1).
 Differs from the paper: one window token for all windows; no shortcuts inside attention; positions come before the first
-block, not behind it; no norm in patch embeddings, one at the end of a stage; no biases of q, k and v.
+block, not after it; no norm in patch embeddings, one at the end of a stage; no bias in query, key and value.
 Axes: b batch, n windows, p their token and pixels, h heads, i query, j key, d dim, k classes.
 """
 
@@ -31,7 +33,7 @@ from vit_jax.layers.shapes import Images, Maps
 
 
 class SeparableAttention(nn.Module):
-    """Depthwise separable self-attention: within each window and its token, then of window tokens over windows."""
+    """Self-attention within each window and its token, then among windows, with scores of their tokens."""
 
     heads: int
     dim_head: int
@@ -54,7 +56,7 @@ class SeparableAttention(nn.Module):
         qk = nn.Conv(2 * inner_dim, (1,), name="token_to_qk")(tokens)
         q, k = rearrange(qk, "b n (h qk d) -> qk b h n d", h=self.heads, qk=2)
         v = rearrange(out[1:], "p b n h d -> b h n (p d)")
-        # A single window has itself to attend to, which is never dropped.
+        # A single window attends only to itself, which must not be dropped.
         out = attend(self, q, k, v, dropout=self.dropout if x.shape[1] > 1 else 0.0, train=train)
 
         windows = dict(x=rows // window, w1=window, w2=window)
@@ -63,10 +65,24 @@ class SeparableAttention(nn.Module):
 
 
 class SepViT(MapViT, kw_only=True):
-    """`depth` has one number per stage, and the width doubles from each to the next; `heads` and `window_size` are one
-    number, or one per stage. `upstream_sizes` replaces `window_size` and `dim_head` by 7 and 32, as upstream does.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
 
-    Raises ValueError when windows do not tile the maps of an image.
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        dim: width of a pixel of the map in the first stage; it doubles from stage to stage.
+        depth: number of blocks in each stage.
+        heads: attention heads, one number or one per stage.
+        window_size: side of a window, in pixels of the map, one number or one per stage.
+        dim_head: width of a head.
+        ff_mult: hidden width of each feed-forward, as a multiple of its input.
+        dropout: rate within the blocks.
+        upstream_sizes: use 7 for `window_size` and 32 for `dim_head`, whatever they are, as
+            upstream does.
+
+    Raises:
+        ValueError: if windows do not tile the maps of an image.
     """
 
     dim: int

@@ -1,9 +1,12 @@
-"""SimpleViT with flash attention's economy: attention maps are never kept for the gradient.
+"""SimpleViT with memory-efficient attention: attention maps are recomputed for the gradient instead of stored.
+
+Derives from the frame `BaseSimpleViT` and overrides the attention, which is rematerialised, and the head,
+which has the last norm.
 
 Source: Dao et al. 2022, arXiv:2205.14135. Upstream: vit_pytorch/simple_flash_attn_vit.py.
-Differs from upstream: `use_flash=False` works; `use_flash` decides what is kept for the gradient, not which kernel
-runs; `num_classes=0` gives tokens.
-Differs from the paper: maps are computed again for the gradient, as there, but whole (paper: in tiles).
+Differs from upstream: `use_flash=False` works; `use_flash` selects what is stored for the gradient, not the kernel;
+`num_classes=0` gives tokens.
+Differs from the paper: maps are recomputed for the gradient as a whole (paper: in tiles).
 Axes: b batch, n patches, d dim.
 """
 
@@ -21,7 +24,7 @@ from vit_jax.models import simple_vit
 
 
 class FlashAttention(BiasFreeAttention):
-    """Attention that keeps products with kernels for the gradient, and so not those of queries and keys."""
+    """Attention that stores the outputs of its linear maps for the gradient, but no attention map."""
 
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -29,7 +32,27 @@ class FlashAttention(BiasFreeAttention):
 
 
 class SimpleFlashAttentionViT(BaseSimpleViT):
-    """`SimpleViT` with the last norm after the mean; `use_flash` saves memory in training and changes no number."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    The last norm comes after the mean.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        use_flash: save memory in training; outputs do not change.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
+    """
 
     use_flash: bool = True
 

@@ -1,9 +1,12 @@
-"""U-ViT: long skips join the layers of the first half to those of the second, as in a U-Net.
+"""U-ViT: long skip connections from the first half of the blocks to the second, as in a U-Net.
+
+Derives from `SimpleViTWithRegisterTokens` (vit_jax/models/simple_vit_with_register_tokens.py) and overrides
+the transformer.
 
 Source: Bao et al. 2022, arXiv:2209.12152. Upstream: vit_pytorch/simple_uvit.py.
-Differs from upstream: registers start at a deviation of 0.02 (upstream: 1); `num_classes=0` gives the patches' tokens.
-Differs from the paper: a classifier with registers (paper: a diffusion model's network, with tokens for time and
-condition, that puts out pixels through a convolution); positions are computed (paper: learned).
+Differs from upstream: registers have an initial std of 0.02 (upstream: 1); `num_classes=0` gives the patches' tokens.
+Differs from the paper: a classifier with registers (paper: the network of a diffusion model, with tokens for time and
+condition, and a convolution that outputs pixels); positions are computed (paper: learned).
 Axes: b batch, n tokens, d dim.
 """
 
@@ -18,10 +21,10 @@ from vit_jax.models import simple_vit_with_register_tokens as registers
 
 
 class Transformer(Blocks):
-    """`Blocks` with long skips, and a last norm.
+    """`Blocks` with long skip connections, and a last norm.
 
-    What enters a block of the first half also enters its mirror image in the second; with an odd `depth` the middle
-    block has neither.
+    The input of block i of the first half is also an input of block `depth - 1 - i`. With an odd
+    `depth`, the middle block has no such connection.
     """
 
     @nn.compact
@@ -39,7 +42,27 @@ class Transformer(Blocks):
 
 
 class SimpleUViT(registers.SimpleViTWithRegisterTokens):
-    """`SimpleViT` with registers and long skips."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    Register tokens are removed after the transformer.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        num_register_tokens: number of register tokens.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
+    """
 
     def make_transformer(self) -> nn.Module:
         return Transformer(self.depth, self.make_attention(), self.make_feed_forward())

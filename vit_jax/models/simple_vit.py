@@ -1,4 +1,4 @@
-"""SimpleViT: a ViT without class token, dropout and learned positions, whose head reads the mean of all patches.
+"""SimpleViT: a ViT with sine-cosine positions and mean pooling, without class token and dropout.
 
 Source: Beyer et al. 2022, arXiv:2205.01580. Upstream: vit_pytorch/simple_vit.py.
 Differs from upstream: `num_classes=0` gives tokens.
@@ -20,7 +20,7 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without biases and residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention without biases, without the residual: (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
 
@@ -68,7 +68,7 @@ class Transformer(nn.Module):
 class SimpleViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Positions are computed from the size of each image, so an image of any size that patches fill will do.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
 
     Args:
         image_size: pixels, or (height, width); only checked against `patch_size`.
@@ -82,7 +82,7 @@ class SimpleViT(nn.Module):
         dim_head: width of a head.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, or for another `dim`.
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4 above 4.
     """
 
     image_size: int | tuple[int, int]
@@ -106,7 +106,7 @@ class SimpleViT(nn.Module):
             self.linear_head = Dense(self.num_classes)
 
     def __call__(self, images: Images, *, train: bool = False) -> Output:
-        """`train` changes nothing: no part of SimpleViT is random."""
+        """`train` has no effect, since no part of SimpleViT is random."""
         tokens = self.encode(images, train=train)
         return self.head(tokens) if self.num_classes else tokens
 
@@ -140,7 +140,7 @@ class SimpleViT(nn.Module):
         return x if extra_tokens is None else append(x, extra_tokens)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

@@ -1,9 +1,11 @@
-"""SimpleViT with attention residuals: each layer attends over what all layers before it gave, token by token.
+"""SimpleViT with attention residuals: each layer attends, token by token, to the outputs of all earlier layers.
+
+Derives from the frame `BaseSimpleViT` and overrides the transformer, which keeps the outputs of all layers.
 
 Source: Kimi Team 2026, arXiv:2603.15031. Upstream: vit_pytorch/simple_vit_attn_residual.py.
-Differs from upstream: `num_classes=0` gives tokens; queries start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: attention over depth has heads, projections and a norm before the query (paper: one query, keys
-that are normalised and nothing else); with `learned_query=False` the last output asks.
+Differs from upstream: `num_classes=0` gives tokens; queries have an initial std of 0.02 (upstream: 1).
+Differs from the paper: attention over depth has heads, projections and a norm before the query (paper: only one query
+and normalised keys); with `learned_query=False` the last output is the query.
 Axes: b batch, n tokens, d dim, h heads, m tokens of a context, l outputs so far, e extra tokens.
 """
 
@@ -23,7 +25,7 @@ from vit_jax.models import simple_vit
 
 
 class Attention(BiasFreeAttention):
-    """Attention without any bias of x over itself, or over a context with a norm of its own."""
+    """Attention without bias of `x` over itself, or over a context with its own norm."""
 
     @nn.compact
     def __call__(self, x: Tokens, context: Float[Array, "b m d"] | None = None, *, train: bool = False) -> Tokens:
@@ -35,7 +37,10 @@ class Attention(BiasFreeAttention):
 
 
 class DepthPool(nn.Module):
-    """Replaces the residual: attention over each token's outputs so far, by a learned query or by the last output."""
+    """Attention over the outputs of all earlier layers, token by token, in place of the residual.
+
+    The query is learned, or the last output.
+    """
 
     attention: Callable[..., nn.Module]
     learned_query: bool
@@ -51,9 +56,9 @@ class DepthPool(nn.Module):
 
 
 class Transformer(Blocks):
-    """`depth` blocks, whose layers read the pooled history and add their output to it; a last pool and norm.
+    """`depth` blocks whose layers read the pooled history and append their output to it; a last pool and norm.
 
-    Gives the tokens and the history: one entry more than layers, besides those it is given.
+    Returns the tokens and the history, which starts with the given one and the input.
     """
 
     learned_query: bool
@@ -71,9 +76,27 @@ class Transformer(Blocks):
 
 
 class SimpleViTAttnResidual(BaseSimpleViT):
-    """SimpleViT with attention residuals; with `return_history=True` it gives (logits, history), too.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    `history`, a list of tokens (b, n, d) as another pass has given it, is attended over besides.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    With `return_history=True` the call returns a pair: this output and the history, a list of
+    tokens (b, n, d). It also attends to a `history` that an earlier call returned, if given.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        learned_query: attend to earlier outputs with a learned query instead of the last output.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
     """
 
     learned_query: bool = True

@@ -1,9 +1,11 @@
-"""SimpleViT with orthogonal residual updates: a block adds only what is not already a multiple of its input.
+"""SimpleViT with orthogonal residual updates: a block adds only the part of its output orthogonal to its input.
+
+Derives from the frame `BaseSimpleViT` and overrides the residuals of the transformer.
 
 Source: Oh et al. 2025, arXiv:2505.11881. Upstream: vit_pytorch/simple_vit_orthog_residual_update.py.
-Differs from upstream: projections are computed in float32 whatever `double_precision` says, as accelerators lack
+Differs from upstream: projections are computed in float32 whatever `double_precision` is, as accelerators lack
 float64; `num_classes=0` gives tokens.
-Differs from the paper: no epsilon is added to the input's squared length; the gates of `learned` are upstream's own.
+Differs from the paper: no epsilon is added to the input's squared length; `learned` gates are upstream's addition.
 Axes: b batch, n patches, d dim.
 """
 
@@ -24,7 +26,8 @@ from vit_jax.models import simple_vit
 class OrthogonalUpdate(nn.Module):
     """`x` plus the part of a block's output that is orthogonal to `x`.
 
-    With `learned` it is both parts, each times a gate that a linear map of the output opens for each token.
+    With `learned` both parts are added, each times a gate that a linear map of the output computes
+    for each token.
     """
 
     learned: bool
@@ -41,7 +44,7 @@ class OrthogonalUpdate(nn.Module):
 
 
 class Transformer(NormedBlocks):
-    """`NormedBlocks` with orthogonal updates for residuals."""
+    """`NormedBlocks` with orthogonal updates in place of residuals."""
 
     learned: bool = False
 
@@ -50,9 +53,26 @@ class Transformer(NormedBlocks):
 
 
 class SimpleViTOrthogonalUpdate(BaseSimpleViT):
-    """`SimpleViT` with orthogonal updates, whose options are a dict: `learned` (False) and `double_precision`.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError for any other option.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        orthog_residual_update_kwargs: a dict of "learned", to add both parts of a block's output
+            times learned gates, and "double_precision", which is ignored.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
+            4, or `orthog_residual_update_kwargs` has another key.
     """
 
     orthog_residual_update_kwargs: Mapping[str, bool] = FrozenDict()

@@ -1,8 +1,10 @@
-"""SimpleViT that also sees the image's spectrum: patches of its Fourier transform attend beside patches of pixels.
+"""SimpleViT with additional tokens for patches of the image's Fourier transform.
 
-Source: Beyer et al. 2022 (BaseSimpleViT), arXiv:2205.01580; the spectrum is upstream's own idea.
+Derives from the frame `BaseSimpleViT` and adds tokens of the spectrum to the transformer's input.
+
+Source: Beyer et al. 2022 (SimpleViT), arXiv:2205.01580; the spectrum is upstream's addition.
 Upstream: vit_pytorch/simple_vit_with_fft.py.
-Differs from upstream: `num_classes=0` gives the tokens of the pixels' patches.
+Differs from upstream: `num_classes=0` gives the tokens of the pixel patches.
 Differs from the paper: the spectrum; a norm before and after each patch projection, no biases in attention.
 Axes: b batch, n patches, e extra tokens, d dim.
 """
@@ -21,9 +23,26 @@ from vit_jax.models import simple_vit
 
 
 class SimpleViTWithFFT(BaseSimpleViT, kw_only=True):
-    """`SimpleViT` whose transformer also sees patches of the spectrum, `freq_patch_size` frequencies high and wide.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError when `freq_patch_size` does not divide `image_size`.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    The tokens of the spectrum are removed after the transformer.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        freq_patch_size: frequencies of a patch of the spectrum, or (height, width).
+
+    Raises:
+        ValueError: if `patch_size` or `freq_patch_size` does not divide `image_size`, or `dim` is
+            not a multiple of 4 above 4.
     """
 
     patches_leak: ClassVar[bool] = True  # the spectrum depends on all pixels
@@ -41,7 +60,7 @@ class SimpleViTWithFFT(BaseSimpleViT, kw_only=True):
         self.to_freq_embedding = PatchEmbed(pair("freq_patch_size", self.freq_patch_size), self.dim)
 
     def embed_spectrum(self, images: Images) -> Tokens:
-        """Tokens of the spectrum, with positions of their own."""
+        """Tokens of the spectrum, with positions."""
         spectrum = jnp.fft.fft2(images.astype(jnp.float32), axes=(1, 2))
         parts = jnp.stack([spectrum.real, spectrum.imag], axis=3).astype(images.dtype)
         x = self.to_freq_embedding(rearrange(parts, "b h w reim c -> b h w (reim c)"))

@@ -1,9 +1,12 @@
-"""SimpleViT with hyper-connections: several residual streams, which every layer reads, mixes and writes as it learned.
+"""SimpleViT with hyper-connections: several residual streams, mixed by learned weights before and after each layer.
+
+Derives from `SimpleViTWithRegisterTokens` (vit_jax/models/simple_vit_with_register_tokens.py) and overrides
+the transformer.
 
 Source: Zhu et al. 2024, arXiv:2409.19606; registers: Darcet et al. 2023, arXiv:2309.16588.
 Upstream: vit_pytorch/simple_vit_with_hyper_connections.py.
-Differs from upstream: `num_classes=0` gives tokens; registers start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: SimpleViT around the connections, and registers besides the patches.
+Differs from upstream: `num_classes=0` gives tokens; registers have an initial std of 0.02 (upstream: 1).
+Differs from the paper: the connections are in a SimpleViT, with register tokens.
 Axes: b batch, n tokens, d dim, e streams, m mixes of streams, r registers.
 """
 
@@ -20,9 +23,10 @@ from vit_jax.models import simple_vit_with_register_tokens as registers
 
 
 class HyperConnection(nn.Module):
-    """Replaces the residual around `layer` by dynamic hyper-connections, algorithm 2 of the paper.
+    """Dynamic hyper-connections (algorithm 2 of the paper) in place of the residual around `layer`.
 
-    They begin as a plain residual: the layer reads stream `index` (cyclic), every stream goes on and gets its output.
+    At initialisation they are a plain residual: the layer reads stream `index` (cyclic), and its
+    output is added to all streams.
     """
 
     index: int
@@ -43,13 +47,16 @@ class HyperConnection(nn.Module):
         return mixed[:, :, 1:] + jnp.einsum("bnd,bne->bned", out, beta)
 
     def _dynamic(self, name: str, normed: Array, shape: tuple[int, ...]) -> Array:
-        """Weights that depend on the token: small, as they add to the static ones."""
+        """Weights that depend on the token, small at first; they are added to the static ones."""
         weights = self.param(f"{name}_fn", nn.initializers.zeros, shape)
         return jnp.tanh(normed @ weights) * self.param(f"{name}_scale", nn.initializers.constant(0.01), ())
 
 
 class Transformer(Blocks):
-    """`Blocks` with hyper-connections of `num_residual_streams` streams for residuals; their sum, and a last norm."""
+    """`Blocks` with hyper-connections in place of residuals; a last norm.
+
+    There are `num_residual_streams` streams, which are summed at the end.
+    """
 
     num_residual_streams: int
 
@@ -65,7 +72,28 @@ class Transformer(Blocks):
 
 
 class SimpleViTHyperConnections(registers.SimpleViTWithRegisterTokens, kw_only=True):
-    """SimpleViT on `num_residual_streams` streams, with registers among the tokens that are not pooled."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    Register tokens are removed after the transformer.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        num_register_tokens: number of register tokens.
+        num_residual_streams: number of residual streams, at least 1.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
+            4, or `num_residual_streams` is below 1.
+    """
 
     num_residual_streams: int
 

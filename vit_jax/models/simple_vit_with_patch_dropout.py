@@ -1,4 +1,6 @@
-"""SimpleViT with patch dropout: trained on a random part of the patches, as most images have more than they need.
+"""SimpleViT with patch dropout: trained on a random subset of each image's patches.
+
+Derives from the frame `BaseSimpleViT` and drops patches before the transformer.
 
 Source: Liu et al. 2022, arXiv:2208.07220. Upstream: vit_pytorch/simple_vit_with_patch_dropout.py.
 Differs from upstream: `num_classes=0` gives tokens.
@@ -14,9 +16,26 @@ from vit_jax.models import simple_vit
 
 
 class SimpleViTWithPatchDropout(BaseSimpleViT):
-    """`SimpleViT` that, when `train`, sees `max(1, int(n * (1 - patch_dropout)))` of an image's n patches.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError for a `patch_dropout` below 0, or of 1 and above.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    At least one patch is kept.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        patch_dropout: share of the patches to drop in training, at least 0 and below 1.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
+            4, or `patch_dropout` is not in [0, 1).
     """
 
     patch_dropout: float = 0.5
@@ -37,7 +56,7 @@ class SimpleViTWithPatchDropout(BaseSimpleViT):
         patches: Patches | None = None,
         train: bool = False,
     ) -> Tokens:
-        """Tokens before the transformer: the patches that are left, then the extra tokens, of which none is dropped."""
+        """Tokens before the transformer: the patches that are kept, then the extra tokens, which are never dropped."""
         x = self.drop_patches(super().embed(images, patches=patches), train=train)
         return x if extra_tokens is None else append(x, extra_tokens)
 

@@ -1,10 +1,12 @@
-"""SimpleViT with normalised queries and keys: scores stay small, so that large models do not diverge.
+"""SimpleViT with normalised queries and keys, which bounds the scores and keeps large models from diverging.
+
+Derives from the frame `BaseSimpleViT` and overrides the attention and the head.
 
 Source: Dehghani et al. 2023 (ViT-22B), arXiv:2302.05442. Upstream: vit_pytorch/simple_vit_with_qk_norm.py.
-Differs from upstream: `norm_head=False` gives a classifier (upstream's head is a norm, whatever `num_classes` is);
+Differs from upstream: `norm_head=False` makes a classifier (upstream's head is a norm, whatever `num_classes` is);
 `num_classes=0` gives tokens.
 Differs from the paper: queries and keys are scaled to length one, then by a learned vector for each head (paper: a
-LayerNorm, and scores over the root of `dim_head`); attention and feed-forward take turns (paper: in parallel).
+LayerNorm, and scores divided by the root of `dim_head`); attention and feed-forward alternate (paper: in parallel).
 Axes: b batch, n patches, d dim, h heads, i query, j key, k classes.
 """
 
@@ -21,7 +23,7 @@ from vit_jax.layers.shapes import Tokens
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head's vectors, with a scale `gamma` of its own; length one at the start."""
+    """RMS norm of the vectors of each head, with a learned scale for every head; initially they have length 1."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h n d"]) -> Float[Array, "b h n d"]:
@@ -31,7 +33,7 @@ class HeadNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention by the angles between queries and keys, without any bias."""
+    """Self-attention with normalised queries and keys, without bias."""
 
     heads: int
     dim_head: int
@@ -44,9 +46,26 @@ class Attention(nn.Module):
 
 
 class SimpleViTWithQKNorm(BaseSimpleViT):
-    """`SimpleViT` with normalised queries and keys, whose head gives normalised features (b, d).
+    """Image (b, H, W, c) to features (b, d), or with `norm_head=False` to logits (b, k).
 
-    With `norm_head=False`, as in the presets, the head is linear and gives logits (b, k).
+    With `num_classes=0` it returns tokens (b, n, d). Positions are computed from the size of each
+    image, which may be any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        norm_head: the head is a norm, as in upstream, instead of a classifier.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
     """
 
     norm_head: bool = True

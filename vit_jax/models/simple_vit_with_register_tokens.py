@@ -1,7 +1,9 @@
-"""SimpleViT with register tokens: places to keep global information, so that no patch is misused as one.
+"""SimpleViT with register tokens, which store global information that patches would otherwise hold.
+
+Derives from the frame `BaseSimpleViT` and adds registers to the transformer's input.
 
 Source: Darcet et al. 2023, arXiv:2309.16588. Upstream: vit_pytorch/simple_vit_with_register_tokens.py.
-Differs from upstream: registers start at a deviation of 0.02 (upstream: 1); `num_classes=0` gives the patches' tokens.
+Differs from upstream: registers have an initial std of 0.02 (upstream: 1); `num_classes=0` gives the patches' tokens.
 Differs from the paper: a SimpleViT (mean of the patches, computed positions) in place of a ViT with a class token.
 Axes: b batch, n patches, e extra tokens, d dim.
 """
@@ -16,7 +18,27 @@ from vit_jax.layers.shapes import Tokens
 
 
 class SimpleViTWithRegisterTokens(BaseSimpleViT):
-    """`SimpleViT` whose transformer also sees `num_register_tokens` learned tokens, which are then thrown away."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    Register tokens are removed after the transformer.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        num_register_tokens: number of register tokens.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
+    """
 
     num_register_tokens: int = 4
 
@@ -27,7 +49,7 @@ class SimpleViTWithRegisterTokens(BaseSimpleViT):
             self.register_tokens = self.param("register_tokens", init, (self.num_register_tokens, self.dim))
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, without the registers that it reads besides."""
+        """Apply the transformer to the tokens of `embed` and the registers, which are then removed."""
         x = append(tokens, self.register_tokens) if self.num_register_tokens else tokens
         return self.transformer(x, train=train)[:, : tokens.shape[1]]
 

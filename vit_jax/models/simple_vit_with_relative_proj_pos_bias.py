@@ -1,9 +1,11 @@
-"""SimpleViT with relative positions: each query weighs learned curves over distance, whose sum biases its scores.
+"""SimpleViT with relative position biases: a sum of learned curves over distance, weighted by each query.
+
+Derives from the frame `BaseSimpleViT` and overrides the attention.
 
 Source: the Inkling model of Thinking Machines, as upstream names it.
 Upstream: vit_pytorch/simple_vit_with_relative_proj_pos_bias.py.
-Differs from upstream: rows and columns are those of the image at hand; `num_classes=0` gives tokens (b, n, d)
-(upstream's are a grid until they are pooled).
+Differs from upstream: rows and columns are those of the input image; `num_classes=0` gives tokens (b, n, d)
+(upstream keeps a grid until they are pooled).
 Axes: b batch, n patches, d dim, h heads, i query, j key, w rows and columns, m curves, r distances.
 """
 
@@ -26,7 +28,7 @@ from vit_jax.models import simple_vit
 class RelativeProjPosBias(nn.Module):
     """Bias of attention scores for tokens of a `grid`, by distance in rows and in columns.
 
-    Patches that are `max_dist` or more apart, along either, get none.
+    The bias is zero for patches that are `max_dist` or more apart along either axis.
     """
 
     heads: int
@@ -49,7 +51,7 @@ class RelativeProjPosBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of tokens of a `grid`, without any bias in its projections, with relative positions."""
+    """Self-attention of tokens of a `grid` with relative position biases; projections have no bias."""
 
     heads: int
     dim_head: int
@@ -64,7 +66,27 @@ class Attention(nn.Module):
 
 
 class RelativeBiasViT(BaseSimpleViT):
-    """SimpleViT with `num_distance_basis` curves over up to `max_dist` patches in every layer."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        num_distance_basis: learned curves over distance in each block and along each axis.
+        max_dist: distance, in patches, from which on there is no bias.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
+    """
 
     num_distance_basis: int = 16
     max_dist: int = 512

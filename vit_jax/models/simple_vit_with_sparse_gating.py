@@ -1,7 +1,10 @@
-"""SimpleViT with sparse gates: a narrow attention of its own says of each query and patch whether they may meet.
+"""SimpleViT with sparse attention: narrow queries and keys compute a gate for each query and patch.
+
+Derives from `SimpleViTWithRegisterTokens` (vit_jax/models/simple_vit_with_register_tokens.py) and overrides
+the attention and the transformer.
 
 Source: upstream, which names no paper. Upstream: vit_pytorch/simple_vit_with_sparse_gating.py.
-Differs from upstream: `num_classes=0` gives tokens; registers start at a deviation of 0.02 (upstream: 1).
+Differs from upstream: `num_classes=0` gives tokens; registers have an initial std of 0.02 (upstream: 1).
 Axes: b batch, n tokens (registers first), d dim, h heads, i query, j key, p patches, r extra tokens, k classes.
 """
 
@@ -22,9 +25,9 @@ from vit_jax.models.simple_vit_with_register_tokens import SimpleViTWithRegister
 
 
 class Attention(BiasFreeAttention):
-    """Attention whose weights are multiplied by gates, before they are normalised; `registers`, in front, have none.
+    """Attention whose weights are multiplied by gates before normalisation; the first `registers` keys have no gates.
 
-    Gives the tokens and how far the gates of each image are open on average, from 0 to 1.
+    Returns the tokens, and the mean gate of each image, from 0 to 1.
     """
 
     dim_mask: int
@@ -46,7 +49,7 @@ class Attention(BiasFreeAttention):
 
 
 class Transformer(Blocks):
-    """`Blocks` and a last norm; gives the tokens and how far the gates are open, averaged over layers."""
+    """`Blocks` and a last norm; returns the tokens, and the mean gate of each image over all layers."""
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, Float[Array, "b"]]:
@@ -60,10 +63,31 @@ class Transformer(Blocks):
 
 
 class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
-    """SimpleViT with gates; with `return_loss=True` it gives (logits, loss), a scalar to add to the classifier's.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    `sparsity_loss_type` "l1" is the share of each image's gates that is open, averaged over images; "thresholded_l1"
-    is what of that share exceeds `sparsity_threshold`. Raises ValueError for another `sparsity_loss_type`.
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+    Register tokens are removed after the transformer. With `return_loss=True` the call returns a
+    pair: this output and the sparsity loss, a scalar to add to the loss of the classifier.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        num_register_tokens: number of register tokens.
+        dim_mask: width of a head's queries and keys for the gates.
+        sparsity_loss_type: "l1" for the mean gate, averaged over images; "thresholded_l1" for the
+            part of it above `sparsity_threshold`.
+        sparsity_threshold: mean gate from which on there is a loss.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
+            4, or `sparsity_loss_type` is unknown.
     """
 
     dim_mask: int = 4

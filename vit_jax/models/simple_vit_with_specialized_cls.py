@@ -1,4 +1,7 @@
-"""SimpleViT with a class token that has norms, and early queries, keys and values, of its own.
+"""SimpleViT with a class token that has its own norms and, in the first layers, its own query, key and value maps.
+
+Derives from the frame `BaseSimpleViT` and overrides the transformer and the head, which reads the class
+token.
 
 Source: Marouani et al. 2026, arXiv:2602.08626. Upstream: vit_pytorch/simple_vit_with_specialized_cls.py.
 Differs from upstream: `num_classes=0` gives the class token and the patches' tokens.
@@ -25,17 +28,20 @@ __all__ = ["PRESETS", "SimpleViTWithSpecializedCLS"]
 
 
 def specialize(for_cls: Callable, for_patches: Callable) -> Callable[[Tokens], Float[Array, "b n e"]]:
-    """One function for the class token, which comes first, and another for the rest."""
+    """Apply one function to the class token, which comes first, and another one to the other tokens."""
     return lambda x: jnp.concatenate([for_cls(x[:, :1]), for_patches(x[:, 1:])], axis=1)
 
 
 def norms(name: str = "norm") -> Callable[[Tokens], Tokens]:
-    """The two norms of the module that calls this: names of their own, and `name` only as `FeedForward` asks so."""
+    """The separate norms of class token and patches, in the module that calls this.
+
+    `name` is ignored; `FeedForward` passes it.
+    """
     return specialize(LayerNorm(name="cls_norm"), LayerNorm(name="patch_norm"))
 
 
 class Attention(nn.Module):
-    """Self-attention without any bias; with `specialize_qkv` the class token has a projection of its own."""
+    """Self-attention without bias; with `specialize_qkv` the class token has its own projection."""
 
     heads: int
     dim_head: int
@@ -50,7 +56,7 @@ class Attention(nn.Module):
 
 
 class Transformer(Blocks):
-    """`Blocks` of which the first `specialize_qkv_depth` project the class token apart, and last norms."""
+    """`Blocks`, of which the first `specialize_qkv_depth` project the class token separately, and last norms."""
 
     specialize_qkv_depth: int
 
@@ -64,9 +70,27 @@ class Transformer(Blocks):
 
 
 class SimpleViTWithSpecializedCLS(BaseSimpleViT):
-    """`SimpleViT` with a class token, which is projected apart in the first `specialize_qkv_depth` layers.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    By default these are a third of all, as in the paper. Raises ValueError when there are fewer than none.
+    The class token comes first. Positions are computed from the size of each image, which may be
+    any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        specialize_qkv_depth: first blocks, in which the class token has its own query, key and
+            value maps; by default a third of all, as in the paper.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
+            4, or `specialize_qkv_depth` is below 0.
     """
 
     specialize_qkv_depth: int | None = None

@@ -1,8 +1,10 @@
-"""SimpleViT with value residuals (ResFormer): every layer's values are mixed with the first layer's.
+"""SimpleViT with value residuals (ResFormer): the values of every layer are mixed with those of the first one.
+
+Derives from the frame `BaseSimpleViT` and overrides the attention and the transformer.
 
 Source: Zhou et al. 2024, arXiv:2410.17897. Upstream: vit_pytorch/simple_vit_with_value_residual.py.
 Differs from upstream: `num_classes=0` gives tokens.
-Differs from the paper: each token and head chooses its mix, by a linear map and a sigmoid (paper: two numbers for
+Differs from the paper: a linear map and a sigmoid compute the mix for each token and head (paper: two numbers for
 each layer, learned or fixed).
 Axes: b batch, n patches, d dim, h heads, i query, j key.
 """
@@ -23,7 +25,10 @@ Values = Float[Array, "b h n e"]
 
 
 class Attention(BiasFreeAttention):
-    """Self-attention without any bias, over its own values mixed with `first_values`; returns its values besides."""
+    """Self-attention without bias; its values are mixed with `first_values`, if given.
+
+    Returns the output and the values.
+    """
 
     @nn.compact
     def __call__(self, x: Tokens, first_values: Values | None, *, train: bool = False) -> tuple[Tokens, Values]:
@@ -36,7 +41,7 @@ class Attention(BiasFreeAttention):
 
 
 class Transformer(Blocks):
-    """`Blocks` that hand the first block's values to all others, and a last norm."""
+    """`Blocks` that pass the values of the first block to all others, and a last norm."""
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
@@ -51,7 +56,25 @@ class Transformer(Blocks):
 
 
 class SimpleViTWithValueResidual(BaseSimpleViT):
-    """`SimpleViT` with value residuals."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+
+    Positions are computed from the size of each image, which may be any that `patch_size` divides.
+
+    Args:
+        image_size: pixels, or (height, width); only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
+            above 4.
+    """
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(Attention, self.heads, self.dim_head)

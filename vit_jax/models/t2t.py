@@ -1,10 +1,10 @@
 """T2T-ViT: overlapping patches, repeatedly attended to and merged, then a plain transformer.
 
 Source: Yuan et al. 2021, arXiv:2101.11986. Upstream: vit_pytorch/t2t.py.
-Differs from upstream: images may be non-square; `num_classes=0` gives tokens; tokens and positions start at a
-deviation of 0.02 (upstream: 1).
-Differs from the paper: positions are learned; by default each merging stage attends at its unfolded width, as
-upstream's does (`token_dim` and the paper's presets: at the paper's, 64).
+Differs from upstream: images may be non-square; `num_classes=0` gives tokens; tokens and positions have an
+initial std of 0.02 (upstream: 1).
+Differs from the paper: positions are learned; by default each merging stage attends at the width of its unfolded
+windows, as upstream does (paper: at width 64, as the paper's presets set `token_dim`).
 Axes: b batch, n tokens, d dim, h heads or rows, w columns, i query, j key, c channels or width of a stage, k classes.
 """
 
@@ -23,7 +23,7 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention, without the residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -94,8 +94,8 @@ class NarrowTransformer(nn.Module):
 class TokensToToken(nn.Module):
     """Image (b, H, W, c) to tokens (b, n, dim).
 
-    Each of `t2t_layers`, (kernel, stride), makes one token of every window of `kernel` by `kernel` pixels. Between two
-    of them a transformer attends over all tokens, which become the pixels of the next.
+    Each of `t2t_layers`, (kernel, stride), makes one token of every window of `kernel` by `kernel` pixels. After each
+    but the last a transformer attends over the tokens, which become the pixels of the next layer.
     """
 
     dim: int
@@ -115,7 +115,7 @@ class TokensToToken(nn.Module):
         return Dense(self.dim, name="proj")(x)
 
     def attend(self, x: Float[Array, "b n c"], i: int, *, train: bool) -> Float[Array, "b n e"]:
-        """Stage `i` of attention: as wide as the tokens, or `token_dim`."""
+        """Apply the transformer of stage `i`, which is `token_dim` wide if given, else as wide as the tokens."""
         width, name = x.shape[-1], f"transformer_{i}"
         if self.token_dim is not None:
             return NarrowTransformer(self.token_dim, self.dropout, name=name)(x, train=train)
@@ -131,19 +131,22 @@ class T2TViT(nn.Module):
         image_size: pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
         dim: width of a token.
-        depth, heads, mlp_dim, dim_head: sizes of the transformer, unless `transformer` is given.
+        depth: number of blocks; not needed with `transformer`.
+        heads: attention heads in each block; not needed with `transformer`.
+        mlp_dim: hidden width of each feed-forward; not needed with `transformer`.
         pool: which token the head reads, "cls" for the class token, "mean" for the mean of all tokens.
         channels: channels of an image.
+        dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         transformer: a module that maps tokens (b, n, dim) to the same shape and takes `train=`.
         t2t_layers: (kernel, stride) in pixels of each merging stage.
-        token_dim: width of the paper's merging stages, which the paper's presets have; with None each is as wide as
-            its tokens, as upstream's, whose weights fit only then.
+        token_dim: width of each merging stage, 64 in the paper; with None a stage is as wide as its tokens, which
+            upstream's weights need.
 
     Raises:
-        ValueError: if neither the sizes nor `transformer` are given, if the image is smaller than a window of
-            `t2t_layers`, or for another `pool`.
+        ValueError: if neither `depth`, `heads` and `mlp_dim` nor `transformer` are given, if the image is smaller than
+            a window of `t2t_layers`, or `pool` is neither "cls" nor "mean".
     """
 
     image_size: int | tuple[int, int]
@@ -207,7 +210,7 @@ class T2TViT(nn.Module):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.blocks(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

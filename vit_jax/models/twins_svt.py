@@ -1,10 +1,12 @@
-"""Twins-SVT: attention within windows by turns with attention over a subsampled map, as depthwise and pointwise go.
+"""Twins-SVT: attention within windows, alternating with attention over a subsampled map.
+
+Derives from the frame `MapViT` and defines how the map is computed.
 
 Source: Chu et al. 2021, arXiv:2104.13840. Upstream: vit_pytorch/twins_svt.py.
-Differs from upstream: any number of `channels`; `num_classes=0` gives the last feature map; `image_size` may say what
-the model is meant for, and is checked.
-Differs from the paper: 8 heads of 64 in every stage (paper: a head for 32 features); positions come after the first
-pair of blocks (paper: after its first block); no norm of the subsampled map, and none before the head.
+Differs from upstream: any number of `channels`; `num_classes=0` gives the last feature map; `image_size` may be given,
+and is then checked at construction.
+Differs from the paper: 8 heads of 64 in every stage (paper: a head for every 32 features); positions come after the
+first pair of blocks (paper: after its first block); no norm of the subsampled map, and none before the head.
 Axes: b batch, r rows, c columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
@@ -25,7 +27,7 @@ STAGE = ("emb_dim", "patch_size", "local_patch_size", "global_k", "depth")  # ar
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of `patch_size` pixels each way become one: a norm, a linear map, a norm."""
+    """Merge patches of `patch_size` by `patch_size` pixels into one pixel: a linear map between two norms."""
 
     dim: int
     patch_size: int
@@ -38,7 +40,7 @@ class PatchEmbedding(nn.Module):
 
 
 class LocalAttention(nn.Module):
-    """Attention within windows of `window` pixels each way; its maps do not drop."""
+    """Attention within windows of `window` by `window` pixels; there is no dropout of attention maps."""
 
     window: int
     dropout: float
@@ -55,7 +57,7 @@ class LocalAttention(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """Attention of every pixel over the map subsampled by a convolution of `stride` pixels each way."""
+    """Attention of every pixel over the map subsampled by a convolution of stride `stride`."""
 
     stride: int
     dropout: float
@@ -72,7 +74,7 @@ class GlobalAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` pairs of blocks: one with attention in windows, unless `window` is None, and one with it over all."""
+    """`depth` pairs of blocks: attention within windows, unless `window` is None, and global attention."""
 
     depth: int
     window: int | None
@@ -92,9 +94,40 @@ class Transformer(nn.Module):
 
 
 class TwinsSVT(MapViT, kw_only=True):
-    """Each of four stages has arguments of its own, s1_ to s4_; the last has no windows, whatever its arguments say.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
 
-    Raises ValueError for images that patches and windows do not fill, or where a map is smaller than its `global_k`.
+    There are four stages, whose arguments begin with s1_ to s4_.
+
+    Args:
+        num_classes: number of classes; 0 for the last feature map.
+        channels: channels of an image.
+        image_size: pixels, or (height, width); optional, only checked at construction.
+        s1_emb_dim: width of a pixel of the map in stage 1.
+        s1_patch_size: side of the patches that stage 1 merges, in pixels of its input.
+        s1_local_patch_size: side of a window in stage 1, in pixels of the map.
+        s1_global_k: stride of the subsampling in stage 1.
+        s1_depth: pairs of blocks in stage 1 after the first.
+        s2_emb_dim: width of a pixel of the map in stage 2.
+        s2_patch_size: side of the patches that stage 2 merges, in pixels of its input.
+        s2_local_patch_size: side of a window in stage 2, in pixels of the map.
+        s2_global_k: stride of the subsampling in stage 2.
+        s2_depth: pairs of blocks in stage 2 after the first.
+        s3_emb_dim: width of a pixel of the map in stage 3.
+        s3_patch_size: side of the patches that stage 3 merges, in pixels of its input.
+        s3_local_patch_size: side of a window in stage 3, in pixels of the map.
+        s3_global_k: stride of the subsampling in stage 3.
+        s3_depth: pairs of blocks in stage 3 after the first.
+        s4_emb_dim: width of a pixel of the map in stage 4.
+        s4_patch_size: side of the patches that stage 4 merges, in pixels of its input.
+        s4_local_patch_size: ignored, as the last stage has no windows.
+        s4_global_k: stride of the subsampling in stage 4.
+        s4_depth: pairs of blocks in stage 4 after the first.
+        peg_kernel_size: side of the convolutions that encode positions; odd.
+        dropout: rate within the blocks.
+
+    Raises:
+        ValueError: if patches and windows do not tile an image, or a map is smaller than its
+            `global_k`.
     """
 
     head_class: ClassVar = Dense
@@ -136,7 +169,7 @@ class TwinsSVT(MapViT, kw_only=True):
         return True
 
     def _stages(self) -> list[list[int]]:
-        """Of each stage the arguments that `STAGE` names."""
+        """Values of the arguments in `STAGE`, for each stage."""
         return [[getattr(self, f"s{i}_{name}") for name in STAGE] for i in range(1, 5)]
 
     def maps(self, images: Images, *, train: bool) -> Maps:
@@ -167,7 +200,10 @@ def _stages(**arguments):
 
 
 def _paper(dim, *depths):
-    """`depths`: pairs of blocks after the first, in the last stages. A map is subsampled to 7 x 7."""
+    """Sizes of the paper; maps are subsampled to 7 x 7 pixels.
+
+    `depths` are the pairs of blocks after the first, in the last two stages.
+    """
     dims = (dim, 2 * dim, 4 * dim, 8 * dim)
     return dict(image_size=224) | _stages(emb_dim=dims, depth=(0, 0, *depths), global_k=(8, 4, 2, 1))
 

@@ -1,12 +1,14 @@
-"""VAAT: VAT that hears as well; each layer reads a ViT's tokens of images, then an AST's of sound.
+"""VAAT: VAT with sound; each layer of action tokens attends to a ViT's tokens of images, then to an AST's of sound.
+
+`VAAT` derives from `ActionViT` (vit_jax/models/vat.py) and adds attention to an AST.
 
 Source of AST, the audio spectrogram transformer: Gong et al. 2021, arXiv:2104.01778. Upstream: vit_pytorch/vaat.py.
-Differs from upstream: the embedding of an audio view goes to that view (upstream: to the member of the batch that has
-its number, and it raises if there are not as many); `accept_spec_time_first=False` reads a spectrogram as (b, f, t)
-(upstream takes the argument, but always reads (b, t, f)); a spectrogram smaller than a patch raises (upstream: gives
-NaN); the rest as for VAT.
-Differs from the paper (AST): patches do not overlap, positions are computed, registers stand in for the class token,
-and logits come from the mean of the patches.
+Differs from upstream: the embedding of an audio view is added to that view (upstream: to the sample with its index,
+which raises if the batch has another size); `accept_spec_time_first=False` reads a spectrogram as (b, f, t) (upstream
+ignores it and always reads (b, t, f)); a spectrogram smaller than a patch raises (upstream: gives NaN); otherwise as
+for VAT.
+Differs from the paper (AST): patches do not overlap, positions are computed, registers replace the class token, and
+logits are computed from the mean of the patches.
 Axes: b batch, v views, s samples, t frames of a spectrogram, f frequencies, n tokens, d dim, l layers, k classes or
 actions, a numbers of an action, e extra.
 """
@@ -37,16 +39,38 @@ Spectrogram, Sound = Float[Array, "b f t"], Float[Array, "b s"] | Float[Array, "
 
 
 def hann_window(length: int) -> Float[np.ndarray, "{length}"]:
-    """Hann's window, periodic, as torch's is."""
+    """Periodic Hann window, as torch computes it."""
     return np.square(np.sin(np.pi * np.arange(length) / length)).astype(np.float32) if length > 1 else np.ones(1, "f4")
 
 
 class AST(nn.Module):
-    """Sound (b, s), or a spectrogram (b, t, f) if `accept_spec`, to logits (b, k); without classes to features (b, d).
+    """Sound (b, s), or spectrogram (b, t, f), to logits (b, k); without `num_classes` to features (b, d).
 
-    With `return_hiddens` it gives normed tokens (b, n, d), and what each block reads, (l, b, n, d). Arguments that
-    begin with "spec" are those of torchaudio's Spectrogram; what does not fill a patch of it is cropped.
-    Raises ValueError for arguments and for sound that give no spectrogram.
+    With `return_hiddens` it returns a pair instead: normalised tokens (b, n, d), and the inputs of all blocks (l, b,
+    n, d). Rows and columns of the spectrogram that do not fill a patch are cropped.
+
+    Args:
+        dim: width of a token, a multiple of 4.
+        depth: number of blocks.
+        mlp_dim: hidden width of each feed-forward.
+        num_classes: number of classes; None or 0 for features.
+        patch_size: frequencies and frames of a patch, one number or a pair.
+        dim_head: width of a head.
+        heads: attention heads in each block.
+        dropout: rate within the blocks.
+        accept_spec: the input is a spectrogram instead of sound.
+        accept_spec_time_first: spectrograms are (b, t, f); False for (b, f, t).
+        spec_n_fft: samples of a frame, as in torchaudio's Spectrogram.
+        spec_power: exponent of the magnitudes; 2 for power.
+        spec_win_length: samples of the window, at most `spec_n_fft`; None for `spec_n_fft`.
+        spec_hop_length: samples between frames; by default half of the window.
+        spec_pad: zeros added at both ends.
+        spec_center: pad the sound so that frames are centred at multiples of the hop.
+        spec_pad_mode: how to pad for `spec_center`: "reflect", "constant", "replicate" or "circular".
+        num_register_tokens: number of register tokens.
+
+    Raises:
+        ValueError: if the arguments are invalid, or an input is too short for a spectrogram of one patch.
     """
 
     dim: int
@@ -71,7 +95,7 @@ class AST(nn.Module):
     def __post_init__(self):
         check_arguments(self)
         pair("patch_size", self.patch_size)
-        sincos_2d(1, 1, self.dim)  # which refuses some
+        sincos_2d(1, 1, self.dim)  # raises ValueError for an unsuitable dim
         at_least(self, spec_n_fft=1, spec_win_length=1, spec_hop_length=1, spec_pad=0)
         expect(
             self, "spec_win_length", self.window_length() <= self.spec_n_fft, f"at most spec_n_fft={self.spec_n_fft}"
@@ -81,7 +105,7 @@ class AST(nn.Module):
         super().__post_init__()
 
     def window_length(self) -> int:
-        """Samples of the window."""
+        """Number of samples in the window."""
         return self.spec_n_fft if self.spec_win_length is None else self.spec_win_length
 
     def setup(self):
@@ -96,7 +120,7 @@ class AST(nn.Module):
         self.register_tokens = self.param("register_tokens", nn.initializers.normal(0.01), shape) if shape[0] else None
 
     def spectrogram(self, sound: Float[Array, "b s"]) -> Spectrogram:
-        """Magnitudes of the short-time Fourier transform to the `spec_power`, computed in float32."""
+        """Magnitudes of the short-time Fourier transform to the power of `spec_power`, computed in float32."""
         n_fft, window = self.spec_n_fft, self.window_length()
         x = jnp.pad(sound.astype(jnp.promote_types(sound.dtype, jnp.float32)), ((0, 0), (self.spec_pad,) * 2))
         around = n_fft // 2 if self.spec_center else 0
@@ -105,17 +129,17 @@ class AST(nn.Module):
             raise ValueError(f"audio of shape {sound.shape}: expected at least {least - 2 * self.spec_pad} samples")
         x = jnp.pad(x, ((0, 0), (around, around)), mode=PAD_MODES[self.spec_pad_mode])
         starts = jnp.arange(0, x.shape[1] - n_fft + 1, self.spec_hop_length or max(1, window // 2))
-        left = (n_fft - window) // 2  # the window stands in the middle of a frame
+        left = (n_fft - window) // 2  # the window is centred in the frame
         weights = np.pad(hann_window(window), (left, n_fft - window - left))
         waves = jnp.fft.rfft(x[:, starts[:, None] + jnp.arange(n_fft)[None]] * weights[None, None])
         power = jnp.square(waves.real) + jnp.square(waves.imag)
-        if self.spec_power != 2:  # a root has no gradient at silence; torch's is zero there
+        if self.spec_power != 2:  # a root has no gradient at zero, where torch's gradient is zero
             heard = power > 0
             power = jnp.where(heard, jnp.where(heard, power, 1) ** (self.spec_power / 2), 0)
         return power.swapaxes(1, 2).astype(sound.dtype)
 
     def trajectory(self, audio_or_spec: Sound, *, train: bool = False) -> list[Tokens]:
-        """The input of each block, and last the normalised tokens: registers, then patches, low frequencies first."""
+        """The input of each block, then the normalised tokens: registers, then patches, low frequencies first."""
         if audio_or_spec.ndim != 2 + self.accept_spec:
             layout = "(batch, time, frequency)" if self.accept_spec else "(batch, samples)"
             raise ValueError(
@@ -138,11 +162,11 @@ class AST(nn.Module):
         *hiddens, last = self.transformer(x, train=train)
         tokens = [*hiddens, self.final_norm(last)]
         if self.is_initializing():
-            self.head(tokens[-1])  # for its parameters, which upstream has even if nothing reads them
+            self.head(tokens[-1])  # creates its parameters: upstream always has them
         return tokens
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits, or features, from the last tokens of `trajectory`."""
+        """Logits, or features if there are no classes, from the last tokens of `trajectory`."""
         features = tokens[:, self.num_register_tokens :].mean(axis=1)
         return self.mlp_head(features) if self.num_classes else features
 
@@ -164,11 +188,38 @@ class AST(nn.Module):
 
 
 class VAAT(ActionViT, kw_only=True):
-    """`VAT` with an `ast`, a `vaat:AST` or a dict of its arguments, that `audio_or_spec` is for.
+    """Actions (b, k, a) from images or videos, as for `VAT`, and sound (b, v, s).
 
-    Sound is (b, v, s), or (b, v, t, f) if the AST accepts spectrograms; a single view may lack its axis. Views to tell
-    apart are `num_image_views` and `num_audio_views`, and `freeze_ast` stops gradients before the AST.
-    Raises ValueError for an AST as for a ViT.
+    If the AST accepts spectrograms, sound is (b, v, t, f). The axis of views may be omitted for one view.
+
+    Args:
+        dim: width of a token.
+        depth: number of layers of action tokens.
+        heads: heads of the attention to images and to sound.
+        dim_head: width of a head of this attention.
+        dim_action: numbers of an action.
+        mlp_dim: hidden width of each feed-forward.
+        num_tasks: number of tasks that FiLM can condition on; None for no tasks.
+        dim_extra_token: width of the input `extra`, which becomes tokens; None for none.
+        num_register_tokens: number of register tokens.
+        action_chunk_len: number of actions to predict.
+        time_seq_len: frames of a video.
+        dropout: rate within the layers.
+        add_self_attn: let the action tokens attend to each other.
+        self_attn_heads: heads of this self-attention.
+        self_attn_dim_head: width of a head of this self-attention.
+        vit_layer_indices: for each layer, the layer of the ViT to read: i for the input of block i, the ViT's depth
+            for its output. By default all in order.
+        num_advantage_bins: number of advantages that an extra token can condition on.
+        vit: a `vat:ViT` made by `create_model`, or a dict of its arguments.
+        ast: a `vaat:AST` made by `create_model`, or a dict of its arguments.
+        num_image_views: number of views of images, each with a learned embedding; None for one view.
+        num_audio_views: number of views of sound, each with a learned embedding; None for one view.
+        ast_layer_indices: for each layer, the layer of the AST to read, as `vit_layer_indices`.
+
+    Raises:
+        ValueError: if `vit_layer_indices` or `ast_layer_indices` does not have a layer of its encoder for each of
+            `depth` layers, or an input does not fit.
     """
 
     ast: AST | Mapping[str, Any]
@@ -182,7 +233,7 @@ class VAAT(ActionViT, kw_only=True):
         self.check_layers("ast_layer_indices", self.ast)
 
     def listen(self, sound: Float[Array, "b ..."], *, freeze: bool, train: bool) -> Contexts:
-        """For each layer the context that the AST makes of sound."""
+        """For each layer of action tokens, the tokens of the AST that it reads."""
         axes = 3 + self.ast.accept_spec
         x = sound[:, None] if sound.ndim == axes - 1 else sound
         if x.ndim != axes:
@@ -207,6 +258,11 @@ class VAAT(ActionViT, kw_only=True):
         freeze_ast: bool = False,
         train: bool = False,
     ) -> Actions:
+        """Predict actions.
+
+        The arguments are those of `VAT.__call__`; `audio_or_spec` is sound or spectrograms, and
+        `freeze_ast` stops gradients to the AST.
+        """
         contexts = {
             "image_cross_attn": self.look(self.vit, video_or_image, "image_view", freeze=freeze_vit, train=train),
             "audio_cross_attn": self.listen(audio_or_spec, freeze=freeze_ast, train=train),

@@ -1,14 +1,17 @@
-"""VAT: actions from images; action tokens read layer by layer what the layers of a ViT made of every view and frame.
+"""VAT: actions from images; each layer of action tokens attends to one layer of a ViT, over all views and frames.
+
+`VAT` derives from the frame `ActionTransformer`; `ViT` derives from the frame `PlainViT` and overrides its
+attention.
 
 Source: "VAT: Vision Action Transformer by Unlocking Full Representation of ViT", submitted anonymously in 2025,
 openreview.net/forum?id=TalHOvvLZu. Upstream: vit_pytorch/vat.py.
-Differs from upstream: the axis of views may be left out where there is one view (upstream: raises), and that of frames
-be kept where there is one frame; advantages without `num_advantage_bins` raise (upstream: says nothing), and numbers
-beyond a table give NaN (upstream: raises); FiLM starts as the identity (upstream: it starts by erasing the tokens);
-for ViT, `num_classes=0` gives tokens, and images may be smaller than `image_size`; the class token and positions start
-at a deviation of 0.02, advantages at 0.01 (upstream: 1).
-Differs from the paper: action tokens also attend to one another, unless `add_self_attn=False`; a layer may read any
-layer of the ViT; gates of attention, registers and advantages are upstream's own.
+Differs from upstream: the axis of views may be omitted for one view (upstream: raises), and the axis of frames may be
+present for one frame; `advantages` without `num_advantage_bins` raises (upstream: ignored), and indices outside of a
+table give NaN (upstream: raises); FiLM starts as the identity (upstream: its initial output is zero); for ViT,
+`num_classes=0` gives tokens, and images may be smaller than `image_size`; the class token and positions have
+an initial std of 0.02, advantages one of 0.01 (upstream: 1).
+Differs from the paper: action tokens also attend to each other, unless `add_self_attn=False`; a layer may read any
+layer of the ViT; gates of attention, registers and advantages are upstream's additions.
 Axes: b batch, v views, f frames, n tokens, m tokens of the context, d dim, h heads, l layers, k classes or actions,
 a numbers of an action, e extra.
 """
@@ -32,10 +35,10 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over a context with a norm of its own; x gates what each head gives.
+    """Attention of `x` over itself, or over a context with its own norm; `x` gates the output of each head.
 
-    Source of the gates: Qiu et al. 2025, arXiv:2505.06708. The output projection is left out where it would change
-    nothing: one head as wide as the input.
+    Source of the gates: Qiu et al. 2025, arXiv:2505.06708. There is no output projection for one
+    head as wide as the input.
     """
 
     heads: int
@@ -55,15 +58,37 @@ class Attention(nn.Module):
 
 
 def gate(out: Float[Array, "b n hd"], gates: Float[Array, "b n h"]) -> Float[Array, "b n hd"]:
-    """The concatenated outputs of the heads, each multiplied by the sigmoid of its gate."""
+    """Multiply the concatenated outputs of the heads by the sigmoid of their gates."""
     heads = rearrange(out, "b n (h d) -> b n h d", h=gates.shape[-1])
     return rearrange(heads * nn.sigmoid(gates)[..., None], "b n h d -> b n (h d)")
 
 
 class ViT(PlainViT):
-    """The plain ViT with gates in its attention, and registers in front of its class token.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    With `return_hiddens` it gives tokens (b, n, d), and what each block reads, (l, b, n, d), instead of logits.
+    An image may be smaller than `image_size`; it then gets the first positions. With
+    `return_hiddens` it returns a pair instead: tokens (b, n, d), and the inputs of all blocks (l,
+    b, n, d). Register tokens come before the class token.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        num_register_tokens: number of register tokens.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
+            "mean".
     """
 
     num_register_tokens: int = 0
@@ -103,10 +128,10 @@ class ViT(PlainViT):
         return self.embedding_dropout(x, deterministic=not train)
 
     def trajectory(self, images: Images, *, train: bool = False) -> list[Tokens]:
-        """The input of each block, and last the output of `encode`."""
+        """The input of each block, then the output of `encode`."""
         tokens = self.transformer(self.embed(images, train=train), train=train)
         if self.is_initializing() and self.num_classes:
-            self.head(tokens[-1])  # for its parameters, which upstream has even if nothing reads them
+            self.head(tokens[-1])  # creates its parameters: upstream always has them
         return tokens
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
@@ -132,9 +157,10 @@ class ViT(PlainViT):
 
 
 class ActionViT(ActionTransformer, kw_only=True):
-    """The `ActionTransformer` of a `vit`, a `vat:ViT` or a dict of its arguments, and with the same attention.
+    """Base of the models with a `vit`: an `ActionTransformer` with the attention of that ViT.
 
-    Raises ValueError for another `depth` than the ViT's without `vit_layer_indices`.
+    Raises:
+        ValueError: if `vit_layer_indices` is not given and `depth` is not that of the ViT.
     """
 
     vit: ViT | Mapping[str, Any]
@@ -148,7 +174,12 @@ class ActionViT(ActionTransformer, kw_only=True):
         return functools.partial(Attention, heads, dim_head, self.dropout)
 
     def check_layers(self, name: str, encoder: nn.Module) -> None:
-        """Raises ValueError unless this is as deep as `encoder`, or its argument `name` says which layers to read."""
+        """Check the argument `name`, the layers of `encoder` to read.
+
+        Raises:
+            ValueError: if it is not given and `depth` is not that of `encoder`, or it has an
+                unknown layer.
+        """
         expected = f"{encoder.depth}, the depth of its {type(encoder).__name__}, or {name}"
         expect(self, "depth", getattr(self, name) is not None or self.depth == encoder.depth, expected)
         self.layers_read(name, encoder.depth)
@@ -157,10 +188,33 @@ class ActionViT(ActionTransformer, kw_only=True):
 class VAT(ActionViT, kw_only=True):
     """Actions (b, k, a) from images (b, v, h, w, c), or videos (b, v, f, h, w, c) of `time_seq_len` frames.
 
-    A single view may lack its axis; more than one of `num_views` are told apart. Conditions are `extra`, (b, e) or
-    (b, n, e), `tasks` (b,), and `advantages`, (b,) or one number, -1 being none in particular. `actions` (b, k, a)
-    give the mean absolute error instead, `return_hiddens` also the tokens of all layers, (l + 1, b, n, d);
-    `freeze_vit` stops gradients before the ViT. Raises ValueError for inputs that do not fit.
+    The axis of views may be omitted for one view.
+
+    Args:
+        dim: width of a token.
+        depth: number of layers of action tokens.
+        heads: heads of the attention to images.
+        dim_head: width of a head of this attention.
+        dim_action: numbers of an action.
+        mlp_dim: hidden width of each feed-forward.
+        num_tasks: number of tasks that FiLM can condition on; None for no tasks.
+        dim_extra_token: width of the input `extra`, which becomes tokens; None for none.
+        num_register_tokens: number of register tokens.
+        action_chunk_len: number of actions to predict.
+        time_seq_len: frames of a video.
+        dropout: rate within the layers.
+        add_self_attn: let the action tokens attend to each other.
+        self_attn_heads: heads of this self-attention.
+        self_attn_dim_head: width of a head of this self-attention.
+        vit_layer_indices: for each layer, the layer of the ViT to read: i for the input of block i, the ViT's depth
+            for its output. By default all in order.
+        num_advantage_bins: number of advantages that an extra token can condition on.
+        vit: a `vat:ViT` made by `create_model`, or a dict of its arguments.
+        num_views: number of views, each with a learned embedding; None for one view.
+
+    Raises:
+        ValueError: if `vit_layer_indices` does not have a layer of the ViT for each of `depth` layers, or an input
+            does not fit.
     """
 
     num_views: int | None = None
@@ -178,6 +232,19 @@ class VAT(ActionViT, kw_only=True):
         freeze_vit: bool = False,
         train: bool = False,
     ) -> Actions:
+        """Predict actions.
+
+        Args:
+            video_or_image: images or videos, see the class.
+            extra: further input, (b, e) or (b, n, e), if `dim_extra_token` is given.
+            tasks: indices (b,), if `num_tasks` is given.
+            advantages: indices (b,) or one for all, if `num_advantage_bins` is given; -1 for none in particular.
+            actions: targets (b, k, a). If given, the result is the mean absolute error.
+            return_hiddens: also return the action tokens before the first layer and after every layer, (l + 1, b, t,
+                d).
+            freeze_vit: stop gradients to the ViT.
+            train: as for any model.
+        """
         contexts = {"cross_attn": self.look(self.vit, video_or_image, "view", freeze=freeze_vit, train=train)}
         given = dict(extra=extra, tasks=tasks, advantages=advantages, actions=actions, return_hiddens=return_hiddens)
         return self.act(contexts, **given, train=train)

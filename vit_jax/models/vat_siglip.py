@@ -1,11 +1,13 @@
-"""VAT on SigLIP: action tokens that read layer by layer what a pretrained vision tower, or one of its size, saw.
+"""VAT on SigLIP: each layer of action tokens attends to one layer of SigLIP's vision tower.
+
+`SigLIPVAT` derives from the frame `ActionTransformer`.
 
 Source of the tower: Zhai et al. 2023, arXiv:2303.15343. Upstream: vit_pytorch/vat_siglip.py.
-Differs from upstream: another number of views than `num_views` raises (upstream: a single one is read once for each);
-SigLIP may have non-square images and patches and `channels`, and takes images smaller than `image_size`; its
-positions start at a deviation of 0.02 (upstream: 1); `siglip_weights` only renames what the caller has (upstream:
-`load_siglip` downloads it); the rest as for VAT.
-Differs from the paper: the tower alone, without the attention that pools it, and without text.
+Differs from upstream: another number of views than `num_views` raises (upstream: repeats a single view);
+SigLIP accepts non-square images and patches, any number of `channels`, and images smaller than `image_size`; its
+positions have an initial std of 0.02 (upstream: 1); `siglip_weights` renames weights that the caller has
+(upstream: `load_siglip` downloads them); otherwise as for VAT.
+Differs from the paper: only the vision tower, without its attention pooling, and without text.
 Axes: b batch, v views, f frames, n tokens, m tokens of the context, d dim, h heads, l layers, k actions, a numbers of
 an action, e extra.
 """
@@ -33,12 +35,15 @@ from vit_jax.models import vat
 
 
 def gelu_tanh(x: Array) -> Array:
-    """GELU by its tanh form, computed in float32."""
+    """Tanh approximation of GELU, computed in float32."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 class Attention(nn.Module):
-    """Attention of x over itself, or over a context with a norm of its own, whose heads x gates; with all biases."""
+    """Attention of `x` over itself, or over a context with its own norm, with biases.
+
+    Over a context, `x` gates the output of each head.
+    """
 
     heads: int
     dim_head: int
@@ -60,8 +65,21 @@ class Attention(nn.Module):
 class SigLIP(nn.Module):
     """SigLIP's vision tower: image (b, H, W, c) to tokens (b, n, d).
 
-    With `return_hiddens` also what each block reads, (l, b, n, d). An image may be smaller than `image_size`.
-    Raises ValueError when `patch_size` does not divide `image_size`, and for more heads than features.
+    An image may be smaller than `image_size`; it then gets the first positions. With
+    `return_hiddens` it returns a pair: the tokens, and the inputs of all blocks (l, b, n, d).
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        norm_eps: epsilon of the norms.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `heads` is above `dim`.
     """
 
     image_size: int | Sequence[int] = 224
@@ -80,7 +98,7 @@ class SigLIP(nn.Module):
 
     @nn.compact
     def trajectory(self, images: Images, *, train: bool = False) -> list[Tokens]:
-        """The input of each block, and last the output tokens."""
+        """The input of each block, then the output tokens."""
         check_images(images, self.channels, self.image_size)
         norm = functools.partial(LayerNorm, self.norm_eps)
         attention = functools.partial(Attention, self.heads, self.dim // self.heads, 0.0, self.norm_eps)
@@ -106,9 +124,42 @@ class SigLIP(nn.Module):
 
 
 class SigLIPVAT(ActionTransformer, kw_only=True):
-    """`VAT` whose vision transformer is a `SigLIP` of the sizes that begin with "siglip"; inputs and outputs are VAT's.
+    """Actions (b, k, a) from images (b, v, h, w, c), or videos (b, v, f, h, w, c) of `time_seq_len` frames.
 
-    Without `vit_layer_indices` it reads the first layers of it.
+    The model is `VAT` with a `SigLIP` as its ViT, whose arguments begin with siglip_.
+
+    Args:
+        dim: width of a token.
+        depth: number of layers of action tokens.
+        heads: heads of the attention to images.
+        dim_head: width of a head of this attention.
+        dim_action: numbers of an action.
+        mlp_dim: hidden width of each feed-forward.
+        num_tasks: number of tasks that FiLM can condition on; None for no tasks.
+        dim_extra_token: width of the input `extra`, which becomes tokens; None for none.
+        num_register_tokens: number of register tokens.
+        action_chunk_len: number of actions to predict.
+        time_seq_len: frames of a video.
+        dropout: rate within the layers.
+        add_self_attn: let the action tokens attend to each other.
+        self_attn_heads: heads of this self-attention.
+        self_attn_dim_head: width of a head of this self-attention.
+        vit_layer_indices: for each layer, the layer of the tower to read: i for the input of block i, the tower's
+            depth for its output. By default the first ones in order.
+        num_advantage_bins: number of advantages that an extra token can condition on.
+        num_views: number of views, each with a learned embedding if there are several.
+        channels: channels of an image.
+        siglip_image_size: pixels, or (height, width).
+        siglip_patch_size: pixels, or (height, width).
+        siglip_dim: width of a token of the tower.
+        siglip_depth: number of blocks of the tower.
+        siglip_heads: attention heads in each block of the tower.
+        siglip_mlp_dim: hidden width of each feed-forward of the tower.
+        siglip_norm_eps: epsilon of the norms of the tower.
+
+    Raises:
+        ValueError: if `vit_layer_indices` does not have a layer of the tower for each of `depth` layers, an argument
+            of the tower is invalid, or an input does not fit.
     """
 
     dim: int = 512
@@ -137,7 +188,7 @@ class SigLIPVAT(ActionTransformer, kw_only=True):
         self.layers_read("vit_layer_indices", self.siglip_depth)
 
     def make_vit(self, **module: Any) -> SigLIP:
-        """The vision tower."""
+        """Make the vision tower."""
         names = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "norm_eps")
         return SigLIP(**{name: getattr(self, f"siglip_{name}") for name in names}, channels=self.channels, **module)
 
@@ -161,6 +212,7 @@ class SigLIPVAT(ActionTransformer, kw_only=True):
         freeze_vit: bool = False,
         train: bool = False,
     ) -> Actions:
+        """Predict actions. The arguments are those of `VAT.__call__`."""
         vit = self.make_vit(name="vit")
         contexts = {"cross_attn": self.look(vit, video_or_image, "view", freeze=freeze_vit, train=train)}
         given = dict(extra=extra, tasks=tasks, advantages=advantages, actions=actions, return_hiddens=return_hiddens)
@@ -174,10 +226,18 @@ class SigLIPVAT(ActionTransformer, kw_only=True):
 
 
 def siglip_weights(weights: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """The vision tower of a published SigLIP, or of a model around one, under the keys that `from_torch` takes.
+    """Rename the weights of a published SigLIP to the keys that `from_torch` takes.
 
-    `weights` has the keys of Hugging Face's SigLIP; what else there is in it, such as text, is left out. `prefix` goes
-    before every new key: "vit." for what `SigLIPVAT` keeps of it. Raises ValueError where there is no vision tower.
+    Args:
+        weights: arrays under the keys of Hugging Face's SigLIP; other keys, such as those of the text tower, are
+            ignored.
+        prefix: put before every new key; "vit." for the keys of `SigLIPVAT`.
+
+    Returns:
+        The weights of the vision tower.
+
+    Raises:
+        ValueError: if there is no vision tower in `weights`.
     """
     ending = "embeddings.patch_embedding.weight"
     roots = sorted((key.removesuffix(ending) for key in weights if key.endswith(ending)), key=len)

@@ -1,7 +1,7 @@
-"""ViT: an image is cut into patches, which a plain transformer reads as a sequence.
+"""ViT: a plain transformer over the sequence of an image's patches.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Upstream: vit_pytorch/vit.py.
-Differs from upstream: tokens and positions start at a deviation of 0.02 (upstream: 1), as in the authors' code.
+Differs from upstream: tokens and positions have an initial std of 0.02 (upstream: 1), as in the authors' code.
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value.
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
@@ -21,7 +21,7 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention, without the residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -57,7 +57,16 @@ class FeedForward(nn.Module):
 class Transformer(nn.Module):
     """`depth` blocks and a last norm: tokens (b, n, dim) to the same shape.
 
-    Raises ValueError when the tokens are not `dim` wide.
+    Args:
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        dim_head: width of a head.
+        mlp_dim: hidden width of each feed-forward.
+        dropout: rate within the blocks.
+
+    Raises:
+        ValueError: if the tokens do not have `dim` features.
     """
 
     dim: int
@@ -107,7 +116,7 @@ class ViT(nn.Module):
         emb_dropout: rate on the tokens before the first block.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, or for another `pool`.
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor "mean".
     """
 
     image_size: int | tuple[int, int]
@@ -177,7 +186,7 @@ class ViT(nn.Module):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

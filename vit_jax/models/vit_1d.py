@@ -1,9 +1,9 @@
-"""ViT of a series: patches of steps along one axis, read by a plain transformer.
+"""ViT for series: patches of consecutive steps, read by a plain transformer.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929, for images. Upstream: vit_pytorch/vit_1d.py.
-Differs from upstream: a series may be shorter than `seq_len`; `num_classes=0` gives tokens; tokens and positions start
-at a deviation of 0.02 (upstream: 1).
-Differs from the paper: as `vit` does; and the norm after the transformer is only applied to the class token.
+Differs from upstream: a series may be shorter than `seq_len`; `num_classes=0` gives tokens; tokens and positions have
+an initial std of 0.02 (upstream: 1).
+Differs from the paper: as `vit` does; the norm after the transformer is applied only to the class token.
 Axes: b batch, n tokens, s steps of a series, p steps of a patch, c channels, d dim, h heads, i query, j key, k classes.
 """
 
@@ -21,7 +21,7 @@ from vit_jax.layers.shapes import ExtraTokens, Output, Tokens
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention, without the residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -146,7 +146,7 @@ class ViT1D(nn.Module):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

@@ -1,9 +1,9 @@
-"""ViT of a video: patches of some frames and pixels, read by a plain transformer.
+"""ViT for video: patches of several frames, read by a plain transformer.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929, for images. Upstream: vit_pytorch/vit_3d.py.
 Differs from upstream: a video may be shorter than `frames` and smaller than `image_size`; `num_classes=0` gives tokens;
-tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: as `vit` does; and the norm after the transformer is only applied to what is pooled.
+tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: as `vit` does; the norm after the transformer is applied only to the pooled features.
 Axes: b batch, F frames, H and W height and width in pixels, n tokens, c channels, d dim, h heads, i query, j key,
 k classes.
 """
@@ -24,7 +24,7 @@ from vit_jax.layers.shapes import ExtraTokens, Output, Tokens, Videos
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention behind a norm, without the residual: tokens (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention, without the residual: tokens (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a GELU between them, behind a norm, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm feed-forward: two linear maps around a GELU, without the residual: (b, n, d) to the same shape."""
 
     hidden_dim: int
     dropout: float
@@ -97,8 +97,8 @@ class ViT3D(nn.Module):
         emb_dropout: rate on the tokens before the first block.
 
     Raises:
-        ValueError: if `frame_patch_size` does not divide `frames`, or `image_patch_size` `image_size`, or for another
-            `pool`.
+        ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not divide `image_size`, or
+            `pool` is neither "cls" nor "mean".
     """
 
     image_size: int | tuple[int, int]
@@ -158,7 +158,7 @@ class ViT3D(nn.Module):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:

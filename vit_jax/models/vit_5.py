@@ -1,10 +1,13 @@
-"""ViT-5: the plain ViT with what language models taught since: RMSNorm, QK-norm, LayerScale, rotations, registers.
+"""ViT-5: the plain ViT with RMSNorm, QK-norm, LayerScale, rotary positions and registers.
+
+Derives from the frame `PlainViT` and overrides the transformer, the patch projection, the tokens and the
+head.
 
 Source: Wang et al. 2026, arXiv:2602.08071. Upstream: vit_pytorch/vit_5.py.
-Differs from upstream: images may be non-square and smaller than `image_size`; tokens and positions start at a
-deviation of 0.02 (upstream: 1).
-Differs from the paper: patches rotate at base 100,000 (the authors' code: 10,000); registers stand before the patches,
-have learned positions, as the class token does, and rotate as a sequence (theirs: as a square grid).
+Differs from upstream: images may be non-square and smaller than `image_size`; tokens and positions have an
+initial std of 0.02 (upstream: 1).
+Differs from the paper: the rotary base of patches is 100,000 (the authors' code: 10,000); registers come before the
+patches, have learned positions, as the class token does, and rotate as a sequence (theirs: as a square grid).
 Axes: b batch, n tokens, p rotated tokens, d dim, h heads, i query, j key.
 """
 
@@ -26,7 +29,7 @@ from vit_jax.layers.to_heads import ToHeads
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root of the mean square over the last axis. Source: Zhang and Sennrich 2019, arXiv:1910.07467."""
+    """Divide by the root mean square over the last axis. Source: Zhang and Sennrich 2019, arXiv:1910.07467."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -35,12 +38,12 @@ class RMSNorm(nn.Module):
 
 
 def frequencies(base: float, width: int) -> np.ndarray:
-    """Radians per step, float32 (width / 2,), of features that turn in pairs."""
+    """Radians per step for each pair of features, float32 (width / 2,)."""
     return (base ** -(np.arange(0, width, 2) / width)).astype(np.float32)
 
 
 def rotations(registers: int, rows: int, columns: int, dim_head: int) -> np.ndarray:
-    """Sine and cosine, float32 (2, p, dim_head), of registers by their number and patches by their row and column."""
+    """Sine and cosine, float32 (2, p, dim_head), of registers by their index and patches by row and column."""
     row, column = np.mgrid[:rows, :columns].reshape(2, -1, 1) * frequencies(100_000.0, dim_head // 2)
     of_registers = np.arange(registers)[:, None] * frequencies(100.0, dim_head)
     angles = np.repeat(np.concatenate([of_registers, np.concatenate([row, column], axis=1)]), 2, axis=1)
@@ -48,7 +51,7 @@ def rotations(registers: int, rows: int, columns: int, dim_head: int) -> np.ndar
 
 
 class Attention(nn.Module):
-    """Self-attention with normalised queries and keys, rotated but for those of the first token."""
+    """Self-attention with normalised queries and keys, rotated except for those of the first token."""
 
     heads: int
     dim_head: int
@@ -65,7 +68,7 @@ class Attention(nn.Module):
 
 
 class Transformer(NormedBlocks):
-    """`NormedBlocks` whose every branch has a LayerScale."""
+    """`NormedBlocks` with a LayerScale in every branch."""
 
     def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
         name = {"attn": f"ls1_{i}", "ff": f"ls2_{i}"}[part]
@@ -73,16 +76,34 @@ class Transformer(NormedBlocks):
 
 
 class ViT5(PlainViT):
-    """The plain ViT with `num_registers` registers between the class token and the patches.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError besides when `dim_head` is no multiple of 4, half of it for either axis, in pairs.
+    The class token comes first, then the registers, then the patches. An image may be smaller than
+    `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head, a multiple of 4.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        num_registers: number of register tokens.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or 4 does not divide `dim_head`.
     """
 
     pool: ClassVar[str] = "cls"
     num_registers: int = 4
 
     def __post_init__(self):
-        expect(self, "dim_head", self.dim_head % 4 == 0, "a multiple of 4, pairs for either axis")
+        expect(self, "dim_head", self.dim_head % 4 == 0, "a multiple of 4, as pairs of features rotate along two axes")
         at_least(self, num_registers=0)
         super().__post_init__()
 

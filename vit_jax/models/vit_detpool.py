@@ -1,8 +1,8 @@
-"""ViT with detection pooling: tokens attend to the patches of an object alone, and those alone are pooled.
+"""ViT with detection pooling: tokens attend only to the patches of an object, and only these are pooled.
 
 Source: Niu et al. 2026, "Learning to Grasp Anything By Playing with Random Toys", openreview.net/forum?id=NZDaMcpXZm.
 Upstream: vit_pytorch/vit_detpool.py.
-Differs from upstream: a mask of a shape that fits neither pixels nor patches is a ValueError.
+Differs from upstream: a mask whose shape is neither that of the pixels nor of the patches raises ValueError.
 Axes: b batch, n tokens, m patches, d dim, k classes.
 """
 
@@ -25,7 +25,7 @@ from vit_jax.layers.to_heads import ToHeads
 
 
 class MaskedAttention(Attention):
-    """`Attention` in which nothing attends to the tokens outside of `mask`."""
+    """`Attention` in which no token attends to tokens outside of `mask`."""
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Bool[Array, "b n"], *, train: bool = False) -> Tokens:
@@ -37,11 +37,30 @@ class MaskedAttention(Attention):
 
 
 class ViTDetPool(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d), class token first.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    `object_mask`, True on the object, is of pixels, (b, H, W), or of patches, (b, rows, columns) or (b, m). Where it
-    is not given `mask_generator`, a module, makes it from the images; it is frozen. Without either, all patches count.
-    Raises ValueError when `patch_size` does not divide `image_size`, or for a mask of another shape.
+    An image may be smaller than `image_size`; it then gets the first positions. The class token, if
+    any, comes first; the head reads the mean of the object's patches. `object_mask` is True on the
+    object: of pixels (b, H, W), or of patches (b, rows, columns) or (b, m). By default
+    `mask_generator` computes it, and without one all patches belong to the object.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        use_cls_token: have a class token.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        mask_generator: a module that maps images to an `object_mask`; it gets no gradient.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or a mask has another shape.
     """
 
     image_size: int | tuple[int, int]
@@ -86,7 +105,7 @@ class ViTDetPool(nn.Module):
         return Dense(self.num_classes, name="mlp_head")(pooled) if self.num_classes else x
 
     def _mask_of_patches(self, mask: Bool[Array, "b *grid"] | None, images: Array) -> Bool[Array, "b m"]:
-        """`mask` as one of patches; a patch belongs to the object if any of its pixels does."""
+        """`mask` as a mask of patches: True for patches with any pixel of the object."""
         batch, height, width, _ = images.shape
         rows, columns = patch_grid((height, width), self.patch_size)
         pixels, grid, flat = (batch, height, width), (batch, rows, columns), (batch, rows * columns)
@@ -102,7 +121,7 @@ class ViTDetPool(nn.Module):
 
 
 def masked_mean(x: Float[Array, "b m d"], mask: Bool[Array, "b m"]) -> Float[Array, "b d"]:
-    """Mean over the tokens in `mask`, zero where there are none."""
+    """Mean over the tokens in `mask`; zero if there are none."""
     return jnp.where(mask[..., None], x, 0).sum(axis=1) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 

@@ -1,9 +1,11 @@
-"""ViT for small datasets: patches that see beyond their edges, and tokens that attend to all but themselves.
+"""ViT for small datasets: patches of the image and of shifted copies; no token attends to itself.
+
+Derives from the frame `PlainViT` and overrides the attention and the patch embedding.
 
 Source: Lee et al. 2021, arXiv:2112.13492. Upstream: vit_pytorch/vit_for_small_dataset.py.
-Differs from upstream: `diagonal_shifts` gives the paper's; patches may be non-square; `num_classes=0` gives tokens;
-tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: copies of the image move by one pixel, up, down or sideways, unless `diagonal_shifts`; the heads
+Differs from upstream: `diagonal_shifts` shifts copies as in the paper; patches may be non-square; `num_classes=0`
+gives tokens; tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: copies of the image are shifted by one pixel along one axis, unless `diagonal_shifts`; the heads
 of a layer share one temperature (authors' code: one each), learned as its logarithm.
 Axes: b batch, n tokens, d dim, k classes.
 """
@@ -27,7 +29,7 @@ from vit_jax.layers.shapes import Images, Tokens
 
 
 class ShiftedPatchTokenization(nn.Module):
-    """Image (b, H, W, c), and four shifted copies on top of it, to tokens (b, n, dim)."""
+    """Image (b, H, W, c), concatenated with four shifted copies along the channels, to tokens (b, n, dim)."""
 
     patch_size: tuple[int, int]
     dim: int
@@ -47,7 +49,7 @@ class ShiftedPatchTokenization(nn.Module):
 
 
 def shift(images: Images, down: int, right: int) -> Images:
-    """`images` moved by so many pixels (up and left where negative); zeros move in."""
+    """Shift `images` by pixels (negative: up and left); zeros fill the rest."""
     _, height, width, _ = images.shape
     pad_y, pad_x = abs(down), abs(right)
     padded = jnp.pad(images, ((0, 0), (pad_y, pad_y), (pad_x, pad_x), (0, 0)))
@@ -69,12 +71,32 @@ class LocalitySelfAttention(Attention):
 
 
 class ViTForSmallDataset(PlainViT):
-    """The plain ViT with shifted patches and locality self-attention.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    With `diagonal_shifts` the copies of the image move as in the paper, by half a patch along both axes.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        diagonal_shifts: shift the copies by half a patch along both axes, as in the paper.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
+            "mean".
     """
 
-    patches_leak: ClassVar[bool] = True  # tokens include their neighbours' edges
+    patches_leak: ClassVar[bool] = True  # a token also depends on the edges of its neighbours
     diagonal_shifts: bool = False
 
     def make_patch_embedding(self) -> nn.Module:

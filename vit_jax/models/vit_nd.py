@@ -1,10 +1,10 @@
-"""ViTND: the plain ViT over an array with any number of axes, causal along some of them where asked.
+"""ViTND: the plain ViT for arrays with any number of axes, optionally causal along some of them.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929, for two axes. Upstream: vit_pytorch/vit_nd.py.
 Differs from upstream: any number of axes (upstream: at most 7); `num_classes=0` gives tokens; the patches of
-`return_nd_patches` are channels-last; tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: a norm behind the patch projection, no bias in query, key and value.
-Axes: b batch, n tokens, d dim, h heads, f features of a head, i query, j key, k classes, grid: those of the patches.
+`return_nd_patches` are channels-last; tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: a norm after the patch projection, no bias in query, key and value.
+Axes: b batch, n tokens, d dim, h heads, f features of a head, i query, j key, k classes, grid the axes of patches.
 """
 
 import functools
@@ -28,7 +28,7 @@ Arrays, Grid = Float[Array, "b *shape c"], tuple[int, ...]
 
 
 class Attention(nn.Module):
-    """Self-attention where `mask` allows it; dropout acts on what it gives, not on its map."""
+    """Self-attention where `mask` is True; dropout acts on the output, not on the attention map."""
 
     heads: int
     dim_head: int
@@ -50,9 +50,28 @@ class Attention(nn.Module):
 class ViTND(nn.Module):
     """Classifier: array (b, *input_shape, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    `input_shape` and `patch_size` have a number for each of `ndim` axes; a single one stands for all. Along the axes of
-    `causal_dims`, one or several, no patch reads what is ahead of it; the class token reads, and is read, freely.
-    Raises ValueError when `patch_size` does not divide `input_shape`, or an input has another shape than that.
+    The class token attends to all tokens, and all tokens to it, also with `causal_dims`.
+
+    Args:
+        ndim: number of axes, without batch and channels.
+        input_shape: sides of an array, one number for each axis, or one for all.
+        patch_size: sides of a patch, one number for each axis, or one for all.
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an array.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        causal_dims: axis or axes along which no patch attends to later ones.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `input_shape`, an input has another shape,
+            `causal_dims` has an unknown axis, or `pool` is neither "cls" nor "mean".
     """
 
     ndim: int
@@ -78,7 +97,7 @@ class ViTND(nn.Module):
         super().__post_init__()
 
     def shape_and_patch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """`input_shape` and `patch_size`, a number for each axis."""
+        """`input_shape` and `patch_size` as one number for each axis."""
         return per_axis("input_shape", self.input_shape, self.ndim), per_axis("patch_size", self.patch_size, self.ndim)
 
     def make_attention(self) -> Callable[..., nn.Module]:
@@ -86,7 +105,7 @@ class ViTND(nn.Module):
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
 
     def embed_patches(self, x: Arrays) -> tuple[Tokens, Grid]:
-        """Tokens of the patches, without positions, and their grid."""
+        """Tokens of the patches, without positions, and the shape of their grid."""
         shape, patch = self.shape_and_patch()
         if x.ndim != self.ndim + 2 or x.shape[-1] != self.channels:
             sides = ", ".join(map(str, shape))
@@ -96,7 +115,7 @@ class ViTND(nn.Module):
         return ArrayPatchEmbed(patch, self.dim, name="to_patch_embedding")(x), grid
 
     def transform(self, x: Tokens, grid: Grid, *positions, train: bool) -> Tokens:
-        """Tokens after the transformer; those before the patches of `grid` are under no mask."""
+        """Apply the transformer; tokens before the patches of `grid` are not masked."""
         mask = None
         if (axes := causal_axes(self.causal_dims, self.ndim)) is not None:
             free = x.shape[1] - math.prod(grid)
@@ -111,7 +130,7 @@ class ViTND(nn.Module):
     def __call__(
         self, x: Arrays, *, return_nd_patches: bool = False, train: bool = False
     ) -> Output | tuple[Float[Array, "b d"], Float[Array, "b *grid d"]]:
-        """With `return_nd_patches` the class token and, as a grid, the patches."""
+        """Apply the model; `return_nd_patches` returns the class token (b, d) and the patches (b, *grid, d) instead."""
         shape, patch = self.shape_and_patch()
         init, count = nn.initializers.normal(0.02), math.prod(array_grid("input_shape", shape, patch))
         given = x.shape

@@ -1,10 +1,12 @@
-"""ViTND with polar positions: a feature's size says what, its angle says where, and no more than that.
+"""ViTND with polar positions: the magnitude of a feature is its content, its angle is only its position.
+
+Derives from `EncodedViTND` (vit_jax/models/vit_nd_rotary.py) with another encoding of positions.
 
 Source: Gopalakrishnan et al. 2025, arXiv:2509.10534 (PoPE), along the directions of Jerry Xiong's "Golden Gate RoPE",
 jerryxio.ng/posts/nd-rope. Upstream: vit_pytorch/vit_nd_pope.py.
-Differs from upstream: `pope_init_learned_bias_uniform` works (upstream: raises); all else as for ViTNDRotary: any
-number of axes, `num_classes=0`, a mask of the input's grid, no `muon_parameters`.
-Differs from the paper: any number of axes, where text has one.
+Differs from upstream: `pope_init_learned_bias_uniform` works (upstream: raises); otherwise as for ViTNDRotary: any
+number of axes, `num_classes=0`, a mask for the grid of the input, no `muon_parameters`.
+Differs from the paper: any number of axes (paper: text, with one axis).
 Axes: b batch, n patches, h heads, f features of a head.
 """
 
@@ -24,7 +26,7 @@ from vit_jax.models.vit_nd_rotary import Attention, EncodedViTND, Heads, check_f
 
 
 def polar(x: Heads, sin_cos: Float[Array, "2 h n f"]) -> Float[Array, "b h n 2*f"]:
-    """Each feature, made positive, as the length of an arrow at its angle; in float32, as upstream does."""
+    """Each feature, after a softplus, as the length of a vector at its angle; in float32, as upstream does."""
     (sin, cos), length = sin_cos[:, None], jax.nn.softplus(x.astype(jnp.float32))
     return jnp.concatenate([length * cos, length * sin], axis=-1).astype(x.dtype)
 
@@ -32,9 +34,33 @@ def polar(x: Heads, sin_cos: Float[Array, "2 h n f"]) -> Float[Array, "b h n 2*f
 class ViTNDPoPE(EncodedViTND):
     """Classifier: array (b, *shape, c) to logits (b, k); with `num_classes=0` to tokens (b, *grid, d).
 
-    Keys stand at angles less than those of queries, by a learned bias of 0 to a whole turn for each feature, which
-    starts at 0, or drawn from all of them with `pope_init_learned_bias_uniform`. Else as `ViTNDRotary`, for any
-    `dim_head`.
+    An array may have any size that patches fill. The head reads the mean of all patches. A learned
+    bias in [-2 pi, 0] for each feature is added to the angles of the keys.
+
+    Args:
+        ndim: number of axes, without batch and channels.
+        input_shape: sides of an array, one number for each axis, or one for all; only checked
+            against `patch_size`.
+        patch_size: sides of a patch, one number for each axis, or one for all.
+        num_classes: number of classes; 0 for tokens, as a grid.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an array.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        causal_dims: axis or axes along which no patch attends to later ones.
+        pope_min_freq: smallest frequency, in radians per patch.
+        pope_max_freq: largest frequency, in radians per patch.
+        pope_p_zero_freqs: share of the frequencies that are zero.
+        pope_init_learned_bias_uniform: draw the initial bias uniformly instead of starting at 0.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `input_shape` or the sides of an array,
+            `causal_dims` has an unknown axis, a frequency is not above 0, or `pope_p_zero_freqs` is
+            not in [0, 1].
     """
 
     pope_min_freq: float = 1.0
@@ -50,7 +76,7 @@ class ViTNDPoPE(EncodedViTND):
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout, polar)
 
     def frequencies(self) -> np.ndarray:
-        """Radians a patch along each axis, (h, f, axes)."""
+        """Radians per patch along each axis, (h, f, axes)."""
         of_lengths = (self.pope_min_freq, self.pope_max_freq, self.pope_p_zero_freqs)
         return golden_gate.frequencies(self.heads, self.dim_head, self.ndim, *of_lengths)
 
@@ -58,7 +84,7 @@ class ViTNDPoPE(EncodedViTND):
         uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-2 * pi, maxval=0.0)
         init = uniform if self.pope_init_learned_bias_uniform else nn.initializers.zeros
         bias = self.param("learned_bias", init, (self.heads, self.dim_head)).astype(jnp.float32)
-        # Clipped so that the gradient at 0, where the bias starts, is whole, as in torch: jnp.clip would halve it.
+        # At 0, where the bias starts, the gradient of jnp.clip is one half; torch's is 1, as it is here.
         inside = (bias >= -2 * pi) & (bias <= 0)
         bias = jnp.where(inside, bias, jnp.clip(bias, -2 * pi, 0.0))
         angles = golden_gate.angles(self.frequencies(), grid)

@@ -1,11 +1,13 @@
-"""ViTND without learned positions: queries and keys turn, each feature along a direction of its own.
+"""ViTND with rotary positions: each pair of features of queries and keys rotates along its own direction.
+
+Derives from `ViTND` (vit_jax/models/vit_nd.py) and overrides the attention; there is no class token.
 
 Source: Jerry Xiong, "Golden Gate RoPE", jerryxio.ng/posts/nd-rope. Upstream: vit_pytorch/vit_nd_rotary.py.
 Differs from upstream: any number of axes (upstream: at most 7); `num_classes=0` gives the grid of `return_embed`; a
-causal mask is of the input's grid, as positions are (upstream: of `input_shape`, also where the input is of another
-size); no `muon_parameters`, which is for an optimizer.
-Differs from the source: its form with a class token is not here.
-Axes: b batch, n patches, d dim, h heads, f features of a head, r half of them, k classes, grid: those of the patches.
+causal mask is computed for the grid of the input, as positions are (upstream: for `input_shape`, whatever the size of
+the input); no `muon_parameters`, which is for an optimizer.
+Differs from the source: there is no form with a class token.
+Axes: b batch, n patches, d dim, h heads, f features of a head, r half of them, k classes, grid the axes of patches.
 """
 
 import functools
@@ -27,13 +29,13 @@ Heads = Float[Array, "b h n f"]
 
 
 def turn(x: Heads, sin_cos: Float[Array, "2 h n r"]) -> Heads:
-    """Turns each feature of the first half together with its partner of the second; in float32, as upstream does."""
+    """Rotate each feature of the first half with its partner in the second; in float32, as upstream does."""
     (sin, cos), (a, b) = sin_cos[:, None], jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
 class Attention(vit_nd.Attention):
-    """Attention whose queries and keys `encode` gives their places."""
+    """Attention in which `encode` adds positions to queries and keys."""
 
     encode: Callable[..., Array]
 
@@ -47,16 +49,17 @@ class Attention(vit_nd.Attention):
 
 
 class EncodedViTND(vit_nd.ViTND):
-    """ViTND whose attention knows the places of patches, of any input that patches fill; their mean is pooled.
+    """Base of the ViTNDs with positions in the attention; the head reads the mean of all patches.
 
-    A variant says how, in `make_attention`, and what of its `positions`: for queries and for keys.
+    A variant overrides `make_attention`, and `positions`, which returns those of queries and of
+    keys.
     """
 
     pool: ClassVar[str] = "mean"
 
     @nn.compact
     def __call__(self, x: vit_nd.Arrays, *, return_embed: bool = False, train: bool = False) -> Output:
-        """With `return_embed`, and where there are no classes, tokens as a grid, (b, *grid, d)."""
+        """Apply the model; with `return_embed`, or without classes, return tokens as a grid (b, *grid, d)."""
         x, grid = self.embed_patches(x)
         x = self.transform(x, grid, *self.positions(grid), train=train)
         embed = x.reshape(x.shape[0], *grid, self.dim)
@@ -67,9 +70,31 @@ class EncodedViTND(vit_nd.ViTND):
 class ViTNDRotary(EncodedViTND):
     """Classifier: array (b, *shape, c) to logits (b, k); with `num_classes=0` to tokens (b, *grid, d).
 
-    Frequencies rise from `rope_min_freq` to `rope_max_freq` radians a patch, but for a share `rope_p_zero_freqs`, which
-    are zero. An input may have other sizes than `input_shape`.
-    Raises ValueError when `patch_size` does not divide `input_shape` or an input, or `dim_head` is odd.
+    An array may have any size that patches fill. The head reads the mean of all patches.
+
+    Args:
+        ndim: number of axes, without batch and channels.
+        input_shape: sides of an array, one number for each axis, or one for all; only checked
+            against `patch_size`.
+        patch_size: sides of a patch, one number for each axis, or one for all.
+        num_classes: number of classes; 0 for tokens, as a grid.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an array.
+        dim_head: width of a head; even.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        causal_dims: axis or axes along which no patch attends to later ones.
+        rope_min_freq: smallest frequency, in radians per patch.
+        rope_max_freq: largest frequency, in radians per patch.
+        rope_p_zero_freqs: share of the frequencies that are zero.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `input_shape` or the sides of an array,
+            `causal_dims` has an unknown axis, `dim_head` is odd, a frequency is not above 0, or
+            `rope_p_zero_freqs` is not in [0, 1].
     """
 
     rope_min_freq: float = 1.0
@@ -77,7 +102,7 @@ class ViTNDRotary(EncodedViTND):
     rope_p_zero_freqs: float = 0.0
 
     def __post_init__(self):
-        expect(self, "dim_head", self.dim_head % 2 == 0, "an even number of features, which turn in pairs")
+        expect(self, "dim_head", self.dim_head % 2 == 0, "an even number of features, as they rotate in pairs")
         check_frequencies(self, "rope")
         super().__post_init__()
 
@@ -85,7 +110,7 @@ class ViTNDRotary(EncodedViTND):
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout, turn)
 
     def frequencies(self) -> np.ndarray:
-        """Radians a patch along each axis, (h, r, axes)."""
+        """Radians per patch along each axis, (h, r, axes)."""
         of_lengths = (self.rope_min_freq, self.rope_max_freq, self.rope_p_zero_freqs)
         return golden_gate.frequencies(self.heads, self.dim_head // 2, self.ndim, *of_lengths)
 
@@ -100,7 +125,11 @@ class ViTNDRotary(EncodedViTND):
 
 
 def check_frequencies(model: nn.Module, prefix: str) -> None:
-    """Raises ValueError for frequencies that are not above 0, and for a share of zeros outside of 0 to 1."""
+    """Check the frequencies of `model`, whose names begin with `prefix`.
+
+    Raises:
+        ValueError: if one is not above 0, or the share of zeros is not in [0, 1].
+    """
     for name in (f"{prefix}_min_freq", f"{prefix}_max_freq"):
         expect(model, name, getattr(model, name) > 0, "a frequency above 0")
     expect(model, share := f"{prefix}_p_zero_freqs", 0 <= getattr(model, share) <= 1, "0 to 1")

@@ -1,9 +1,11 @@
-"""ViT with decorrelation: an auxiliary loss keeps the features that layers read, or write, uncorrelated.
+"""ViT with decorrelation: an auxiliary loss decorrelates the features of the inputs, or outputs, of layers.
+
+Derives from the frame `PlainViT` and overrides the transformer, which also returns what the loss needs.
 
 Source: Carrigg et al. 2025, arXiv:2510.14657. Upstream: vit_pytorch/vit_with_decorr.py.
-Differs from upstream: `num_classes=0` gives tokens; tokens and positions start at a deviation of 0.02 (upstream: 1);
-a sample has at least two tokens (upstream: an error); the random subspaces are in the collection `batch_stats`.
-Differs from the paper: a loss (paper: a matrix at the input of every layer, which learns by a rule of its own).
+Differs from upstream: `num_classes=0` gives tokens; tokens and positions have an initial std of 0.02 (upstream: 1);
+a sample has at least two tokens (upstream: raises); the random subspaces are in the collection `batch_stats`.
+Differs from the paper: a loss (paper: a matrix at the input of every layer, trained by its own rule).
 Axes: l layers, b batch, n tokens, d dim, s subspaces, e and f features of a subspace.
 """
 
@@ -26,14 +28,14 @@ LayerTokens = Float[Array, "l b n d"]
 
 
 class NoNorm(nn.Module):
-    """In place of the norm of attention and feed-forward, whose tokens are normalised already."""
+    """Identity, in place of the norm of attention and feed-forward, whose inputs are normalised already."""
 
     def __call__(self, x: Tokens) -> Tokens:
         return x
 
 
 class Transformer(Blocks):
-    """`Blocks` and a last norm; also returns what attentions and feed-forwards read (normalised) and wrote."""
+    """`Blocks` and a last norm; also returns the normalised inputs, and the outputs, of all layers."""
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, LayerTokens, LayerTokens]:
@@ -49,7 +51,7 @@ class Transformer(Blocks):
 
 
 def sample_tokens(key: Array, tokens: LayerTokens, fraction: float) -> Float[Array, "l b m d"]:
-    """A `fraction` of the tokens, at least two, drawn without replacement anew for each layer and image."""
+    """A `fraction` of the tokens, at least two, drawn without replacement for each layer and image."""
     noise = jax.random.uniform(key, tokens.shape[:-1])
     _, kept = jax.lax.top_k(noise, max(2, int(tokens.shape[2] * fraction)))
     return jnp.take_along_axis(tokens, kept[..., None], axis=2)
@@ -58,9 +60,12 @@ def sample_tokens(key: Array, tokens: LayerTokens, fraction: float) -> Float[Arr
 def decorrelation_loss(
     tokens: LayerTokens, subspaces: Float[Array, "s d e"] | None, mean_center: bool
 ) -> Float[Array, ""]:
-    """Mean square of the products of two different features, summed over layers and subspaces, and at least 0.
+    """Mean square of the products of two different features, summed over layers and subspaces.
 
-    Of features as they are, or less their mean if `mean_center`; in each of `subspaces`, or in the whole space.
+    Args:
+        tokens: inputs or outputs of all layers.
+        subspaces: projections in which to compute the loss; None for the whole space.
+        mean_center: subtract the mean of each feature first.
     """
     x = tokens[:, :, None]
     if subspaces is not None:
@@ -75,12 +80,36 @@ def decorrelation_loss(
 
 
 class ViTWithDecorrelation(PlainViT):
-    """The plain ViT; returns a pair of what `PlainViT` returns and the decorrelation loss, (), or zero.
+    """Image (b, H, W, c) to a pair: logits (b, k), or with `num_classes=0` tokens (b, n, d), and a loss ().
 
-    The loss is computed when `return_decorr_aux_loss`, which defaults to `train`: of what layers read, over a sample
-    of tokens drawn from the rng "dropout" if `decorr_sample_frac` is below 1; or, with
-    `decorr_layer_outputs_across_depth`, of what they write, over layers instead of tokens.
-    Raises ValueError besides for a fraction outside 0 to 1, and for subspaces that are none or not smaller than `dim`.
+    An image may be smaller than `image_size`; it then gets the first positions. The decorrelation
+    loss is computed if `return_decorr_aux_loss`, which defaults to `train`, and is otherwise zero.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        decorr_sample_frac: share of the tokens that the loss reads, drawn with the rng "dropout".
+        decorr_use_subspace: compute the loss in random subspaces.
+        decorr_dim_subspace: features of a subspace, fewer than `dim`.
+        decorr_num_subspaces: number of subspaces.
+        decorr_mean_center: subtract the mean of each feature first.
+        decorr_layer_outputs_across_depth: compute the loss from outputs of layers, over layers,
+            instead of inputs, over tokens.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
+            "mean", `decorr_sample_frac` is not in [0, 1], or subspaces are not smaller than `dim`.
     """
 
     decorr_sample_frac: float = 1.0
@@ -116,7 +145,7 @@ class ViTWithDecorrelation(PlainViT):
         return jnp.stack([nn.initializers.orthogonal()(key, shape) for key in keys])
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to the tokens of `embed`."""
         return self.transformer(tokens, train=train)[0]
 
     def __call__(

@@ -1,8 +1,10 @@
-"""ViT with Keel: norms behind the residual again, which survives great depth because the residual is scaled up.
+"""ViT with Keel: post-norm blocks that train at great depth because the residual is scaled up.
+
+Derives from the frame `PlainViT` and overrides the transformer.
 
 Source: Chen and Wei 2026, arXiv:2601.19895. Upstream: vit_pytorch/vit_with_keel_post_ln.py.
-Differs from upstream: tokens and positions start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: it reads images, where the paper has language models.
+Differs from upstream: tokens and positions have an initial std of 0.02 (upstream: 1).
+Differs from the paper: images (paper: language models).
 Axes: b batch, n tokens, d dim, k classes.
 """
 
@@ -23,7 +25,7 @@ Norm = functools.partial(LayerNorm, use_bias=False)
 
 
 class Transformer(Blocks):
-    """`depth` times attention and feed-forward: x becomes norm(residual_scale x + f(x)), the first time x + f(x)."""
+    """`depth` blocks: x becomes norm(residual_scale x + f(x)), and after the first attention x + f(x)."""
 
     residual_scale: float
 
@@ -39,9 +41,30 @@ class Transformer(Blocks):
 
 
 class ViTWithKeelPostLN(PlainViT):
-    """`ViT` with Keel's transformer; its residuals are scaled by their number, 2 * `depth`, if nothing else is given.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError for a `depth` below 2.
+    An image may be smaller than `image_size`; it then gets the first positions. With `pool="mean"`
+    there is no class token.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks, at least 2.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        keel_residual_scale: factor of every residual; by default 2 * `depth`.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
+            "mean", or `depth` is below 2.
     """
 
     keel_residual_scale: float | None = None

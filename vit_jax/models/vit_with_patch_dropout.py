@@ -1,8 +1,10 @@
-"""ViT with PatchDropout: trained on a random part of the patches, evaluated on all of them.
+"""ViT with PatchDropout: trained on a random subset of each image's patches, evaluated on all.
+
+Derives from the frame `PlainViT`; drops patches before the transformer and overrides the patch projection.
 
 Source: Liu et al. 2022, arXiv:2208.07220. Upstream: vit_pytorch/vit_with_patch_dropout.py.
-Differs from upstream: `num_classes=0` gives tokens; images may be smaller than `image_size`; tokens and positions start
-at a deviation of 0.02 (upstream: 1).
+Differs from upstream: `num_classes=0` gives tokens; images may be smaller than `image_size`; tokens and positions have
+an initial std of 0.02 (upstream: 1).
 Differs from the paper: the class token has no position; no bias in query, key and value.
 Axes: b batch, n tokens, e extra tokens, d dim, k classes.
 """
@@ -19,9 +21,29 @@ from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
 
 class ViTWithPatchDropout(PlainViT):
-    """The plain ViT that drops the share `patch_dropout` of the patches when `train`.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Raises ValueError unless that is at least 0 and below 1.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        patch_dropout: share of the patches to drop in training, at least 0 and below 1.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
+            "mean", or `patch_dropout` is not in [0, 1).
     """
 
     patch_dropout: float = 0.25
@@ -34,7 +56,7 @@ class ViTWithPatchDropout(PlainViT):
         return PatchProjection(pair("patch_size", self.patch_size), self.dim)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
-        """Class token and positions of the patches alone, (1, 1, d) and (n, d)."""
+        """Class token (1, 1, d), and positions of the patches only, (n, d)."""
         init = nn.initializers.normal(0.02)
         return self.param("cls_token", init, (1, 1, self.dim)), self.param("pos_embedding", init, (patches, self.dim))
 
@@ -50,7 +72,7 @@ class ViTWithPatchDropout(PlainViT):
         patches: Patches | None = None,
         train: bool = False,
     ) -> Tokens:
-        """Tokens before the transformer: the class token, the patches that stay, the extra tokens."""
+        """Tokens before the transformer: the class token, the patches that are kept, the extra tokens."""
         self.check_positions(images)
         x = self.to_patch_embedding(images) if patches is None else patches
         x = add_positions(x, self.pos_embedding)

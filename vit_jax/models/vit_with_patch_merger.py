@@ -1,7 +1,9 @@
-"""ViT with PatchMerger: half-way through, a few learned queries gather all tokens into as many.
+"""ViT with PatchMerger: after half of the blocks, attention of a few learned queries merges all tokens.
+
+Derives from the frame `PlainViT`, without class token, and overrides the transformer.
 
 Source: Renggli et al. 2022, arXiv:2202.12015. Upstream: vit_pytorch/vit_with_patch_merger.py.
-Differs from upstream: `num_classes=0` gives tokens; positions start at a deviation of 0.02 (upstream: 1).
+Differs from upstream: `num_classes=0` gives tokens; positions have an initial std of 0.02 (upstream: 1).
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value.
 Axes: b batch, n tokens, m merged tokens, d dim, k classes.
 """
@@ -22,7 +24,7 @@ from vit_jax.layers.shapes import Images, Patches, Tokens
 
 
 class PatchMerger(nn.Module):
-    """Learned queries attend to the normed tokens, which are keys and values at once: (b, n, d) to (b, m, d)."""
+    """Attention of learned queries to the normalised tokens, which are keys and values: (b, n, d) to (b, m, d)."""
 
     num_tokens_out: int
 
@@ -34,7 +36,7 @@ class PatchMerger(nn.Module):
 
 
 class Transformer(Blocks):
-    """`Blocks` and a last norm; behind block `merge_layer` tokens become `num_merged`."""
+    """`Blocks` and a last norm; after block `merge_layer`, tokens are merged into `num_merged`."""
 
     merge_layer: int
     num_merged: int
@@ -49,18 +51,38 @@ class Transformer(Blocks):
                 x = merge(x)
             block_output(self, x)
         if self.merge_layer == 0 and self.is_initializing():
-            merge(x)  # for its parameters, which upstream has all the same
+            merge(x)  # creates its parameters: upstream has them even so
         return LayerNorm(name="norm")(x)
 
 
 class ViTWithPatchMerger(PlainViT):
-    """The plain ViT, without a class token, whose tokens become `patch_merge_num_tokens` behind `patch_merge_layer`.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to merged tokens (b, m, d).
 
-    Layers count from 1; by default it is the last of the first half, and 0 (half of a single one) is none.
-    Raises ValueError for a `patch_merge_layer` beyond `depth`, or no tokens to merge into.
+    An image may be smaller than `image_size`; it then gets the first positions. The head reads the
+    mean of the merged tokens.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for the merged tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        patch_merge_layer: block, counted from 1, after which tokens are merged, 0 for never; by
+            default `depth // 2`.
+        patch_merge_num_tokens: number of merged tokens.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `patch_merge_layer` is above
+            `depth`, or there are no merged tokens.
     """
 
-    patches_lost: ClassVar[bool] = True  # tokens that come out are merged ones
+    patches_lost: ClassVar[bool] = True  # there is no output token for each patch
     patch_merge_layer: int | None = None
     patch_merge_num_tokens: int = 8
     pool: str = dataclasses.field(default="mean", init=False)
@@ -72,7 +94,7 @@ class ViTWithPatchMerger(PlainViT):
         super().__post_init__()
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
-        """No class token, (1, 0, d), and positions, (1, n + 1, d): upstream has one more than it uses."""
+        """No class token, (1, 0, d), and positions (1, n + 1, d), of which the last is unused, as in upstream."""
         pos_embedding = self.param("pos_embedding", nn.initializers.normal(0.02), (1, patches + 1, self.dim))
         return pos_embedding[:, :0], pos_embedding
 
@@ -88,7 +110,7 @@ class ViTWithPatchMerger(PlainViT):
         return self.transformer(tokens, train=train)
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
-        """Tokens after the transformer; extra ones would be merged with the rest."""
+        """Tokens after the transformer. There are no extra tokens, as they would be merged too."""
         return super().encode(images, patches=patches, train=train)
 
     torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, ("mlp_head", "mlp_head.1"))

@@ -1,12 +1,12 @@
-"""ViViT: a video as patches of some frames each, which attend across space and, apart from it, across time.
+"""ViViT: patches of several frames of a video, with separate attention over space and over time.
 
 Source: Arnab et al. 2021, arXiv:2103.15691. Upstream: vit_pytorch/vivit.py.
-Differs from upstream: attention maps drop in training alone (upstream: with `use_flash_attn` at evaluation too);
-`use_flash_attn` decides what is kept for the gradient, not which kernel runs; where `mask` leaves no frame, all are
-read alike (upstream: with `use_flash_attn` none); `num_classes=0` gives tokens; tokens and positions start at a
-deviation of 0.02 (upstream: 1).
+Differs from upstream: dropout of attention maps acts only in training (upstream: with `use_flash_attn` at evaluation
+too); `use_flash_attn` selects what is stored for the gradient, not the kernel; if `mask` is False for all frames, all
+are read equally (upstream: with `use_flash_attn` none); `num_classes=0` gives tokens; tokens and positions have an
+initial std of 0.02 (upstream: 1).
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value; factorized
-self-attention has a class token for every frame (paper: none), and logits come from that of the first.
+self-attention has a class token for every frame (paper: none), and the head reads that of the first.
 Axes: b batch, f frames of patches, n tokens of a frame, d dim, h heads, i query, j key, e dim_head, k classes.
 """
 
@@ -46,15 +46,16 @@ Slots = Int[Array, "n"]
 class Attention(layers.Attention):
     """`Attention` in which no query reads a key outside of `mask`.
 
-    With `use_flash_attn` the gradient keeps products with kernels alone, so that no attention map stays in memory.
-    With `slots` keys and values are put there in the variables "cache", and what is in all slots is read.
+    With `use_flash_attn` only the outputs of linear maps are stored for the gradient, but no
+    attention map. With `slots`, keys and values are written to these slots of the variables
+    "cache", and all slots are read.
     """
 
     use_flash_attn: bool = True
 
     @nn.compact
     def read(self, x: Tokens, mask: Mask | None, slots: Slots | None = None, *, train: bool = False) -> Tokens:
-        """The attention, and what its gradient keeps left to jax."""
+        """Attention, without any choice of what is stored for the gradient."""
         q, *kv = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         if slots is not None:
             kv = jnp.stack(kv)
@@ -75,7 +76,7 @@ class Attention(layers.Attention):
 
 
 class FactorizedTransformer(NormedBlocks):
-    """`NormedBlocks` with two attentions each: the tokens of a frame over each other, then each over its frames."""
+    """`NormedBlocks` with two attentions: within each frame, then over frames for each place."""
 
     @nn.compact
     def __call__(self, x: FrameTokens, mask: Mask | None = None, *, train: bool = False) -> FrameTokens:
@@ -93,14 +94,39 @@ class FactorizedTransformer(NormedBlocks):
 class ViViT(nn.Module, kw_only=True):
     """Classifier: video (b, F, H, W, c) to logits (b, k); with `num_classes=0` to tokens.
 
-    Those are of frames, (b, f, d), with `variant="factorized_encoder"`, where one transformer reads each frame and
-    another what the first made of them; with "factorized_self_attention", blocks that do both, (b, f, n, d). Either way
-    class tokens, if any, are first. `mask` is True on the frames that others read; the mean pools all.
-    A video may be smaller and shorter than `image_size` and `frames`; it then gets the first positions.
-    Raises ValueError when patches do not fill frames or video, and for a `variant` other than the two.
+    The tokens are those of frames of patches, (b, f, d), with `variant="factorized_encoder"`, and
+    those of patches, (b, f, n, d), with "factorized_self_attention". Class tokens, if any, come
+    first. A video may be shorter than `frames` and smaller than `image_size`; it then gets the
+    first positions. `mask` (b, F) is True for frames that other frames may read; mean pooling
+    ignores it.
+
+    Args:
+        image_size: pixels, or (height, width).
+        image_patch_size: pixels, or (height, width).
+        frames: largest number of frames.
+        frame_patch_size: frames of a patch.
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        spatial_depth: blocks with attention over space.
+        temporal_depth: blocks with attention over time.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of a frame.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        variant: "factorized_encoder" for one transformer over space and another one over time,
+            "factorized_self_attention" for blocks with both attentions.
+        use_flash_attn: save memory in training; outputs do not change.
+
+    Raises:
+        ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not
+            divide `image_size`, `variant` is unknown, or `pool` is neither "cls" nor "mean".
     """
 
-    head_class: ClassVar[type[nn.Module]] = Dense  # turns pooled features into logits
+    head_class: ClassVar[type[nn.Module]] = Dense  # maps pooled features to logits
     image_size: int | tuple[int, int]
     image_patch_size: int | tuple[int, int]
     frames: int
@@ -154,7 +180,7 @@ class ViViT(nn.Module, kw_only=True):
             self.mlp_head = self.head_class(self.num_classes)
 
     def embed(self, video: Videos, start: int | Int[Array, ""] = 0, *, train: bool = False) -> FrameTokens:
-        """Tokens of every frame of patches, with positions from number `start` on; behind the class token, if any."""
+        """Tokens of every frame of patches, the class token first, if any; positions start at frame `start`."""
         check_video(video, self.channels)
         sides = (self.frames, *pair("image_size", self.image_size))
         check_fits("video", video, sides, "frames, image_size")
@@ -167,15 +193,18 @@ class ViViT(nn.Module, kw_only=True):
         return self.embedding_dropout(x, deterministic=not train)
 
     def attend_space(self, x: FrameTokens, *, train: bool) -> FrameTokens:
-        """Attention among the tokens of each frame."""
+        """Apply the spatial transformer to the tokens of each frame."""
         return self.spatial_transformer(jax.lax.collapse(x, 0, 2), train=train).reshape(x.shape)
 
     def with_class(self, x: Float[Array, "b f d"]) -> Tokens:
-        """Tokens of frames behind the temporal class token, if any."""
+        """Prepend the temporal class token, if any."""
         return prepend(self.temporal_cls_token, x) if self.pool == "cls" else x
 
     def mask_of_patches(self, mask: FrameMask | None, video: Videos) -> Mask | None:
-        """`mask` for what reads frames of patches, which count if all of their frames do, and a class token, if any."""
+        """The mask of frames as one of frames of patches, with the class token, if any.
+
+        It is True for a frame of patches if all of its frames are.
+        """
         if mask is None:
             return None
         if mask.shape != video.shape[:2]:
@@ -213,7 +242,7 @@ class ViViT(nn.Module, kw_only=True):
 TINY = dict(image_size=32, image_patch_size=8, frames=8, frame_patch_size=2, dim=64, heads=4, dim_head=16, mlp_dim=128)
 _B16X2 = dict(image_size=224, image_patch_size=16, frames=32, frame_patch_size=2, dim=768, heads=12, mlp_dim=3072)
 
-PRESETS = {  # the second is the authors' ViViT-B/16x2 Factorised Encoder
+PRESETS = {  # "b16x2" is the authors' ViViT-B/16x2 Factorised Encoder
     "tiny": TINY | dict(spatial_depth=2, temporal_depth=2),
     "b16x2": _B16X2 | dict(spatial_depth=12, temporal_depth=4),
 }

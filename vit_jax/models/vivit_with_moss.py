@@ -1,13 +1,15 @@
-"""ViViT with MOSS: the tokens of a frame are told how much they resemble their neighbours in space and time.
+"""ViViT with MOSS: similarities to neighbours in space and time are added to the tokens of each frame.
+
+Derives from `ViViT` (vit_jax/models/vivit.py) and applies MOSS between its spatial and temporal transformers.
 
 Source: Kim, Kwon et al. 2026, arXiv:2604.20760; the transformers: Arnab et al. 2021, arXiv:2103.15691.
 Upstream: vit_pytorch/vivit_with_moss.py.
-Differs from upstream: as ViViT does; videos may be smaller than `image_size`; a causal model reads a video step by step
-as well, with a cache of fixed shape (upstream: parts take caches that grow, the model none), any number of frames at
-once (upstream: with `use_flash_attn` one) and with `moss_local_time=1` too.
-Its defaults are upstream's, whose logits ignore the video: the temporal class token comes first, and where attention is
-causal it reads itself alone. `pool="mean"`, as in the presets, mends that, or `cls_reads_frames=True`, for the same
-weights.
+Differs from upstream: as ViViT does; videos may be smaller than `image_size`; a causal model can also read a video in
+steps, with a cache of fixed shape (upstream: only its parts take caches, which grow), of any number of frames each
+(upstream: one with `use_flash_attn`), also with `moss_local_time=1`.
+The defaults are upstream's, with which logits do not depend on the video: the temporal class token comes first, and
+with causal attention it reads only itself. To avoid that, use `pool="mean"`, as the presets do, or
+`cls_reads_frames=True`, which keeps the weights.
 Axes: b batch, d dim, h height, w width, f frames of patches, n tokens, k classes.
 """
 
@@ -27,13 +29,44 @@ from vit_jax.models.vivit import FrameMask, Mask, Slots, ViViT
 class ViViTWithMOSS(ViViT):
     """Classifier: video (b, F, H, W, c) to logits (b, k); with `num_classes=0` to tokens of frames (b, f, d).
 
-    If `moss_causal`, no frame reads a later one, and `step` goes through a video in pieces. With `cls_reads_frames` the
-    temporal class token, if any, reads all frames even so, while no frame reads it. `mask` is as ViViT's.
-    Raises ValueError when patches do not fill frames or video, and for a `mask` if `moss_causal`.
+    A video may be shorter than `frames` and smaller than `image_size`; it then gets the first
+    positions. `mask` is as for `ViViT`; it needs `moss_causal=False`.
+
+    Args:
+        image_size: pixels, or (height, width).
+        image_patch_size: pixels, or (height, width).
+        frames: largest number of frames.
+        frame_patch_size: frames of a patch.
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        spatial_depth: blocks with attention over space.
+        temporal_depth: blocks with attention over time.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all
+            tokens.
+        channels: channels of a frame.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+        use_flash_attn: save memory in training; outputs do not change.
+        moss_local_time: frames of patches that MOSS compares; odd.
+        moss_local_height: rows of patches that MOSS compares; odd.
+        moss_local_width: columns of patches that MOSS compares; odd.
+        moss_hidden_dim: hidden width of MOSS.
+        moss_orders: orders of MOSS.
+        moss_causal: no frame reads a later one; `step` can then read a video in pieces.
+        cls_reads_frames: with `moss_causal`, let the temporal class token read all frames; no frame
+            reads it.
+
+    Raises:
+        ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not
+            divide `image_size`, an argument of MOSS is invalid, or `pool` is neither "cls" nor
+            "mean".
     """
 
     head_class = NormHead
-    variant: ClassVar[str] = "factorized_encoder"  # no argument here
+    variant: ClassVar[str] = "factorized_encoder"  # not an argument of this model
     moss_local_time: int = 3
     moss_local_height: int = 3
     moss_local_width: int = 3
@@ -52,7 +85,7 @@ class ViViTWithMOSS(ViViT):
         self.moss = MOSS(self.dim, *sides, self.moss_hidden_dim, self.moss_orders, self.moss_causal)
 
     def read_frames(self, video: Videos, start=0, cache=None, *, train: bool = False):
-        """Tokens (b, n, d) of frames of patches, behind the class token, if any; and the next cache of MOSS."""
+        """Tokens (b, n, d) of frames of patches, after the class token, if any; and the next cache of MOSS."""
         x = self.attend_space(self.embed(video, start, train=train), train=train)
         rows, _ = patch_grid(video.shape[2:4], self.image_patch_size)
         patches = rearrange(x if self.pool == "mean" else x[:, :, 1:], "b f (h w) d -> b f h w d", h=rows)
@@ -61,7 +94,10 @@ class ViViTWithMOSS(ViViT):
         return self.with_class(pooled if self.pool == "mean" else x[:, :, 0] + pooled), cache
 
     def causal_mask(self, slots: Slots, count: int) -> Mask:
-        """Which of `count` slots the tokens at `slots`, in rising order, may read; the class token is at the first."""
+        """Mask of the slots, of `count`, that the tokens at `slots` may read.
+
+        `slots` are in ascending order; the class token is in the first one.
+        """
         slot = jnp.arange(count)[None]
         mask = slot <= slots[:, None]
         if self.pool == "cls" and self.cls_reads_frames:
@@ -76,11 +112,12 @@ class ViViTWithMOSS(ViViT):
         return self.temporal_transformer(x, mask, train=train)
 
     def step(self, video: Videos) -> Output:
-        """Logits of all frames so far, the last of which are `video`, or tokens of those alone.
+        """Logits of all frames so far, of which `video` has the last; without classes, tokens of `video` only.
 
-        The frames before are in the variables "cache", of fixed shapes and zeros at first. From `state = {}` on,
-        `logits, state = model.apply({**variables, **state}, video, method="step", mutable=["cache"])`.
-        More frames than `frames` give NaN, since under jit their number is not known.
+        Earlier frames are in the variables "cache", whose shapes are fixed and which are zero at
+        first. Start with `state = {}` and call `logits, state = model.apply({**variables, **state},
+        video, method="step", mutable=["cache"])`. After more than `frames` frames the result is
+        NaN, since their number is not known under jit.
         """
         expect(self, "moss_causal", self.moss_causal, "True, as a step knows no later frames")
         start = self.get_variable("cache", "seen", jnp.int32(0))

@@ -1,11 +1,11 @@
-"""WWT: tokens say what there is, and masks say where; slots read patches by masks that every block hands on.
+"""WWT: tokens represent what is in an image, masks represent where; every block updates both.
 
 Source: Yoshihashi et al. 2026, arXiv:2605.12021 (What-Where Transformer). Upstream: vit_pytorch/wwt.py.
-Differs from upstream: `num_classes=0` gives `WWTFeatures`; the loss of slots is taken along directions that are drawn
-anew only when `train` (upstream: always); images may be smaller than `image_size`; slots, registers and positions
-start at a deviation of 0.02 (upstream: 1).
-Differs from the paper: a hierarchy of slots, registers, gates, and losses of slots are upstream's own, and presets are
-of sizes that upstream shows.
+Differs from upstream: `num_classes=0` gives `WWTFeatures`; the loss of slots projects them on directions that are
+random only when `train` (upstream: always); images may be smaller than `image_size`; slots, registers and positions
+have an initial std of 0.02 (upstream: 1).
+Differs from the paper: a hierarchy of slots, registers, gates, and losses of slots are upstream's additions; the
+presets have the sizes of upstream's example.
 Axes: b batch, n patches, t tokens, s slots, m either, g scores of a head, f masks of a head, d dim, h heads, k classes.
 """
 
@@ -48,12 +48,14 @@ WWTFeatures = namedtuple("WWTFeatures", ["slots", "tokens", "masks"])
 
 
 class AutoencodingHead(nn.Module):
-    """Features of one level, carried to others by the masks between them, then through `decoder`.
+    """Carry the features of a level to other levels by the masks between them, then apply `decoder`.
 
-    Each of `pathways` goes up or down through levels, 0 being the patches; without any, every level that interacts with
-    `patch_pathway_id` goes there directly. What ends in the patches is a map (b, h, w, d), or (b, d, h, w) if
-    `channel_first`; the rest stays a sequence (b, n, d). Several pathways give a tuple.
-    Raises ValueError for a pathway that turns, and for a step between levels that do not interact.
+    Level 0 are the patches. Each of `pathways` is an ascending or descending sequence of levels; by default they go
+    from each level directly to `patch_pathway_id`. Features that arrive there are a map (b, h, w, d), or (b, d, h, w)
+    with `channel_first`; others are a sequence (b, n, d). Several pathways give a tuple.
+
+    Raises:
+        ValueError: if a pathway is not monotonic, or has a step between levels that do not interact.
     """
 
     image_size: int | Sequence[int]
@@ -98,10 +100,10 @@ class AutoencodingHead(nn.Module):
 
 
 class MutualAttention(nn.Module):
-    """Tokens and slots read each other by the same scores, to which the mask is added, and give the next mask.
+    """Attention between tokens and slots, in both directions, with the same scores, to which the mask is added.
 
-    With `token_softmax_over_slots` either side has scores of its own (g = 2), both normalised over slots; where one
-    mask stands for the two (f = 1), the next one is made of a projection of them.
+    It also returns the next mask. With `token_softmax_over_slots` either direction has its own scores (g = 2), both
+    normalised over slots; with one mask for both (f = 1), a projection of the scores makes the next one.
     """
 
     heads: int
@@ -120,7 +122,7 @@ class MutualAttention(nn.Module):
         k, v_slots = split(Dense(2 * inner_dim, use_bias=False, name="to_k_v_slots")(slots))
         scores = mask + jnp.einsum("gbhtd,bhsd->bghts", q_v[:-1], k) * self.dim_head**-0.5
 
-        attn_slots = softmax(scores[:, 0])  # of every token, over slots: they compete for it
+        attn_slots = softmax(scores[:, 0])  # normalised over slots, which compete for each token
         if self.l1norm_after_tokens_softmax:
             attn_slots = attn_slots / jnp.maximum(attn_slots.sum(axis=-2, keepdims=True), 1e-8)
         attn_tokens = softmax(scores[:, 1]) if groups == 2 else softmax(scores[:, 0].swapaxes(-1, -2)).swapaxes(-1, -2)
@@ -148,11 +150,29 @@ class MutualAttention(nn.Module):
 class WWT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to `WWTFeatures`.
 
-    Level 0 are the patches; each number of `num_slots` makes a further level, smaller than the one before it.
-    `interactions` are pairs of levels, the lower first; without them every level of slots interacts with the patches.
-    `return_tokens` gives `WWTLogits`. The outputs of `task_heads`, called as `AutoencodingHead` is, follow the logits,
-    and last comes the loss of the levels that `sigreg_slots` says, if it says any.
-    Raises ValueError for slots that do not decrease and for interactions that there cannot be.
+    An image may be smaller than `image_size`; it then gets the first positions. Level 0 are the patches; each number
+    in `num_slots` makes another level. With `task_heads` or a loss of slots, the call returns a tuple: the logits,
+    the output of each head, and the loss. Arguments that are not listed here have the same meaning as in `vit:ViT`.
+
+    Args:
+        num_classes: number of classes; 0 for `WWTFeatures`.
+        num_slots: slots of each level, one number or a descending sequence.
+        sigreg_slots: add a loss of the slots of a level, one value per level or one for all.
+        interactions: pairs of levels that attend to each other, the lower one first; by default each level and the
+            patches.
+        mlp_dim: hidden width of each feed-forward; by default 4 * `dim`.
+        return_tokens: return `WWTLogits`, with logits from the patches too.
+        l1norm_after_tokens_softmax: normalise the weights of each slot over tokens.
+        token_softmax_over_slots: use separate scores for tokens, also normalised over slots.
+        project_mask_groups: have one mask for both directions with `token_softmax_over_slots`.
+        gate_attention: gate the output of each head.
+        num_register_tokens: register tokens beside the patches.
+        num_register_slots: register tokens beside the slots, one value per level or one for all.
+        task_heads: a module, or several, called like `AutoencodingHead`.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, `num_slots` does not descend, or `interactions` has
+            an unknown pair.
     """
 
     image_size: int | Sequence[int]
@@ -189,19 +209,19 @@ class WWT(nn.Module):
         super().__post_init__()
 
     def per_level(self, name: str) -> tuple:
-        """The argument `name` as one value for each level of slots; a single value stands for all."""
+        """The argument `name` as one value for each level of slots; a single value applies to all."""
         value, levels = getattr(self, name), len(self.num_slots) if isinstance(self.num_slots, Sequence) else 1
         values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
         expect(self, name, len(values) == levels, f"one value, or {levels} as num_slots={self.num_slots!r} has")
         return values
 
     def pairs(self) -> Pairs:
-        """Levels that interact."""
+        """Pairs of levels that interact."""
         levels = range(1, 1 + len(self.per_level("num_slots")))
         return tuple((0, i) for i in levels) if self.interactions is None else tuple(map(tuple, self.interactions))
 
     def block(self, layer: int, levels: Levels, masks: Masks, *, train: bool) -> tuple[list, list]:
-        """Each interaction's attention, from the same norms; a level's feed-forward gets the sum of what they give."""
+        """Apply the attention of each interaction to the same norms, add the outputs, then apply the feed-forwards."""
         mlp_dim, x, next_masks = self.mlp_dim or 4 * self.dim, list(levels), []
         flags = (self.l1norm_after_tokens_softmax, self.token_softmax_over_slots, self.gate_attention)
         normed = [Norm(name=f"layer_{layer}_norm_{i}")(level) for i, level in enumerate(levels)]

@@ -1,13 +1,13 @@
-"""XCiT: attention between features instead of tokens, at a cost linear in the number of patches.
+"""XCiT: attention between features instead of tokens, whose cost is linear in the number of patches.
 
 Source: El-Nouby et al. 2021, arXiv:2106.09681. Upstream: vit_pytorch/xcit.py.
-Differs from upstream: layers drop only when `train` (upstream also drops them at evaluation), and their running
-statistics move even then; images and patches may be non-square, of any number of `channels`; `num_classes=0` gives
-the class token, (b, 1, d); tokens and positions start at a deviation of 0.02 (upstream: 1).
+Differs from upstream: layers are skipped only when `train` (upstream: at evaluation too), and skipped layers still
+update their running statistics; images and patches may be non-square, of any number of `channels`; `num_classes=0`
+gives the class token, (b, 1, d); tokens and positions have an initial std of 0.02 (upstream: 1).
 Differs from the paper: patches are projected by one linear map (paper: convolutions), positions are learned, the
-temperature is an exponential, no bias in query, key and value; by default LayerScale starts at a value by the layer's
-index, as upstream's, which is 1e-6 in all layers behind the 18th (`layer_scale_init` and the paper's presets: at one
-value by the depth of the model).
+temperature is an exponential, no bias in query, key and value; by default the initial LayerScale depends on the
+layer's index, as upstream's does: 1e-6 in all layers after the 18th (paper: on the depth of the model, as the paper's
+presets set `layer_scale_init`).
 Axes: b batch, n patches, m context, d dim, h heads, i and j features of a head, or query and key, k classes.
 """
 
@@ -47,7 +47,7 @@ from vit_jax.models.cait import keep_layers
 
 
 class XCAttention(nn.Module):
-    """Cross-covariance attention: a map of features by features, of unit queries and keys along the tokens."""
+    """Cross-covariance attention: between features, whose queries and keys are normalised over the tokens."""
 
     heads: int
     dim_head: int
@@ -66,7 +66,7 @@ class XCAttention(nn.Module):
 
 
 class LocalPatchInteraction(nn.Module):
-    """Two depthwise convolutions over the grid of patches, which has `rows`: tokens speak to their neighbours."""
+    """Two depthwise convolutions over the grid of patches, which has `rows` rows."""
 
     kernel: int
     rows: int
@@ -83,8 +83,9 @@ class LocalPatchInteraction(nn.Module):
 class Transformer(nn.Module):
     """`depth` blocks, each branch with a LayerScale: tokens (b, n, d), and an optional context, to (b, n, d).
 
-    A block has the `branches` in their order, by name; `context` goes to "attn". The LayerScales of block i start at
-    `scales[i]`. In training each block is skipped with probability `layer_dropout`, but never all of them.
+    A block applies the `branches` in order; `context` is passed to "attn". The LayerScales of block
+    i start at `scales[i]`. In training each block is skipped with probability `layer_dropout`, but
+    never all of them.
     """
 
     depth: int
@@ -109,9 +110,29 @@ class Transformer(nn.Module):
 class XCiT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the class token (b, 1, d).
 
-    The arguments are those of `cait`, and `local_patch_kernel_size`, the sides of the convolutions over patches.
-    Without `layer_scale_init` every LayerScale starts at 0.1 in blocks 1 to 18 and at 1e-6 from 19.
-    Raises ValueError when `patch_size` does not divide `image_size`, or for an even `local_patch_kernel_size`.
+    An image may be smaller than `image_size`; it then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for the class token.
+        dim: width of a token.
+        depth: number of blocks with attention between the features of patches.
+        cls_depth: number of blocks in which the class token attends to the patches.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the patches before the first block.
+        layer_dropout: probability that a block is skipped in training.
+        channels: channels of an image.
+        layer_scale_init: initial value of every LayerScale; with None 0.1 in blocks 1 to 18, and
+            1e-6 from 19.
+        local_patch_kernel_size: side of the convolutions over patches; odd.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `local_patch_kernel_size` is
+            even.
     """
 
     image_size: int | tuple[int, int]
@@ -154,7 +175,7 @@ class XCiT(nn.Module):
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
 
     def transformer(self, depth: int, attention: type[nn.Module], name: str, **others: Callable) -> Transformer:
-        """A stack of `depth` blocks of attention, `others` and a feed-forward."""
+        """Make a stack of `depth` blocks of attention, `others` and a feed-forward."""
         attn = functools.partial(attention, self.heads, self.dim_head, self.dropout)
         branches = dict(attn=attn, **others, ff=functools.partial(FeedForward, self.mlp_dim, self.dropout))
         fixed = self.layer_scale_init
