@@ -141,7 +141,9 @@ def test_a_map_of_other_patches_is_refused():
     """An oblong image has too few patches for the rows of a square one, which would be filled in another order."""
     head = create_model("wwt:AutoencodingHead", image_size=16, patch_size=4)
     levels, masks = [jnp.ones((1, 8, 4)), jnp.ones((1, 2, 4))], [jnp.ones((1, 1, 8, 2))]
-    with pytest.raises(ValueError, match="hierarchy_features of 8 patches: expected 16 patches, as image_size=16 says"):
+    with pytest.raises(
+        ValueError, match="hierarchy_features of 8 patches: expected 16 patches, those of image_size=16"
+    ):
         jax.eval_shape(lambda: head.init(jax.random.key(0), levels, masks, ((0, 1),)))
 
 

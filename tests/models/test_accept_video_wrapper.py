@@ -177,5 +177,5 @@ def test_a_missing_patch_size_is_named():
         def __call__(self, images, *, train=False):
             return images.reshape(len(images), -1, 3)
 
-    with pytest.raises(ValueError, match="patch_size=None: expected a number, for moss, as image_net has none"):
+    with pytest.raises(ValueError, match="patch_size=None: expected a number, as moss needs it and image_net has none"):
         wrapper(image_net=Tokens(), moss=dict(dim=3)).init(jax.random.key(0), VIDEO)

@@ -53,7 +53,10 @@ def test_gradients_reach_what_was_drawn():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(attn_layers=("FA",)), r"attn_layers=\('FA',\): expected 'FA', 'WA', 'LA' or a tuple 2 times"),
+        (
+            dict(attn_layers=("FA",)),
+            r"attn_layers=\('FA',\): expected depth=2 entries, each 'FA', 'WA', 'LA' or a tuple of them",
+        ),
         (dict(attn_layers=("FA", "XA")), r"attn_layers=\('FA', 'XA'\): expected"),
         (dict(attn_layers=("FA", ())), r"attn_layers=\('FA', \(\)\): expected"),
         (dict(dim=20), "dim=20: expected a multiple of dim_head=8"),
@@ -68,5 +71,5 @@ def test_bad_arguments_are_named(kwargs, message):
 
 def test_images_of_another_size_are_named():
     model = build(FIRST["jet_vit"])
-    with pytest.raises(ValueError, match=r"images give 8 tokens: expected a grid of \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"images of 8 patches: expected a grid of \(4, 4\)"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 16, 3)))

@@ -14,8 +14,8 @@ CASE = FIRST["simple_vit_with_fft"]
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (5, "freq_patch_size=5: expected to divide image_size=16"),
-        ((4, 6), r"freq_patch_size=\(4, 6\): expected to divide image_size=16"),
+        (5, "freq_patch_size=5: expected sides that divide image_size=16"),
+        ((4, 6), r"freq_patch_size=\(4, 6\): expected sides that divide image_size=16"),
         (0, "freq_patch_size=0: expected a positive integer or a pair"),
     ],
 )

@@ -65,7 +65,10 @@ def test_subspaces_are_orthogonal_and_are_not_learned():
     ("kwargs", "message"),
     [
         (dict(decorr_sample_frac=1.5), "decorr_sample_frac=1.5: expected 0 to 1"),
-        (dict(decorr_use_subspace=True, decorr_dim_subspace=24), "decorr_dim_subspace=24: expected 1 to below dim=24"),
+        (
+            dict(decorr_use_subspace=True, decorr_dim_subspace=24),
+            "decorr_dim_subspace=24: expected at least 1 and below dim=24",
+        ),
         (dict(decorr_num_subspaces=0), "decorr_num_subspaces=0: expected at least 1"),
     ],
 )

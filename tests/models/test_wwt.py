@@ -69,14 +69,17 @@ def test_normal_features_have_the_smallest_loss():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(num_slots=(3, 3)), r"num_slots=\(3, 3\): expected one number or more, each below the one before it"),
-        (dict(num_slots=()), r"num_slots=\(\): expected one number or more"),
+        (dict(num_slots=(3, 3)), r"num_slots=\(3, 3\): expected one or more numbers, in descending order"),
+        (dict(num_slots=()), r"num_slots=\(\): expected one or more numbers"),
         (dict(num_slots=0), "num_slots=0: expected at least 1"),
-        (dict(num_register_slots=(1,)), r"num_register_slots=\(1,\): expected one value, or 2 as num_slots=\(6, 3\)"),
+        (
+            dict(num_register_slots=(1,)),
+            r"num_register_slots=\(1,\): expected one value, or 2, one for each of num_slots=\(6, 3\)",
+        ),
         (dict(sigreg_slots=(True,) * 3), r"sigreg_slots=.*: expected one value, or 2"),
-        (dict(interactions=((0, 1), (0, 1))), r"interactions=.*: expected different pairs"),
-        (dict(interactions=((1, 0),)), r"interactions=.*: expected different pairs \(lower, higher\) of 0 to 2"),
-        (dict(interactions=((0, 3),)), r"interactions=.*: expected different pairs \(lower, higher\) of 0 to 2"),
+        (dict(interactions=((0, 1), (0, 1))), r"interactions=.*: expected distinct pairs"),
+        (dict(interactions=((1, 0),)), r"interactions=.*: expected distinct pairs \(lower, higher\) of levels 0 to 2"),
+        (dict(interactions=((0, 3),)), r"interactions=.*: expected distinct pairs \(lower, higher\) of levels 0 to 2"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -86,10 +89,10 @@ def test_bad_arguments_are_named(kwargs, message):
 
 def test_bad_pathways_are_named():
     for pathway in ((0, 1, 0), (0, 0), ()):
-        with pytest.raises(ValueError, match="expected levels that only rise or only fall"):
+        with pytest.raises(ValueError, match="expected ascending or descending levels"):
             head(pathways=(pathway,))
     features, masks = (jnp.zeros((1, 4, 3)), jnp.zeros((1, 2, 3))), [jnp.zeros((1, 4, 2))]
-    with pytest.raises(ValueError, match="expected steps of interactions="):
+    with pytest.raises(ValueError, match="expected only steps of interactions="):
         head(pathways=((2, 0),)).apply({}, (*features, features[1]), masks, [(0, 1)])
-    with pytest.raises(ValueError, match="expected some of level 0, or pathways"):
+    with pytest.raises(ValueError, match="expected a pair with level 0, or pathways"):
         head().apply({}, (features[0], *features), masks, [(1, 2)])

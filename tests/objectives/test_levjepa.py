@@ -181,7 +181,7 @@ def test_bad_values_are_named(name, kwargs, message):
     [
         (ARRAY, dict(patch_size=(4, 4, 4)), r"patch_size=\(4, 4, 4\): expected one number, or 2"),
         (ARRAY, dict(input_shape=18), r"input_shape=\(18, 18\): expected multiples of patch_size"),
-        (ARRAY, dict(causal_dims=(2,)), r"causal_dims=\(2,\): expected numbers of axes, 0 to 1"),
+        (ARRAY, dict(causal_dims=(2,)), r"causal_dims=\(2,\): expected axes from 0 to 1"),
         (ARRAY, dict(dim_head=3), "dim_head=3: expected at least 4"),
         (VIDEO, dict(dim_head=5), "dim_head=5: expected at least 6"),
     ],

@@ -74,7 +74,7 @@ class AcceptVideoWrapper(nn.Module):
         if self.patch_size is not None:
             pair("patch_size", self.patch_size)
         if self.add_time_pos_emb or self.proj_embed_to_dim:
-            expect(self, "dim_emb", self.dim_emb is not None, "the number of features to project or place in time")
+            expect(self, "dim_emb", self.dim_emb is not None, "the number of features of the embedding")
         if self.add_time_pos_emb:
             expect(self, "time_seq_len", self.time_seq_len is not None, "a number, for add_time_pos_emb")
         moss = self.moss
@@ -124,7 +124,7 @@ class AcceptVideoWrapper(nn.Module):
         if self.add_time_pos_emb or self.proj_embed_to_dim or self.moss:
             i = self.output_pos_add_pos_emb
             fits = -len(leaves) <= i < len(leaves) and framed[i] and leaves[i].ndim > 2
-            expect(self, "output_pos_add_pos_emb", fits, f"that of an output with features, out of {len(leaves)}")
+            expect(self, "output_pos_add_pos_emb", fits, f"the index of an output with features, out of {len(leaves)}")
             leaves[i] = self.change(leaves[i], video, train=train)
         return jax.tree.unflatten(tree, leaves)
 
@@ -149,7 +149,7 @@ class AcceptVideoWrapper(nn.Module):
         """Apply `moss` to the last tokens of each frame, which are the patches."""
         nets = (self, self.image_net, getattr(self.image_net, "vit", None))
         patch_size = next((net.patch_size for net in nets if getattr(net, "patch_size", None)), None)
-        expect(self, "patch_size", patch_size is not None, "a number, for moss, as image_net has none")
+        expect(self, "patch_size", patch_size is not None, "a number, as moss needs it and image_net has none")
         rows, columns = patch_grid(video.shape[2:4], patch_size)
         others = x.shape[2] - rows * columns if x.ndim == 4 else -1
         if others < 0:

@@ -138,7 +138,7 @@ class CCT(ImageInput):
         dim, most = self.embedding_dim, self.pooling_kernel_size // 2
         expect(self, "num_heads", dim % self.num_heads == 0, f"a divisor of embedding_dim={dim}")
         expect(self, "mlp_ratio", int(dim * self.mlp_ratio) > 0, "at least 1 / embedding_dim")
-        expect(self, "pooling_padding", self.pooling_padding <= most, "at most half of the pool's kernel")
+        expect(self, "pooling_padding", self.pooling_padding <= most, "at most half of pooling_kernel_size")
         self.grid()
         super().__post_init__()
 

@@ -83,7 +83,7 @@ class CCT3D(cct.CCT):
         at_least(self, num_frames=1, frame_stride=1, frame_kernel_size=1, frame_padding=0)
         at_least(self, frame_pooling_kernel_size=1, frame_pooling_stride=1, frame_pooling_padding=0)
         fits = (self.frame_pooling_padding or 0) <= self.frame_pooling_kernel_size // 2
-        expect(self, "frame_pooling_padding", fits, "at most half of the pool's kernel")
+        expect(self, "frame_pooling_padding", fits, "at most half of frame_pooling_kernel_size")
         super().__post_init__()
 
     def axes(self) -> tuple[cct.Axis, ...]:

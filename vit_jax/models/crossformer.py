@@ -140,8 +140,8 @@ class CrossFormer(MapViT, kw_only=True):
         at_least(self, dim=DIM_HEAD, global_window_size=1, local_window_size=1, cross_embed_strides=1)
         for *_, kernels, stride in self._stages():
             fits = min(kernels) >= stride and len({kernel % 2 for kernel in kernels}) == 1
-            expected = "all odd or all even ones in a stage, none smaller than its stride, as cross_embed_strides"
-            expect(self, "cross_embed_kernel_sizes", fits, f"{expected}={self.cross_embed_strides!r} says")
+            expected = "all odd or all even ones in a stage, none below its stride in cross_embed_strides"
+            expect(self, "cross_embed_kernel_sizes", fits, f"{expected}={self.cross_embed_strides!r}")
 
     def check_size(self, size, name="image_size"):
         check_sides(name, size, self._fits)

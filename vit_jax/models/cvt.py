@@ -137,7 +137,7 @@ class CvT(MapViT, kw_only=True):
     def check(self):
         at_least(self, **{f"s{i}_{name}": int(name != "depth") for i in range(1, 4) for name in STAGE})
         for name in ("s1_proj_kernel", "s2_proj_kernel", "s3_proj_kernel"):
-            expect(self, name, getattr(self, name) % 2 == 1, "an odd number, as queries keep their grid")
+            expect(self, name, getattr(self, name) % 2 == 1, "an odd number, so that the map of queries keeps its size")
 
     def maps(self, images: Images, *, train: bool) -> Maps:
         x = images

@@ -101,7 +101,7 @@ class Transformer(nn.Module):
 
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         if x.shape[1] != self.grid[0] * self.grid[1]:
-            raise ValueError(f"images give {x.shape[1]} tokens: expected a grid of {self.grid}, as image_size says")
+            raise ValueError(f"images of {x.shape[1]} patches: expected a grid of {self.grid}, that of image_size")
         for i, names in enumerate(self.attn_layers):
             if self.is_initializing():  # creates the parameters of all attentions, on a single window
                 for name in ("WA", "LA", "FA"):
@@ -149,7 +149,7 @@ class JetViT(PlainViT):
         super().__post_init__()
         layers, grid = self._attentions(), patch_grid(self.image_size, self.patch_size)
         known = all(names and {"FA", "WA", "LA"}.issuperset(names) for names in layers)
-        each = f"'FA', 'WA', 'LA' or a tuple {self.depth} times"
+        each = f"depth={self.depth} entries, each 'FA', 'WA', 'LA' or a tuple of them"
         expect(self, "attn_layers", known and len(layers) == self.depth, each)
         multiple = f"a multiple of dim_head={self.dim_head}, for attention in windows"
         expect(self, "dim", self.dim % self.dim_head == 0, multiple)

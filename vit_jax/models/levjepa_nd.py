@@ -210,7 +210,7 @@ class NDTransformer(CausalTrunk):
             expect(self, name, len(sides) == self.ndim, f"one number, or {self.ndim}, one for each axis")
         array_grid("input_shape", self._sides(self.input_shape), self.patch)
         in_range = all(0 <= axis < self.ndim for axis in self.causal)
-        expect(self, "causal_dims", in_range, f"numbers of axes, 0 to {self.ndim - 1}")
+        expect(self, "causal_dims", in_range, f"axes from 0 to {self.ndim - 1}")
         check_trunk(self)
         super().__post_init__()
 

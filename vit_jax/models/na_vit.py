@@ -127,7 +127,7 @@ class NaViT(nn.Module):
         check_arguments(self)
         rate = self.token_dropout_prob
         fits = callable(rate) or 0 <= (rate or 0) < 1
-        expect(self, "token_dropout_prob", fits, "0 up to 1, or a function of height and width")
+        expect(self, "token_dropout_prob", fits, "at least 0 and below 1, or a function of height and width")
         super().__post_init__()
 
     def make_attention(self, dropout: float, name: str) -> nn.Module:

@@ -52,7 +52,7 @@ class SimpleViTWithFFT(BaseSimpleViT, kw_only=True):
         super().__post_init__()
         sides = zip(pair("image_size", self.image_size), pair("freq_patch_size", self.freq_patch_size), strict=True)
         divides = all(image % patch == 0 for image, patch in sides)
-        expected = f"to divide image_size={self.image_size!r}, height by height and width by width"
+        expected = f"sides that divide image_size={self.image_size!r}, height by height and width by width"
         expect(self, "freq_patch_size", divides, expected)
 
     def setup(self):

@@ -156,7 +156,12 @@ class TwinsSVT(MapViT, kw_only=True):
 
     def check(self):
         at_least(self, **{f"s{i}_{name}": int(name != "depth") for i in range(1, 5) for name in STAGE})
-        expect(self, "peg_kernel_size", max(0, self.peg_kernel_size) % 2 == 1, "an odd number, as maps keep their grid")
+        expect(
+            self,
+            "peg_kernel_size",
+            max(0, self.peg_kernel_size) % 2 == 1,
+            "an odd number, so that maps keep their size",
+        )
 
     def check_size(self, size, name="image_size"):
         check_sides(name, size, self._fits)

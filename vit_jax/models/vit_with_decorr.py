@@ -122,7 +122,7 @@ class ViTWithDecorrelation(PlainViT):
     def __post_init__(self):
         expect(self, "decorr_sample_frac", 0 <= self.decorr_sample_frac <= 1, "0 to 1")
         fits = not self.decorr_use_subspace or 0 < self.decorr_dim_subspace < self.dim
-        expect(self, "decorr_dim_subspace", fits, f"1 to below dim={self.dim}")
+        expect(self, "decorr_dim_subspace", fits, f"at least 1 and below dim={self.dim}")
         at_least(self, decorr_num_subspaces=1)
         super().__post_init__()
 

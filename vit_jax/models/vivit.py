@@ -153,7 +153,7 @@ class ViViT(nn.Module, kw_only=True):
         expect(self, "frames", self.frames % self.frame_patch_size == 0, fit)
         one_of("variant", self.variant, ("factorized_encoder", "factorized_self_attention"))
         if self.variant == "factorized_self_attention":
-            fit = f"spatial_depth={self.spatial_depth}, as each block has both"
+            fit = f"spatial_depth={self.spatial_depth}, as each block has both attentions"
             expect(self, "temporal_depth", self.temporal_depth == self.spatial_depth, fit)
         super().__post_init__()
 

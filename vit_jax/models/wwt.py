@@ -70,7 +70,7 @@ class AutoencodingHead(nn.Module):
         for pathway in self.pathways or ():
             rising = sorted(set(pathway))
             straight = len(rising) > 0 and list(pathway) in (rising, rising[::-1])
-            expect(self, "pathways", straight, "levels that only rise or only fall in each")
+            expect(self, "pathways", straight, "ascending or descending levels in each")
         super().__post_init__()
 
     @nn.compact
@@ -81,17 +81,17 @@ class AutoencodingHead(nn.Module):
             steps |= {(j, i): mask, (i, j): mask.swapaxes(1, 2)}
         pathways = self.pathways or [(j, i) for i, j in interactions if i == patches]
         if not pathways:
-            raise ValueError(f"interactions={interactions!r}: expected some of level {patches}, or pathways")
+            raise ValueError(f"interactions={interactions!r}: expected a pair with level {patches}, or pathways")
         for pathway in pathways:
             features = hierarchy_features[pathway[0]]
             for step in itertools.pairwise(pathway):
                 if step not in steps:
-                    raise ValueError(f"pathways={pathways!r}: expected steps of interactions={interactions!r}")
+                    raise ValueError(f"pathways={pathways!r}: expected only steps of interactions={interactions!r}")
                 features = jnp.einsum("bts,bsd->btd", softmax(steps[step]), features)
             if pathway[-1] == patches:
                 rows, columns = patch_grid(self.image_size, self.patch_size)
                 if features.shape[1] != rows * columns:
-                    expected = f"{rows * columns} patches, as image_size={self.image_size!r} says"
+                    expected = f"{rows * columns} patches, those of image_size={self.image_size!r}"
                     raise ValueError(f"hierarchy_features of {features.shape[1]} patches: expected {expected}")
                 layout = "b d h w" if self.channel_first else "b h w d"
                 features = rearrange(features, f"b (h w) d -> {layout}", h=rows)
@@ -202,17 +202,19 @@ class WWT(nn.Module):
         at_least(self, num_slots=1, num_register_slots=0)
         slots, *_ = map(self.per_level, ("num_slots", "num_register_slots", "sigreg_slots"))
         falling = len(slots) > 0 and list(slots) == sorted(set(slots), reverse=True)
-        expect(self, "num_slots", falling, "one number or more, each below the one before it")
+        expect(self, "num_slots", falling, "one or more numbers, in descending order")
         pairs = self.pairs()
         distinct = len(set(pairs)) == len(pairs) and all(0 <= i < j <= len(slots) for i, j in pairs)
-        expect(self, "interactions", distinct, f"different pairs (lower, higher) of 0 to {len(slots)}")
+        expect(self, "interactions", distinct, f"distinct pairs (lower, higher) of levels 0 to {len(slots)}")
         super().__post_init__()
 
     def per_level(self, name: str) -> tuple:
         """The argument `name` as one value for each level of slots; a single value applies to all."""
         value, levels = getattr(self, name), len(self.num_slots) if isinstance(self.num_slots, Sequence) else 1
         values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
-        expect(self, name, len(values) == levels, f"one value, or {levels} as num_slots={self.num_slots!r} has")
+        expect(
+            self, name, len(values) == levels, f"one value, or {levels}, one for each of num_slots={self.num_slots!r}"
+        )
         return values
 
     def pairs(self) -> Pairs:
