@@ -9,7 +9,7 @@ from tests.cases.case import BLOCKS, IMAGE, OBLONG, OBLONG_INPUT, Case, Inner, b
 
 
 def encode_forward(make):
-    """`forward_function="encode"`, and what `Extractor` would give beside logits: the tokens of the last block."""
+    """`forward_function="encode"`: the tokens of the last block, which upstream's `Extractor` returns beside logits."""
 
     def repaired(*, image_net, **kwargs):
         def encode(images):
@@ -26,7 +26,7 @@ def encode_forward(make):
 
 
 def flat(path: str, inner: Inner, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Paths of the parameters of a module at `path`."""
+    """Paths of the parameters of the module at `path`."""
     params = jax.eval_shape(build(inner).init, jax.random.key(0), jnp.zeros(shape))["params"]
     return tuple("/".join((path, *names)) for names in flatten_dict(params))
 
@@ -36,13 +36,13 @@ INPUT = (2, 3, 16, 16, 3)
 VIT = Inner("vit", "vit:ViT", IMAGE | BLOCKS | dict(depth=1))
 PLAIN = dict(image_net=VIT)
 PLACED = PLAIN | dict(add_time_pos_emb=True, dim_emb=5, time_seq_len=4)
-# In upstream's own example: tokens, projected, placed and joined.
+# As in upstream's example: tokens that are projected, get temporal positions and go through MOSS.
 JOINED = PLAIN | dict(
     forward_function="encode", dim_emb=24, proj_embed_to_dim=12, add_time_pos_emb=True, time_seq_len=3
 )
 JOINED |= dict(moss=dict(dim=12, hidden_dim=8, causal=True))
 HEAD = tuple(f"image_net/mlp_head/{leaf}" for leaf in ("kernel", "bias"))
-# Logits and a map of 24 channels, which come first.
+# Logits, and a channels-first map with 24 channels.
 MAPS = Inner(*wwt.HEAD, dict(image_size=16, patch_size=4, channel_first=True))
 PAIR = Inner(*wwt.WWT, IMAGE | BLOCKS | dict(depth=1, num_slots=3, task_heads=MAPS))
 FIRST = dict(image_net=PAIR, output_pos_add_pos_emb=1, embed_is_channel_first=True, dim_emb=24)

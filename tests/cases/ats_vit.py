@@ -6,9 +6,9 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, d
 
 
 def fixed_draws(make):
-    """Noise under which its Gumbel draws fall on the paper's quantiles, and images one by one, as each decides alone.
+    """Noise with which upstream's Gumbel draws are the paper's quantiles; images are sampled one at a time.
 
-    What it returns, it returns at the longest length, zero (and -1 for ids) behind the tokens that are left.
+    Outputs are padded to the largest length after the tokens that are left: with zeros, ids with -1.
     """
     import torch
     from torch.nn import functional
@@ -66,7 +66,7 @@ CASES = [
     Case(*ATS, OBLONG_INPUT, 9432, TOKENS, "oblong-tokens", maps=2, repairs=(fixed_draws,)),
 ]
 
-# That of DeiT-S, but for two norms around the projection and biases of q, k and v; sampling has no parameters.
+# DeiT-S, plus two norms around the patch projection, minus the biases of q, k and v; sampling has no parameters.
 PUBLISHED = {"ats_vit/s16": (22_050_664 + 2 * 3 * 16**2 + 2 * 384 - 12 * 3 * 384, 0.0)}
 
 

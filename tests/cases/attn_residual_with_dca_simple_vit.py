@@ -14,7 +14,7 @@ CASES = [
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-# Counts of ours, exactly: the papers are about text.
+# Our own counts, as the papers are about text.
 PUBLISHED = {
     "attn_residual_with_dca_simple_vit/ti16": (5_985_640, 0),
     "attn_residual_with_dca_simple_vit/s16": (23_189_992, 0),

@@ -11,7 +11,7 @@ CASES = [
     Case(*CAIT, OBLONG_INPUT, 14014, TOKENS, "oblong-tokens", maps=3, repairs=(oblong_patches, tokens)),
 ]
 
-# In the paper's table 3, in millions.
+# Table 3 of the paper, in millions.
 PUBLISHED = {
     "cait/xxs24": (12.0e6, 0.02),
     "cait/xxs36": (17.3e6, 0.02),
@@ -27,5 +27,5 @@ PUBLISHED = {
 
 def draw(rng):
     image, (batch, height, width, _) = draw_image(rng)
-    del image["channels"]  # upstream's takes three
+    del image["channels"]  # upstream accepts only three
     yield Case(*CAIT, (batch, height, width, 3), 0, image | draw_blocks(rng) | dict(cls_depth=rng.randint(1, 3)))

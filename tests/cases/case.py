@@ -1,4 +1,4 @@
-"""What a row is, and how its two models are built."""
+"""A row, and how its Flax model and its torch model are built."""
 
 import dataclasses
 import functools
@@ -24,23 +24,23 @@ class Case:
     note: str = ""
     maps: int = 0  # attention maps that can be collected
     keyword_inputs: dict[str, Any] = dataclasses.field(default_factory=dict)  # shapes; or integers, booleans
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # keywords of the call that jit must know
-    call: Callable | None = None  # calls either model, where it takes more than the input: call(forward, x, **keywords)
-    faint: tuple[str, ...] = ()  # patterns of parameters whose gradients drown in the rounding of larger ones
-    unused: tuple[str, ...] = ()  # paths of parameters that nothing reads, which upstream has as well
-    repairs: tuple[Callable, ...] = ()  # for what upstream cannot do: from its class, one that can
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # static keywords of the call
+    call: Callable | None = None  # calls either model, if it takes several inputs: call(forward, x, **keywords)
+    faint: tuple[str, ...] = ()  # patterns of parameters with gradients below the rounding errors of others
+    unused: tuple[str, ...] = ()  # paths of parameters that have no effect, here and upstream
+    repairs: tuple[Callable, ...] = ()  # functions that make upstream's class support the row
     tolerance: float = 1e-5  # relative, for values and gradients
-    compiler_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of parity, instead of the tests'
+    compiler_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # for parity, instead of the tests'
 
     def __str__(self) -> str:
         return f"{self.name}-{self.note}" if self.note else self.name
 
     def is_faint(self, name: str) -> bool:
-        """Whether the row expects no exact gradient of the parameter `name`, a torch key or a Flax path."""
+        """Whether the gradient of the parameter `name`, a torch key or a Flax path, is not compared exactly."""
         return any(re.search(pattern, name) for pattern in self.faint)
 
     def inputs(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Images, or what else the model takes, and keyword inputs."""
+        """Inputs of the model, and its keyword inputs."""
         normal = lambda shape: rng.standard_normal(shape, np.float32)
         keywords = {k: normal(v) if isinstance(v, tuple) else v for k, v in self.keyword_inputs.items()}
         return [normal(s) for s in self.input_shape] if self.takes_list else normal(self.input_shape), keywords
@@ -78,7 +78,7 @@ def build(case: Case | Inner, **overrides):
 
 
 def _called_as(case: Case | Inner, model):
-    """`model`, or one that is always called as the row says."""
+    """`model`, or a wrapper that calls it with `call`."""
     options, call = getattr(case, "options", {}), getattr(case, "call", None)
     if not options and not call:
         return model
@@ -93,8 +93,8 @@ def _called_as(case: Case | Inner, model):
 
 
 def build_upstream(case: Case | Inner, **overrides):
-    """The torch model of a row, repaired where upstream cannot do what the row asks for."""
-    importlib.import_module("tests.upstream").torch.manual_seed(0)  # first, as it lets vit_pytorch be imported
+    """The torch model of a row, with its repairs."""
+    importlib.import_module("tests.upstream").torch.manual_seed(0)  # must come first: it makes vit_pytorch importable
     kwargs = {**case.kwargs, **overrides}
     kwargs = {k: build_upstream(v) if isinstance(v, Inner) else v for k, v in kwargs.items()}
     file, _, class_name = case.upstream.partition(":")
@@ -109,7 +109,7 @@ def build_upstream(case: Case | Inner, **overrides):
     return module
 
 
-# What many rows share: a square image and an oblong one, and a small stack of blocks.
+# Shared by many rows: a square image, an oblong image, and a small stack of blocks.
 BLOCKS = dict(dim=24, depth=2, heads=3, dim_head=8, mlp_dim=40)
 IMAGE = dict(image_size=16, patch_size=4, num_classes=5)
 OBLONG = dict(image_size=(8, 12), patch_size=(4, 2), channels=1)
@@ -117,13 +117,13 @@ INPUT, OBLONG_INPUT = (2, 16, 16, 3), (2, 8, 12, 1)
 
 
 def draw_blocks(rng) -> dict[str, Any]:
-    """Sizes of a plain transformer, drawn at random, for rows that nobody chose."""
+    """Randomly drawn sizes of a plain transformer."""
     sizes = dict(dim=8 * rng.randint(2, 6), depth=rng.randint(1, 3), heads=rng.randint(1, 4))
     return sizes | dict(dim_head=rng.choice((4, 7, 16)), mlp_dim=rng.randint(5, 60))
 
 
 def draw_image(rng) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Arguments of a square image in patches and the input's shape, drawn at random."""
+    """Randomly drawn arguments of a square image in patches, and the shape of the input."""
     patch, channels = rng.choice((2, 4, 6)), rng.randint(1, 3)
     side = patch * rng.randint(2, 4)
     image = dict(image_size=side, patch_size=patch, channels=channels, num_classes=rng.randint(2, 12))

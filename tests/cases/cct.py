@@ -4,7 +4,7 @@ from tests.cases.case import INPUT, Case
 
 
 def class_token(make):
-    """`seq_pool`, which upstream passes on twice: its classifier made anew, with the keyword once."""
+    """`seq_pool`, which upstream passes twice: its classifier is made again with the keyword once."""
     from vit_pytorch import cct
 
     def repaired(*, seq_pool, **kwargs):
@@ -17,7 +17,7 @@ def class_token(make):
 
 
 def tokens(make):
-    """`num_classes=0`: pool and head go, and what the last norm returns comes out."""
+    """`num_classes=0`: without pooling and head, the model returns the output of the last norm."""
     from einops.layers.torch import Reduce
     from torch import nn
 
@@ -33,8 +33,8 @@ def tokens(make):
 
 
 CCT = ("cct", "cct:CCT")
-SINES = dict(unused=("positional_emb",))  # read, but never learned
-POOLED = dict(maps=2, faint=("classifier.attention_pool.bias",))  # which moves all scores alike
+SINES = dict(unused=("positional_emb",))  # read, but not trained
+POOLED = dict(maps=2, faint=("classifier.attention_pool.bias",))  # a bias that shifts all scores equally
 SIZES = dict(embedding_dim=24, num_layers=2, num_heads=3, mlp_ratio=2.0, num_classes=5)
 PLAIN = SIZES | dict(img_size=16, kernel_size=3, stride=1, padding=1, stochastic_depth_rate=0.0)
 LEARNED = PLAIN | dict(img_size=(14, 20), n_input_channels=1, n_conv_layers=2, positional_embedding="learnable")
@@ -49,16 +49,16 @@ CASES = [
     Case(*CCT, INPUT, 11832, PLAIN | dict(num_classes=0), "tokens", maps=2, repairs=(tokens,), **SINES),
 ]
 
-# As many as upstream's functions have at 224 pixels, where they are no models of the paper.
+# Counts of upstream's functions at 224 pixels, where they are not models of the paper.
 _FUNCTIONS = {2: 1936873, 4: 2135273, 6: 6633961, 7: 7160297, 8: 7686633, 14: 25905641, 16: 28861673}
 PUBLISHED = {f"cct/cct_{layers}": (count, 0) for layers, count in _FUNCTIONS.items()}
 
-# The paper's, in millions to the three or two digits that the authors' repository (SHI-Labs/Compact-Transformers)
-# gives. All but the last are for 10 classes there.
+# Counts of the authors' repository (SHI-Labs/Compact-Transformers), in millions, with two or three digits. All but the
+# last are for 10 classes there.
 _MILLIONS = {"2_3x2": 0.284, "4_3x2": 0.482, "6_3x1": 3.168, "6_3x2": 3.327, "7_3x1": 3.760, "7_3x2": 3.853}
 _WIDTHS = {"2_3x2": 128, "4_3x2": 128}
 _MORE_CLASSES = {name: 990 * (_WIDTHS.get(name, 256) + 1) for name in _MILLIONS}
-_LEFT_OUT = {"6_3x1": 256 * 256, "14_7x2": 196 * 384}  # learned positions, which these two were counted without
+_LEFT_OUT = {"6_3x1": 256 * 256, "14_7x2": 196 * 384}  # learned positions, which the published counts omit
 for _name, _count in (_MILLIONS | {"14_7x2": 22.29}).items():
     _rest = _MORE_CLASSES.get(_name, 0) + _LEFT_OUT.get(_name, 0)
     PUBLISHED[f"cct/{_name}"] = (_count * 1e6 + _rest, 0.0012 if _count < 1 else 0.0003)

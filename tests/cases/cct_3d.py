@@ -5,7 +5,7 @@ from tests.cases.cct import POOLED, SIZES, tokens
 
 
 def once(make):
-    """`seq_pool`, `dropout_rate` and `attention_dropout`, which upstream passes on twice: the classifier made anew."""
+    """`seq_pool`, `dropout_rate` and `attention_dropout`, which upstream passes twice: the classifier is made again."""
     from vit_pytorch.cct_3d import TransformerClassifier
 
     def repaired(*, seq_pool=True, dropout_rate=0.0, attention_dropout=0.1, **kwargs):
@@ -36,7 +36,7 @@ CASES = [
     Case(*CCT, (2, 4, 8, 8, 3), 11592, PLAIN | dict(num_classes=0), "tokens", maps=2, repairs=(tokens,)),
 ]
 
-# As many as upstream's functions have, whatever the size of the video.
+# Counts of upstream's functions, which do not depend on the size of the video.
 _FUNCTIONS = {2: 338153, 4: 536553, 6: 3436521, 7: 3962857, 8: 4489193, 14: 21109481, 16: 24065513}
 PUBLISHED = {f"cct_3d/cct_{layers}": (count, 0) for layers, count in _FUNCTIONS.items()}
 

@@ -5,7 +5,7 @@ from tests.cases.repairs import set_positions
 
 
 def oblong_cross_vit(make):
-    """Non-square images and patches, in each branch: another patch projection, and as many positions."""
+    """Non-square images and patches: in each branch another patch projection, with matching positions."""
     from einops.layers.torch import Rearrange
     from torch import nn
 
@@ -24,7 +24,7 @@ def oblong_cross_vit(make):
 
 
 def both_tokens(make):
-    """`num_classes=0`: the tokens of both branches come out."""
+    """`num_classes=0`: the model returns the tokens of both branches."""
 
     def repaired(*, num_classes, **kwargs):
         from torch import nn
@@ -43,7 +43,7 @@ SMALL = dict(sm_patch_size=4, sm_dim=16, sm_enc_depth=1, sm_enc_heads=2, sm_enc_
 LARGE = dict(lg_patch_size=8, lg_dim=24, lg_enc_depth=1, lg_enc_heads=3, lg_enc_mlp_dim=28, lg_enc_dim_head=4)
 CROSS = dict(depth=1, cross_attn_depth=1, cross_attn_heads=2, cross_attn_dim_head=8, dropout=0.0, emb_dropout=0.0)
 PLAIN = dict(image_size=16, num_classes=5) | SMALL | LARGE | CROSS
-# One head as wide as the tokens, and tokens that need no projection; two rounds of everything.
+# One head as wide as the tokens, branches of equal width, two rounds of all parts.
 ALIKE = PLAIN | dict(lg_dim=16, sm_enc_heads=1, sm_enc_dim_head=16, depth=2, lg_enc_depth=2, cross_attn_depth=2)
 OBLONG = dict(image_size=(8, 12), sm_patch_size=(4, 2), lg_patch_size=(2, 6), channels=1, num_classes=0)
 TOKENS = PLAIN | OBLONG
@@ -54,7 +54,7 @@ CASES = [
     Case(*CROSS_VIT, OBLONG_INPUT, 9864, TOKENS, "oblong-tokens", maps=4, repairs=(oblong_cross_vit, both_tokens)),
 ]
 
-# In the paper's tables 1 and 3, in millions. Cross attention has heads as wide in either direction here.
+# Tables 1 and 3 of the paper, in millions. Here heads of cross attention have the same width in both directions.
 PUBLISHED = {
     "cross_vit/ti": (6.9e6, 0.04),
     "cross_vit/s": (26.7e6, 0.04),

@@ -7,7 +7,7 @@ from tests.cases.repairs import feature_map, no_gradient_of, sized
 
 
 def paper_offsets(make):
-    """`paper_position_bias`: offsets from 1 - window to window - 1, whose rows are as long as upstream looks up."""
+    """`paper_position_bias`: offsets from 1 - window to window - 1, so that upstream's row length is right."""
     import torch
     from vit_pytorch import crossformer
 
@@ -25,7 +25,7 @@ def paper_offsets(make):
     return repaired
 
 
-# What the network of position biases adds moves the scores of a query nearly alike, and its last bias quite so.
+# Position biases shift all scores of a query nearly equally, and their last bias exactly equally.
 FAINT = ("dpb",)
 
 CROSS = ("crossformer", "crossformer:CrossFormer")
@@ -55,7 +55,7 @@ CASES = [
     ),
 ]
 
-# The paper's table 2 has 30.7, 52.0 and 92.0 million.
+# Table 2 of the paper: 30.7, 52.0 and 92.0 million.
 PUBLISHED = {"crossformer/s": (30.7e6, 0.02), "crossformer/b": (52.0e6, 0.02), "crossformer/l": (92.0e6, 0.02)}
 
 EXEMPT = {
@@ -69,7 +69,7 @@ def draw(rng):
     choose = lambda *choices: tuple(rng.choice(choices) for _ in range(4))
     strides = tuple(rng.sample((1, 1, 1, rng.choice((2, 3))), 4))
     side = 12 * math.prod(strides)
-    # Few pixels make a bias network of units that are on, or off, for all offsets: their gradient is rounding.
+    # With few pixels, units of the bias network are on, or off, for all offsets: their gradient is rounding error.
     short, long = choose(3, 4, 6), choose(3, 4, 6)
     kernels = tuple(tuple(stride + 2 * rng.randint(0, 2) for _ in range(rng.randint(1, 3))) for stride in strides)
     kwargs = dict(dim=choose(32, 40, 64), depth=choose(0, 1), local_window_size=short, global_window_size=long)

@@ -26,7 +26,7 @@ CASES = [
     ),
 ]
 
-# In the paper's tables 3 and 4, in millions.
+# Tables 3 and 4 of the paper, in millions.
 PUBLISHED = {"cvt/13": (20.0e6, 0.005), "cvt/21": (31.5e6, 0.005), "cvt/w24": (277e6, 0.005)}
 
 EXEMPT = {

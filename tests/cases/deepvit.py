@@ -12,11 +12,11 @@ CASES = [
     Case(*DEEPVIT, OBLONG_INPUT, 9462, TOKENS, "oblong-tokens", maps=2, repairs=(oblong_patches, tokens)),
 ]
 
-# In the table of the authors' repository, in millions.
+# From the authors' repository, in millions.
 PUBLISHED = {"deepvit/16b": (24.5e6, 0.005), "deepvit/24b": (36.3e6, 0.005), "deepvit/32b": (48.1e6, 0.005)}
 
 
 def draw(rng):
     image, shape = draw_image(rng)
-    heads = rng.randint(3, 4)  # its norm over heads makes of two numbers hardly more than their sign
+    heads = rng.randint(3, 4)  # a norm over two heads returns little more than signs
     yield Case(*DEEPVIT, shape, 0, image | draw_blocks(rng) | dict(heads=heads, pool=rng.choice(("cls", "mean"))))

@@ -18,7 +18,7 @@ PUBLISHED = {}
 
 
 def token_parameters(make):
-    """The distillable T2TViT and EfficientViT read their class token and positions as (n, d), but store (1, n, d)."""
+    """Class token and positions as (n, d): the distillable T2TViT and EfficientViT read (n, d), but store (1, n, d)."""
     from torch import nn
 
     def repaired(**kwargs):

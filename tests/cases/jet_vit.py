@@ -19,7 +19,7 @@ LEAVES = {
 
 
 def unused(*layers: str, projected: bool = True) -> tuple[str, ...]:
-    """Paths in the attentions that are not used, where `layers` are; `projected`: whether all project outputs."""
+    """Paths of the attentions that are not in `layers`; `projected`: whether all have an output projection."""
     others = [(kind, i) for i, used in enumerate(layers) for kind in LEAVES if kind != used]
     paths = [f"transformer/{kind}_attn_{i}/{leaf}" for kind, i in others for leaf in LEAVES[kind]]
     return tuple(path for path in paths if projected or "to_out" not in path or "window" in path)
@@ -33,7 +33,7 @@ CASES = [
 ]
 
 EXEMPT = {"dropout_count": "upstream also has the dropouts of attentions that are not used"}
-PUBLISHED = {}  # the paper changes other models
+PUBLISHED = {}  # the paper modifies other models
 
 
 def draw(rng):

@@ -4,7 +4,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, d
 
 
 def plain_widths(make):
-    """`multiply_widths=False`: such multipliers that upstream arrives at the same widths."""
+    """`multiply_widths=False`: multipliers with which upstream's widths are the same."""
 
     def repaired(*, multiply_widths, dim, mlp_dim, jumbo_cls_k, jumbo_ff_mult, **kwargs):
         mlp_mult, jumbo_mult = (mlp_dim + 0.5) / dim, (jumbo_ff_mult + 0.5) / (dim * jumbo_cls_k)
@@ -14,7 +14,7 @@ def plain_widths(make):
 
 
 def tokens(make):
-    """`num_classes=0`: what the last layer leaves of pieces and patches."""
+    """`num_classes=0`: the model returns pieces and patches after the last layer."""
     import torch
     from torch import nn
 
@@ -44,7 +44,7 @@ CASES = [
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-# Counts of ours, exactly: the head is smaller than the paper's, and norms and positions are not its own.
+# Our own counts: the head is smaller than the paper's, and norms and positions are different.
 PUBLISHED = {
     "jumbo_vit/pico16": (4_169_032, 0),
     "jumbo_vit/nano16": (7_327_336, 0),

@@ -9,7 +9,7 @@ from tests.cases.repairs import tokens
 
 
 def adapter_tokens(make):
-    """`num_classes=0`: all tokens of the trunk come out, that of the memories first."""
+    """`num_classes=0`: the model returns all tokens, the one that reads the memories first."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -44,7 +44,7 @@ CASES = [
 
 
 def _published(count: int, patch: int) -> tuple[int, float]:
-    """That of the authors' ViT of this size, but for two norms around the projection and biases of q, k and v."""
+    """Count of the authors' ViT, plus two norms around the patch projection, minus the biases of q, k and v."""
     return count + 2 * 3 * patch**2 + 2 * 768 - 12 * 3 * 768, 0.0
 
 

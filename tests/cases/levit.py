@@ -4,7 +4,7 @@ from tests.cases.case import Case
 
 
 def any_channels(make):
-    """Any number of `channels`: another first convolution."""
+    """Any number of `channels`: the first convolution is replaced."""
     from torch import nn
 
     def repaired(*, channels, **kwargs):
@@ -16,7 +16,7 @@ def any_channels(make):
 
 
 def oblong(make):
-    """Non-square images: position biases for the distances in maps of two sides."""
+    """Non-square images: position biases for distances in maps with two different sides."""
     import torch
     from vit_pytorch import levit
 
@@ -36,14 +36,14 @@ def oblong(make):
         return module
 
     def refold(columns):
-        """Upstream takes the rows of the queries' map for its columns."""
+        """Upstream uses the rows of the queries' map as columns."""
         return lambda module, args: args[0].flatten(2).unflatten(2, (-1, columns))
 
     return repaired
 
 
 def feature_map(make):
-    """`num_classes=0`: pool and heads go, and the last feature map comes out, channels last."""
+    """`num_classes=0`: without pooling and heads, the model returns the last feature map, channels-last."""
     from einops.layers.torch import Rearrange
     from torch import nn
 
@@ -61,7 +61,7 @@ def paper_form(make):
     from vit_pytorch import levit
 
     def norm(owner, name, layer, behind=True):
-        """Puts a norm, kept as `name` of `owner`, behind a convolution without its bias, or in front of a head."""
+        """Add a norm, stored as `name` of `owner`, after a convolution (without its bias) or before a head."""
         made = nn.BatchNorm2d(layer.out_channels) if behind else nn.BatchNorm1d(layer.in_features)
         owner.add_module(name, made)
         if behind:
@@ -97,12 +97,12 @@ def paper_form(make):
 
 
 def levit(shape, parameters, kwargs, note="", *, depths, repairs=()):
-    """A row; the norm of keys has a bias that moves all scores of a query alike."""
+    """A row; the bias of the norm of keys shifts all scores of a query equally."""
     layers = [(2 * i, j) for i, depth in enumerate(depths) for j in range(depth)]
     layers += [(2 * i + 1, 0) for i in range(len(depths) - 1)]
     cancelled = tuple(f"backbone.{n}.layers.{i}.0.to_k.1.bias" for n, i in layers)
-    # Maps are nearly even behind norms whose scale starts at 0: upstream's own gradients in float32, of what makes them
-    # and of what stands before them, are 2e-5 and more from those in float64.
+    # Attention is nearly uniform after norms whose scale starts at 0: upstream's own float32 gradients, of these layers
+    # and of earlier ones, are 2e-5 and more from float64.
     faint = (*cancelled, r"to_[qk]", r"pos_bias")
     rest = dict(maps=len(layers), faint=faint, repairs=repairs, tolerance=3e-5)
     return Case("levit", "levit:LeViT", shape, parameters, kwargs, note, **rest)
@@ -124,7 +124,7 @@ CASES = [
 
 
 def _published(millions: float, dim: int) -> tuple[float, float]:
-    """The paper's table 2, in millions, less its second head and that one's norm."""
+    """Table 2 of the paper, in millions, without the second head and its norm."""
     return millions * 1e6 - 1000 * (dim + 1) - 2 * dim, 0.007
 
 

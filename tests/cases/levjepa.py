@@ -9,7 +9,7 @@ OBLONG = SIZES | dict(image_size=(8, 12), patch_size=(4, 2), frames=2, channels=
 
 
 def dense(make):
-    """Upstream compiles its mask and the kernel of its attention: the same mask, and a softmax, in plain torch."""
+    """The mask and attention in plain torch: upstream compiles both."""
     import torch
     import vit_pytorch.levjepa
 

@@ -11,7 +11,7 @@ OPEN = SIZES | dict(ndim=4, input_shape=4, patch_size=2, causal_dims=(), rotary_
 
 
 def dense(make):
-    """Upstream takes its compiled kernel where the machine has one: its own dense form instead."""
+    """Upstream's dense attention, in place of the compiled kernel that it prefers."""
     import vit_pytorch.levjepa_nd
 
     def repaired(**kwargs):
@@ -33,7 +33,7 @@ def dense(make):
 
 
 def channels_last(make):
-    """Sequences come to either model as (b, n, c)."""
+    """Sequences are (b, n, c) for both models."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -56,7 +56,7 @@ PUBLISHED = {}
 
 def draw(rng):
     ndim = rng.randint(1, 3)
-    patch = [rng.randint(2, 3) for _ in range(ndim)]  # of two or three numbers a norm leaves nearly signs alone
+    patch = [rng.randint(2, 3) for _ in range(ndim)]  # a norm of two or three numbers returns little more than signs
     shape = [side * rng.randint(1, 3) for side in patch]
     array = dict(ndim=ndim, input_shape=tuple(shape), patch_size=tuple(patch), channels=rng.randint(2, 3))
     causal = tuple(axis for axis in range(ndim) if rng.random() < 0.5)

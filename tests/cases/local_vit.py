@@ -7,7 +7,7 @@ from tests.cases.repairs import oblong_patches, tokens
 
 
 def runs(make):
-    """Its LayerNorm reads channels last; its grid has as many rows as the image has, which need not be its columns."""
+    """The LayerNorm reads channels-last; the grid may have different numbers of rows and columns."""
     from torch import nn
 
     class ChannelsLastNorm(nn.LayerNorm):
@@ -39,7 +39,7 @@ PLAIN = IMAGE | BLOCKS
 ONE_HEAD = PLAIN | dict(heads=1, dim_head=24, channels=1)
 TOKENS = PLAIN | OBLONG | dict(num_classes=0)
 
-# The last feed-forward changes patches alone, and no logit reads them.
+# The last feed-forward changes only patches, which the head does not read.
 _CONVS = [f"{layer}/{leaf}" for layer in ("expand", "depthwise", "pointwise", "project") for leaf in ("kernel", "bias")]
 LAST = tuple(f"transformer/ff_1/{name}" for name in ("norm/scale", "norm/bias", *_CONVS))
 
@@ -49,7 +49,7 @@ CASES = [
     Case(*LOCAL, OBLONG_INPUT, 13512, TOKENS, "oblong-tokens", maps=2, repairs=(oblong_patches, runs, tokens)),
 ]
 
-# Of ours: the paper's T and S have 5.9 and 22.4 million, without a convolution of mlp_dim by mlp_dim in each block.
+# Our own counts; the paper's T and S have 5.9 and 22.4 million, without an mlp_dim by mlp_dim convolution per block.
 PUBLISHED = {"local_vit/t": (12_891_688, 0.0), "local_vit/s": (50_553_448, 0.0)}
 
 

@@ -4,7 +4,7 @@ from tests.cases.case import Case
 
 
 def oblong_look(make):
-    """Non-square images and patches, and tokens come out: upstream's layers in a forward that knows its grids."""
+    """Non-square images and patches, and both sets of tokens: upstream's layers in a forward with the right grids."""
     import torch
     from einops.layers.torch import Rearrange
     from torch import nn
@@ -55,7 +55,7 @@ CASES = [
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-PUBLISHED = {}  # what the paper says of its sizes is not known here
+PUBLISHED = {}  # the paper's sizes are unknown
 
 
 def draw(rng):

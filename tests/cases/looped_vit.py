@@ -20,7 +20,7 @@ CASES = [
 ]
 
 EXEMPT = {"dropout_count": "upstream's attention drops without a module"}
-PUBLISHED = {}  # the paper's are diffusion models
+PUBLISHED = {}  # the paper has diffusion models
 
 
 def draw(rng):

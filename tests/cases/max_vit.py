@@ -8,7 +8,7 @@ PLAIN = dict(num_classes=5, dim=8, depth=(1,), dim_head=4, window_size=2, dropou
 RATES = dict(mbconv_expansion_rate=2, mbconv_shrinkage_rate=0.5, dim_conv_stem=6, channels=1)
 STAGES = PLAIN | dict(depth=(2, 1), window_size=3, **RATES)
 
-# With small activations attention is even, and hardly depends on them: upstream in float32 is as far from float64.
+# Small activations make attention nearly uniform, with tiny gradients; upstream's float32 is as far from float64.
 FAINT = ("rel_pos_bias", "to_qkv")
 
 CASES = [
@@ -18,7 +18,7 @@ CASES = [
 ]
 
 EXEMPT = dict.fromkeys(("bad_sizes", "large_images", "unfilled_images"), "has no patches")
-# In the paper's table 2, in millions. Shortcuts between stages, biases and the head's second layer are not here.
+# Table 2 of the paper, in millions; here without shortcuts between stages, biases and a second layer in the head.
 PUBLISHED = {
     "max_vit/t": (31e6, 0.02),
     "max_vit/s": (69e6, 0.02),
@@ -28,7 +28,7 @@ PUBLISHED = {
 
 
 def draw_max_vit(rng) -> tuple[dict, tuple[int, ...]]:
-    """Arguments and the input's shape, drawn at random."""
+    """Randomly drawn arguments, and the shape of the input."""
     depth = tuple(rng.randint(1, 2) for _ in range(rng.randint(1, 2)))
     window, dim_head, channels = rng.randint(1, 3), rng.choice((2, 4, 5)), rng.randint(1, 3)
     height, width = (2 ** (1 + len(depth)) * window * rng.randint(1, 2) for _ in range(2))

@@ -16,7 +16,7 @@ CASES = [
     Case(*MAX, (2, 8, 16, 3), 4072, MAP, "map", maps=2, repairs=(feature_map,), faint=FAINT),
 ]
 
-# MaxViT's, in the paper's table 2, in millions: registers and their biases add less than a thousandth.
+# MaxViT in table 2 of the paper, in millions; registers and their biases add less than 0.1%.
 PUBLISHED = {
     "max_vit_with_registers/t": (31e6, 0.02),
     "max_vit_with_registers/s": (69e6, 0.02),

@@ -5,7 +5,7 @@ from tests.cases.repairs import feature_map
 
 
 def image_channels(make):
-    """`channels` of the image beside `widths`: another first convolution."""
+    """`channels` of the image beside `widths`: the first convolution is replaced."""
     from torch import nn
 
     def repaired(*, widths, channels, **kwargs):
@@ -17,7 +17,7 @@ def image_channels(make):
 
 
 def padded(make):
-    """Another `kernel_size` than 3: as much padding as keeps the size of a map."""
+    """`kernel_size` other than 3: with padding that keeps the size of a map."""
 
     def repaired(**kwargs):
         module, side = make(**kwargs), kwargs["kernel_size"]
@@ -41,7 +41,7 @@ CASES = [
 ]
 
 EXEMPT = dict.fromkeys(("bad_sizes", "large_images", "unfilled_images"), "its patches are of maps, not of the image")
-# The paper's, in millions; attention is narrower and feed-forward wider here.
+# Counts of the paper, in millions; here attention is narrower and feed-forwards are wider.
 PUBLISHED = {"mobile_vit/xxs": (1.3e6, 0.03), "mobile_vit/xs": (2.3e6, 0.04), "mobile_vit/s": (5.6e6, 0.01)}
 
 

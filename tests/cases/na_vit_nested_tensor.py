@@ -10,7 +10,7 @@ __all__ = ["EXEMPT"]
 
 
 def gradients_in(file: str):
-    """A repair of `file`: what stands before the nested tensor gets gradients, which `nested_tensor` cuts off."""
+    """A repair of `file`: gradients before the nested tensor, which `nested_tensor` stops."""
 
     def repair(make):
         import torch
@@ -20,7 +20,7 @@ def gradients_in(file: str):
             forward = module.forward
 
             def quiet(images):
-                with warnings.catch_warnings(action="ignore"):  # torch's, that nested tensors are a prototype
+                with warnings.catch_warnings(action="ignore"):  # torch warns that nested tensors are a prototype
                     return forward(images)
 
             module.forward = quiet
@@ -42,7 +42,7 @@ CASES = [
     Case(*NESTED, ((8, 12, 1), (4, 16, 1)), 11728, OBLONG, "oblong-features", maps=3, repairs=(gradients, features)),
 ]
 
-# Ours, exactly: the paper gives none.
+# Our own counts, as the paper gives none.
 _SIZES = {"b32": 90_509_696, "b16": 88_746_368, "l16": 308_207_232}
 PUBLISHED = {f"na_vit_nested_tensor/{size}": (count, 0) for size, count in _SIZES.items()}
 

@@ -10,7 +10,7 @@ NESTED_3D = ("na_vit_nested_tensor_3d", "na_vit_nested_tensor_3d:NaViT")
 PLAIN = IMAGE | BLOCKS | dict(max_frames=6, frame_patch_size=2)
 VOLUMES = ((2, 16, 16, 3), (6, 8, 12, 3), (4, 4, 16, 3))
 OBLONG_VOLUMES = ((3, 8, 12, 1), (6, 4, 16, 1))
-BARE = PLAIN | dict(depth=1, qk_rmsnorm=False, num_registers=0, token_dropout_prob=0.5)  # nothing drops at evaluation
+BARE = PLAIN | dict(depth=1, qk_rmsnorm=False, num_registers=0, token_dropout_prob=0.5)  # no dropout at evaluation
 OBLONG = PLAIN | dict(image_size=(8, 16), frame_patch_size=3, channels=1, num_classes=0, num_registers=2)
 REPAIRS = (gradients_in("na_vit_nested_tensor_3d"),)
 
@@ -20,7 +20,7 @@ CASES = [
     Case(*NESTED_3D, OBLONG_VOLUMES, 12656, OBLONG, "oblong-features", maps=3, repairs=(*REPAIRS, features)),
 ]
 
-# Ours, exactly: there are none to compare with.
+# Our own counts; there are no published ones.
 PUBLISHED = {"na_vit_nested_tensor_3d/upstream": (61_917_056, 0)}
 
 

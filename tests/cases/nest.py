@@ -5,7 +5,7 @@ from tests.cases.repairs import feature_map
 
 
 def oblong_nest(make):
-    """Non-square images and patches: another patch projection, and as many positions."""
+    """Non-square images and patches: another patch projection, with matching positions."""
     from einops.layers.torch import Rearrange
     from torch import nn, randn
     from vit_pytorch import nest
@@ -28,8 +28,8 @@ PLAIN = dict(image_size=16, patch_size=4, num_classes=5, dim=24, heads=3, num_hi
 UNEVEN = PLAIN | dict(patch_size=2, dim=8, heads=3, num_hierarchies=3, block_repeats=(1, 1, 2), mlp_mult=2, channels=1)
 OBLONG = dict(image_size=(16, 24), patch_size=(4, 3), channels=1, num_classes=0)
 
-# A position moves all features alike, which the norms take away again: at the last level its gradient is zero, and at
-# the others a sum that cancels, of which upstream's own is 2e-5 from what it has in float64.
+# A position shifts all features equally, which norms undo: its gradient is zero at the last level, and a sum that
+# cancels at the others, where upstream's own float32 gradient differs by 2e-5 from float64.
 FAINT = ("pos_emb",)
 
 CASES = [
@@ -48,7 +48,7 @@ CASES = [
     ),
 ]
 
-# In the paper's table 3, in millions; its positions, which are shared here, are 0.5 of them.
+# Table 3 of the paper, in millions, of which 0.5 are positions, which are shared here.
 PUBLISHED = {"nest/t": (17e6, 0.04), "nest/s": (38e6, 0.04), "nest/b": (68e6, 0.02)}
 
 

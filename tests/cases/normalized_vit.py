@@ -4,7 +4,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, d
 
 
 def tokens(make):
-    """`num_classes=0`: what the head would pool."""
+    """`num_classes=0`: the model returns the tokens before pooling."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -28,7 +28,7 @@ def tokens(make):
 
 
 def oblong_patches(make):
-    """Non-square patches: another patch projection, and as many positions."""
+    """Non-square patches: another patch projection, with matching positions."""
     from einops.layers.torch import Rearrange
 
     def repaired(*, image_size, patch_size, channels, dim, **kwargs):
@@ -55,7 +55,7 @@ CASES = [
 ]
 
 EXEMPT = {"dropout_count": "upstream's attention drops inside torch's function, not in a module"}
-# Counts of ours, exactly: the paper is about text.
+# Our own counts, as the paper is about text.
 PUBLISHED = {
     "normalized_vit/ti16": (5_708_008, 0),
     "normalized_vit/s16": (22_031_848, 0),

@@ -16,7 +16,7 @@ CASES = [
 
 
 def _published(count: int, dim: int) -> tuple[int, float]:
-    """That of a ViT of 12 blocks with 24 blocks more, but for the biases of q, k and v."""
+    """Count of a ViT with 12 blocks and 24 further blocks, minus the biases of q, k and v."""
     return count + 24 * (12 * dim**2 + 13 * dim) - 36 * 3 * dim, 0.0
 
 

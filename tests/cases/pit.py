@@ -7,7 +7,7 @@ from tests.cases.repairs import set_positions, tokens
 
 
 def oblong_pit(make):
-    """Non-square images and patches: windows of two sides, as many positions, and pools that know the grid."""
+    """Non-square images and patches: oblong windows, matching positions, and pooling with the right grid."""
     from torch import nn
     from vit_pytorch import pit
 
@@ -39,7 +39,7 @@ def _pool_of(rows: int):
 
 
 def mlp_dims(make):
-    """`mlp_dim` of each stage: stages made anew, as upstream makes them."""
+    """`mlp_dim` of each stage: stages are made again, as upstream makes them."""
     from vit_pytorch import pit
 
     def repaired(*, mlp_dim, dim, depth, heads, dim_head, **kwargs):
@@ -64,7 +64,7 @@ CASES = [
     Case(*PIT, OBLONG_INPUT, 36264, TOKENS, "oblong-tokens", maps=3, repairs=(oblong_pit, tokens)),
 ]
 
-# In the paper's table 3, in millions; pools end with a further convolution here.
+# Table 3 of the paper, in millions; here pooling has another convolution.
 PUBLISHED = {"pit/ti": (4.9e6, 0.02), "pit/xs": (10.6e6, 0.02), "pit/s": (23.5e6, 0.02), "pit/b": (73.8e6, 0.02)}
 
 

@@ -5,7 +5,7 @@ from tests.cases.repairs import sized
 
 
 def any_channels(make):
-    """Any number of `channels`: upstream's first local convolution takes three, whatever it is told."""
+    """Any number of `channels`: upstream's first local convolution always takes three."""
     from torch import nn
 
     def repaired(*, channels, **kwargs):
@@ -20,7 +20,7 @@ def any_channels(make):
 
 
 def region_map(make):
-    """`num_classes=0`: the head goes, and the last map of regions comes out, channels last."""
+    """`num_classes=0`: without the head, the model returns the last map of regions, channels-last."""
     from einops.layers.torch import Rearrange
 
     def repaired(*, num_classes, **kwargs):
@@ -39,7 +39,7 @@ MAP |= dict(image_size=(16, 32))
 
 
 def unread(*stages):
-    """Position biases of stages whose windows are single tokens, which leaves nothing to choose from."""
+    """Position biases of stages whose windows are single tokens, where they have no effect."""
     return tuple(f"stage_{i}/local_rel_pos_bias/embedding" for i in stages)
 
 
@@ -67,7 +67,7 @@ CASES = [
     ),
 ]
 
-# Ours and upstream's exactly. The paper's table 1 has 13.8, 30.6, 41.2 and 72.7 million, with more heads.
+# Our own counts, equal to upstream's. Table 1 of the paper: 13.8, 30.6, 41.2 and 72.7 million, with more heads.
 PUBLISHED = {
     "regionvit/ti": (12_749_176, 0),
     "regionvit/s": (26_820_344, 0),

@@ -1,12 +1,12 @@
-"""What upstream cannot do, done to its classes from outside: each function takes a class and gives one that can.
+"""Repairs of upstream: each function takes an upstream class and returns one that supports what upstream does not.
 
-Only what stops upstream is replaced, by torch's own modules; the arithmetic that we compare with stays upstream's.
-Repairs of one model stand in its own file. Torch is imported where it is used, as rows are read without it too.
+Only the part that fails is replaced, by torch's own modules; the compared arithmetic remains upstream's.
+Repairs of a single model are in its file. Functions import torch themselves, as rows are also read without it.
 """
 
 
 def tokens(make):
-    """`num_classes=0`: the head goes, and what the last block returns comes out."""
+    """`num_classes=0`: without the head, the model returns the output of the last block."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -41,7 +41,7 @@ def without_warnings(make):
 
 
 def plain_attention(make):
-    """Attention without flash: upstream's uses an einsum that it does not import, and of keys without heads."""
+    """Attention without flash: upstream's uses an einsum that it does not import, for keys without heads."""
 
     def attend(q, k, v):
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -58,7 +58,7 @@ def plain_attention(make):
 
 
 def feature_map(make):
-    """`num_classes=0`: the head goes, and the last feature map comes out, channels last."""
+    """`num_classes=0`: without the head, the model returns the last feature map, channels-last."""
     from einops.layers.torch import Rearrange
 
     def repaired(*, num_classes, **kwargs):
@@ -71,7 +71,7 @@ def feature_map(make):
 
 
 def no_gradient_of(ending: str):
-    """Parameters that shift all scores of a softmax alike: their gradient is rounding, and upstream's is left out."""
+    """Parameters that shift all scores of a softmax equally: upstream's gradient, rounding error, is dropped."""
 
     def repair(make):
         def repaired(**kwargs):
@@ -86,7 +86,7 @@ def no_gradient_of(ending: str):
 
 
 def channels_last(make):
-    """Sequences as tests give them, (b, n, c)."""
+    """Sequences (b, n, c), as the tests pass them."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -98,12 +98,12 @@ def channels_last(make):
 
 
 def sized(make):
-    """`image_size`, which says nothing of what is computed."""
+    """`image_size`, which has no effect."""
     return lambda *, image_size, **kwargs: make(**kwargs)
 
 
 def only(part: slice):
-    """A repair: of the tokens that come out, those of `part` alone."""
+    """A repair: the model returns only the tokens of `part`."""
 
     def repair(make):
         def repaired(**kwargs):
@@ -118,7 +118,7 @@ def only(part: slice):
 
 
 def oblong_patches(make):
-    """Non-square patches and images, and any number of channels: another patch projection, and as many positions."""
+    """Non-square patches and images, any number of channels: another patch projection, with matching positions."""
     from einops.layers.torch import Rearrange
     from torch import nn
 
@@ -135,7 +135,7 @@ def oblong_patches(make):
 
 
 def set_positions(module, patches: int, before: int):
-    """Positions for as many patches, where there were some for `before`."""
+    """Replace positions for `before` patches by positions for the right number."""
     import torch
 
     _, count, dim = module.pos_embedding.shape

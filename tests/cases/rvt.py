@@ -7,7 +7,7 @@ from tests.cases.repairs import tokens
 
 
 def oblong_rvt(make):
-    """Non-square images and patches: another patch projection, and rotations of a grid that knows its sides."""
+    """Non-square images and patches: another patch projection, and rotations for an oblong grid."""
     import torch
     from einops.layers.torch import Rearrange
     from torch import nn
@@ -36,7 +36,7 @@ def oblong_rvt(make):
 RVT = ("rvt", "rvt:RvT")
 PLAIN = IMAGE | BLOCKS
 TOKENS = PLAIN | OBLONG | dict(num_classes=0, dim_head=10)
-# A row of logits reads the class token alone, so nobody reads what the last layer's patches ask.
+# Logits depend only on the class token, so the queries of patches in the last layer have no effect.
 UNUSED = ("attn_1/to_q/depthwise/kernel", "attn_1/to_q/pointwise/kernel")
 BARE = PLAIN | dict(use_rotary=False, use_ds_conv=False, use_glu=False)
 

@@ -9,7 +9,7 @@ PLAIN = dict(num_classes=5, dim=8, depth=(1, 1), heads=2, reduction_factor=(2, 1
 UNEVEN = PLAIN | dict(depth=(2,), reduction_factor=3, window_size=None, ff_expansion_factor=2, channels=1)
 STAGES = PLAIN | dict(num_classes=0, heads=(1, 2), window_size=(4, None), ssa_dim_key=(6, 3), iwsa_dim_value=(5, 2))
 
-# With small activations attention is even, and hardly depends on them: upstream in float32 is as far from float64.
+# Small activations make attention nearly uniform, with tiny gradients; upstream's float32 is as far from float64.
 FAINT = (r"to_[qk]\.weight",)
 
 CASES = [
@@ -28,7 +28,7 @@ CASES = [
 ]
 
 EXEMPT = dict.fromkeys(("bad_sizes", "large_images", "unfilled_images"), "has no patches")
-# Ours, exactly. The paper's, in millions, are 32, 81 and 104: its reductions and local convolutions are depthwise.
+# Our own counts. The paper's 32, 81 and 104 million are with depthwise reductions and local convolutions.
 PUBLISHED = {
     "scalable_vit/s": (39_000_360, 0.0),
     "scalable_vit/b": (108_878_152, 0.0),

@@ -5,7 +5,7 @@ from tests.cases.repairs import feature_map
 
 
 def sizes(make):
-    """`window_size` and `dim_head`: attention made anew, with them."""
+    """`window_size` and `dim_head`: attention is made again, with them."""
     from vit_pytorch import sep_vit
 
     def repaired(*, upstream_sizes, heads, window_size, dim_head, dropout=0.0, **kwargs):
@@ -24,10 +24,10 @@ SEP = ("sep_vit", "sep_vit:SepViT")
 PLAIN = dict(num_classes=5, dim=8, depth=(1,), heads=2)
 STAGES = PLAIN | dict(depth=(1, 2), heads=(1, 2), ff_mult=2, channels=1, window_size=3, dim_head=5)
 SMALL = dict(depth=(1, 1), upstream_sizes=False, window_size=(4, 2), dim_head=6)
-# With small activations windows attend evenly, and hardly depend on them: upstream in float32 is as far from float64.
+# Small activations make attention nearly uniform, with tiny gradients; upstream's float32 is as far from float64.
 FAINT = ("window_tokens_to_qk", "to_qkv", "window_tokens")
 LEAVES = ("norm/bias", "norm/scale", "to_qk/bias", "to_qk/kernel")
-ALONE, LAST = (  # a window that is alone has nothing to choose among
+ALONE, LAST = (  # attention among windows has no effect if there is a single window
     tuple(f"{block}/token_{leaf}" for block in blocks for leaf in LEAVES)
     for blocks in (("stage_0_attn_0",), ("stage_1_attn_0", "stage_1_attn_1"))
 )
@@ -41,8 +41,8 @@ CASES = [
 ]
 
 EXEMPT = dict.fromkeys(("bad_sizes", "large_images", "unfilled_images"), "has no patches")
-# Ours, exactly. The paper's, in millions, are 31.2, 46.6 and 82.3 for t, s and b: there a layer whose window is the
-# whole map, as every second of stage 2 and all of stage 3, has no queries and keys of window tokens (3.2, 4.4, 7.9).
+# Our own counts. The paper's, in millions, are 31.2, 46.6 and 82.3 for t, s and b: there layers whose window is the
+# whole map, every second one in stage 2 and all in stage 3, have no queries and keys of window tokens (3.2, 4.4, 7.9).
 PUBLISHED = {
     "sep_vit/lite": (4_014_728, 0.0),
     "sep_vit/t": (34_404_936, 0.0),

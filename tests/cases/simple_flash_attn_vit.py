@@ -15,7 +15,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# Exactly ours: the paper has no image models; SimpleViT's sizes.
+# Our own counts at SimpleViT's sizes, as the paper has no image models.
 PUBLISHED = {
     "simple_flash_attn_vit/ti16": (5_672_104, 0),
     "simple_flash_attn_vit/s16": (21_958_504, 0),

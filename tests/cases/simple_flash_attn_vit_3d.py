@@ -16,7 +16,7 @@ CASES = [
     Case(*FLASH, OBLONG_INPUT, 9464, TOKENS, "oblong-tokens", maps=2, repairs=(tokens, without_warnings)),
 ]
 
-PUBLISHED = {}  # the paper has none of video
+PUBLISHED = {}  # the paper has no video models
 
 
 def draw(rng):

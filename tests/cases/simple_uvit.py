@@ -16,7 +16,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# The paper's table of models, in millions; a head for 1000 classes is added here, time and condition are not.
+# From the paper, in millions; here with a head for 1000 classes, without time and condition.
 PUBLISHED = {
     "simple_uvit/s2": (44e6, 0.02),
     "simple_uvit/s2_deep": (58e6, 0.02),

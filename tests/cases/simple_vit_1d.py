@@ -16,7 +16,7 @@ CASES = [
     Case(*SIMPLE, (2, 20, 1), 8992, TOKENS, "tokens", maps=2, repairs=(tokens, channels_last)),
 ]
 
-PUBLISHED = {}  # the paper has none of series
+PUBLISHED = {}  # the paper has no models of series
 
 
 def draw(rng):

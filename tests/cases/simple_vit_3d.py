@@ -16,7 +16,7 @@ CASES = [
     Case(*SIMPLE, OBLONG_INPUT, 9512, TOKENS, "oblong-tokens", maps=2, repairs=(tokens,)),
 ]
 
-PUBLISHED = {}  # the paper has none of video
+PUBLISHED = {}  # the paper has no video models
 
 
 def draw(rng):

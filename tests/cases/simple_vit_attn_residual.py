@@ -14,7 +14,7 @@ CASES = [
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-# Counts of ours, exactly: the paper is about text.
+# Our own counts, as the paper is about text.
 PUBLISHED = {
     "simple_vit_attn_residual/ti16": (9_234_088, 0),
     "simple_vit_attn_residual/s16": (36_160_360, 0),

@@ -16,7 +16,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# Exactly ours: updates have no parameters, and the paper gives no counts of its ViT-S and ViT-B.
+# Our own counts: updates have no parameters, and the paper gives no counts of its ViT-S and ViT-B.
 PUBLISHED = {
     "simple_vit_orthog_residual_update/ti16": (5_672_104, 0),
     "simple_vit_orthog_residual_update/s16": (21_958_504, 0),

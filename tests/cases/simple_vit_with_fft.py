@@ -16,7 +16,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# Exactly ours: there is no paper; SimpleViT's sizes.
+# Our own counts at SimpleViT's sizes, as there is no paper.
 PUBLISHED = {
     "simple_vit_with_fft/ti16": (5_970_664, 0),
     "simple_vit_with_fft/s16": (22_552_552, 0),

@@ -6,7 +6,7 @@ from tests.compiler import DEFAULT_FUSION
 
 
 def without_registers(make):
-    """Features of the patches alone: upstream has the registers behind them."""
+    """Only the tokens of the patches: upstream also returns the registers, after them."""
 
     def repaired(*, num_register_tokens, **kwargs):
         module = make(num_register_tokens=num_register_tokens, **kwargs)
@@ -22,19 +22,19 @@ PLAIN = IMAGE | BLOCKS | dict(num_residual_streams=3)
 TOKENS = PLAIN | OBLONG | dict(num_classes=0, num_residual_streams=4, num_register_tokens=2)
 
 CASES = [
-    # The gradient of a scale is one number, a sum that cancels: upstream's own is 8e-6 from what it has in float64.
+    # The gradient of a scale is one number, a sum that cancels: upstream's own float32 differs by 8e-6 from float64.
     Case(*HYPER, INPUT, 11001, PLAIN, maps=2, tolerance=3e-5),
     Case(
         *(*HYPER, OBLONG_INPUT, 9920, TOKENS, "oblong-tokens"),
         maps=2,
         repairs=(tokens, without_registers),
-        # The gradient of one scale is a sum that cancels: 7e-6 from upstream's so, and 1.2e-5 with the tests' options.
+        # The gradient of a scale is a sum that cancels: 7e-6 from upstream's with these options, 1.2e-5 by default.
         compiler_options=DEFAULT_FUSION,
     ),
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-# Counts of ours, exactly: they pin the sizes.
+# Our own counts, which pin the sizes.
 PUBLISHED = {
     "simple_vit_with_hyper_connections/b16": (86_477_272, 0),
     "simple_vit_with_hyper_connections/l16": (304_279_496, 0),

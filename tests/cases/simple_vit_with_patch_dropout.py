@@ -16,7 +16,7 @@ EXEMPT = {
     "dropout_count": "upstream drops patches by a module of its own",
 }
 
-# Exactly ours: patch dropout has no parameters, and the paper's models (DeiT, Swin) are others; SimpleViT's sizes.
+# Our own counts at SimpleViT's sizes: patch dropout has no parameters, and the paper has other models (DeiT, Swin).
 PUBLISHED = {
     "simple_vit_with_patch_dropout/ti16": (5_672_104, 0),
     "simple_vit_with_patch_dropout/s16": (21_958_504, 0),

@@ -5,7 +5,7 @@ from tests.cases.repairs import tokens
 
 
 def linear_head(make):
-    """A classifier where upstream has a norm."""
+    """A classifier in place of upstream's norm."""
     from torch import nn
 
     def repaired(*, norm_head, num_classes, dim, **kwargs):

@@ -17,7 +17,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# Exactly ours: the paper names its models (DeiT III-B/16, DINOv2-L/14), not their counts.
+# Our own counts: the paper names its models (DeiT III-B/16, DINOv2-L/14), not their counts.
 PUBLISHED = {
     "simple_vit_with_register_tokens/b16": (86_384_872, 0),
     "simple_vit_with_register_tokens/l14": (303_848_576, 0),

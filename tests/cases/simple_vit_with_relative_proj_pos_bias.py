@@ -5,7 +5,7 @@ from tests.cases.repairs import tokens
 
 
 def sequence(make):
-    """Tokens in one line: upstream's lie in a grid."""
+    """Tokens as a sequence: upstream's are a grid."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -27,7 +27,7 @@ CASES = [
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-# Counts of ours, exactly: upstream names no paper.
+# Our own counts, as upstream names no paper.
 PUBLISHED = {
     "simple_vit_with_relative_proj_pos_bias/ti16": (6_287_272, 0),
     "simple_vit_with_relative_proj_pos_bias/s16": (23_238_376, 0),

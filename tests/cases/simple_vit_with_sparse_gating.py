@@ -4,7 +4,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, d
 
 
 def tokens(make):
-    """`num_classes=0`: what the last norm leaves of the patches. Upstream's transformer gives its gates besides."""
+    """`num_classes=0`: the patches after the last norm. Upstream's transformer also returns its gates."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -29,7 +29,7 @@ CASES = [
 ]
 
 EXEMPT = {"large_images": "computes positions for any image"}
-# Counts of ours, exactly: upstream names no paper.
+# Our own counts, as upstream names no paper.
 PUBLISHED = {
     "simple_vit_with_sparse_gating/ti16": (5_728_168, 0),
     "simple_vit_with_sparse_gating/s16": (22_181_224, 0),

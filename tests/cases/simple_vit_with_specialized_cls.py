@@ -10,7 +10,7 @@ TOKENS = IMAGE | BLOCKS | OBLONG | dict(num_classes=0, specialize_qkv_depth=1)
 
 
 def _after_last_attention(block: str) -> tuple[str, ...]:
-    """Norms of patches that no class token sees any more."""
+    """Norms of patches that the class token does not read any more."""
     norms = (f"transformer/{block}/patch_norm", "transformer/patch_norm")
     return tuple(f"{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias"))
 
@@ -23,7 +23,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# Exactly ours, at SimpleViT's sizes: of the paper's counts tests/models checks what we know, that 8% are added.
+# Our own counts at SimpleViT's sizes; tests/models checks the paper's statement that 8% are added.
 PUBLISHED = {
     "simple_vit_with_specialized_cls/ti16": (6_124_264, 0),
     "simple_vit_with_specialized_cls/s16": (23_747_560, 0),

@@ -13,7 +13,7 @@ CASES = [
 
 EXEMPT = {"large_images": "computes positions for any image"}
 
-# Exactly ours: the paper's models are of language, these are SimpleViT's sizes.
+# Our own counts at SimpleViT's sizes, as the paper has language models.
 PUBLISHED = {
     "simple_vit_with_value_residual/ti16": (5_678_473, 0),
     "simple_vit_with_value_residual/s16": (21_983_914, 0),

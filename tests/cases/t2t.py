@@ -6,7 +6,7 @@ from tests.cases.repairs import set_positions, tokens
 
 
 def oblong_t2t(make):
-    """Non-square images: the merging stages know the grid of tokens instead of taking a root, and as many positions."""
+    """Non-square images: merging stages with the right grid (upstream: the square root), and matching positions."""
     from einops.layers.torch import Rearrange
 
     def repaired(*, image_size, t2t_layers, **kwargs):
@@ -36,7 +36,7 @@ CASES = [
     Case(*T2T, OBLONG_INPUT, 11501, TOKENS, "oblong-tokens", maps=3, repairs=(oblong_t2t, tokens)),
 ]
 
-# In the paper's tables, in millions; positions are learned here.
+# Tables of the paper, in millions; here positions are learned.
 PUBLISHED = {
     "t2t/7": (4.3e6, 0.01),
     "t2t/10": (5.9e6, 0.01),

@@ -7,7 +7,7 @@ from tests.cases.repairs import sized
 
 
 def any_channels(make):
-    """Any number of `channels`: another first patch embedding."""
+    """Any number of `channels`: the first patch embedding is replaced."""
     from vit_pytorch import twins_svt
 
     def repaired(*, channels, **kwargs):
@@ -21,7 +21,7 @@ def any_channels(make):
 
 
 def feature_map(make):
-    """`num_classes=0`: pool and head go, and the last feature map comes out, channels last."""
+    """`num_classes=0`: without pooling and head, the model returns the last feature map, channels-last."""
     from einops.layers.torch import Rearrange
 
     def repaired(*, num_classes, **kwargs):
@@ -33,7 +33,7 @@ def feature_map(make):
 
 
 def stages(**values):
-    """Arguments of all stages, from their names without the stage."""
+    """Arguments of all stages, given by their names without the prefix of the stage."""
     return {f"s{i + 1}_{name}": value for name, four in values.items() for i, value in enumerate(four)}
 
 
@@ -53,7 +53,7 @@ OBLONG = dict(image_size=(12, 24), channels=1, num_classes=0, peg_kernel_size=5)
     depth=(0, 1, 0, 0),
 )
 
-# Maps of the oblong row are nearly even: upstream's own gradients of queries are 2e-5 from those in float64.
+# Attention in the oblong row is nearly uniform: upstream's own float32 gradients of queries are 2e-5 from float64.
 CASES = [
     Case(*TWINS, (2, 16, 16, 3), 311369, PLAIN, maps=10),
     Case(
@@ -68,7 +68,7 @@ CASES = [
     ),
 ]
 
-# Ours and upstream's exactly. The paper's table 2 has 24.0, 56.0 and 99.2 million, with narrower attention.
+# Our own counts, equal to upstream's. Table 2 of the paper: 24.0, 56.0 and 99.2 million, with narrower attention.
 PUBLISHED = {"twins_svt/s": (35_480_072, 0), "twins_svt/b": (72_084_712, 0), "twins_svt/l": (110_759_880, 0)}
 
 EXEMPT = {
@@ -81,7 +81,7 @@ EXEMPT = {
 def draw(rng):
     choose = lambda *choices: tuple(rng.choice(choices) for _ in range(4))
     patches, windows = rng.sample((1, 1, 2, rng.choice((2, 3))), 4), (*choose(1, 2, 3)[:3], 7)
-    # As large as patches and windows need.
+    # The size that patches and windows need.
     side = math.lcm(*(math.prod(patches[: i + 1]) * (windows[i] if i < 3 else 1) for i in range(4)))
     grids = [side // math.prod(patches[: i + 1]) for i in range(4)]
     kwargs = stages(

@@ -1,4 +1,4 @@
-"""Rows of `vaat`, of its ViT and of its AST."""
+"""Rows of `vaat`, its ViT and its AST."""
 
 import math
 
@@ -26,7 +26,7 @@ from tests.cases.vat import SMALL as VAT_SMALL
 
 
 def channels_third(make):
-    """Views (b, v, ..., h, w, c), as upstream takes them: (b, v, c, ..., h, w)."""
+    """Views (b, v, ..., h, w, c) in upstream's layout, (b, v, c, ..., h, w)."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -38,7 +38,7 @@ def channels_third(make):
 
 
 def without_views(make):
-    """Images and sound without an axis of views, at which upstream crashes: one of length one."""
+    """Images and sound without an axis of views, with which upstream crashes: an axis of length 1 is added."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -50,7 +50,7 @@ def without_views(make):
 
 
 def audio_views(make):
-    """Embeddings of the views of sound: upstream adds the first to the first of the batch, and so on."""
+    """Embeddings of audio views: upstream adds the first one to the first sample, and so on."""
     from unittest import mock
 
     from einops import rearrange
@@ -73,7 +73,7 @@ def audio_views(make):
 
 
 def frequency_first(make):
-    """`accept_spec_time_first=False`, which upstream takes and does not read."""
+    """`accept_spec_time_first=False`, which upstream ignores."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -85,7 +85,7 @@ def frequency_first(make):
 
 
 def cut(video: tuple[int, ...], sound: tuple[int, ...]):
-    """A call with video and sound of these shapes, cut out of one array, and that array's shape."""
+    """A call with video and sound of these shapes, cut from one array, and the shape of that array."""
     pixels, samples = math.prod(video), math.prod(sound)
 
     def call(forward, x, **kwargs):
@@ -120,7 +120,7 @@ FREEZE = dict(freeze_vit=True, freeze_ast=True)
 
 
 def vaat(parameters, kwargs, video, sound, note="", **others):
-    """A row, whose maps are those of two blocks of each encoder and three of each of two layers."""
+    """A row; its attention maps are those of two blocks of each encoder and three of each of two layers."""
     shape, call = cut(video, sound)
     usual = dict(maps=10, unused=BLOCK_1, repairs=(distinct, audio_views, channels_third))
     return Case(*VAAT, shape, parameters, kwargs, note, call=call, **usual | others)
@@ -145,16 +145,16 @@ CASES = [
     Case(*AST, (2, 400), 8645, HEARD, "hiddens", maps=2, unused=IDLE_HEAD, **HIDDENS),
 ]
 
-PUBLISHED = {}  # of no size that upstream shows
+PUBLISHED = {}  # the sizes of upstream's example are not published
 
 
 def example(model) -> tuple[int, int]:
-    """A quarter of a second of sound."""
+    """Shape of a quarter of a second of sound."""
     return (1, 4000)
 
 
 def draw_ast(rng):
-    """An AST, drawn at random, and how many samples it takes."""
+    """Randomly drawn arguments of an AST, and a number of samples for it."""
     n_fft, patch = rng.randint(10, 40), (rng.randint(1, 5), rng.randint(1, 9))
     kwargs = dict(spec_n_fft=n_fft, spec_win_length=rng.randint(6, n_fft), spec_hop_length=rng.randint(2, 9))
     kwargs |= dict(spec_pad=rng.randint(0, 3), spec_center=rng.random() < 0.5, spec_power=rng.choice((1, 2, 3)))

@@ -1,4 +1,4 @@
-"""Rows of `vat` and of its ViT."""
+"""Rows of `vat` and its ViT."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, I
 
 
 def views_first(make):
-    """Of what `channels_first` makes of views (b, v, ..., h, w, c), that which upstream takes: (b, v, c, ..., h, w)."""
+    """Views in upstream's layout, (b, v, c, ..., h, w), from the output of `channels_first`."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -18,7 +18,7 @@ def views_first(make):
 
 
 def one_view(make):
-    """Images and videos without an axis of views, at which upstream crashes: one of length one."""
+    """Images and videos without an axis of views, with which upstream crashes: an axis of length 1 is added."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -30,8 +30,11 @@ def one_view(make):
 
 
 def distinct(make):
-    """Tokens unlike one another, which FiLM does not shrink: else self-attention is so even that what reaches its
-    queries is rounding, in torch as well (4e-4 of it, in float32 against float64)."""
+    """Different tokens, which FiLM does not shrink.
+
+    Otherwise self-attention is so uniform that gradients of its queries are rounding errors, in
+    torch too (4e-4 relative, float32 against float64).
+    """
     import torch
 
     def repaired(**kwargs):
@@ -48,7 +51,7 @@ def distinct(make):
 
 
 def vit_tokens(make):
-    """`num_classes=0`: the head goes, and the tokens come out."""
+    """`num_classes=0`: without the head, the model returns the tokens."""
 
     def repaired(*, num_classes, **kwargs):
         module = make(num_classes=1, **kwargs)
@@ -66,13 +69,15 @@ ENTRANCE = dict(norm_in=NORM, proj=DENSE, norm_out=NORM)
 
 
 def paths(name: str, **leaves: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameters of the module `name`, by the leaves of each of its parts."""
+    """Paths of the parameters of the module `name`, given the leaves of each of its parts."""
     return tuple(f"{name}/{part}/{leaf}" for part in leaves for leaf in leaves[part])
 
 
 def blocks_from(first: int, name: str, depth: int = 2, attention: dict = ATTENTION) -> tuple[str, ...]:
-    """Parameters of the last blocks of the encoder `name`, and of its norm: nothing reads them if only blocks before
-    `first` are read."""
+    """Paths of the parameters of the last blocks of the encoder `name`, and of its norm.
+
+    They have no effect if only blocks before `first` are read.
+    """
     unread = paths(f"{name}/transformer", norm=NORM)
     for i in range(first, depth):
         unread += paths(f"{name}/transformer/attn_{i}", **attention)
@@ -124,11 +129,11 @@ CASES = [
     Case(*VIT, INPUT, 10867, PLAIN, "hiddens", maps=2, unused=IDLE_HEAD, **HIDDENS),
 ]
 
-PUBLISHED = {}  # what the paper says of its sizes is not known here
+PUBLISHED = {}  # the paper's sizes are unknown
 
 
 def draw_actions(rng, depths: dict[str, int]):
-    """Arguments of a model of actions, conditions for it, and which layers of its encoders it reads."""
+    """Randomly drawn arguments of a model of actions, its conditions, and the layers of its encoders to read."""
     depth = rng.randint(1, 3)
     sizes = dict(dim=4 * rng.randint(2, 9), depth=depth, heads=rng.randint(1, 3), dim_head=rng.randint(3, 9))
     sizes |= dict(mlp_dim=rng.randint(5, 40), dim_action=rng.randint(1, 6), action_chunk_len=rng.randint(1, 8))

@@ -1,4 +1,4 @@
-"""Rows of `vat_siglip` and of its SigLIP."""
+"""Rows of `vat_siglip` and its SigLIP."""
 
 from tests.cases.case import Case
 from tests.cases.vat import (
@@ -18,7 +18,7 @@ from tests.cases.vat import (
 
 
 def oblong_siglip(make):
-    """Non-square images and patches, and any number of channels: another projection, and as many positions."""
+    """Non-square images and patches, any number of channels: another projection, with matching positions."""
     import torch
     from einops.layers.torch import Rearrange
     from torch import nn
@@ -64,7 +64,7 @@ CASES = [
     Case(*SIGLIP, ONE_VIEW, 10280, TOWER, "hiddens", maps=2, **HIDDENS),
 ]
 
-PUBLISHED = {}  # of no classifier
+PUBLISHED = {}  # there is no classifier
 
 
 def draw(rng):

@@ -15,7 +15,7 @@ CASES = [
 
 
 def _published(count: int, patch: int, dim: int, depth: int) -> tuple[int, float]:
-    """Exactly the authors' (and DeiT's), but for two norms around the projection and biases of q, k and v."""
+    """Count of the authors' ViT (and DeiT), plus two norms around the projection, minus the biases of q, k and v."""
     return count + 2 * 3 * patch**2 + 2 * dim - 3 * dim * depth, 0.0
 
 

@@ -15,7 +15,7 @@ CASES = [
     Case(*VIT, (2, 20, 1), 9160, TOKENS, "tokens", maps=2, repairs=(tokens, channels_last)),
 ]
 
-PUBLISHED = {}  # the paper has none of series
+PUBLISHED = {}  # the paper has no models of series
 
 
 def example(model):
@@ -23,7 +23,7 @@ def example(model):
 
 
 def draw_series(rng):
-    """Arguments of a series in patches and the input's shape, drawn at random."""
+    """Randomly drawn arguments of a series in patches, and the shape of the input."""
     patch, channels = rng.randint(1, 6), rng.randint(1, 3)
     length = patch * rng.randint(2, 9)
     series = dict(seq_len=length, patch_size=patch, channels=channels, num_classes=rng.randint(2, 12))

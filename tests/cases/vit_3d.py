@@ -17,7 +17,7 @@ CASES = [
     Case(*VIT, (2, 4, 8, 4, 3), 10693, VIDEO | BLOCKS | dict(heads=1, dim_head=24), "smaller-one-head", maps=2),
 ]
 
-PUBLISHED = {}  # the paper has none of video
+PUBLISHED = {}  # the paper has no video models
 
 
 def example(model):
@@ -25,7 +25,7 @@ def example(model):
 
 
 def draw_video(rng):
-    """Arguments of a video in patches and the input's shape, drawn at random."""
+    """Randomly drawn arguments of a video in patches, and the shape of the input."""
     patches, counts = [rng.randint(1, 4) for _ in range(3)], [rng.randint(1, 3) for _ in range(3)]
     sides = [patch * count for patch, count in zip(patches, counts, strict=True)]
     (frames, *size), (frame_patch, *image_patch), channels = sides, patches, rng.randint(1, 3)

@@ -6,7 +6,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, d
 
 
 def oblong_rotations(make):
-    """Rotations of a grid of patches that is not square: as upstream's, with rows and columns of their own."""
+    """Rotations for an oblong grid of patches, as upstream's for a square one."""
     import torch
 
     def repaired(*, image_size, patch_size, **kwargs):
@@ -38,7 +38,7 @@ CASES = [
     Case(*VIT_5, OBLONG_INPUT, 9568, TOKENS, "oblong-tokens", maps=2, repairs=(oblong_rotations,)),
 ]
 
-# In the table of the authors' repository, in millions; of the largest it says nothing.
+# From the authors' repository, in millions; it has no count of the largest model.
 PUBLISHED = {"vit_5/small": (22e6, 0.01), "vit_5/base": (87e6, 0.01), "vit_5/large": (304e6, 0.01)}
 
 

@@ -13,7 +13,7 @@ def object_mask(seed: int, *shape: int, share: float = 0.5) -> dict[str, np.ndar
     return dict(object_mask=np.random.default_rng(seed).random(shape) < share)
 
 
-# Masks are of one image, since tests give single images to what they transform.
+# Masks are of one image, since tests of transformations pass single images.
 PIXELS, PATCHES, GRID = object_mask(0, 1, 16, 16, share=0.1), object_mask(1, 1, 16), object_mask(2, 1, 2, 6)
 
 CASES = [

@@ -7,7 +7,7 @@ from tests.cases.repairs import set_positions, tokens
 
 
 def oblong(make):
-    """Non-square patches: another projection, and as many positions."""
+    """Non-square patches: another projection, with matching positions."""
     from einops.layers.torch import Rearrange
     from torch import nn
 
@@ -26,7 +26,7 @@ def oblong(make):
 
 
 def diagonal(make):
-    """The paper's shifts: copies cut from the corners of the image with half a patch of zeros around it."""
+    """The paper's shifts: copies cut from the corners of the image, padded by half a patch of zeros."""
 
     def repaired(*, diagonal_shifts, patch_size, **kwargs):
         module = make(patch_size=patch_size, **kwargs)
@@ -66,13 +66,13 @@ CASES = [
 
 
 def _published(count: int) -> tuple[int, float]:
-    """That of the authors' code with 200 classes, but for 800 more, and a temperature for each of 12 heads."""
+    """Count of the authors' code with 200 classes, plus 800 classes, minus a temperature for each of 12 heads."""
     return count + 800 * 193 - 9 * 11, 0.0
 
 
 PUBLISHED = {
     "vit_for_small_dataset/cifar": _published(2_766_548),
-    "vit_for_small_dataset/tiny_imagenet": _published(2_906_228),  # 2.9 million in the paper
+    "vit_for_small_dataset/tiny_imagenet": _published(2_906_228),  # paper: 2.9 million
 }
 
 

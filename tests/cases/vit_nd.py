@@ -7,7 +7,7 @@ from tests.cases.repairs import channels_last, tokens
 
 
 def dense(make):
-    """The attention that upstream has for devices without its kernel, as that has no gradient on a CPU."""
+    """Upstream's attention for devices without its kernel, which has no gradient on a CPU."""
 
     def repaired(**kwargs):
         from vit_pytorch import vit_nd_masking
@@ -19,7 +19,7 @@ def dense(make):
 
 
 def patches_last(make):
-    """`return_nd_patches`: patches come out channels-last, as ours do."""
+    """`return_nd_patches`: patches are channels-last, as ours are."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -42,7 +42,7 @@ SQUARE = BLOCKS | dict(ndim=2, input_shape=16, patch_size=4, num_classes=5)
 SPACETIME = BLOCKS | dict(ndim=4, input_shape=(4, 2, 4, 6), patch_size=(2, 1, 2, 3), num_classes=5)
 VIDEO_INPUT, SEQUENCE_INPUT, SPACETIME_INPUT = (2, 4, 8, 6, 3), (2, 12, 2), (2, 4, 2, 4, 6, 3)
 
-ONE_HEAD = SQUARE | dict(heads=1, dim_head=24, emb_dropout=0.1, dropout=0.1)  # nothing drops at evaluation
+ONE_HEAD = SQUARE | dict(heads=1, dim_head=24, emb_dropout=0.1, dropout=0.1)  # no dropout at evaluation
 CAUSAL_TOKENS = SQUARE | dict(causal_dims=1, num_classes=0)
 GRID = dict(options=dict(return_nd_patches=True), unused=("mlp_head/kernel", "mlp_head/bias"))
 PLAIN, SEQUENCES = dict(maps=2, repairs=(dense,)), dict(maps=2, repairs=(dense, channels_last))
@@ -56,7 +56,7 @@ CASES = [
     Case(*ND, VIDEO_INPUT, 11029, VIDEO, "patches", maps=2, repairs=(dense, patches_last), **GRID),
 ]
 
-# Ours, exactly: the paper has none.
+# Our own counts, as the paper has none.
 PUBLISHED = {"vit_nd/upstream": (20_339_176, 0)}
 
 
@@ -65,7 +65,7 @@ def example(model):
 
 
 def draw_array(rng):
-    """Arguments of an array of two to four axes in patches, and the input's shape, drawn at random."""
+    """Randomly drawn arguments of an array of two to four axes in patches, and the shape of the input."""
     ndim, channels = rng.randint(2, 4), rng.randint(1, 3)
     patch = tuple(rng.randint(1, 3) for _ in range(ndim))
     shape = tuple(int(side) * rng.randint(1, 3) for side in patch)

@@ -20,7 +20,7 @@ __all__ = ["example"]
 
 
 def uniform_bias(make):
-    """The bias is drawn from a whole turn, where upstream writes into a parameter that has gradients."""
+    """The bias is drawn uniformly; upstream raises, as it writes into a parameter that requires gradients."""
     import math
 
     from torch import nn
@@ -47,7 +47,7 @@ CASES = [
     Case(*POPE, (2, 6, 4, 9, 3), 10813, VIDEO, "other-size-embed", **PLAIN, **GRID),
 ]
 
-# Ours, exactly: there are none to compare with.
+# Our own counts; there are no published ones.
 PUBLISHED = {"vit_nd_pope/upstream": (20_207_592, 0)}
 
 

@@ -20,7 +20,7 @@ __all__ = ["example"]
 
 
 def embed(make):
-    """`num_classes=0`: the grid of tokens comes out."""
+    """`num_classes=0`: the model returns the grid of tokens."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -35,7 +35,7 @@ def embed(make):
 
 ROTARY = ("vit_nd_rotary", "vit_nd_rotary:ViTND")
 FREQUENCIES = SEQUENCE | dict(rope_min_freq=0.5, rope_max_freq=20.0, rope_p_zero_freqs=0.3)
-ONE_HEAD = SQUARE | dict(heads=1, dim_head=24, emb_dropout=0.1, dropout=0.1)  # nothing drops at evaluation
+ONE_HEAD = SQUARE | dict(heads=1, dim_head=24, emb_dropout=0.1, dropout=0.1)  # no dropout at evaluation
 CAUSAL_TOKENS = SQUARE | dict(causal_dims=1, num_classes=0)
 GRID = dict(options=dict(return_embed=True), unused=("mlp_head/kernel", "mlp_head/bias"))
 
@@ -48,7 +48,7 @@ CASES = [
     Case(*ROTARY, (2, 6, 4, 9, 3), 10789, VIDEO, "other-size-embed", **PLAIN, **GRID),
 ]
 
-# Ours, exactly: there are none to compare with.
+# Our own counts; there are no published ones.
 PUBLISHED = {"vit_nd_rotary/upstream": (20_207_080, 0)}
 
 

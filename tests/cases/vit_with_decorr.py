@@ -4,7 +4,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, d
 
 
 def decorr_tokens(make):
-    """`num_classes=0`: the head goes, and the first of what the transformer returns comes out."""
+    """`num_classes=0`: without the head, the model returns the first output of the transformer."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -41,7 +41,7 @@ CASES = [
     Case(*DECORR, INPUT, 10741, PLAIN | dict(decorr_sample_frac=0.0), "no-loss", maps=2, options=LOSS),
 ]
 
-PUBLISHED = {"vit_with_decorr/b16": (86_543_080, 0)}  # that of upstream's ViT-B; the paper gives none
+PUBLISHED = {"vit_with_decorr/b16": (86_543_080, 0)}  # upstream's ViT-B; the paper gives none
 
 
 def draw(rng):

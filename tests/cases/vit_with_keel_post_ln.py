@@ -15,12 +15,12 @@ CASES = [
 
 
 def _published(count: int, dim: int) -> tuple[int, float]:
-    """That of the authors' ViT, but for norms: one more in front, others without bias; and for q, k and v's biases."""
+    """Count of the authors' ViT with one more norm, norms without bias, and no biases of q, k and v."""
     before, behind = 2 * 3 * 16**2 + 2 * dim, 23 * dim - 2 * dim
     return count + before + behind - 24 * dim - 12 * 3 * dim, 0.0
 
 
-PUBLISHED = {  # of ViT's sizes; the paper's are those of language models
+PUBLISHED = {  # ViT's sizes, as the paper has language models
     "vit_with_keel_post_ln/s16": _published(22_050_664, 384),
     "vit_with_keel_post_ln/b16": _published(86_567_656, 768),
 }

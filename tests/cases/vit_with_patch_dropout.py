@@ -16,7 +16,7 @@ CASES = [
 
 
 def _published(count: int, dim: int) -> tuple[int, float]:
-    """That of the authors' ViT, but for the class token's position and the biases of q, k and v."""
+    """Count of the authors' ViT, minus the position of the class token and the biases of q, k and v."""
     return count - dim - 12 * 3 * dim, 0.0
 
 

@@ -19,7 +19,7 @@ CASES = [
 
 
 def _published(count: int, patch: int, dim: int, depth: int) -> tuple[int, float]:
-    """That of the authors' ViT, less its class token; more two norms around the projection, less q, k, v's biases."""
+    """Count of the authors' ViT, plus two norms around the projection, minus class token and biases of q, k and v."""
     merger = 8 * dim + 2 * dim
     return count - dim + merger + 2 * 3 * patch**2 + 2 * dim - 3 * dim * depth, 0.0
 

@@ -6,7 +6,7 @@ from tests.cases.case import Case
 
 
 def tokens(make):
-    """`num_classes=0`: the head goes, and what the last transformer returns comes out."""
+    """`num_classes=0`: without the head, the model returns the output of the last transformer."""
     from torch import nn
 
     def repaired(*, num_classes, **kwargs):
@@ -22,7 +22,7 @@ def tokens(make):
 
 
 def frame_mask(seed: int, *shape: int) -> dict[str, np.ndarray]:
-    """Some frames of each video, and always the first two."""
+    """Mask of some frames of each video, always with the first two."""
     mask = np.random.default_rng(seed).random(shape) < 0.6
     mask[:, :2] = True
     return dict(mask=mask)
@@ -50,7 +50,7 @@ CASES = [
     Case(*VIVIT, OBLONG_INPUT, 14704, TOKENS | SELF, "self-attention-tokens", maps=4, repairs=(tokens,)),
 ]
 
-# Ours, exactly: the paper's table was not at hand.
+# Our own counts; the paper's table was not available.
 PUBLISHED = {"vivit/b16x2": (117_736_168, 0)}
 
 
@@ -59,7 +59,7 @@ def example(model) -> tuple[int, ...]:
 
 
 def draw_video(rng):
-    """Arguments of a video and the input's shape, drawn at random."""
+    """Randomly drawn arguments of a video, and the shape of the input."""
     patch, frame_patch, channels = rng.choice((2, 4)), rng.randint(1, 2), rng.randint(1, 3)
     side, frames = patch * rng.randint(2, 3), frame_patch * rng.randint(2, 4)
     video = dict(image_size=side, image_patch_size=patch, frames=frames, frame_patch_size=frame_patch)

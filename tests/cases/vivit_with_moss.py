@@ -1,4 +1,4 @@
-"""Rows of `vivit_with_moss` and of its MOSS."""
+"""Rows of `vivit_with_moss` and its MOSS."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ __all__ = ["CASES", "PUBLISHED", "draw", "example"]
 
 
 def class_last(make):
-    """`cls_reads_frames`: the class token stands behind the frames, where causal attention lets it read them all."""
+    """`cls_reads_frames`: the class token is after the frames, so that causal attention lets it read all of them."""
     import torch
 
     def repaired(*, cls_reads_frames, **kwargs):
@@ -24,7 +24,7 @@ def class_last(make):
 
 
 def channels_behind(make):
-    """Features of MOSS come with channels behind time, where tests of torch models have them."""
+    """Features of MOSS with channels after time, as the tests have them for torch models."""
 
     def repaired(**kwargs):
         module = make(**kwargs)
@@ -43,7 +43,7 @@ SIDES = dict(moss_local_time=5, moss_local_height=1, moss_local_width=5, moss_or
 AHEAD = FIRST | dict(moss_causal=False, heads=1, dim_head=24)
 TOKENS = MEAN | SIDES | OBLONG | dict(num_classes=0)
 
-# With upstream's defaults the class token reads itself alone, so that nothing before the temporal layers is read.
+# With upstream's defaults the class token reads only itself, so layers before the temporal ones have no effect.
 _params = jax.eval_shape(build(Case(*VIVIT, INPUT, 0, FIRST)).init, jax.random.key(0), jnp.zeros(INPUT))["params"]
 READ = ("temporal_transformer", "temporal_cls_token", "mlp_head")
 IGNORED = tuple("/".join(path) for path in flatten_dict(_params) if path[0] not in READ)
@@ -61,7 +61,7 @@ CASES = [
     Case(*MOSS, FEATURES, 1732, CAUSAL_MOSS, "causal", repairs=(channels_behind,)),
 ]
 
-PUBLISHED = {}  # the paper builds on other models
+PUBLISHED = {}  # the paper has other models
 
 
 def draw(rng):
@@ -72,7 +72,7 @@ def draw(rng):
     kwargs |= {f"moss_{name}": value for name, value in sides.items()}
     if kwargs["moss_causal"]:
         mask = {}
-        kwargs |= dict(pool="mean")  # otherwise nothing is read
+        kwargs |= dict(pool="mean")  # otherwise logits ignore the video
     else:
         mask = frame_mask(rng.randint(0, 9), *shape[:2])
     yield Case(*VIVIT, shape, 0, kwargs, keyword_inputs=rng.choice(({}, mask)))

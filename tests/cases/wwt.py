@@ -1,4 +1,4 @@
-"""Rows of `wwt` and of its head."""
+"""Rows of `wwt` and its head."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from tests.cases.case import BLOCKS, IMAGE, INPUT, OBLONG, OBLONG_INPUT, Case, I
 
 
 def features(make):
-    """`num_classes=0`: the heads go, and features come out instead of logits."""
+    """`num_classes=0`: without the heads, the model returns features instead of logits."""
     import functools
 
     def repaired(*, num_classes, **kwargs):
@@ -22,7 +22,7 @@ def features(make):
 
 
 def fixed_directions(make):
-    """The loss of slots along those directions that ours takes at evaluation."""
+    """The loss of slots along the directions that our model uses at evaluation."""
     from unittest import mock
 
     import torch
@@ -43,7 +43,7 @@ def fixed_directions(make):
 
 
 def unpack(forward, x, **kwargs):
-    """Calls a head with 16 patches and 6 slots of 24 features, and the mask between them, cut out of one array."""
+    """Call a head with 16 patches and 6 slots of 24 features, and the mask between them, cut from one array."""
     return forward((x[:, :16, :24], x[:, 16:, :24]), [x[:, None, :16, 24:]], ((0, 1),), **kwargs)
 
 
@@ -62,7 +62,7 @@ DECODED = dict(image_size=16, patch_size=4, pathways=((0, 1),), decoder=DECODER)
 
 
 def unread(path):
-    """Parameters of the feed-forward at `path`."""
+    """Paths of the parameters of the feed-forward at `path`."""
     return tuple(f"{path}/{leaf}" for leaf in ("norm/scale", "fc1/kernel", "fc1/bias", "fc2/kernel", "fc2/bias"))
 
 
@@ -75,13 +75,13 @@ CASES = [
     Case(*WWT, INPUT, 37454, PLAIN, maps=8, unused=LAST_MASKS),
     Case(*WWT, INPUT, 11723, SLOTS, "one-level", maps=2, unused=UNREAD),
     Case(*WWT, INPUT, 37454, PLAIN | LOSS, "loss", **LOSS_ROW),
-    # What makes masks moves all scores of a softmax nearly alike: upstream's own gradients in float32 are 7e-4 off.
+    # Masks shift all scores of a softmax nearly equally: upstream's own float32 gradients differ by 7e-4 from float64.
     Case(*WWT, INPUT, 53428, PLAIN | PROJECTED, "projected", maps=12, faint=("mlp_mask",)),
     Case(*WWT, OBLONG_INPUT, 54932, FEATURES, "oblong-features", maps=6, repairs=(features,)),
     Case(*HEAD, (2, 22, 30), 8864, DECODED, maps=2, call=unpack),
 ]
 
-# Ours, exactly: the paper's table was not at hand.
+# Our own counts; the paper's table was not available.
 PUBLISHED = {"wwt/upstream": (7_284_712, 0)}
 
 

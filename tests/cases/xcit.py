@@ -5,7 +5,7 @@ from tests.cases.repairs import set_positions, tokens
 
 
 def oblong_xcit(make):
-    """Non-square images and patches: another patch projection, which keeps the grid, and as many positions."""
+    """Non-square images and patches: another patch projection, which keeps the grid, with matching positions."""
     from einops.layers.torch import Rearrange
     from torch import nn
 
@@ -32,13 +32,13 @@ CASES = [
     Case(*XCIT, OBLONG_INPUT, 15214, TOKENS, "oblong-tokens", maps=3, repairs=(oblong_xcit, tokens)),
 ]
 
-# In the paper's tables, in whole millions; its patches are embedded by convolutions, its positions computed.
+# Tables of the paper, in whole millions; there convolutions embed the patches and positions are computed.
 _MILLIONS = {"n12": 3, "t12": 7, "t24": 12, "s12": 26, "s24": 48, "m24": 84, "l24": 189}
 PUBLISHED = {f"xcit/{size}_p{p}": (1e6 * count, 0.05) for size, count in _MILLIONS.items() for p in (16, 8)}
 
 
 def draw(rng):
     image, (batch, height, width, _) = draw_image(rng)
-    del image["channels"]  # upstream's takes three
+    del image["channels"]  # upstream accepts only three
     layers = dict(cls_depth=rng.randint(1, 3), local_patch_kernel_size=rng.choice((1, 3, 5)))
     yield Case(*XCIT, (batch, height, width, 3), 0, image | draw_blocks(rng) | layers)
