@@ -1,4 +1,4 @@
-"""What a video is to a model of images, and what of its outputs is changed."""
+"""AcceptVideoWrapper: frames as a batch of images, and changes of the outputs."""
 
 import functools
 
@@ -23,17 +23,17 @@ def wrapper(**kwargs):
 
 
 def initial(model, video=VIDEO):
-    """Variables of `model`, made at once."""
+    """Variables of `model`, compiled as one program."""
     return jax.jit(model.init)(jax.random.key(1), video)
 
 
 def apply(model, *args, **kwargs):
-    """The call of `model`, as one computation."""
+    """Call `model`, compiled as one program."""
     return jax.jit(functools.partial(model.apply, **kwargs))(*args)
 
 
 class Several(nn.Module):
-    """A mean color, none, a loss, and a number, as some models have beside logits."""
+    """A model with several outputs: a mean color, None, a loss, and a number."""
 
     @nn.compact
     def __call__(self, images, *, scale=1.0, train=False):
@@ -52,7 +52,7 @@ def test_every_frame_is_an_image():
 
 
 def test_methods_and_tokens():
-    """The tokens of a classifier, whose head is kept; those of a model without one are the same."""
+    """A classifier keeps its head; its tokens equal those of a model without a head."""
     model = wrapper(forward_function="encode")
     variables = initial(model)
     assert "mlp_head" in variables["params"]["image_net"]
@@ -63,7 +63,7 @@ def test_methods_and_tokens():
 
 
 def test_outputs_keep_their_form():
-    """Sorted by key, the outputs are numbered a 0, b 1 and 2, c 3, d 4; the fourth features become two."""
+    """Outputs are numbered in the order of their keys: a 0, b 1 and 2, c 3, d 4; output 3 gets two features."""
     model = wrapper(image_net=Several(), output_pos_add_pos_emb=2, dim_emb=4, proj_embed_to_dim=2)
     variables = initial(model)
     out = model.apply(variables, VIDEO, forward_kwargs=dict(scale=2.0))
@@ -79,7 +79,7 @@ def test_outputs_keep_their_form():
 
 @pytest.mark.parametrize("channel_first", [False, True])
 def test_maps_are_projected_placed_and_joined(channel_first):
-    """MOSS reads a map as it is; positions differ by frame alone; the order of axes makes no difference."""
+    """MOSS reads a map directly; positions depend only on the frame; channels may be first or last."""
 
     class Maps(nn.Module):
         @nn.compact
@@ -99,7 +99,7 @@ def test_maps_are_projected_placed_and_joined(channel_first):
 
 
 def test_moss_reads_the_patches_behind_other_tokens():
-    """A dict, a module, and the patch size of a model within the model are all the same."""
+    """`moss` as a dict or a module, and `patch_size` of the inner model, give the same result."""
     trunk = create_model("learnable_memory_vit", **IMAGE | BLOCKS)
     adapter = create_model("learnable_memory_vit:Adapter", vit=trunk, num_classes=0)
     model = wrapper(image_net=adapter, moss=MOSS)

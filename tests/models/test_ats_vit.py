@@ -1,4 +1,4 @@
-"""Which tokens are sampled, how often, and what is left of them."""
+"""Sampling of tokens in ATS-ViT: which ones, how often, and the output."""
 
 import functools
 
@@ -19,7 +19,7 @@ IMAGES = jax.random.normal(jax.random.key(0), SAMPLED.input_shape)
 
 @functools.partial(jax.jit, static_argnames="train")
 def sample(train: bool, seed: int = 0, images=IMAGES):
-    """Logits and ids of the row's model, whose parameters are noise."""
+    """Logits and ids of the row's model with random parameters."""
     model, rng = build(SAMPLED), np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     variables = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), shapes)
@@ -44,13 +44,13 @@ def test_every_token_is_sampled_as_often_as_it_should_be():
 
 
 def test_the_model_draws_as_its_first_layer_says():
-    """Many images at once, all the same: each token is left as often as the attention of the class token says."""
+    """In a batch of equal images, each token is kept as often as the attention of the class token predicts."""
     copies, draws, patches = 4000, 3, 4
     sizes = dict(image_size=8, patch_size=4, dim=8, depth=1, heads=2, dim_head=4, mlp_dim=4, num_classes=2)
     model = create_model("ats_vit", max_tokens_per_depth=(draws,), **sizes)
     images = jnp.tile(jax.random.normal(jax.random.key(0), (1, 8, 8, 3)), (copies, 1, 1, 1))
     params = model.init(jax.random.key(1), images[:1])["params"]
-    params["transformer"]["attn_0"]["to_qkv"]["kernel"] *= 3  # so that tokens differ in weight
+    params["transformer"]["attn_0"]["to_qkv"]["kernel"] *= 3  # makes tokens differ in significance
 
     def apply(images, train):
         rngs = {"dropout": jax.random.key(2)}
@@ -101,14 +101,14 @@ def test_ids_are_upstreams():
     images = np.array(IMAGES)
     with torch.no_grad():
         for attention, _ in twin.transformer.layers:
-            attention.to_qkv.weight.mul_(3)  # so that some tokens are drawn many times
+            attention.to_qkv.weight.mul_(3)  # makes some tokens be drawn many times
         logits, ids = twin(channels_first(images), return_sampled_token_ids=True)
     model = build(SAMPLED)
     variables = from_torch(model, twin.state_dict(), images)
     ours, our_ids = jax.jit(lambda x: model.apply(variables, x, return_sampled_token_ids=True))(images)
     np.testing.assert_array_equal(our_ids, ids)
     np.testing.assert_allclose(ours, logits, rtol=1e-4, atol=1e-5)
-    assert (ids == -1).any()  # and something was padded
+    assert (ids == -1).any()  # some positions are padded
 
 
 def test_ids_are_in_order_and_padded_behind():

@@ -1,4 +1,4 @@
-"""Arguments that only this model has, and the values it refuses."""
+"""Arguments that only this model has, and invalid values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where the LayerScale of CaiT starts."""
+"""Initial LayerScale of CaiT."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from vit_jax.convert import to_torch
 
 
 def starts(model) -> dict[str, float]:
-    """The value of each LayerScale in a new model, by torch key."""
+    """Initial value of each LayerScale, by torch key."""
     sides = (model.image_size, model.image_size, 3)
 
     @jax.jit
-    def init(key):  # without the random kernels, which take long to compile
+    def init(key):  # without random kernels, which compile slowly
         is_scale = lambda path: "_scale_" in jax.tree_util.keystr(path)
         keep = lambda path, leaf: leaf if is_scale(path) else jnp.zeros(leaf.shape)
         return jax.tree_util.tree_map_with_path(keep, model.init(key, jnp.ones((1, *sides))))

@@ -1,4 +1,4 @@
-"""What only CCT has: upstream's functions as presets, sizes of two names, stochastic depth."""
+"""Features of CCT only: upstream's functions as presets, arguments with two names, stochastic depth."""
 
 import dataclasses
 import math
@@ -40,7 +40,7 @@ def test_sines_start_as_upstreams():
 
 def test_sizes_go_by_two_names():
     for kwargs in (dict(image_size=(8, 12), channels=1), dict(img_size=(8, 12), n_input_channels=1)):
-        model = create_model("cct/7_3x1", **kwargs)  # whose preset has img_size=32
+        model = create_model("cct/7_3x1", **kwargs)  # the preset has img_size=32
         assert (model.image_size, model.img_size) == ((8, 12), (8, 12))
         assert (model.channels, model.n_input_channels) == (1, 1)
 
@@ -89,7 +89,7 @@ def test_depth_is_more_stochastic_in_later_layers():
 
 
 def test_a_branch_drops_for_its_share_of_the_images():
-    """A branch is left out of a whole image or counts 1 / (1 - rate) times, each of the two for itself."""
+    """Either branch is dropped for a whole image or scaled by 1 / (1 - rate), independently of the other."""
     count, rate = 4000, 0.3
     block = Block(heads=1, mlp_dim=8, dropout=0.0, attention_dropout=0.0, drop_path=rate)
     images = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 3, 4)), (count, 3, 4))
@@ -100,7 +100,7 @@ def test_a_branch_drops_for_its_share_of_the_images():
         return np.asarray(block.apply({"params": params | zeros}, images, **kwargs)).reshape(count, -1)
 
     def train(*silent):
-        """The outcomes, and the share of the images that each has."""
+        """The distinct outputs, and the share of images with each."""
         out = apply(*silent, train=True, rngs={"dropout": jax.random.key(2)})
         outcomes, counts = np.unique(out.round(4), axis=0, return_counts=True)
         return outcomes, counts / count

@@ -1,4 +1,4 @@
-"""What only CCT of a video has: upstream's functions as presets, windows along frames, sines that are no parameters."""
+"""Features of CCT for video only: upstream's functions as presets, windows along frames, constant sines."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ def test_presets_are_upstreams_functions(layers):
 
 @pytest.mark.parametrize("frames", [6, 48])
 def test_upstreams_sines_are_taken(frames):
-    """They are of float32: at position 192 they are 4e-6 off those of exact angles, at 1,536 already 3e-5."""
+    """Upstream computes angles in float32: its sines are off by 4e-6 at position 192, and by 3e-5 at 1,536."""
     torch = pytest.importorskip("torch")
     sizes = dict(num_frames=frames, img_size=(16, 24), stride=2, frame_stride=1, pooling_stride=2)
     case = FIRST["cct_3d"]
@@ -62,7 +62,7 @@ def test_other_sines_are_refused(wrong):
     _, count, dim = state[name].shape
     if wrong == "order":
         state[name] = state[name][:, ::-1]
-    elif wrong == "length of waves":  # those of a base of 10,010 in place of 10,000
+    elif wrong == "length of waves":  # sines with a base of 10,010 in place of 10,000
         angles = np.arange(count)[:, None] / 10_010 ** (np.arange(0, dim, 2) / dim)
         state[name] = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(1, count, dim).astype(np.float32)
     elif wrong == "start":

@@ -1,4 +1,4 @@
-"""What only CrossViT has: arguments for each of its branches."""
+"""Features of CrossViT only: arguments for each branch."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What only `crossformer` does."""
+"""Features of CrossFormer only."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What only `cvt` does."""
+"""Features of CvT only."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The attentions that layers of JetViT draw from, and what it refuses."""
+"""Attentions that layers of JetViT draw from, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ SIZES = IMAGE | BLOCKS | dict(depth=1, window_size=2)
 
 
 def test_layers_draw_their_attention_in_training_alone():
-    """Each of 300 draws gives what one attention alone gives, and each attention comes as often as the others."""
+    """Each of 300 outputs equals that of one attention, and all attentions are drawn equally often."""
     names = ("WA", "LA", "FA")
     model = create_model("jet_vit", **SIZES, attn_layers=[names])
     variables = jax.jit(model.init)(jax.random.key(1), IMAGES)

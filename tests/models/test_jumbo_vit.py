@@ -1,4 +1,4 @@
-"""How wide the hidden layers are, either way, and which numbers are refused."""
+"""Widths of JumboViT's hidden layers with and without `multiply_widths`, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What an adapter leaves alone, and what it learns."""
+"""Adapters on a frozen ViT: what is trained, and what does not change."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 
 
 def noise(tree, seed):
-    """The same tree, of random numbers."""
+    """A tree of the same shapes with random numbers."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), tree)
 
@@ -25,7 +25,7 @@ def trunk_params():
 
 
 def adapter_of(trunk_params, seed, **kwargs):
-    """An adapter around the trunk, with parameters of its own."""
+    """An adapter of the ViT, with its own parameters."""
     adapter = create_model("learnable_memory_vit:Adapter", vit=TRUNK, **kwargs)
     params = noise(jax.eval_shape(adapter.init, jax.random.key(0), IMAGES)["params"], seed)
     return adapter, {**params, "vit": trunk_params}
@@ -37,7 +37,7 @@ def test_mask_of_two_tokens_and_three_memories():
 
 
 def test_the_trunk_says_what_it_said_before(trunk_params):
-    """Several tasks on one trunk: each has its own first token, and none changes the trunk's tokens."""
+    """Adapters for several tasks: each has its own first token, and none changes the ViT's tokens."""
     logits = TRUNK.apply({"params": trunk_params}, IMAGES)
     firsts = []
     for seed, memories in ((1, 3), (2, 10)):

@@ -1,4 +1,4 @@
-"""What only LeViT has: the paper's form, biases of position, images of one size."""
+"""Features of LeViT only: the paper's form, position biases, a fixed image size."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_images_of_another_size_are_named():
 
 
 def test_distances_by_hand():
-    """The first and the third pixel of the upper of two rows ask all six."""
+    """With stride 2, the queries are the first and third pixel of the first of two rows; there are six keys."""
     np.testing.assert_array_equal(distances(2, 3, 2), [[0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3]])
 
 
@@ -46,7 +46,7 @@ def test_distances_by_hand():
     ("preset", "millions"), [("128s", "7.8"), ("128", "9.2"), ("192", "10.9"), ("256", "18.9"), ("384", "39.1")]
 )
 def test_the_papers_form_has_as_many_parameters_as_the_papers_table(preset, millions):
-    """With both heads, to the last digit of the table."""
+    """With both heads, to the last digit in the table."""
     model = create_model(f"levit/{preset}", num_classes=1000, num_distill_classes=1000)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -56,7 +56,7 @@ def test_the_papers_form_has_as_many_parameters_as_the_papers_table(preset, mill
 
 
 def test_features_are_alive_at_the_start():
-    """Halving attention has no residual, so that its norm must not start at 0 (residual branches do)."""
+    """Subsampling attention has no residual, so its norm must not start at 0, as those of residual branches do."""
     model, images = build(FIRST["levit"], num_classes=0), jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
     features, variables = jax.jit(model.init_with_output)(jax.random.key(1), images)
     assert features.std() > 0.1

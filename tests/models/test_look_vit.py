@@ -1,4 +1,4 @@
-"""What LookViT refuses."""
+"""Invalid arguments of LookViT."""
 
 import pytest
 

@@ -30,7 +30,7 @@ def test_options_equal_upstreams(options):
     assert_parity(Row(Case(*LOOPED, INPUT, 0, GATED, options=options)), 1e-5, 1e-5)
 
 
-ROUNDING = 4e-6  # of logits near 1, between compiled and not
+ROUNDING = 4e-6  # of logits near 1, compiled against not compiled
 
 
 def test_an_early_exit_repeats_the_loop_that_it_leaves():
@@ -49,7 +49,7 @@ def test_an_early_exit_repeats_the_loop_that_it_leaves():
     at_once, _ = apply(1e9)
     np.testing.assert_allclose(at_once, jnp.broadcast_to(logits[:1], logits.shape), atol=ROUNDING)
     highest = np.asarray(benefits.max(1))
-    threshold = float(highest[:2].mean())  # between those of the first two loops
+    threshold = float(highest[:2].mean())  # between the gains of the first two loops
     leaves = 0 if highest[0] < highest[1] else 1
     some, _ = apply(threshold)
     expected = logits[jnp.minimum(jnp.arange(4), leaves)]

@@ -1,4 +1,4 @@
-"""What only MaxViT has: convolution branches that drop sample by sample, and arguments of its own."""
+"""Features of MaxViT only: convolution branches that are dropped sample by sample, and its arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def test_convolution_branches_stay_at_evaluation():
 
 
 def test_relative_positions_by_hand():
-    """Two by two pixels: offsets of one row are three numbers apart."""
+    """In a window of two by two pixels, offsets by one row differ by three in their index."""
     expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     np.testing.assert_array_equal(relative_positions(2), expected)
 

@@ -1,4 +1,4 @@
-"""Registers in MaxViT's windows: their biases, what they carry, and how many there must be."""
+"""Registers in MaxViT's windows: their biases, their information, and their number."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ CASE = FIRST["max_vit_with_registers"]
 
 
 def test_positions_by_hand():
-    """Two by two pixels have nine offsets, so that a register's bias is number nine."""
+    """A window of two by two pixels has nine offsets, so the bias of registers has index nine."""
     attention = RegisterAttention(dim_head=4, window_size=2, dropout=0.0, num_register_tokens=1)
     expected = [[9, 9, 9, 9, 9], [9, 4, 3, 1, 0], [9, 5, 4, 2, 1], [9, 7, 6, 4, 3], [9, 8, 7, 5, 4]]
     np.testing.assert_array_equal(attention.positions(), expected)
 
 
 def test_registers_see_no_other_image():
-    """Their mean is over the windows of one image: the others of the batch leave its logits as they are."""
+    """The mean of registers is over the windows of one image: other images of the batch do not change its logits."""
     model, x = build(CASE), jax.random.normal(jax.random.key(0), CASE.input_shape)
     variables = model.init(jax.random.key(1), x)
     logits = lambda x: np.asarray(model.apply(variables, x)[0])

@@ -1,4 +1,4 @@
-"""What only MobileViT has: two meanings of `channels`, and arguments of its own."""
+"""Features of MobileViT only: two meanings of `channels`, and its arguments."""
 
 import jax
 import jax.numpy as jnp

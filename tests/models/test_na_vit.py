@@ -1,4 +1,4 @@
-"""What only the NaViTs do: packing, grouping, the packed form under jit, token dropout."""
+"""Features of the NaViTs only: packing, grouping, packed images under jit, token dropout."""
 
 import importlib
 import math
@@ -33,7 +33,7 @@ def assert_close(a, b):
 
 
 def test_packing_keeps_every_pixel_and_its_place():
-    """Every token, by loops: its patch's pixels, its row and column, its image."""
+    """Checks, by loops over tokens, the pixels of each patch, its row and column, and its image."""
     images = images_of([(4, 6), (2, 9), (2, 3)], channels=2)
     packed = pack_images(images, (2, 3), seq_len=8, rows=3, max_images=2)
     assert [array.shape for array in packed] == [(3, 8, 12), (3, 8, 2), (3, 8), (3, 2)]
@@ -53,7 +53,7 @@ def test_packing_keeps_every_pixel_and_its_place():
 @pytest.mark.parametrize("limit", [16, 20, 28, 100])
 def test_groups_are_upstreams(limit):
     torch = pytest.importorskip("torch")
-    importlib.import_module("tests.upstream")  # first, as it lets vit_pytorch be imported
+    importlib.import_module("tests.upstream")  # must come first: it makes vit_pytorch importable
     from vit_pytorch.na_vit import group_images_by_max_seq_len
 
     images = images_of(np.random.default_rng(1).integers(1, 5, (20, 2)) * 4)
@@ -107,7 +107,7 @@ def test_a_batch_is_a_list_of_equal_images(name):
 
 @BOTH
 def test_oblong_patches(name):
-    """Features of a patch are in the order (c, ph, pw): laid flat, it is the same patch to the model."""
+    """Features of a patch are ordered (c, ph, pw), so a flattened patch is the same to the model."""
     oblong = build(FIRST[name], image_size=(8, 6), patch_size=(4, 2))
     flat = build(FIRST[name], image_size=(2, 24), patch_size=(1, 8))
     x = images_of([(8, 6)])[0]
@@ -117,7 +117,7 @@ def test_oblong_patches(name):
 
 
 def test_dropped_tokens_are_a_uniform_draw():
-    """Of images of 4, 2 and 6 tokens 2, 1 and 3 stay; each with the same chance, any two of one image equally often."""
+    """Of images with 4, 2 and 6 tokens, 2, 1 and 3 are kept; all tokens and pairs of an image are equally likely."""
     images = images_of([(2, 2), (1, 2), (2, 3)])
     packed = pack_images(images, (1, 1), token_dropout_prob=0.5, seq_len=14, max_images=4)
     np.testing.assert_array_equal(packed.kept, [[2, 1, 3, 0]])
@@ -132,7 +132,7 @@ def test_dropped_tokens_are_a_uniform_draw():
     np.testing.assert_array_equal(packed.positions[0][tokens], kept.positions[:, 0])
     stays = np.stack([((tokens == token) & (ids >= 0)).any(1) for token in range(12)], axis=1)
     assert np.abs(stays.mean(0) - 0.5).max() < 4 * math.sqrt(0.25 / draw_count)
-    together = (stays[:, 6] & stays[:, 7]).mean()  # two given of six, where three stay
+    together = (stays[:, 6] & stays[:, 7]).mean()  # two given tokens of six, of which three are kept
     assert abs(together - 0.2) < 4 * math.sqrt(0.16 / draw_count)
     assert np.abs(np.corrcoef(stays[:, 0], stays[:, 6])[0, 1]) < 4 / math.sqrt(draw_count)
 
@@ -142,7 +142,7 @@ def test_dropped_tokens_are_a_uniform_draw():
     "rate", [0.5, lambda height, width: 0.25 if height > width else 0.75], ids=["number", "callable"]
 )
 def test_token_dropout_leaves_its_share_in_training(name, rate):
-    """Training on all patches but the dropped is evaluation on those that stay: seen by what an image depends on."""
+    """In training logits depend on the right share of the patches, as their gradients show; at evaluation on all."""
     model = build(FIRST[name], token_dropout_prob=rate)
     variables, images = variables_of(model), [jnp.asarray(i) for i in images_of([(16, 8), (8, 16)])]
     for form in (lambda x: x, lambda x: model.pack(x, rows=1, seq_len=20, max_images=3)):
@@ -150,7 +150,7 @@ def test_token_dropout_leaves_its_share_in_training(name, rate):
         @jax.jit
         def used(images, key, form=form):
             apply = lambda x: model.apply(variables, form(x), train=True, rngs={"dropout": key})
-            return jax.grad(lambda x: apply(x).reshape(-1, 5)[:2].sum())(images)  # the third is of no image
+            return jax.grad(lambda x: apply(x).reshape(-1, 5)[:2].sum())(images)  # the third row is of no image
 
         for seed in range(2):
             shares = [
@@ -166,7 +166,7 @@ def test_token_dropout_leaves_its_share_in_training(name, rate):
 
 @BOTH
 def test_dropout_acts_on_embedding_attention_and_feed_forward(name):
-    """Once on the embedding; in a block on the maps, twice in the feed-forward, and on what NaViT's attention gives."""
+    """Dropout acts on the embedding and, in a block, on maps, on NaViT's attention output, twice in the feed-forward."""
     model, x = build(FIRST[name], dropout=0.5, emb_dropout=0.5), jnp.ones((1, 16, 16, 3))
     variables = model.init(jax.random.key(0), x)
     run = lambda key: model.apply(variables, x, train=True, rngs={"dropout": key})

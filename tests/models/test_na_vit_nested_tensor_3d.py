@@ -1,4 +1,4 @@
-"""Volumes packed into one sequence: their patches, registers, the packed form under jit, token dropout."""
+"""Volumes packed into one sequence: patches, registers, packed volumes under jit, token dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def assert_close(a, b):
 
 
 def test_packing_keeps_every_voxel_and_its_place():
-    """Every token, by loops: its patch's voxels, its frame, row and column, its volume."""
+    """Checks, by loops over tokens, the voxels of each patch, its frame, row and column, and its volume."""
     volumes = volumes_of([(4, 4, 6), (2, 2, 3)], channels=2)
     packed = pack_images(volumes, (2, 2, 3), seq_len=10)
     assert [array.shape for array in packed] == [(1, 10, 24), (1, 10, 3), (1, 10), (1, 2)]
@@ -82,7 +82,7 @@ def test_volumes_read_their_own_registers_and_no_other_volume():
     "rate", [0.5, lambda frames, height, width: 0.25 if height > width else 0.75], ids=["number", "callable"]
 )
 def test_token_dropout_leaves_its_share_in_training(rate):
-    """Seen by what a volume's logits depend on; the registers stay."""
+    """Logits of a volume depend on the right share of its patches; registers are not dropped."""
     model = build(FIRST_3D, token_dropout_prob=rate)
     variables, volumes = variables_of(model), [jnp.asarray(v) for v in volumes_of([(4, 16, 8), (2, 8, 16)])]
 

@@ -1,4 +1,4 @@
-"""What only NesT has: blocks that must fit, and one number for a position."""
+"""Features of NesT only: blocks that must fit, and positions of one number."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_images_that_blocks_do_not_fill_are_named():
 
 
 def test_blocks_do_not_see_each_other_before_they_merge():
-    """Another image in the first block's place leaves the second block's features what they were."""
+    """Changing the first block of an image does not change the features of the second one."""
     case = FIRST["nest"]
     model = build(case, num_classes=0, num_hierarchies=2)
     x = jax.random.normal(jax.random.key(0), case.input_shape)

@@ -1,4 +1,4 @@
-"""Tokens stay on the sphere; weights put there are upstream's, and change nothing."""
+"""Tokens of nViT have unit length; normalised weights equal upstream's and do not change the output."""
 
 import jax
 import jax.numpy as jnp

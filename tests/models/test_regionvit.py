@@ -1,4 +1,4 @@
-"""What only `regionvit` does."""
+"""Features of RegionViT only."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_images_that_regions_do_not_fill_are_named():
 
 
 def test_attention_drops_twice_in_a_block():
-    """Maps and outputs, among regions and within them."""
+    """Dropout acts on maps and outputs, among regions and within them."""
     model, x = build(FIRST["regionvit"], attn_dropout=0.5), jnp.ones((1, 16, 16, 3))
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(model.init, jax.random.key(0), x))
     apply = lambda: model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})

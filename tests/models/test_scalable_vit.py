@@ -1,4 +1,4 @@
-"""What only ScalableViT has: arguments for each stage, windows that must tile, reductions that must leave something."""
+"""Features of ScalableViT only: arguments for each stage, windows that tile, reductions that leave a pixel."""
 
 import jax
 import jax.numpy as jnp

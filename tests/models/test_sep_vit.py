@@ -1,4 +1,4 @@
-"""What only SepViT has: sizes that upstream ignores."""
+"""Features of SepViT only: sizes that upstream ignores."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from tests.cases.case import build
 
 
 def test_sizes_count_only_when_asked_for():
-    """As upstream: 28 pixels are one window of 7 in the first stage, whatever `window_size` says."""
+    """As in upstream, 28 pixels are one window of 7 in the first stage, whatever `window_size` is."""
     case, given = FIRST["sep_vit"], dict(window_size=3, dim_head=5)
     shapes = lambda **kwargs: jax.eval_shape(build(case, **kwargs).init, jax.random.key(0), jnp.ones((1, 28, 28, 3)))
     assert shapes() == shapes(**given)

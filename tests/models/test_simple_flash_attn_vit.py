@@ -1,4 +1,4 @@
-"""What `use_flash` changes: no number, but what is kept for the gradient."""
+"""`use_flash` changes what is stored for the gradient, but no output."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What `use_flash_attn` changes: no number, but what is kept for the gradient."""
+"""`use_flash_attn` changes what is stored for the gradient, but no output."""
 
 import jax
 import numpy as np

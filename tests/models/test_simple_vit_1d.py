@@ -1,4 +1,4 @@
-"""What only SimpleViT of a series has: its positions. What it says of its input is in test_vit_1d.py."""
+"""Positions of SimpleViT for series. Its error messages for inputs are tested in test_vit_1d.py."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tests.cases.case import build
 
 
 def test_positions_by_hand():
-    """Two frequencies, 1 and 1 / 10000; an odd width leaves its last feature without a position."""
+    """Two frequencies, 1 and 1 / 10000; with an odd width the last feature has no position."""
     positions = build(FIRST["simple_vit_1d"], dim=5).positions(3)
     n = np.arange(3)
     expected = [np.sin(n), np.sin(n / 1e4), np.cos(n), np.cos(n / 1e4), 0 * n]

@@ -1,4 +1,4 @@
-"""What only SimpleViT of a video has: its positions. What it says of its input is in test_vit_3d.py."""
+"""Positions of SimpleViT for video. Its error messages for inputs are tested in test_vit_3d.py."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tests.cases.case import build
 
 
 def test_positions_by_hand():
-    """x, y and then frames, at frequencies 1 and 1 / 10000; two features are too few for one more of each."""
+    """x, y and then frames, at frequencies 1 and 1 / 10000; the last two features have no position."""
     positions = build(FIRST["simple_vit_3d"], dim=14).positions(2, 3, 4)
     f, y, x = np.mgrid[:2, :3, :4].reshape(3, -1)
     waves = [wave(place / scale) for place in (x, y, f) for wave in (np.sin, np.cos) for scale in (1, 1e4)]

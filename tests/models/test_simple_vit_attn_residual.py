@@ -1,4 +1,4 @@
-"""The history goes out and in as upstream's does."""
+"""The history is returned and accepted as in upstream."""
 
 import jax
 import jax.numpy as jnp

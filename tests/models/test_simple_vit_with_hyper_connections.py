@@ -1,4 +1,4 @@
-"""How hyper-connections begin, and which of their numbers are refused."""
+"""Hyper-connections at initialisation, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vit_jax import create_model
 
 
 def test_they_begin_as_plain_residuals():
-    """All streams stay alike, and the last norm takes their sum for one of them: SimpleViT, with the same weights."""
+    """All streams are equal, and the last norm removes the factor of their sum: the output is SimpleViT's."""
     plain = create_model("simple_vit/tiny", num_classes=10)
     model = create_model("simple_vit_with_hyper_connections/tiny", num_classes=10, num_register_tokens=0)
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
@@ -23,7 +23,7 @@ def test_they_begin_as_plain_residuals():
 
 
 def test_layers_begin_with_another_stream():
-    """Layer i reads stream i of e, cyclic, and hands all of them on."""
+    """Layer i reads stream i of e, cyclically, and passes on all of them."""
     model = build(FIRST["simple_vit_with_hyper_connections"], depth=4)
     params = model.init(jax.random.key(0), jnp.ones((1, 16, 16, 3)))["params"]["transformer"]
     for i in range(4):

@@ -1,4 +1,4 @@
-"""Patches are dropped when training: so many, each as often as any other, in every image by itself."""
+"""Patches dropped in training: their number, with equal probability, independently for every image."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ IMAGES = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 16, 3), np
 
 def kept_patches(rate: float, draws: int) -> np.ndarray:
     """Whether each of 16 patches is among the tokens: (draws, images, patches)."""
-    model = build(CASE, depth=0, num_classes=0, patch_dropout=rate)  # without blocks a token is its patch alone
+    model = build(CASE, depth=0, num_classes=0, patch_dropout=rate)  # without blocks a token depends only on its patch
     variables = model.init(jax.random.key(0), IMAGES)
     patches = model.apply(variables, IMAGES)
 
@@ -23,8 +23,8 @@ def kept_patches(rate: float, draws: int) -> np.ndarray:
         return jnp.abs(tokens[:, :, None] - patches[:, None]).max(axis=-1) < 1e-5
 
     same = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), draws)))
-    assert (same.sum(axis=3) == 1).all()  # every token is one patch, with its own position,
-    assert (same.sum(axis=2) <= 1).all()  # and no patch comes twice
+    assert (same.sum(axis=3) == 1).all()  # every token is one patch with its position,
+    assert (same.sum(axis=2) <= 1).all()  # and no patch occurs twice
     return same.any(axis=2)
 
 

@@ -1,4 +1,4 @@
-"""What the norm of queries and keys is for: their length does not matter."""
+"""Normalised queries and keys: their original length has no effect."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Registers come and go inside `encode`, whatever else is encoded."""
+"""Registers are added and removed within `encode`, also with extra tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def test_what_is_encoded_comes_back_without_registers(name):
     encode = lambda extra: model.apply(variables, images, extra, method="encode")
     assert encode(None).shape == (2, 16, 24)
     assert encode(extra).shape == (2, 16 + 2, 24)
-    np.testing.assert_allclose(encode(extra)[:, -1], encode(extra)[:, -2], rtol=1e-4)  # the two that were alike
+    np.testing.assert_allclose(encode(extra)[:, -1], encode(extra)[:, -2], rtol=1e-4)  # the two equal extra tokens
     logits = model.apply(variables, encode(None), method="head")
     np.testing.assert_array_equal(logits, model.apply(variables, images))
 
@@ -33,7 +33,7 @@ def test_what_is_encoded_comes_back_without_registers(name):
     ],
 )
 def test_without_registers_there_is_no_parameter(name):
-    """Checkpoints cannot hold an empty one; upstream stores one, and weights go round all the same."""
+    """Checkpoints cannot hold an empty parameter; upstream stores one, and conversion still round-trips."""
     model, images = build(FIRST[name], num_register_tokens=0), jnp.ones((1, 16, 16, 3))
     variables = model.init(jax.random.key(0), images)
     assert "register_tokens" not in variables["params"]

@@ -1,4 +1,4 @@
-"""Which numbers of its own the model refuses, and how far positions reach."""
+"""Relative position biases, their reach, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vit_jax.models.simple_vit_with_relative_proj_pos_bias import RelativeProjPo
 
 
 def test_the_bias_is_a_curve_over_distance_within_reach():
-    """With all weights equal to one, a bias is the sum of the curves at the distances in rows and in columns."""
+    """With all weights equal to 1, a bias is the sum of the curves at the distances in rows and columns."""
     grid, max_dist = (3, 4), 2
     bias = RelativeProjPosBias(heads=1, num_distance_basis=2, max_dist=max_dist)
     banks = np.arange(12.0, dtype=np.float32).reshape(2, 2, 3)

@@ -1,4 +1,4 @@
-"""The sparsity loss: upstream's, in value and gradient; what registers and bad arguments come to."""
+"""The sparsity loss equals upstream's in value and gradient; registers; invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_loss_is_upstreams(kwargs):
     gradients, (logits, loss) = jax.jit(jax.grad(loss, has_aux=True))(params)
     expected_logits, expected_loss = twin(channels_first(x), return_loss=True)
     (expected_loss + expected_logits.mean()).backward()
-    np.testing.assert_allclose(loss, expected_loss.item(), atol=1e-6)  # of shares near one half
+    np.testing.assert_allclose(loss, expected_loss.item(), atol=1e-6)  # of mean gates near one half
     np.testing.assert_allclose(logits, expected_logits.detach(), atol=1e-5 * expected_logits.abs().max().item())
     gradients = to_torch(model, {"params": gradients})
     for name, parameter in twin.named_parameters():

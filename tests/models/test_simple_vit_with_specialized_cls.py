@@ -1,4 +1,4 @@
-"""What is specialised, and what it costs."""
+"""Specialised layers of the class token, and their number of parameters."""
 
 import math
 
@@ -15,7 +15,7 @@ NAME = "simple_vit_with_specialized_cls"
 
 @pytest.mark.parametrize("size", ["s16", "b16"])
 def test_eight_percent_of_parameters_are_added(size):
-    """As the paper's abstract says."""
+    """As the abstract of the paper states."""
 
     def count(name):
         shapes = jax.eval_shape(create_model(name, num_classes=0).init, jax.random.key(0), jnp.ones((1, 224, 224, 3)))

@@ -29,7 +29,7 @@ def test_token_transformer_by_hand():
 
     gelu = np.vectorize(lambda value: value * (1 + math.erf(value / math.sqrt(2))) / 2)
     q, k, v = np.split(norm(x, p["norm"]) @ p["to_qkv"]["kernel"], 3, axis=-1)
-    scores = np.exp(q @ k.transpose(0, 2, 1) / 2)  # the root of 4
+    scores = np.exp(q @ k.transpose(0, 2, 1) / 2)  # the square root of 4
     y = v + dense(scores / scores.sum(-1, keepdims=True) @ v, p["to_out"])
     y = y + dense(gelu(dense(norm(y, p["ff"]["norm"]), p["ff"]["fc1"])), p["ff"]["fc2"])
     np.testing.assert_allclose(model.apply({"params": params}, jnp.asarray(x, jnp.float32)), y, atol=1e-5)

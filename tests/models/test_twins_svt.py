@@ -1,4 +1,4 @@
-"""What only `twins_svt` does."""
+"""Features of Twins-SVT only."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What AST makes of sound, what VAAT does with views of it, and what both refuse."""
+"""Spectrograms of AST, views of sound in VAAT, and invalid arguments of both."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def ast(**kwargs):
 
 
 def test_spectrogram_by_hand():
-    """Frames of 8 samples every 3, under a window of 4 in their middle, times each wave's cosine and sine."""
+    """Frames of 8 samples every 3, with a centred window of 4, times the cosine and sine of each frequency."""
     model = ast(spec_n_fft=8, spec_win_length=4, spec_hop_length=3, spec_center=False)
     window = np.array([0, 0, 0, 0.5, 1, 0.5, 0, 0])
     frames = np.stack([SOUND[:, 3 * i : 3 * i + 8] * window for i in range((300 - 8) // 3 + 1)], axis=1)
@@ -52,11 +52,11 @@ def test_spectrogram_is_torchs(options):
     ours = ast(**{f"spec_{name}": value for name, value in options.items()}).spectrogram(jnp.asarray(SOUND))
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6 * expected.max())
-    np.testing.assert_allclose(hann_window(len(twin.window)), twin.window, atol=3e-7)  # torch's is made in float32
+    np.testing.assert_allclose(hann_window(len(twin.window)), twin.window, atol=3e-7)  # torch's is computed in float32
 
 
 def test_silence_has_a_gradient():
-    """A root is vertical at zero: where there is no sound, the gradient is zero, as torch's, and not NaN."""
+    """The gradient of a root is infinite at zero; for silence ours is zero, as torch's, instead of NaN."""
     loss = lambda sound: ast(spec_power=1).spectrogram(sound).sum()
     assert not np.any(jax.grad(loss)(jnp.zeros((1, 150))))
     assert np.isfinite(jax.grad(loss)(jnp.zeros((1, 150)).at[0, 60].set(1.0))).all()
@@ -90,7 +90,7 @@ def two_microphones():
 
 
 def test_views_of_sound_are_told_apart_in_any_batch(two_microphones):
-    """Upstream takes the number of a view for that in the batch."""
+    """Upstream uses the index of a view as the index in the batch."""
     model, variables, sound = two_microphones
     apply = jax.jit(model.apply)
     actions = apply(variables, IMAGES, sound)

@@ -1,4 +1,4 @@
-"""What VAT takes, what it makes of views, frames and conditions, and what it refuses."""
+"""VAT: its inputs, views, frames and conditions, and invalid arguments."""
 
 import functools
 
@@ -19,7 +19,7 @@ CONDITIONAL = build(FIRST["vat"], **CONDITIONED)
 
 
 def vat(images, **kwargs):
-    """A model as a function of its inputs, with parameters that are not those it starts with."""
+    """A model as a function of its inputs, with parameters that are not the initial ones."""
     model = build(FIRST["vat"], **kwargs)
     apply = jax.jit(model.apply, static_argnames="return_hiddens")
     return functools.partial(apply, variables_of(model, images, {}))
@@ -39,7 +39,7 @@ def test_axes_of_one_view_and_of_one_frame_may_be_left_out():
 
 
 def test_views_are_told_apart_where_there_is_a_number_of_them():
-    """Attention reads a set: only an embedding tells which view is which. Frames always have theirs."""
+    """Attention reads a set, so views need embeddings to be distinguished. Frames always have embeddings."""
     for num_views in (None, 2):
         video = vat(MOVIE, **VIDEO | dict(num_views=num_views))
         actions = video(MOVIE)
@@ -62,7 +62,7 @@ def test_a_dict_stands_for_a_vit():
 
 
 def test_layers_are_read_by_their_numbers():
-    """Of a ViT's two blocks the second changes what comes out of it, 2 or -1, and not what it reads itself, 1."""
+    """The second of two blocks of a ViT changes its output, layer 2 or -1, but not its input, layer 1."""
     for layer, changes in ((0, False), (1, False), (2, True), (-1, True), (-2, False)):
         model = build(FIRST["vat"], **SMALL | dict(depth=1, vit_layer_indices=(layer,)))
         params = variables_of(model, VIEWS, {})["params"]
@@ -182,7 +182,7 @@ def test_a_bad_advantage_is_named():
     ("name", "views"), [("vat/upstream", 2), ("vat_siglip/upstream", 2)], ids=lambda value: str(value).partition("/")[0]
 )
 def test_presets_are_what_upstream_shows(name, views):
-    """Shapes of the calls at the end of upstream's files."""
+    """Shapes of the example calls in upstream's files."""
     model = create_model(name)
     side = 256 if name == "vat/upstream" else 224
     video = jax.ShapeDtypeStruct((2, views, model.time_seq_len, side, side, 3), jnp.float32)

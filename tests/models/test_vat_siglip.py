@@ -1,4 +1,4 @@
-"""Published weights of SigLIP, and what its VAT refuses."""
+"""Published weights of SigLIP, and invalid arguments of its VAT."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ IMAGES = jnp.zeros((2, 8, 8, 3))
 
 
 def published(root: str) -> dict[str, np.ndarray]:
-    """Random weights of a tower as small as the rows', under the keys of Hugging Face's, and some of the text."""
+    """Random weights under the keys of Hugging Face, of a tower of the rows' size, and of part of the text tower."""
     rng, dim, mlp_dim = np.random.default_rng(0), TOWER["dim"], TOWER["mlp_dim"]
     shapes = {"embeddings.patch_embedding": (dim, 3, 4, 4), "post_layernorm": (dim,)}
     for i in range(TOWER["depth"]):
@@ -94,7 +94,7 @@ def test_bad_arguments_are_named(kwargs, message):
 
 
 def test_another_number_of_views_is_named():
-    """Upstream would read the one view twice."""
+    """Upstream would repeat the single view."""
     model = build(FIRST["vat_siglip"], num_views=2)
     with pytest.raises(ValueError, match="1 views: expected num_views=2"):
         jax.eval_shape(model.init, jax.random.key(0), IMAGES)

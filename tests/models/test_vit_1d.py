@@ -1,4 +1,4 @@
-"""What only models of series have: what is said of their input. `simple_vit_1d` says it as well."""
+"""Error messages of the models of series for wrong inputs, `simple_vit_1d` included."""
 
 import jax
 import jax.numpy as jnp

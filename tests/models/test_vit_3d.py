@@ -1,4 +1,4 @@
-"""What models of video have: what is said of their input. The simple ones say it as well."""
+"""Error messages of the models of video for wrong inputs, SimpleViTs included."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_only_learned_positions_end():
 
 
 def test_a_patch_is_some_pixels_of_some_frames():
-    """Tokens go frame by frame, and then row by row: of a video whose patches are constant, all are known."""
+    """Tokens are ordered by frame, then by row: with constant patches, each token shows its place."""
     numbers = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
     video = numbers.repeat(3, axis=0).repeat(4, axis=1).repeat(5, axis=2)[None, ..., None]
     identity = lambda name: lambda x: x

@@ -1,4 +1,4 @@
-"""What only ViT-5 has: rotations, registers, and its sizes."""
+"""Features of ViT-5 only: rotations, registers, and sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vit_jax.models.vit_5 import rotate, rotations
 
 
 def test_rotated_products_depend_on_distances_alone():
-    """Query and key at patches two rows and a column apart give one product, wherever the two are."""
+    """The product of a query and a key two rows and one column apart does not depend on their places."""
     q, k = (jnp.broadcast_to(row, (1, 1, 1 + 3 + 30, 8)) for row in jax.random.normal(jax.random.key(0), (2, 8)))
     sin_cos = jnp.asarray(rotations(3, 5, 6, 8))
     products = jnp.einsum("bhid,bhjd->ij", rotate(q, sin_cos), rotate(k, sin_cos))

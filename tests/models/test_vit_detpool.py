@@ -1,4 +1,4 @@
-"""Masks of ViTDetPool: their shapes, the module that makes them, and what they leave out."""
+"""Masks of ViTDetPool: shapes, the module that computes them, and their effect."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ PIXELS[0, :5, 2] = PIXELS[1, 9, 12:] = True  # patches 0 and 4 of the first imag
 
 
 class Bright(nn.Module):
-    """Pixels that a learned map finds bright."""
+    """Mask of the pixels that a learned linear map finds bright."""
 
     @nn.compact
     def __call__(self, images):

@@ -1,4 +1,4 @@
-"""Masks of the ViTNDs, what they return besides logits, and what they refuse."""
+"""Masks of the ViTNDs, their further outputs, and invalid arguments."""
 
 import importlib
 
@@ -22,7 +22,7 @@ VIDEO = jax.random.normal(jax.random.key(0), (1, 4, 8, 6, 3))
 @pytest.mark.parametrize("grid", [(7,), (3, 4), (2, 3, 4), (2, 3, 1, 4)])
 def test_masks_are_upstreams(grid):
     torch = pytest.importorskip("torch")
-    importlib.import_module("tests.upstream")  # first, as it lets vit_pytorch be imported
+    importlib.import_module("tests.upstream")  # must come first: it makes vit_pytorch importable
     from vit_pytorch.vit_nd_masking import get_nd_causal_mask_fn
 
     for axes in ((), (0,), (len(grid) - 1,), tuple(range(len(grid)))):
@@ -32,7 +32,7 @@ def test_masks_are_upstreams(grid):
 
 
 def test_traced_positions_have_masks_of_their_own():
-    """As where tokens are left out: what stays keeps its place."""
+    """As needed when tokens are dropped: the others keep their places."""
     positions = grid_positions((2, 3))
     kept = jnp.asarray([[5, 0, 3], [1, 2, 4]])
     masks = jax.jit(lambda kept: causal_mask(jnp.asarray(positions)[kept], (0, 1)))(kept)
@@ -42,7 +42,7 @@ def test_traced_positions_have_masks_of_their_own():
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_upstreams_kernel_gives_the_same(monkeypatch):
-    """Rows compare with the attention that upstream has where there is no kernel; here it is the kernel's."""
+    """Rows compare with upstream's attention without a kernel; this test compares with its kernel."""
     torch = pytest.importorskip("torch")
     from tests.upstream import channels_first, shake
 
@@ -61,7 +61,7 @@ def test_upstreams_kernel_gives_the_same(monkeypatch):
 @ENCODED
 @pytest.mark.parametrize(("axis", "causal_dims"), [(0, 0), (2, (1, 2))])
 def test_no_patch_depends_on_what_is_ahead(name, axis, causal_dims):
-    """Through all layers, and for an input that is larger than `input_shape`."""
+    """Through all layers, also for an input larger than `input_shape`."""
     model = build(FIRST[name], causal_dims=causal_dims)
     x = jax.random.normal(jax.random.key(0), (1, 6, 8, 9, 3))
     variables = model.init(jax.random.key(1), x)
@@ -75,7 +75,7 @@ def test_no_patch_depends_on_what_is_ahead(name, axis, causal_dims):
 
 
 def test_the_class_token_is_under_no_mask():
-    """Its attention reads the last frame, and the first frame reads it, in which the last one is after a block."""
+    """It reads the last frame, and the first frame reads it, which thus depends on the last frame after two blocks."""
     model = build(FIRST["vit_nd"], causal_dims=0)
     variables = model.init(jax.random.key(1), VIDEO)
     _, collected = model.apply(variables, VIDEO, mutable=["intermediates"])

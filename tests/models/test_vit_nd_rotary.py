@@ -1,4 +1,4 @@
-"""Rotations and polar positions of the ViTNDs: their frequencies, what they leave invariant, the learned bias."""
+"""Rotary and polar positions of the ViTNDs: frequencies, invariances, the learned bias."""
 
 import importlib
 
@@ -21,22 +21,22 @@ X = jax.random.normal(jax.random.key(0), (1, 4, 8, 6, 3))
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 4, 1), (2, 7, 2), (8, 64, 3), (2, 12, 4), (2, 5, 7)], ids=str)
 @pytest.mark.parametrize("lengths", [(1.0, 10000.0, 0.0), (0.5, 20.0, 0.3), (2.0, 2.0, 1.0)], ids=str)
 def test_frequencies_are_upstreams(sizes, lengths):
-    """To the last digit, as an angle of 10,000 radians has few behind the point."""
+    """To the last digit, since float32 angles near 10,000 radians have few decimals."""
     pytest.importorskip("torch")
-    importlib.import_module("tests.upstream")  # first, as it lets vit_pytorch be imported
+    importlib.import_module("tests.upstream")  # must come first: it makes vit_pytorch importable
     from vit_pytorch.vit_nd_pope import GoldenGatePoPENd
 
     heads, features, axes = sizes
     theirs = GoldenGatePoPENd(axes, heads, features, *lengths).freqs.numpy()
     ours = golden_gate.frequencies(*sizes, *lengths)
     assert ours.dtype == np.float32
-    np.testing.assert_array_max_ulp(ours, theirs, maxulp=2)  # rarely, torch's power is not the nearest number
+    np.testing.assert_array_max_ulp(ours, theirs, maxulp=2)  # torch's power is rarely not correctly rounded
     assert (ours == theirs).mean() > 0.9
 
 
 @pytest.mark.parametrize(("encode", "features"), [(turn, 8), (polar, 4)])
 def test_products_depend_on_offsets_alone(encode, features):
-    """One query with one key, wherever the two are on the grid, in each of two heads."""
+    """The product of a query and a key, in each of two heads, does not depend on their place on the grid."""
     angles = golden_gate.angles(golden_gate.frequencies(2, 4, 3, 0.1, 2.0, 0.0), GRID)
     sin_cos = jnp.asarray(golden_gate.sin_cos(angles))
     q, k = np.random.default_rng(1).standard_normal((2, 1, 2, 1, features), np.float32)
@@ -53,13 +53,13 @@ def test_products_depend_on_offsets_alone(encode, features):
         np.testing.assert_allclose(values, np.broadcast_to(values[0], np.shape(values)), rtol=1e-4, atol=1e-5)
         back = offsets[tuple(-step for step in offset)][0]
         same = np.abs(values[0] - back).max() < 1e-4
-        assert same == (encode is polar or not any(offset))  # which without a bias tells no direction
+        assert same == (encode is polar or not any(offset))  # polar products without bias are symmetric
     distinct = np.unique(np.stack([values[0] for values in offsets.values()]).round(3), axis=0)
     assert len(distinct) == (len(offsets) if encode is turn else (len(offsets) + 1) // 2)
 
 
 def test_the_bias_moves_from_where_it_starts_as_upstreams():
-    """At 0, the end of its range, its gradient is whole; beyond the range there is none."""
+    """At 0, the end of its range, its gradient is not halved; outside of the range it is zero."""
     torch = pytest.importorskip("torch")
     from tests.upstream import channels_first
 

@@ -1,4 +1,4 @@
-"""The auxiliary loss of ViTWithDecorrelation: its value, its sample and when it is there."""
+"""The auxiliary loss of ViTWithDecorrelation: its value, its sample, and when it is computed."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_samples_are_even_and_without_replacement():
     both = (sample == 0).any(-1) & (sample == 1).any(-1)
     pairs = 4 / 9 * 3 / 8
     assert abs(both.mean() - pairs) < 4 * math.sqrt(pairs * (1 - pairs) / 2000)
-    alike = (np.sort(sample[0]) == np.sort(sample[1])).all(-1).mean()  # of two layers: one in 126
+    alike = (np.sort(sample[0]) == np.sort(sample[1])).all(-1).mean()  # of two layers: probability 1 in 126
     assert alike < 1 / 126 + 4 * math.sqrt(1 / 126 / 400)
     assert sample_tokens(jax.random.key(0), tokens, 0.01).shape[2] == 2
 

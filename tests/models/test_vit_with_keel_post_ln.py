@@ -1,4 +1,4 @@
-"""Arguments of Keel alone."""
+"""Arguments of Keel only."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which patches are left in training."""
+"""Patches that are kept in training."""
 
 import math
 
@@ -14,7 +14,7 @@ BATCH, PATCHES, DIM = 500, 8, 8
 
 @pytest.fixture(scope="module")
 def embedded():
-    """Tokens before the transformer, of noise: at evaluation, and in training with a rate of 0.3."""
+    """Tokens of random images before the transformer: at evaluation, and in training with a rate of 0.3."""
     blocks = dict(depth=0, heads=1, mlp_dim=1, num_classes=0)
     model = create_model(
         "vit_with_patch_dropout", image_size=(4, 8), patch_size=2, dim=DIM, patch_dropout=0.3, **blocks
@@ -28,7 +28,7 @@ def embedded():
 
 
 def places(tokens: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each token (b, m, d) stands in `among` (b, n, d), equal to the last bit: (b, m)."""
+    """Index (b, m) in `among` (b, n, d) of each token (b, m, d), which must be bitwise equal."""
     same = (tokens[:, :, None] == among[:, None]).all(-1)
     assert (same.sum(-1) == 1).all()
     return same.argmax(-1)

@@ -1,4 +1,4 @@
-"""Where tokens are merged, and into how many."""
+"""The block after which tokens are merged, and the number of merged tokens."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What ViViT's masks leave out, what its attention keeps, and what it refuses."""
+"""ViViT: masks, memory of its attention, and invalid arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ VARIANTS = pytest.mark.parametrize("kwargs", [{}, SELF], ids=["encoder", "self-a
 
 
 def built(**kwargs):
-    """A model with changed arguments, and random variables for it."""
+    """A model with changed arguments, and random variables."""
     model = build(CASE, **kwargs)
     return model, jax.jit(model.init)(jax.random.key(1), VIDEO)
 
 
 @VARIANTS
 def test_masked_frames_are_not_read(kwargs):
-    """Of three frames of patches the second lacks one frame, which leaves out all of it."""
+    """The second of three frames of patches has one masked frame, which masks all of it."""
     model, variables = built(**kwargs)
     mask = jnp.asarray([[True, True, False, True, True, True], [True] * 6])
     apply = jax.jit(lambda video: model.apply(variables, video, mask=mask))
@@ -50,7 +50,7 @@ def test_attention_maps_are_not_kept(kwargs):
 
 
 def test_a_shorter_video_gets_the_first_positions():
-    """What no later frame is read by is the same without them: here the tokens of a model without temporal layers."""
+    """Without temporal layers tokens do not depend on later frames, so they equal those of a shorter video."""
     model, variables = built(num_classes=0, temporal_depth=0, pool="mean")
     whole, part = (jax.jit(model.apply)(variables, video) for video in (VIDEO, VIDEO[:, :4]))
     np.testing.assert_allclose(part, whole[:, :2], atol=1e-6)

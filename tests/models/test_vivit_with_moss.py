@@ -1,4 +1,4 @@
-"""A video in pieces says what it says at once; who reads whom; what MOSS compares, and what is refused."""
+"""ViViT with MOSS: videos in pieces, causality, the frames that MOSS compares, and invalid arguments."""
 
 import functools
 
@@ -19,20 +19,20 @@ FEATURES = jax.random.normal(jax.random.key(2), (2, 6, 3, 4, 12))
 
 
 def noise(model, x):
-    """Variables of random numbers, without compiling the model's init."""
+    """Random variables, without compiling the model's init."""
     rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(1), x)
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), shapes)
 
 
 def built(**kwargs):
-    """A causal model of five frames of patches, with its variables."""
+    """A causal model for five frames of patches, and its variables."""
     small = dict(frames=10, spatial_depth=1, temporal_depth=2, moss_local_height=1)
     model = build(CASE, **small | kwargs)
     return model, noise(model, VIDEO)
 
 
 def stepped(model, variables, video, lengths):
-    """What steps give for pieces of these lengths, and the last state."""
+    """Outputs of the steps for pieces of these lengths, and the last state."""
     outputs, state, start = [], {}, 0
     step = jax.jit(functools.partial(model.apply, method="step", mutable=["cache"]))
     for length in lengths:
@@ -56,7 +56,7 @@ def test_steps_give_the_tokens_of_each_frame(kwargs):
 
 @pytest.mark.parametrize("kwargs", [{}, READS | dict(heads=1, dim_head=24)], ids=["mean", "class-reads-one-head"])
 def test_steps_give_the_logits_of_all_frames_so_far(kwargs):
-    """One compilation serves them all: the cache has one shape from the first to the last, and is zero before."""
+    """One compilation serves all steps: the cache has the same shapes throughout, and is zero at first."""
     model, variables = built(**kwargs)
     frames = VIDEO.reshape(2, 5, 2, 8, 8, 3).swapaxes(0, 1)
     traces = []

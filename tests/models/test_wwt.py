@@ -1,4 +1,4 @@
-"""What WWT refuses, what it draws, and what a head makes of masks."""
+"""WWT: invalid arguments, random directions, and the maps that a head computes from masks."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def head(**kwargs):
 
 
 def test_a_head_carries_slots_to_patches():
-    """Two slots and four patches: where the mask is decided, a patch gets the features of its slot."""
+    """With two slots, four patches and a saturated mask, a patch gets the features of its slot."""
     features = (jnp.zeros((1, 4, 3)), jnp.array([[[1.0, 2, 3], [4, 5, 6]]]))
     mask = 100 * jnp.array([[[[1.0, 0], [0, 1], [0, 1], [1, 0]]]])
     expected = np.array([[[[1, 2, 3], [4, 5, 6]], [[4, 5, 6], [1, 2, 3]]]])
@@ -53,7 +53,7 @@ def test_directions_are_drawn_in_training_alone():
 
 
 def test_directions_cover_the_sphere_evenly():
-    """Of unit length, and any two features of them uncorrelated: the bound is six standard errors."""
+    """Directions have unit length, and any two of their features are uncorrelated: the bound is six standard errors."""
     directions = np.asarray(random_directions(jax.random.key(0), 8, 20_000))
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-5)
     assert np.abs(directions.mean(axis=0)).max() < 6 / (8 * 20_000) ** 0.5

@@ -1,4 +1,4 @@
-"""What only XCiT has: where its LayerScale starts, layers that drop, an odd kernel."""
+"""Features of XCiT only: initial LayerScale, skipped layers, an odd kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_layer_scale_can_start_everywhere_alike():
 
 
 def test_a_dropped_layer_is_left_out():
-    """With one of two layers kept, the output is that of the model with that layer alone."""
+    """With one of two layers kept, the output is that of a model with only that layer."""
     model, x = build(FIRST["xcit"], layer_dropout=1.0, layer_scale_init=1.0), jnp.ones((2, 16, 16, 3))
     variables = model.init(jax.random.key(0), x)
     noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape)
