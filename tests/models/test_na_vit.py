@@ -166,7 +166,7 @@ def test_token_dropout_leaves_its_share_in_training(name, rate):
 
 @BOTH
 def test_dropout_acts_on_embedding_attention_and_feed_forward(name):
-    """Dropout acts on the embedding and, in a block, on maps, NaViT's attention output and twice in the feed-forward."""
+    """Dropout acts on the embedding and, in a block, on maps, NaViT's attention output, twice in the feed-forward."""
     model, x = build(FIRST[name], dropout=0.5, emb_dropout=0.5), jnp.ones((1, 16, 16, 3))
     variables = model.init(jax.random.key(0), x)
     run = lambda key: model.apply(variables, x, train=True, rngs={"dropout": key})

@@ -74,7 +74,7 @@ def test_normal_features_have_the_smallest_loss():
         (dict(num_slots=0), "num_slots=0: expected at least 1"),
         (
             dict(num_register_slots=(1,)),
-            r"num_register_slots=\(1,\): expected one value, or 2, one for each of num_slots=\(6, 3\)",
+            r"num_register_slots=\(1,\): expected one value, or 2, as many as num_slots=\(6, 3\)",
         ),
         (dict(sigreg_slots=(True,) * 3), r"sigreg_slots=.*: expected one value, or 2"),
         (dict(interactions=((0, 1), (0, 1))), r"interactions=.*: expected distinct pairs"),

@@ -25,20 +25,11 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import PATCH_EMBED_RULES
-from vit_jax.layers import (
-    Dense,
-    FeedForward,
-    LayerNorm,
-    PatchEmbed,
-    PointwiseConv,
-    add_positions,
-    block_output,
-    prepend,
-    softmax,
-)
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, PointwiseConv, block_output, softmax
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Images
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
+from vit_jax.layers.tokens import add_positions, prepend
 
 Norm = functools.partial(LayerNorm, use_bias=False)
 Tokens, Slots, Mask = Float[Array, "b t d"], Float[Array, "b s d"], Float[Array, "b f h t s"]
@@ -150,16 +141,15 @@ class MutualAttention(nn.Module):
 class WWT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to `WWTFeatures`.
 
-    An image may be smaller than `image_size`; it then gets the first positions. Level 0 are the patches; each number
-    in `num_slots` makes another level. With `task_heads` or a loss of slots, the call returns a tuple: the logits,
-    the output of each head, and the loss. Arguments that are not listed here have the same meaning as in `vit:ViT`.
+    Level 0 are the patches; each number in `num_slots` makes another level. With `task_heads` or a loss of slots, the
+    call returns a tuple: the logits, the output of each head, and the loss. Arguments that are not listed here have
+    the same meaning as in `vit:ViT`.
 
     Args:
-        num_classes: number of classes; 0 for `WWTFeatures`.
         num_slots: slots of each level, one number or a descending sequence.
         sigreg_slots: add a loss of the slots of a level, one value per level or one for all.
-        interactions: pairs of levels that attend to each other, the lower one first; by default each level and the
-            patches.
+        interactions: pairs of levels that attend to each other, the lower one first; by default 0 and each other
+            level.
         mlp_dim: hidden width of each feed-forward; by default 4 * `dim`.
         return_tokens: return `WWTLogits`, with logits from the patches too.
         l1norm_after_tokens_softmax: normalise the weights of each slot over tokens.
@@ -171,8 +161,8 @@ class WWT(nn.Module):
         task_heads: a module, or several, called like `AutoencodingHead`.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, `num_slots` does not descend, or `interactions` has
-            an unknown pair.
+        ValueError: if `patch_size` does not divide `image_size`, `num_slots` does not descend, or an interaction has
+            no such level.
     """
 
     image_size: int | Sequence[int]
@@ -212,9 +202,7 @@ class WWT(nn.Module):
         """The argument `name` as one value for each level of slots; a single value applies to all."""
         value, levels = getattr(self, name), len(self.num_slots) if isinstance(self.num_slots, Sequence) else 1
         values = tuple(value) if isinstance(value, Sequence) else (value,) * levels
-        expect(
-            self, name, len(values) == levels, f"one value, or {levels}, one for each of num_slots={self.num_slots!r}"
-        )
+        expect(self, name, len(values) == levels, f"one value, or {levels}, as many as num_slots={self.num_slots!r}")
         return values
 
     def pairs(self) -> Pairs:
