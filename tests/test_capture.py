@@ -136,7 +136,7 @@ def test_what_was_captured_before_is_left_out():
 def test_a_model_without_maps_is_named():
     model, x = build(FIRST["vit"], depth=0), jnp.ones(FIRST["vit"].input_shape)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    with pytest.raises(ValueError, match="ViT makes no attention maps: expected a model that attends"):
+    with pytest.raises(ValueError, match="ViT makes no attention maps: expected a model with attention"):
         jax.eval_shape(lambda variables, x: attention(model, variables, x), variables, x)
 
 

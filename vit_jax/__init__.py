@@ -1,7 +1,7 @@
 """vit-jax: the vision transformers of vit-pytorch in JAX and Flax.
 
 `create_model("t2t/tiny", num_classes=10)` builds any model by name; every model class is also importable from here
-(`from vit_jax import CaiT`). A model's file is imported when it is first asked for.
+(`from vit_jax import CaiT`). A model's file is imported on first use.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from vit_jax.registry import MODELS, create_model, list_models, list_presets
 
 __version__ = "0.1.0"
 
-# Classes of the plain names, which are unlike each other; a "file:Class" name goes through create_model.
+# Classes of models with a plain name: those names are unique. Models named "file:Class" need create_model.
 _CLASSES = {target.partition(":")[2]: target for name, target in MODELS.items() if ":" not in name}
 _CLASSES["DistillableViT"] = MODELS["distill:DistillableViT"]
 

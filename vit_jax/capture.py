@@ -1,8 +1,8 @@
-"""Attention maps, features and block outputs of any model.
+"""Attention maps, attention rollout, features and block outputs of any model.
 
 Rollout: Abnar and Zuidema 2020, arXiv:2005.00928. Upstream: vit_pytorch/recorder.py and vit_pytorch/extractor.py.
-Differs from upstream: a model is neither wrapped nor changed; layers come first (upstream: second); every model that
-attends has its maps (upstream: those with `vit.Attention`, and None for the rest).
+Differs from upstream: the model is neither wrapped nor changed; layers are the first axis (upstream: the second); maps
+come from every model with attention (upstream: from models with `vit.Attention`, and None from others).
 Axes: l layers, b batch, h heads, i query, j key, n tokens.
 """
 
@@ -16,37 +16,42 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-COLLECTION = "intermediates"  # in which modules sow, under these names:
+COLLECTION = "intermediates"  # the collection in which modules sow, under these names:
 MAP, BLOCK = "attn", "block"  # attention maps, and the outputs of blocks (`vit_jax.layers.block_output`)
 
 
 def attention(
     model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any
 ) -> Float[Array, "l b ..."] | OrderedDict[str, Float[Array, "b ..."]]:
-    """The attention maps that `model.apply(variables, *inputs, **kwargs)` makes, in the order in which it makes them.
+    """Return the attention maps that `model.apply(variables, *inputs, **kwargs)` computes, in order of computation.
 
-    Where all have one shape, an array (l, b, h, i, j); models that attend in windows have the windows' axes before h,
-    or in b. Otherwise a dict from each layer's path ("transformer/attn_0"; "looped/attn_0/1" for the second of several
-    maps of one layer) to its map. It is an OrderedDict because jit sorts the keys of others, "attn_10" before "attn_2".
+    A map holds the weights of the values. Each row sums to one over the keys, unless the model changes its maps after
+    the softmax; the docstring of its file then says so.
 
-    A map is what weighs the values: rows over keys that sum to one, unless a model has it otherwise after its softmax,
-    as its file says. Raises ValueError for a model without maps.
+    Returns:
+        An array (l, b, h, i, j) if all maps have the same shape; models with windowed attention have axes for the
+            windows before h, or count windows as part of b. Otherwise an OrderedDict from the path of each layer
+            ("transformer/attn_0"; "looped/attn_0/1" for the second of several maps of one layer) to its map. It is
+            ordered because `jax.jit` sorts the keys of a plain dict, "attn_10" before "attn_2".
+
+    Raises:
+        ValueError: if the model computes no attention maps.
     """
-    order, counts = [], {}  # (path, number) of every map, and how many each layer has made
+    order, counts = [], {}  # (path, number) of every map, and the number of maps of each layer
 
     def watch(call, args, kwargs, context):
         out, module = call(*args, **kwargs), context.module
         sown = module.get_variable(COLLECTION, MAP) if module.scope is not None else None
-        if isinstance(sown, tuple):  # else a submodule's, that has the same name
+        if isinstance(sown, tuple):  # otherwise a dict: the variables of a submodule that is called "attn" too
             order.extend((module.path, i) for i in range(counts.get(module.path, 0), len(sown)))
             counts[module.path] = len(sown)
         return out
 
-    variables = {name: tree for name, tree in variables.items() if name != COLLECTION}  # sown ones would stay in front
+    variables = {name: tree for name, tree in variables.items() if name != COLLECTION}  # `sow` would append to old maps
     with nn.intercept_methods(watch):
         _, collected = model.apply(variables, *inputs, mutable=[COLLECTION], **kwargs)
     if not order:
-        raise ValueError(f"{type(model).__name__} makes no attention maps: expected a model that attends")
+        raise ValueError(f"{type(model).__name__} makes no attention maps: expected a model with attention")
     sown = flatten_dict(collected[COLLECTION])
     maps = OrderedDict(
         ("/".join([*path, str(i)] if counts[path] > 1 else path), sown[*path, MAP][i]) for path, i in order
@@ -56,15 +61,17 @@ def attention(
 
 
 def embeddings(model: nn.Module, variables: Mapping[str, Any], *inputs: Any, **kwargs: Any) -> Any:
-    """The input of the head of `model`: its output with `num_classes=0` and the same variables.
+    """Return the input of the head of `model`: its output with `num_classes=0` and the same variables.
 
-    Tokens (b, n, d) for most models, the last map of features (b, h, w, d) for those that go through stages,
-    and pooled features (b, d) or several outputs for a few: each model's docstring says which. Raises ValueError for a
-    model that has no `num_classes`: what it returns is all that it has, and `apply` gives that.
+    Most models have tokens (b, n, d), models with stages a last feature map (b, h, w, d), and a few have pooled
+    features (b, d) or several outputs. The docstring of each model says which.
+
+    Raises:
+        ValueError: if the model has no argument `num_classes`. It then has no head, and `model.apply` gives features.
     """
     if not hasattr(model, "num_classes"):
         raise ValueError(
-            f"{type(model).__name__} has no num_classes: expected a classifier, whose head can be left out"
+            f"{type(model).__name__} has no num_classes: expected a classifier, a model with the argument num_classes"
         )
     return model.clone(num_classes=0).apply(variables, *inputs, **kwargs)
 
@@ -170,11 +177,19 @@ def _with_new_head(model: nn.Module, variables: Mapping[str, Any], inputs: tuple
 
 
 def rollout(maps: Array | Mapping[str, Array]) -> Float[Array, "b n n"]:
-    """How much of each input token is in each output token, as far as attention moves it: rows that sum to one.
+    """Return the attention rollout: how much of each input token attention carries to each output token.
 
-    `maps` (l, b, h, n, n) is what `attention` gives: heads are averaged, the identity stands for the residual, rows are
-    normalised, and layers multiplied, each counting as one after the other, in float32. It means something where the
-    rows of `maps` sum to one. Raises ValueError unless all layers have maps of all tokens by all tokens.
+    Maps are averaged over heads, the identity is added for the residual connection, rows are normalised, and the
+    matrices of all layers are multiplied, in float32.
+
+    Args:
+        maps: the output of `attention`, (l, b, h, n, n). Rollout is meaningful only if its rows sum to one.
+
+    Returns:
+        Matrices (b, n, n) whose rows sum to one.
+
+    Raises:
+        ValueError: unless `maps` is one array with maps from all tokens to all tokens.
     """
     shapes = sorted({m.shape for m in maps.values()}) if isinstance(maps, Mapping) else [maps.shape]
     if len(shapes) > 1 or len(shapes[0]) != 5 or shapes[0][3] != shapes[0][4]:

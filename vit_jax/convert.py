@@ -51,7 +51,7 @@ _TORCH_LEAF = {
     ("batch_stats", "var"): "running_var",
 }
 
-# Kinds of mismatches, in the order in which an error lists them.
+# Kinds of mismatches. An error message lists them in alphabetical order.
 _EMPTY = "Flax leaves that are left empty"
 _MISFIT = "Flax leaves that cannot take their torch key"
 _MISSING = "torch keys that are missing"
@@ -60,16 +60,22 @@ _LEFT_OVER = "torch keys that are left over"
 
 
 def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLike, *inputs, **kwargs) -> dict:
-    """Flax variables for `model` with the weights of its torch twin.
+    """Convert a torch state dict to Flax variables for `model`.
 
-    `state_dict` maps torch's keys to numpy arrays or tensors, or is the path of a .pth, .pt or .safetensors file,
-    which is read without torch and without running its pickle. `inputs` and `kwargs` are what the model's call takes:
-    of arrays only shape and dtype matter, everything else (flags, numbers, strings, None) is passed on as it is, on its
-    own or inside lists, tuples and dicts. Values take the dtype of the Flax leaf that they fill.
+    Values are cast to the dtype of the Flax leaf that they fill.
 
-    Raises ValueError for a file that cannot be read, where `select` must first pick the weights out of a checkpoint,
-    and, listing both sides, unless every torch key is used exactly once and every Flax leaf is filled exactly once with
-    its own shape.
+    Args:
+        model: the Flax counterpart of the torch model.
+        state_dict: mapping of torch keys to numpy arrays or tensors, or the path of a .pth, .pt or .safetensors file,
+            which is read without torch and without executing its pickle.
+        *inputs (Any): inputs of the model's call. Of arrays only shape and dtype matter; other values (flags, numbers,
+            strings, None), also inside lists, tuples and dicts, are passed on unchanged.
+        **kwargs (Any): keyword arguments of the model's call, treated as `inputs` are.
+
+    Raises:
+        ValueError: if a file cannot be read; if the weights are nested in a checkpoint, so that `select` is needed
+            first; or unless every torch key fills exactly one Flax leaf of the same shape and no leaf is left empty.
+            The message lists the mismatches of both sides.
     """
     source, state_dict = named_state_dict(state_dict)
     targets = flatten_dict(_abstract_variables(model, inputs, kwargs))
@@ -108,9 +114,16 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
 
 
 def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict, as numpy arrays, that upstream's `load_state_dict(strict=True)` takes: `from_torch` undone.
+    """Convert Flax variables to the state dict that upstream's `load_state_dict(strict=True)` takes.
 
-    `variables` are those of `model`: `params`, and `batch_stats` where it has them.
+    This is the inverse of `from_torch`.
+
+    Args:
+        model: the model that the variables belong to.
+        variables: its `params`, and its `batch_stats` if it has any. Other collections are ignored.
+
+    Returns:
+        Numpy arrays by torch key.
     """
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats") if name in variables})
     keys = {path: _torch_key(model, path) for path in flat}
@@ -122,7 +135,7 @@ def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.nda
 
 
 def _abstract_variables(model: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> dict:
-    """Shapes and dtypes of what `model.init` makes for these inputs. Arrays are traced, nothing else is."""
+    """Shapes and dtypes of the variables that `model.init` creates for these inputs. Only arrays are traced."""
     leaves, structure = jax.tree.flatten((inputs, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAYS)}
 
@@ -142,7 +155,7 @@ def _to_torch_layout(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
 
 
 def _torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
-    """Torch's key for the Flax leaf at `path`, which begins with the collection."""
+    """The torch key of the Flax leaf at `path`, whose first part is the collection."""
     collection, first, *rest = path
     if rest and isinstance(inner := _submodules(model).get(first), nn.Module):
         return f"{_renamed(model, first)}.{_torch_key(inner, (collection, *rest))}"
@@ -151,21 +164,21 @@ def _torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
 
 
 def _renamed(model: nn.Module, name: str) -> str:
-    """The path `name` after the rules of `model`."""
+    """Apply the rules of `model` to the path `name`."""
     for pattern, key in _table(model, "torch_rules"):
         name = re.sub(rf"(?:^|(?<=/)){pattern}(?=/|$)", key, name)
     return name
 
 
 def _current_key(model: nn.Module, key: str) -> str:
-    """Torch's key of today for one of a file that may be older."""
+    """The current torch key for a `key` that may come from an older file."""
     for pattern, current in _table(model, "torch_former_keys"):
         key = re.sub(f"^{pattern}$", current, key)
     return key
 
 
 def _counters(keys: Mapping[tuple[str, ...], str]) -> set[str]:
-    """Torch's batch counters, one beside each running mean. Nothing reads them unless momentum is None."""
+    """Keys of torch's batch counters, one for each running mean. Torch reads them only if momentum is None."""
     return {
         key.removesuffix("running_mean") + "num_batches_tracked"
         for path, key in keys.items()
@@ -174,7 +187,7 @@ def _counters(keys: Mapping[tuple[str, ...], str]) -> set[str]:
 
 
 def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndarray]:
-    """Torch keys that no leaf asks for: the key that each is a copy of, or its value."""
+    """Torch keys without a Flax leaf of their own. Each is mapped to the key that it copies, or to its value."""
     derived = {
         re.sub(pattern, alias, key): key
         for pattern, alias in _table(model, "torch_aliases")
@@ -192,7 +205,7 @@ def _derived(model: nn.Module, keys: Collection[str]) -> dict[str, str | np.ndar
 
 
 def _submodules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that were passed to the constructor of `model`, by argument; of several, "argument_0" is the first."""
+    """Modules passed to the constructor of `model`, by argument name; those of a tuple are "argument_0" and so on."""
     modules = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module) and name != "parent"}
     for name, value in vars(model).items():
         if isinstance(value, tuple):
@@ -216,7 +229,7 @@ def _to_numpy(source: str, key: str, value: Any) -> np.ndarray:
 
 
 def _agree(value: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether both are equal but for rounding: that of float32 arithmetic, or of the type that `value` is stored in."""
+    """Whether both are equal up to rounding, of float32 arithmetic or of the dtype in which `value` is stored."""
     stored = float(jnp.finfo(value.dtype).eps) if jnp.issubdtype(value.dtype, jnp.floating) else 0.0
     as_float = lambda array: np.asarray(array).astype(np.float64)
     return value.shape == expected.shape and np.allclose(

@@ -2,13 +2,17 @@
 
 
 def printable(text: object, limit: int | None = 80) -> str:
-    """`str(text)` on one line of at most `limit` characters (None: any number), without control characters.
+    """Return `str(text)` on one line, without control characters.
 
-    Control characters, line breaks, marks that turn the direction of writing, and surrogates become escapes (`\\x1b`);
-    letters of all scripts stay. The middle of a longer text is left out ("...").
+    Control characters, line breaks, marks that change the direction of text, and surrogates become escapes (`\\x1b`).
+    Letters of all scripts are kept.
+
+    Args:
+        text: any object.
+        limit: most characters, or None for no limit. The middle of a longer text is replaced by "...".
     """
     text = str(text)
-    if limit is not None:  # before the escapes, which cost time for each character
+    if limit is not None:  # first, as escaping takes time for each character
         text = _shortened(text, limit)
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return escaped if limit is None else _shortened(escaped, limit)

@@ -1,4 +1,4 @@
-"""Every model by name, in one table, without importing any of them."""
+"""Table of all models by name. Importing it imports no model."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flax import linen as nn
 
-# A name is that of the upstream file, or "file:Class" for a file's further classes; it stands for "module:Class".
+# Keys: the name of the upstream file, or "file:Class" for further classes of that file. Values: "module:Class".
 MODELS = {
     "accept_video_wrapper": "vit_jax.models.accept_video_wrapper:AcceptVideoWrapper",
     "ats_vit": "vit_jax.models.ats_vit:ATSViT",
@@ -112,10 +112,15 @@ def model_arguments(name: str) -> list[str]:
 
 
 def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
-    """Build the model `name`, or "name/preset" with the preset's arguments under `kwargs`.
+    """Build a model by name.
 
-    `kwargs` are the upstream constructor's, by its names. Raises ValueError for an unknown model, preset or
-    argument (with the nearest names), for a missing argument, and for a value that the model refuses.
+    Args:
+        name: a model ("vit"), or a model and one of its presets ("vit/tiny").
+        **kwargs: arguments of the model, with the names of the upstream constructor. They override the preset.
+
+    Raises:
+        ValueError: for an unknown model, preset or argument (the message lists similar names), a missing argument, or
+            an invalid value.
     """
     name, slash, preset = name.partition("/")
     model_class = _model_class(name)
@@ -136,28 +141,32 @@ def _model_class(name: str) -> type:
 
 
 def _arguments(model_class: type) -> list[dataclasses.Field]:
-    """The fields of a class that its users fill."""
+    """The fields that are arguments of the constructor, without Flax's own."""
     return [field for field in dataclasses.fields(model_class) if field.init and field.name not in ("parent", "name")]
 
 
 def _presets(model_class: type) -> dict[str, dict]:
-    """Those of the file that are made of the class's arguments, as further classes in a file have others."""
+    """The presets of the class's file that fit the class: other classes in the same file have other arguments."""
     presets = getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
     arguments = {f.name for f in dataclasses.fields(model_class)}
     return {name: kwargs for name, kwargs in presets.items() if kwargs.keys() <= arguments}
 
 
 def check_keywords(name: str, model_class: type, kwargs: dict[str, Any], kind: str = "model") -> None:
-    """Raises ValueError unless `model_class` takes these `kwargs`, has what it needs, and simple types are right.
+    """Raise ValueError for unknown or missing arguments, and for a wrong type where an int, float or str is expected.
 
-    `kind` says what the class called `name` is.
+    Args:
+        name: name of the model in error messages.
+        model_class: class whose constructor is to be called with `kwargs`.
+        kwargs: the arguments.
+        kind: noun for `name` in error messages, such as "model" or "objective".
     """
     fields = _arguments(model_class)
     for key in kwargs:
         if key not in [f.name for f in fields]:
             raise ValueError(unknown(f"argument of {kind} {name!r}", key, [f.name for f in fields]))
     for f in fields:
-        accepted = {int: int, float: int | float, str: str}.get(f.type)  # richer types are the model's to check
+        accepted = {int: int, float: int | float, str: str}.get(f.type)  # the model checks other types itself
         if f.name in kwargs and accepted and not isinstance(kwargs[f.name], accepted):
             raise ValueError(f"{f.name}={kwargs[f.name]!r}: expected {f.type.__name__}")
     missing = [
@@ -171,7 +180,7 @@ def check_keywords(name: str, model_class: type, kwargs: dict[str, Any], kind: s
 
 
 def unknown(what: str, given: str, known: list[str]) -> str:
-    """The message for a name that is not `known`, with the nearest that are."""
+    """Error message for the unknown name `given`, with the most similar of the `known` names."""
     spelt = {name.lower(): name for name in known}
     near = [spelt[match] for match in difflib.get_close_matches(given.lower()[:100], spelt, n=3, cutoff=0.5)]
     given = given if len(given) <= 100 else f"{given[:100]}..."

@@ -1,4 +1,4 @@
-"""State dicts of torch, as files and libraries wrap them: nested in a checkpoint, or with a prefix before each name."""
+"""State dicts of torch that are nested in a checkpoint, or whose names have a prefix."""
 
 import collections
 import os
@@ -11,12 +11,12 @@ from vit_jax.torch_file import load_torch_file
 StateDict = Mapping[str, Any]
 
 _MOST_LINES = 20
-_DEEPEST = 6  # parts of a name before the model's own, as in "state_dict.module.backbone."
-_LONGEST = 1000  # characters of a name, which bounds the time for those of a hostile file
+_DEEPEST = 6  # most parts of a prefix; "state_dict.module.backbone." has three
+_LONGEST = 1000  # most characters of a name, which bounds the time that a hostile file can take
 
 
 class PrefixError(ValueError):
-    """The weights of a model have a prefix; `prefixes` lists those that would select them."""
+    """The names of a model's weights have a prefix. `prefixes` lists the prefixes that `select` can remove."""
 
     def __init__(self, source: str, model: str, prefixes: list[str]):
         self.prefixes = prefixes
@@ -28,17 +28,17 @@ class PrefixError(ValueError):
 
 
 def select(state_dict: StateDict | str | os.PathLike, prefix: str) -> dict[str, Any]:
-    """The part of a checkpoint whose names begin with `prefix`, without it.
+    """Return the part of a checkpoint whose names begin with `prefix`, with the prefix removed.
 
-    A dict within a dict counts as names joined by dots: prefix "model.module." selects what `{"model": {"module.x":
-    ...}}` and `{"model.module.x": ...}` hold.
+    Names of nested dicts are joined by dots: the prefix "model.module." selects "x" from `{"model": {"module.x": ...}}`
+    and from `{"model.module.x": ...}`.
 
     Args:
-        state_dict: Mapping of names to tensors and to further such mappings, or path of a file that holds one.
-        prefix: Beginning of the names; a dot at its end may be left out.
+        state_dict: mapping of names to tensors or to further such mappings, or the path of a file that contains one.
+        prefix: beginning of the names; a dot at its end may be left out.
 
     Raises:
-        ValueError: If no name begins with `prefix`, or two are the same without it.
+        ValueError: if no name begins with `prefix`, or two names are the same without it.
     """
     source, state = named_state_dict(state_dict)
     selected = {}
@@ -63,7 +63,7 @@ def _below(state: Mapping, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def named_state_dict(state_dict: StateDict | str | os.PathLike) -> tuple[str, Mapping]:
-    """The name of `state_dict` in messages, and the mapping, read from its file if it is a path."""
+    """Return the name of `state_dict` for error messages, and the mapping, read from the file if it is a path."""
     if isinstance(state_dict, str | os.PathLike):
         return printable(os.fspath(state_dict), _LONGEST), load_torch_file(state_dict)
     if not isinstance(state_dict, Mapping):
@@ -73,9 +73,17 @@ def named_state_dict(state_dict: StateDict | str | os.PathLike) -> tuple[str, Ma
 
 
 def check_names(source: str, state: Mapping, model: str, expected: Collection[str]) -> None:
-    """Raises ValueError unless `state` maps names to tensors, and PrefixError if those of `model` have a prefix.
+    """Check that `state` maps names to tensors, and that the names have no prefix.
 
-    `expected` are the names that the model needs.
+    Args:
+        source: name of `state` in error messages.
+        state: the state dict.
+        model: name of the model in error messages.
+        expected: the names that the model needs.
+
+    Raises:
+        PrefixError: if the names that the model needs have a prefix.
+        ValueError: if a name is not a string, or a value is a dict.
     """
     if prefixes := _prefixes(state, expected):
         raise PrefixError(source, model, prefixes)
@@ -86,12 +94,12 @@ def check_names(source: str, state: Mapping, model: str, expected: Collection[st
             some = printable(min(expected, default=""))
             raise ValueError(
                 f"{source} holds a dict under {printable(key)!r}, expected a tensor; "
-                f"nowhere in it are the names of {model}, such as {some!r}"
+                f"the names of {model}, such as {some!r}, are nowhere in it"
             )
 
 
 def _prefixes(state: Mapping, expected: Collection[str]) -> list[str]:
-    """Prefixes under which at least half of the `expected` names are found, and more of them than without a prefix."""
+    """Prefixes under which at least half of the `expected` names are found, and more than without any prefix."""
     counts = collections.Counter()
     for name in _names(state, "", set()):
         start = 0
@@ -106,7 +114,7 @@ def _prefixes(state: Mapping, expected: Collection[str]) -> list[str]:
 
 
 def _names(state: Mapping, prefix: str, seen: set[int]) -> Iterator[str]:
-    """Names of tensors, joined by dots; no dict is entered twice, as dicts that share dicts may hold endless names."""
+    """Names of tensors, joined by dots. Each dict is read once: dicts that share dicts can hold endless names."""
     seen.add(id(state))
     for key, value in state.items():
         if not isinstance(key, str) or len(prefix) + len(key) > _LONGEST:
@@ -118,12 +126,12 @@ def _names(state: Mapping, prefix: str, seen: set[int]) -> Iterator[str]:
 
 
 def list_mismatches(source: str, model: str, problems: Iterable[tuple[str, str]]) -> str:
-    """An error message of at most twenty lines.
+    """Error message of at most twenty lines that lists mismatches by kind.
 
     Args:
-        source: What the weights come from.
-        model: What they do not fit.
-        problems: Pairs of a kind, in words for several of it, and one line.
+        source: name of the file or argument with the weights.
+        model: name of the model.
+        problems: pairs of a kind of mismatch, in the plural, and a line that describes one.
     """
     kinds = collections.defaultdict(list)
     for kind, line in sorted(problems):

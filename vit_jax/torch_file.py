@@ -1,11 +1,12 @@
-"""Weights files of PyTorch read without torch: .pth and .pt, as zip files or of before torch 1.6, and .safetensors.
+"""Read weights files of PyTorch without torch: .safetensors, and .pth and .pt, both zip and older than torch 1.6.
 
-Threat model: the file comes from a stranger, and reading it must not run code, reach memory outside its
-tensors, change anything that outlives the call, or take more time or memory than a fixed multiple of the file's size.
-What is in the pickle of a .pth, `torch_pickle.py` reads.
+Threat model: the file is untrusted. Reading it must not run code, access memory outside its tensors, change anything
+that outlives the call, or take more time or memory than a fixed multiple of the file's size. `torch_pickle.py` reads
+the pickle inside a .pth.
 
-Source: the formats as torch.save writes them: data.pkl in pickle protocol 2, and one zip entry per storage; before
-torch 1.6, pickles one behind the other (three of them a head), then the bytes of each storage behind their number.
+Source: the formats that torch.save writes. Since torch 1.6, a zip file with data.pkl (pickle protocol 2) and one entry
+per storage. Before, a sequence of pickles, the first three of which are a header, then for each storage the number of
+its elements and its bytes.
 """
 
 import io
@@ -22,10 +23,10 @@ from vit_jax.torch_pickle import AGAIN, DTYPES, STORAGES, Refused, malformed, un
 
 _SAFETENSORS_DTYPES = {code: np.dtype(dtype) for _, _, code, dtype in DTYPES if code}
 
-_BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # such files begin with this pickled number
+_BEFORE_TORCH_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of such files
 _UNPACK = "a compressed file; unpack it first"
-_OTHERS = (  # first bytes, where they stand, what the file is and what to do about it
-    (b"version https://git-lfs", 0, "a Git LFS pointer, which stands for the file; run git lfs pull"),
+_OTHERS = (  # magic bytes, their offset, what the file is and what to do about it
+    (b"version https://git-lfs", 0, "a Git LFS pointer instead of the file itself; run git lfs pull"),
     (b"<", 0, "a web page (HTML or XML), such as a server's error message; download the file again"),
     (b"\x89HDF", 0, "an HDF5 file (.h5, as Keras writes it); save the weights in torch"),
     (b"\x93NUMPY", 0, "one NumPy array (.npy); from_torch takes a dict of arrays"),
@@ -39,7 +40,7 @@ _OTHERS = (  # first bytes, where they stand, what the file is and what to do ab
     (b"\x80", 0, "a pickle that torch.save did not write; load it where it came from and save the weights in torch"),
     (b"{", 0, "JSON text, such as a configuration or the index of sharded weights; name the file with the weights"),
 )
-_OTHER_SUFFIXES = {  # of formats whose first bytes say nothing certain
+_OTHER_SUFFIXES = {  # of formats without magic bytes
     ".onnx": "an ONNX graph; save the weights in torch",
     ".pb": "a TensorFlow graph; save the weights in torch",
     ".tflite": "a TensorFlow Lite graph; save the weights in torch",
@@ -49,13 +50,16 @@ _OTHER_SUFFIXES = {  # of formats whose first bytes say nothing certain
 
 
 def load_torch_file(path: str | os.PathLike) -> dict:
-    """Reads a .pth, .pt or .safetensors file; its content, not its name, decides which of them it is.
+    """Read a .pth, .pt or .safetensors file. The format is recognised by the content, not by the name.
 
-    Returns the saved dict, nested as it was saved, with a read-only numpy array for each tensor; tensors that
-    shared storage share memory. OrderedDict and Counter become dict, a dtype its name ("torch.float16").
+    Returns:
+        The saved dict, nested as it was saved, with a read-only numpy array for each tensor. Tensors that shared
+            storage share memory. An OrderedDict or a Counter becomes a dict, a dtype its name ("torch.float16").
 
-    Raises ValueError, one line that names the path, if it is no such file, is damaged, or holds anything but
-    tensors, numbers, strings and plain containers; OSError if it cannot be opened.
+    Raises:
+        ValueError: if the file has another format, is damaged, or contains anything but tensors, numbers, strings and
+            plain containers. The message is one line that names the path.
+        OSError: if the file cannot be opened.
     """
     reason = _irregular(path)
     if reason is None:
@@ -67,13 +71,13 @@ def load_torch_file(path: str | os.PathLike) -> dict:
                 return content
             except Refused as error:
                 reason = str(error)
-            except Exception as error:  # damage may surface anywhere in zipfile, pickletools, numpy, safetensors
+            except Exception as error:  # damage can raise any error in zipfile, pickletools, numpy or safetensors
                 reason = f"is damaged or incomplete ({type(error).__name__}: {printable(error, 200)}); {AGAIN}"
     raise ValueError(f"{printable(os.fspath(path), 1000)}: {reason}")
 
 
 def _irregular(path: str | os.PathLike) -> str | None:
-    """Why `path` is not to be opened: a pipe, for example, may never end."""
+    """The reason not to open `path`, or None for a regular file. Reading a pipe, for example, may never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
         return None
@@ -97,7 +101,7 @@ def _read(file):
 
 
 def _other(head: bytes, suffix: str) -> str | None:
-    """Describes a file of another format, recognised by its first bytes or its suffix."""
+    """Description of a file of another format, recognised by its first bytes or its suffix, or None."""
     if not head:
         return f"empty; {AGAIN}"
     if suffix in _OTHER_SUFFIXES:
@@ -155,7 +159,7 @@ def _read_zip(file):
 
 
 def _check_is_from_torch(entries: dict, names: list[str]) -> None:
-    """Raises Refused for a zip file of another kind, with what it is."""
+    """Raise Refused, naming the format, for a zip file that torch.save did not write."""
     if "constants.pkl" in entries or any(name.startswith("code/") for name in entries):
         raise Refused(
             "is a TorchScript archive; save its weights in torch: "
@@ -172,7 +176,7 @@ def _check_is_from_torch(entries: dict, names: list[str]) -> None:
 
 
 class _Bounded:
-    """A file whose `read` asks for no more than there is, as reading allocates all that is asked for."""
+    """A file that never reads past its end: `file.read(count)` allocates `count` bytes before it reads."""
 
     def __init__(self, file, size: int):
         self._file, self._size = file, size
@@ -183,7 +187,10 @@ class _Bounded:
 
 
 def _read_legacy(file):
-    """Storages follow the pickle that refers to them, so tensors get memory that is filled afterwards."""
+    """Read the format before torch 1.6.
+
+    Storages follow the pickle that refers to them, so tensors are views of memory that is filled afterwards.
+    """
     room = file.seek(0, io.SEEK_END)
     file.seek(0)
     pickles = _Bounded(file, room)
@@ -208,11 +215,11 @@ def _read_legacy(file):
 
     content = unpickle(pickles, room, load_storage)
     keys = unpickle(pickles, room, _no_storage)
-    # Types first: hashing or comparing a deeply nested tuple overflows the C stack.
+    # Check the types first: hashing or comparing a deeply nested tuple overflows the C stack.
     if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
         raise malformed("a list of storages that are not those of the tensors")
     for key in keys:
-        count = file.read(8)  # of elements, as the pickle has told
+        count = file.read(8)  # the number of elements, which the pickle contains too
         if int.from_bytes(count, sys.byteorder) * itemsizes[key] != len(storages[key]):
             raise malformed("a storage of another size than its pickle says")
         if file.readinto(storages[key]) != len(storages[key]):

@@ -1,9 +1,9 @@
-"""The pickle inside a weights file of PyTorch, read without running it.
+"""Read the pickle inside a weights file of PyTorch without executing it.
 
-The file may come from an untrusted source: reading it must not run code, reach memory outside its tensors, or change
-anything that outlives the call, and its time and memory must be bounded by the file's size. So a small interpreter of
-our own reads the pickle. It treats a global as a name, not an object, and accepts only the opcodes that torch.save
-writes.
+The file is untrusted: reading it must not run code, access memory outside its tensors, or change anything that outlives
+the call, and its time and memory must be bounded by the file's size. Python's unpickler guarantees none of this, so a
+small interpreter reads the pickle here. It treats a global as a name, not an object, and accepts only the opcodes that
+torch.save writes.
 """
 
 import math
@@ -43,33 +43,40 @@ STORAGES["torch.storage.UntypedStorage"] = np.dtype(np.uint8)
 
 AGAIN = "fetch or save it again"
 _NO_NEED = (
-    "a weights file has no need of; nothing was run. If you trust its source, load it in torch and save the "
-    "weights alone: torch.save(model.state_dict(), path)"
+    "no weights file needs; no code was run. If you trust its source, load it in torch and save only the "
+    "weights: torch.save(model.state_dict(), path)"
 )
 
-MOST_OBJECTS = 1_000_000  # containers, tensors and marks, some of which take a kilobyte for a single byte of the file
-MOST_INTEGER_KEYS = 10_000  # but for those that count up from 0: chosen ones collide, which makes a dict quadratic
-MOST_ALIASES = 100  # bytes of tensors for each byte of the file: what shares memory may be copied by its reader
+# Containers, tensors and marks: a single byte of the file can create an object of a kilobyte.
+MOST_OBJECTS = 1_000_000
+# Other than the keys 0, 1, 2, ...: integers whose hashes collide make a dict take quadratic time.
+MOST_INTEGER_KEYS = 10_000
+# Bytes of tensors per byte of the file: tensors can share memory, and a caller may copy each of them.
+MOST_ALIASES = 100
 
 
 class Refused(Exception):
-    """The reason why a file is not read, and what to do about it, in one line."""
+    """A file is not read. The message is one line: the reason, and what to do about it."""
 
 
 def malformed(problem: str) -> Refused:
-    """The refusal of a pickle that torch.save cannot have written."""
+    """Error for a pickle that torch.save cannot have written."""
     return Refused(f"has a malformed pickle ({problem}); {AGAIN}")
 
 
 def unpickle(pickled, room: int, load_storage: Callable[[Any], np.ndarray]) -> Any:
-    """The value of a pickle as torch.save writes it.
+    """Return the value of a pickle that torch.save has written.
 
-    Opcodes can only build new containers and fill them.
+    The accepted opcodes can only create containers and fill them.
 
     Args:
-        pickled (bytes or file): Bytes, or a file at the pickle's start, which is left behind its end.
-        room: The size of the whole file in bytes, which bounds what the pickle may make of it.
-        load_storage: Gives the 1-D array for a persistent id.
+        pickled (bytes or file): bytes, or a file at the position where the pickle starts. The file is read up to the
+            end of the pickle.
+        room: size of the whole file in bytes, which limits the memory of the result.
+        load_storage: function from a persistent id to a 1-D array.
+
+    Raises:
+        Refused: if the pickle contains anything that torch.save does not write, or exceeds a limit.
     """
     stack, outer_stacks, memo, budget = [], [], [], _Budget(room)
     for opcode, arg, position in pickletools.genops(pickled):
@@ -108,9 +115,9 @@ def unpickle(pickled, room: int, load_storage: Callable[[Any], np.ndarray]) -> A
                 items, stack = stack, outer_stacks.pop()
                 _fill(stack[-1], items, budget)
             case "BINPUT" | "LONG_BINPUT":
-                if arg > position:  # numbers count up, if not always from 0
+                if arg > position:  # torch.save counts values up, though not always from 0
                     raise malformed("a memo number beyond the count of values")
-                memo.extend([None] * (arg + 1 - len(memo)))  # a list, as chosen numbers make a dict quadratic
+                memo.extend([None] * (arg + 1 - len(memo)))  # in a dict, colliding numbers take quadratic time
                 memo[arg] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[arg])
@@ -165,7 +172,7 @@ def _pop(stack: list, count: int) -> list:
 
 
 def _fill(container, items: list, budget: _Budget):
-    """Appends `items` to a list, or sets them, keys and values in turn, in a dict."""
+    """Append `items` to a list, or set them in a dict, as alternating keys and values."""
     if type(container) is list:
         container.extend(items)
     elif type(container) is dict:
@@ -220,7 +227,7 @@ def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, meta
 
 
 def _untyped_tensor(storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> np.ndarray:
-    """The form for dtypes that have no storage class; `storage` holds bytes."""
+    """A tensor of a dtype that has no storage class; `storage` contains bytes."""
     if not isinstance(storage, np.ndarray) or not isinstance(dtype, str) or dtype not in _TORCH_DTYPES:
         raise malformed("a tensor without a storage or dtype")
     return _tensor(storage.view(_TORCH_DTYPES[dtype]), offset, size, stride, metadata=metadata)

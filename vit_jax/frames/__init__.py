@@ -1,4 +1,4 @@
-"""Skeletons that variants derive from, and the checks, presets and rules that many models share."""
+"""Base classes of models, and the checks, presets and conversion rules that many models share."""
 
 from vit_jax.frames.actions import ActionTransformer, Trajectory
 from vit_jax.frames.map_vit import MapViT

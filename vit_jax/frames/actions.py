@@ -1,9 +1,9 @@
-"""Vision to action: action tokens that read in every layer what a layer of a vision transformer has made of images.
+"""Vision-action transformers: in every layer, action tokens cross-attend to a layer of a vision transformer.
 
 Source: "VAT: Vision Action Transformer by Unlocking Full Representation of ViT", submitted anonymously in 2025,
-openreview.net/forum?id=TalHOvvLZu. Upstream: vit_pytorch/vat.py, vaat.py and vat_siglip.py, each of which has it anew.
-Axes: b batch, v views, f frames, n tokens of an image, m tokens of a context, w their width, t action and other
-tokens, d dim, l layers, k actions, a numbers of an action, e of the extra token.
+openreview.net/forum?id=TalHOvvLZu. Upstream: vit_pytorch/vat.py, vaat.py and vat_siglip.py, which repeat this code.
+Axes: b batch, v views, f frames, n tokens of an image, m tokens of a context, w width of a context, t action and other
+tokens, d dim, l layers, k actions, a numbers of an action, e numbers of the extra token.
 """
 
 import functools
@@ -33,7 +33,7 @@ _learned = nn.initializers.normal(0.01)
 
 
 class Trajectory(NormedBlocks):
-    """`NormedBlocks` that give what every block reads, and last what comes out of the norm: depth + 1 arrays."""
+    """`NormedBlocks` that return the input of every block, then the output of the norm: depth + 1 arrays."""
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> list[Tokens]:
@@ -46,15 +46,15 @@ class Trajectory(NormedBlocks):
 
 
 def with_hiddens(trajectory: Sequence[Tokens]) -> tuple[Tokens, Float[Array, "l b n d"]]:
-    """The last tokens of a trajectory, and what the blocks read, stacked: upstream's `return_hiddens`."""
+    """The last tokens of a trajectory, and the inputs of the blocks, stacked: upstream's `return_hiddens`."""
     *hiddens, last = trajectory
     return last, jnp.stack(hiddens)
 
 
 class FiLM(nn.Module):
-    """Tokens (b, n, d) scaled and shifted by a linear map of a condition (b, d); as they are without one.
+    """Scale and shift tokens (b, n, d) by a linear map of a condition (b, d), initially the identity.
 
-    Source: Perez et al. 2017, arXiv:1709.07871. It starts as the identity.
+    Without a condition tokens are unchanged. Source: Perez et al. 2017, arXiv:1709.07871.
     """
 
     @nn.compact
@@ -70,12 +70,12 @@ class FiLM(nn.Module):
 
 
 class ActionTransformer(nn.Module, kw_only=True):
-    """Action tokens, which read contexts layer by layer and then say `dim_action` numbers for each action of a chunk.
+    """Base of models whose action tokens cross-attend to contexts, then predict `dim_action` numbers for each action.
 
-    A model makes the contexts with `look`, gives them to `act`, and says in `make_attention` how its tokens attend.
-    `num_tasks`, `dim_extra_token` and `num_advantage_bins` let it be conditioned on a task by `FiLM`, and on a vector
-    and an advantage by a token each. `vit_layer_indices` has for each layer that of the vision transformer which it
-    reads: 0 what its first one reads, its depth what comes out.
+    A subclass computes the contexts with `look`, passes them to `act`, and defines its attention in `make_attention`.
+    The model can be conditioned on a task (`num_tasks`; by `FiLM`), on a vector (`dim_extra_token`; a token) and on an
+    advantage (`num_advantage_bins`; a token). `vit_layer_indices` has, for each layer, the index of the layer of the
+    vision transformer that it reads: i is the input of layer i, and the depth is the output.
     """
 
     dim: int
@@ -104,7 +104,7 @@ class ActionTransformer(nn.Module, kw_only=True):
         super().__post_init__()
 
     def make_attention(self, heads: int, dim_head: int) -> Callable[..., nn.Module]:
-        """A factory of attention modules, called with the name: self-attention, or attention over a context."""
+        """A factory of attention modules, called with the name: for self-attention or attention over a context."""
         raise NotImplementedError
 
     def make_feed_forward(self) -> Callable[..., nn.Module]:
@@ -112,9 +112,9 @@ class ActionTransformer(nn.Module, kw_only=True):
         return functools.partial(FeedForward, self.mlp_dim, self.dropout)
 
     def layers_read(self, name: str, depth: int) -> tuple[int, ...]:
-        """The argument `name`, layers of a transformer of this `depth` to read; without it, the first ones in order.
+        """The argument `name`: for each layer, the layer of a transformer of this `depth` that it reads.
 
-        Raises ValueError unless it has an existing one for each layer.
+        The default is 0, 1, 2, ... Raises ValueError unless there is an existing layer for each of `self.depth` layers.
         """
         given = getattr(self, name)
         layers = tuple(range(self.depth) if given is None else given)
@@ -124,7 +124,7 @@ class ActionTransformer(nn.Module, kw_only=True):
         return layers
 
     def with_axes(self, video: Video) -> Float[Array, "b v f H W c"]:
-        """Images or videos with an axis of views and one of frames, even if there is but one.
+        """Images or videos with axes for views and frames, added where they are missing.
 
         Raises ValueError for another number of axes or of frames.
         """
@@ -149,10 +149,17 @@ class ActionTransformer(nn.Module, kw_only=True):
         *,
         freeze: bool,
     ) -> Contexts:
-        """Of these `layers` of a trajectory, the tokens of every view and frame behind one another, and its place.
+        """For each of `layers`, the tokens of all views and frames, concatenated, with embeddings of view and frame.
 
-        `shape` is (b, v, f); `views` names both the argument that says how many views to tell apart and, before "_emb",
-        the parameter. No gradient goes back if `freeze`. Raises ValueError for another number of views.
+        Args:
+            trajectory: inputs of a transformer's layers, and its output.
+            layers: indices of `trajectory`.
+            shape: (b, v, f).
+            views: "view" or the like: the argument `num_{views}s` is the number of views, `{views}_emb` the parameter.
+            freeze: stop the gradient into `trajectory`.
+
+        Raises:
+            ValueError: for another number of views.
         """
         _, count, frames = shape
         dim, place = trajectory[0].shape[-1], 0.0
@@ -168,7 +175,7 @@ class ActionTransformer(nn.Module, kw_only=True):
         return [jax.lax.collapse(x, 1, 4) for x in apart]
 
     def look(self, vit: nn.Module, video: Video, views: str, *, freeze: bool, train: bool) -> Contexts:
-        """For each layer the context that `vit`, a model with a `trajectory`, makes of images or videos."""
+        """The context of each layer: the tokens that `vit`, a model with a method `trajectory`, makes of images."""
         video = self.with_axes(video)
         trajectory = vit.trajectory(jax.lax.collapse(video, 0, 3), train=train)
         layers = self.layers_read("vit_layer_indices", len(trajectory) - 1)
@@ -185,12 +192,22 @@ class ActionTransformer(nn.Module, kw_only=True):
         return_hiddens: bool,
         train: bool,
     ) -> Actions:
-        """Actions (b, k, a) from contexts, of which each layer reads its own of each kind, in turn.
+        """Predict actions (b, k, a) from contexts.
 
-        With `return_hiddens` also the tokens before the first layer and behind every one, (l + 1, b, t, d); with
-        `actions` the mean absolute error of those predicted, and nothing else. A task that is not among `num_tasks`
-        and an advantage beyond -1 to `num_advantage_bins` - 1 give NaN. Raises ValueError for inputs of other shapes,
-        and for those that the arguments leave no place for.
+        Args:
+            contexts: by kind, a context for each layer. A layer attends to its context of each kind in turn.
+            extra: vectors to condition on, one or more for each example.
+            tasks: index of the task. An index outside `num_tasks` gives NaN.
+            advantages: -1 to `num_advantage_bins` - 1. In an array, other values give NaN.
+            actions: the true actions, to compute the loss.
+            return_hiddens: also return the input of the first layer and the output of every layer, (l + 1, b, t, d).
+            train: apply dropout.
+
+        Returns:
+            The actions, with `return_hiddens` a pair; or, if `actions` are given, their mean absolute error alone.
+
+        Raises:
+            ValueError: for inputs of another shape, or that the model was not built to be conditioned on.
         """
         first = next(iter(contexts.values()))[0]
         batch, dtype = first.shape[0], first.dtype
@@ -271,10 +288,10 @@ def _check_shape(name: str, value: Array, shape: tuple[int, ...]) -> None:
 
 
 def take_module(model: nn.Module, name: str, kind: type[nn.Module], known_as: str) -> None:
-    """Makes a `kind` of the argument `name` of `model` where that is a dict of arguments.
+    """If the argument `name` of `model` is a dict, replace it by a `kind` with these arguments.
 
-    Raises ValueError for arguments that `kind` refuses, and for what is neither a dict nor a `kind`; `known_as` is its
-    name in the registry.
+    Raises ValueError for arguments that `kind` does not take, and unless the value is a dict or a `kind`. `known_as` is
+    the name of `kind` in the registry.
     """
     value = getattr(model, name)
     if isinstance(value, Mapping):
@@ -287,5 +304,5 @@ def take_module(model: nn.Module, name: str, kind: type[nn.Module], known_as: st
 
 
 def no_registers(model: nn.Module) -> dict[str, np.ndarray]:
-    """Upstream stores an array of no register tokens too."""
+    """Upstream's state dict has `register_tokens` even if there are none."""
     return {} if model.num_register_tokens else {"register_tokens": np.zeros((0, model.dim), np.float32)}

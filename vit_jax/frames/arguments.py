@@ -1,4 +1,4 @@
-"""Checks of a model's arguments at construction, and of its input when it is called."""
+"""Checks of a model's arguments at construction, and of its input in a call."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,13 @@ _RATES += ("dropout_rate", "attention_dropout", "stochastic_depth_rate")
 
 
 def check_arguments(model: nn.Module) -> None:
-    """Validates the common arguments that `model` has, by name, and freezes all fields.
+    """Check the common arguments that `model` has, such as `dim` or `dropout`, and freeze all fields.
 
     Lists become tuples, so that a model built from a configuration file can be hashed, as `jax.jit(model.apply)` does.
 
-    Raises ValueError for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
-    than "cls" and "mean", and a `patch_size` that does not divide `image_size`.
+    Raises:
+        ValueError: for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
+            than "cls" and "mean", or a `patch_size` that does not divide `image_size`.
     """
     for field in dataclasses.fields(model):
         if field.init and field.name not in ("parent", "name"):
@@ -42,7 +43,7 @@ def check_arguments(model: nn.Module) -> None:
 
 
 def check_images(images: Array, channels: int, at_most: int | Sequence[int] | None = None) -> None:
-    """Raises ValueError unless `images` is (b, height, width, channels), in floating point.
+    """Raise ValueError unless `images` is a floating-point array (b, height, width, channels).
 
     `at_most` is the model's `image_size` if its position table limits height and width.
     """
@@ -52,17 +53,21 @@ def check_images(images: Array, channels: int, at_most: int | Sequence[int] | No
 
 
 def check_video(video: Array, channels: int | None = None) -> None:
-    """Raises ValueError unless `video` is (b, frames, height, width, channels) in floating point.
+    """Raise ValueError unless `video` is a floating-point array (b, frames, height, width, channels).
 
-    With `channels=None`, any number of channels is accepted.
+    `channels=None` accepts any number of channels.
     """
     check_array("video", video, "frames, height, width", channels)
 
 
 def check_array(what: str, array: Array, axes: str, channels: int | None) -> None:
-    """Raises ValueError, calling it `what`, unless `array` is (b, *axes, channels) in floating point.
+    """Raise ValueError unless `array` is a floating-point array (b, *axes, channels).
 
-    `axes` are names between commas; any channels will do for None.
+    Args:
+        what: name of the array in the error message.
+        array: the array.
+        axes: names of the axes, separated by ", ".
+        channels: number of channels, or None to accept any.
     """
     if array.ndim != axes.count(",") + 3 or channels not in (None, array.shape[-1]):
         expected = f"(batch, {axes}, channels)" + ("" if channels is None else f" with channels={channels}")
@@ -71,10 +76,16 @@ def check_array(what: str, array: Array, axes: str, channels: int | None) -> Non
 
 
 def check_fits(what: str, array: Array, sides: Sequence[int], name: str) -> None:
-    """Raises ValueError, calling it `what`, when an axis of `array` (b, *axes, c) is longer than that of `sides`.
+    """Raise ValueError if an axis of `array` (b, *axes, c) is longer than the position table covers.
 
-    `sides` is the value of the argument `name`: the size that the position table covers. An input that is longer along
-    one axis and shorter along another may have few enough patches, but would get positions of other places.
+    The number of patches alone is not enough: an input that is longer along one axis and shorter along another would
+    get the positions of other places.
+
+    Args:
+        what: name of the array in the error message.
+        array: the array.
+        sides: length along each axis that the position table covers.
+        name: the argument that `sides` comes from.
     """
     if any(side > limit for side, limit in zip(array.shape[1:-1], sides, strict=True)):
         limit = tuple(sides) if len(sides) > 1 else sides[0]
@@ -82,7 +93,7 @@ def check_fits(what: str, array: Array, sides: Sequence[int], name: str) -> None
 
 
 def frozen(value: Any) -> Any:
-    """`value` with tuples in place of lists and frozen dicts in place of dicts, at any depth."""
+    """`value` with all lists replaced by tuples and all dicts by frozen dicts, at any depth."""
     if type(value) in (list, tuple):
         return tuple(map(frozen, value))
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Kinds of input: what a frame such as `PlainViT` asks a model about them.
+"""Mixins for the kinds of input: images, series and video.
 
-Frames are for images. A model of series or video names that kind before its frame, and so takes its arguments and
-answers instead: `class ViT3D(VideoInput, PlainViT)`.
+`PlainViT` and `BaseSimpleViT` are for images. A model for series or video lists the mixin of that kind first, which
+overrides arguments and methods: `class ViT3D(VideoInput, PlainViT)`.
 """
 
 from typing import ClassVar
@@ -14,38 +14,41 @@ from vit_jax.layers.check import pair, patch_count, patch_grid
 
 
 class ImageInput(nn.Module):
-    """Images (b, H, W, c), of a model with `image_size`, `channels`, and `patch_size` or a `grid` of its own."""
+    """Images (b, H, W, c). The model has the arguments `image_size`, `channels`, and `patch_size` or its own `grid`."""
 
     kind: ClassVar[str] = "images"
     says_sides: ClassVar[str] = "image_size"  # names of the arguments that `sides` come from
 
     def check_input(self, images: Array) -> None:
-        """Raises ValueError unless `images` is what the model takes, of any size that patches fill."""
+        """Raise ValueError unless `images` has the right shape and dtype. Any size is accepted."""
         check_images(images, self.channels)
 
     def check_positions(self, x: Array) -> None:
-        """As `check_input`, also for an input that is larger than the model, whose positions are a table.
+        """Like `check_input`, but also raise ValueError for an input larger than the table of positions.
 
-        A smaller one gets the first positions.
+        A smaller input uses the first positions.
         """
         self.check_input(x)
         check_fits(self.kind, x, self.sides(), self.says_sides)
 
     def sides(self) -> tuple[int, ...]:
-        """The size along each axis that the model is made for."""
+        """The input size of the model along each axis."""
         return pair("image_size", self.image_size)
 
     def patch_sides(self) -> tuple[int, ...]:
-        """Size of a patch along each axis."""
+        """The size of a patch along each axis."""
         return pair("patch_size", self.patch_size)
 
     def grid(self, sides: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """Patches along each axis of an input of these sides, or else of the model's. Raises ValueError for a rest."""
+        """Number of patches along each axis of an input of size `sides`, by default the model's input size.
+
+        Raises ValueError if a patch does not divide the input.
+        """
         return patch_grid(self.image_size if sides is None else sides, self.patch_size)
 
 
 class SeriesInput(nn.Module, kw_only=True):
-    """Series (b, n, c) of `seq_len` steps, in patches of `patch_size`, of a model with `channels`."""
+    """Series (b, n, c) of `seq_len` steps, in patches of `patch_size` steps. The model has the argument `channels`."""
 
     kind: ClassVar[str] = "series"
     says_sides: ClassVar[str] = "seq_len"
@@ -73,7 +76,7 @@ class SeriesInput(nn.Module, kw_only=True):
 
 
 class VideoInput(nn.Module, kw_only=True):
-    """Video (b, f, H, W, c) in patches of some frames and pixels, of a model with `channels`."""
+    """Video (b, f, H, W, c), in patches of several frames and pixels. The model has the argument `channels`."""
 
     kind: ClassVar[str] = "video"
     says_sides: ClassVar[str] = "frames, image_size"

@@ -1,4 +1,4 @@
-"""Base of classifiers whose tokens stay a map: checks of images, and the mean of the last map as features."""
+"""Base of classifiers whose tokens keep the form of a feature map. The head reads the mean of the last map."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,8 +13,8 @@ from vit_jax.layers.shapes import Images, Maps, Output
 class MapViT(nn.Module, kw_only=True):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
 
-    A variant makes the map in `maps`, and says what it asks of its arguments in `check`, of an image's size in
-    `check_size`. `image_size` is for information, and checked at construction.
+    A subclass computes the last map in `maps`, validates its arguments in `check`, and an image's size in `check_size`.
+    `image_size` is optional and only used to check at construction that images of this size fit.
     """
 
     head_class: ClassVar[type[nn.Module]] = NormHead  # turns the mean of the map into logits
@@ -30,16 +30,16 @@ class MapViT(nn.Module, kw_only=True):
         super().__post_init__()
 
     def check(self) -> None:
-        """Raises ValueError for arguments that make no sense."""
+        """Raise ValueError for invalid arguments."""
 
     def check_size(self, size: int | Sequence[int], name: str = "image_size") -> None:
-        """Raises ValueError for images that cannot be of this `size`, (height, width) or one number for both.
+        """Raise ValueError if the model cannot take images of this `size`, (height, width) or one number for both.
 
-        `name` is that of what has the size.
+        `name` is the name of the argument in the error message.
         """
 
     def maps(self, images: Images, *, train: bool) -> Maps:
-        """The last map of features, (b, h, w, d)."""
+        """The last feature map, (b, h, w, d)."""
         raise NotImplementedError
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""The plain ViT as upstream repeats it: patches, a class token, learned positions, a transformer, a head."""
+"""Base of the ViT variants: patches, a class token, learned positions, a transformer and a head."""
 
 import functools
 import math
@@ -20,10 +20,10 @@ from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
 
 
 class TokenViT(ImageInput):
-    """The way of an image through patches, positions and a transformer to logits, of which a model makes the modules.
+    """The forward pass from images to logits. A subclass defines the modules in `setup`.
 
-    Those are `to_patch_embedding`, `embedding_dropout`, `transformer` and `mlp_head`; its parameters `cls_token` and
-    `pos_embedding`; its arguments `channels`, `num_classes` and `pool`.
+    The modules are `to_patch_embedding`, `embedding_dropout`, `transformer` and `mlp_head`, and the parameters
+    `cls_token` and `pos_embedding`. The subclass has the arguments `channels`, `num_classes` and `pool`.
     """
 
     def __call__(self, images: Inputs, *, train: bool = False) -> Output:
@@ -38,7 +38,7 @@ class TokenViT(ImageInput):
         patches: Patches | None = None,
         train: bool = False,
     ) -> Tokens:
-        """Tokens after the transformer, in the order and with the arguments of `embed`."""
+        """Tokens after the transformer. Their order and the arguments are those of `embed`."""
         return self.transform(self.embed(images, extra_tokens, patches=patches, train=train), train=train)
 
     def embed(
@@ -49,9 +49,9 @@ class TokenViT(ImageInput):
         patches: Patches | None = None,
         train: bool = False,
     ) -> Tokens:
-        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without.
+        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens`, without.
 
-        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        `patches` replace the embedded patches of `images`, for objectives that mask some of them.
         """
         self.check_positions(images)
         x = self.to_patch_embedding(images) if patches is None else patches
@@ -61,20 +61,36 @@ class TokenViT(ImageInput):
         return self.embedding_dropout(x, deterministic=not train)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to tokens from `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, without its extra tokens."""
         return self.mlp_head(pool_tokens(tokens, self.pool))
 
 
 class PlainViT(TokenViT):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    What a variant changes it overrides: the transformer first of all, or what that is made of.
-    An image may be smaller than `image_size` (pixels, or (height, width)); it then gets the first positions.
-    Raises ValueError when `patch_size` does not divide `image_size`, or for a `pool` other than "cls" and "mean".
+    A variant overrides the `make_` method of each part that it changes. An image may be smaller than `image_size`; it
+    then gets the first positions.
+
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        pool: which token the head reads, "cls" for the class token, "mean" for the mean of all tokens.
+        channels: channels of an image.
+        dim_head: width of a head.
+        dropout: rate within the blocks.
+        emb_dropout: rate on the tokens before the first block.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or for another `pool`.
     """
 
     image_size: int | tuple[int, int]
@@ -95,27 +111,27 @@ class PlainViT(TokenViT):
         super().__post_init__()
 
     def make_attention(self) -> Callable[..., nn.Module]:
-        """A factory of a block's attention module, called with the name."""
+        """Return a function from a name to the attention module of a block."""
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
 
     def make_feed_forward(self) -> Callable[..., nn.Module]:
-        """A factory of a block's feed-forward module, called with the name."""
+        """Return a function from a name to the feed-forward module of a block."""
         return functools.partial(FeedForward, self.mlp_dim, self.dropout)
 
     def make_transformer(self) -> nn.Module:
-        """The module between positions and pool."""
+        """Return the module between the positions and the pooling."""
         return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
 
     def make_patch_embedding(self) -> nn.Module:
-        """The module that turns images into tokens."""
+        """Return the module from images to tokens."""
         return PatchEmbed(self.patch_sides(), self.dim)
 
     def make_head(self) -> nn.Module:
-        """The module that turns pooled features into logits."""
+        """Return the module from pooled features to logits."""
         return NormHead(self.num_classes)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
-        """Class token and positions, (1, 1, d) and (1, n, d)."""
+        """Return the parameters `cls_token` (1, 1, d) and `pos_embedding` (1, n, d)."""
         init = nn.initializers.normal(0.02)
         cls_token = self.param("cls_token", init, (1, 1, self.dim))
         return cls_token, self.param("pos_embedding", init, (1, patches + 1, self.dim))

@@ -1,4 +1,4 @@
-"""Sizes that presets of many models share."""
+"""Model sizes that the presets of many models share."""
 
 from typing import Any
 
@@ -9,5 +9,5 @@ TINY_VIDEO = dict(image_size=32, image_patch_size=8, frames=8, frame_patch_size=
 
 
 def vit_sizes(dim: int, depth: int = 12, patch_size: int = 16, **others: Any) -> dict[str, Any]:
-    """A ViT of the size family of arXiv:2010.11929: heads of 64 features, and a feed-forward four times as wide."""
+    """Arguments of a ViT from the family of arXiv:2010.11929: heads of 64 features and `mlp_dim` four times `dim`."""
     return dict(image_size=224, patch_size=patch_size, dim=dim, depth=depth, heads=dim // 64, mlp_dim=4 * dim) | others

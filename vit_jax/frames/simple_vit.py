@@ -1,6 +1,6 @@
-"""The frame of SimpleViT's variants: patches, computed positions, a transformer, the mean of all tokens, a head.
+"""Base of the SimpleViT variants: patches, sine-cosine positions, a transformer, the mean of all tokens, a head.
 
-`vit_jax.models.simple_vit` is the same model written out. A variant overrides the `make_` methods.
+`vit_jax.models.simple_vit` has the same model in one file, without a base class.
 """
 
 import functools
@@ -19,7 +19,7 @@ from vit_jax.layers.shapes import ExtraTokens, Inputs, Output, Patches, Tokens
 
 
 class BiasFreeAttention(nn.Module):
-    """Self-attention without any bias and always with an output projection. `train` changes nothing."""
+    """Self-attention without biases, always with an output projection. It has no dropout, so `train` is unused."""
 
     heads: int
     dim_head: int
@@ -33,8 +33,22 @@ class BiasFreeAttention(nn.Module):
 class BaseSimpleViT(ImageInput):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    Positions are computed from the size of each input, so `image_size` is only checked against `patch_size`.
-    Raises ValueError when `patch_size` does not divide `image_size` or `dim` is not a multiple of 4.
+    A variant overrides the `make_` method of each part that it changes. Positions are computed from the size of each
+    input, so images may have any size.
+
+    Args:
+        image_size: pixels, or (height, width). It is only checked against `patch_size`.
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for tokens.
+        dim: width of a token.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        mlp_dim: hidden width of each feed-forward.
+        channels: channels of an image.
+        dim_head: width of a head.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4.
     """
 
     image_size: int | tuple[int, int]
@@ -52,23 +66,23 @@ class BaseSimpleViT(ImageInput):
         super().__post_init__()
 
     def make_attention(self) -> Callable[..., nn.Module]:
-        """A factory of a block's attention module, called with the name."""
+        """Return a function from a name to the attention module of a block."""
         return functools.partial(BiasFreeAttention, self.heads, self.dim_head)
 
     def make_feed_forward(self) -> Callable[..., nn.Module]:
-        """A factory of a block's feed-forward module, called with the name."""
+        """Return a function from a name to the feed-forward module of a block."""
         return functools.partial(FeedForward, self.mlp_dim)
 
     def make_transformer(self) -> nn.Module:
-        """The module between positions and pool."""
+        """Return the module between the positions and the pooling."""
         return NormedBlocks(self.depth, self.make_attention(), self.make_feed_forward())
 
     def make_patch_embedding(self) -> nn.Module:
-        """The module that turns images into tokens."""
+        """Return the module from images to tokens."""
         return PatchEmbed(self.patch_sides(), self.dim)
 
     def make_head(self) -> nn.Module:
-        """The module that turns pooled features into logits."""
+        """Return the module from pooled features to logits."""
         return Dense(self.num_classes)
 
     def setup(self):
@@ -93,7 +107,7 @@ class BaseSimpleViT(ImageInput):
         patches: Patches | None = None,
         train: bool = False,
     ) -> Tokens:
-        """Tokens after the transformer, in the order and with the arguments of `embed`."""
+        """Tokens after the transformer. Their order and the arguments are those of `embed`."""
         return self.transform(self.embed(images, extra_tokens, patches=patches, train=train), train=train)
 
     def embed(
@@ -104,9 +118,9 @@ class BaseSimpleViT(ImageInput):
         patches: Patches | None = None,
         train: bool = False,
     ) -> Tokens:
-        """Tokens before the transformer: the patches with positions, then `extra_tokens` without.
+        """Tokens before the transformer: patches, with positions, then `extra_tokens`, without.
 
-        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        `patches` replace the embedded patches of `images`, for objectives that mask some of them.
         """
         self.check_input(images)
         x = self.to_patch_embedding(images) if patches is None else patches
@@ -114,11 +128,11 @@ class BaseSimpleViT(ImageInput):
         return x if extra_tokens is None else append(x, extra_tokens)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Tokens after the transformer, from those before it."""
+        """Apply the transformer to tokens from `embed`."""
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, without its extra tokens."""
         return self.linear_head(tokens.mean(axis=1))
 
     torch_rules = (
