@@ -349,10 +349,10 @@ def test_bad_values_are_named(name, kwargs, message):
 @pytest.mark.parametrize(
     ("name", "model", "message"),
     [
-        ("mae", "t2t", "encoder=T2TViT: expected an encoder of patches side by side, with `patch_size`"),
-        ("mpp", "t2t", "encoder=T2TViT: expected an encoder of patches side by side, with `patch_size`"),
-        ("simmim", "cait", "encoder=CaiT: expected an encoder of patches side by side, with `encode`"),
-        ("mp3", "vit", "encoder=ViT: expected an encoder of patches side by side, with `encode_seen`"),
+        ("mae", "t2t", "encoder=T2TViT: expected an encoder of non-overlapping patches, with `patch_size`"),
+        ("mpp", "t2t", "encoder=T2TViT: expected an encoder of non-overlapping patches, with `patch_size`"),
+        ("simmim", "cait", "encoder=CaiT: expected an encoder of non-overlapping patches, with `encode`"),
+        ("mp3", "vit", "encoder=ViT: expected an encoder of non-overlapping patches, with `encode_seen`"),
         ("mae", "vit_5", "encoder=ViT5: expected an encoder that takes any number of patches"),
         ("mae", "vit_for_small_dataset", "encoder=ViTForSmallDataset: expected an encoder whose tokens see one patch"),
         ("simmim", "vit_with_patch_dropout", "ViTWithPatchDropout: expected patch_dropout=0, not 0.25"),
@@ -372,4 +372,4 @@ def test_too_few_patches_are_named():
 
 def test_the_trainer_names_a_model_without_patches(tmp_path, capsys):
     assert train(tmp_path, "--objective=mae", base=("--model=t2t",)) == 2
-    assert "--objective mae: encoder=T2TViT: expected an encoder of patches side by side" in capsys.readouterr().err
+    assert "--objective mae: encoder=T2TViT: expected an encoder of non-overlapping patches" in capsys.readouterr().err

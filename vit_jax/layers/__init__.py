@@ -1,4 +1,4 @@
-"""Layers that three or more models share, one small file per idea. Models import the modules from here."""
+"""Layers that three or more models share, each in its own file. Models import them from here."""
 
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.attend import attend

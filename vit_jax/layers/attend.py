@@ -20,10 +20,18 @@ def attend(
     dropout: float = 0.0,
     train: bool = False,
 ) -> Float[Array, "*b i he"]:
-    """The attention output, heads concatenated.
+    """Return the attention output, heads concatenated.
 
-    Scores are multiplied by `scale`, by default the inverse root of d, and raised by `bias`; where `mask` is false, no
-    query reads the key. The map is `module`'s: sown as its "attn", and dropped by its rng when `train`.
+    Args:
+        module: module that the attention belongs to. Its attention map is sown as "attn" in "intermediates".
+        q: queries.
+        k: keys.
+        v: values.
+        scale: factor of the scores, d**-0.5 by default.
+        bias: added to the scaled scores.
+        mask: where it is False, the query does not attend to the key.
+        dropout: rate on the attention map.
+        train: apply dropout, with the rng "dropout" of `module`.
     """
     scores = jnp.einsum("...id,...jd->...ij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:

@@ -1,4 +1,4 @@
-"""Multi-head self-attention as Vaswani et al. 2017 (arXiv:1706.03762) has it, pre-norm."""
+"""Multi-head self-attention with a norm before it. Source: Vaswani et al. 2017, arXiv:1706.03762."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,15 @@ from vit_jax.layers.to_heads import ToHeads
 
 
 class Attention(nn.Module):
-    """Self-attention of (b, n, d), without the residual. `norm(name=...)` makes the norm in front.
+    """Self-attention of (b, n, d), after a norm and without the residual.
 
-    The output projection is left out where it would change nothing: one head as wide as the input.
+    A single head as wide as the input has no output projection, as upstream.
+
+    Args:
+        heads: number of heads.
+        dim_head: width of a head.
+        dropout: rate on the attention map and on the output.
+        norm: function from a name to the norm before the attention.
     """
 
     heads: int

@@ -5,10 +5,10 @@ from jaxtyping import Array, Float
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last: statistics of the batch when `train`, else the running ones.
+    """Batch normalisation over all axes but the last, with statistics of the batch if `train`, else running ones.
 
-    Running statistics are `batch_stats`, float32, and move by `momentum` of the way, which is torch's meaning of it.
-    Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
+    Running statistics are in the collection `batch_stats`, in float32. As in torch, and unlike Flax, `momentum` is the
+    weight of the new batch. Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
 
     epsilon: float = 1e-5

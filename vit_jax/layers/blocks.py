@@ -1,4 +1,4 @@
-"""Attention and feed-forward in turn: the stack that variants with another attention or feed-forward share."""
+"""A stack of transformer blocks with exchangeable attention and feed-forward."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ Part = Callable[..., nn.Module]
 
 
 class Blocks(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual; no last norm.
+    """`depth` blocks of attention and feed-forward with residual connections, without a final norm.
 
-    `attention(name=...)` and `feed_forward(name=...)` create the modules of a block, which are called attn_0, ff_0,
-    attn_1 ...; `context` goes to the attention. A subclass may override `add`.
+    `attention(name=...)` and `feed_forward(name=...)` create the modules of a block, named attn_0, ff_0, attn_1, ...
+    The `context` of a call is passed to every attention. A subclass may override `add`.
     """
 
     depth: int
@@ -24,7 +24,7 @@ class Blocks(nn.Module):
     feed_forward: Part
 
     def add(self, x: Array, out: Array, part: str, i: int) -> Float[Array, "*batch d"]:
-        """The residual connection: `x` and the output `out` of the `part` "attn" or "ff" of block `i`."""
+        """The residual connection of `x` and the output `out` of a `part`, "attn" or "ff", of block `i`."""
         return x + out
 
     @nn.compact
@@ -39,7 +39,7 @@ class Blocks(nn.Module):
         return repeat(self, self.depth, block, x, *context, train=train)
 
     def _with_own_residuals(self, x: Array, *context, train: bool) -> Array:
-        """The blocks with a subclass's `add`, which may have parameters and differ from block to block."""
+        """Apply the blocks without a loop: a subclass's `add` may have parameters and differ between blocks."""
         current_execution().stacks.append(type(self).__name__)
         for i in range(self.depth):
 
@@ -52,7 +52,7 @@ class Blocks(nn.Module):
 
 
 class NormedBlocks(Blocks):
-    """`Blocks` and a last norm, which `norm(name=...)` makes."""
+    """`Blocks` with a final norm, created by `norm(name=...)`."""
 
     norm: Part = LayerNorm
 

@@ -1,6 +1,7 @@
-"""Masks that are causal along some axes of a grid: in video a patch reads its own frame and those before it.
+"""Attention masks that are causal along some axes of a grid: for video, a patch attends to its frame and earlier ones.
 
-Upstream: vit_pytorch/vit_nd_masking.py, whose mask functions are for torch's flex attention; its attention is `attend`.
+Upstream: vit_pytorch/vit_nd_masking.py. Its mask functions are for torch's flex attention; here masks are arrays for
+`attend`.
 Axes: b batch, n patches, a axes of the grid, i query, j key.
 """
 
@@ -10,16 +11,18 @@ import numpy as np
 
 
 def causal_mask(positions, axes: Sequence[int]):
-    """Which keys each query reads, bool (*b, i, j): those that are ahead of it along none of `axes`.
+    """Return a mask, bool (*b, i, j): a query attends to the keys that are not ahead of it along any of `axes`.
 
-    `positions`, (*b, n, a), are the places of the patches on the grid, a numpy array or one that is traced.
+    Args:
+        positions (Array): index of each patch along each axis, (*b, n, a), in numpy or jax.
+        axes: the causal axes.
     """
     along = positions[..., np.asarray(axes, int)]
     return (along[..., :, None, :] >= along[..., None, :, :]).all(axis=-1)
 
 
 def causal_axes(causal_dims: int | Sequence[int] | None, ndim: int) -> tuple[int, ...] | None:
-    """The argument `causal_dims` as a tuple of axes, if it is given. Raises ValueError for one that there is not."""
+    """Return the argument `causal_dims` as a tuple of axes, or None. Raises ValueError for an axis outside the grid."""
     if causal_dims is None:
         return None
     axes = tuple(causal_dims) if isinstance(causal_dims, Sequence) else (causal_dims,)

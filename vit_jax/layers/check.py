@@ -1,4 +1,4 @@
-"""Arguments that many models take, checked and brought to one form."""
+"""Checks of arguments that many models take. Some also return the argument in a uniform form."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,10 @@ from jax import Array
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """`value` as (height, width): a single number stands for both. Raises ValueError unless both are positive."""
+    """Return `value` as (height, width); a single number is used for both.
+
+    Raises ValueError, naming the argument `name`, unless both are positive integers.
+    """
     sides = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{name}={value!r}: expected a positive integer or a pair (height, width) of them")
@@ -18,22 +21,25 @@ def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 def patch_grid(
     image_size: int | Sequence[int], patch_size: int | Sequence[int], name: str = "patch_size"
 ) -> tuple[int, int]:
-    """Rows and columns of patches in an image. Raises ValueError when a patch side does not divide its image side.
+    """Return the rows and columns of patches in an image.
 
-    `name` is that of the argument `patch_size` came as.
+    Raises ValueError unless the patch divides the image in height and width. `name` is the name of `patch_size` in the
+    error message.
     """
     height, width = pair("image_size", image_size)
     patch_height, patch_width = pair(name, patch_size)
     if height % patch_height or width % patch_width:
         raise ValueError(
-            f"image_size={image_size!r}: expected multiples of {name}={patch_size!r}, "
-            "height by height and width by width"
+            f"image_size={image_size!r}: expected multiples of {name}={patch_size!r}, in height and in width"
         )
     return height // patch_height, width // patch_width
 
 
 def patch_count(name: str, size: int, patch_name: str, patch_size: int) -> int:
-    """Patches of `patch_size` along a single axis. Raises ValueError, by these names, unless they fill its `size`."""
+    """Return the number of patches along one axis.
+
+    Raises ValueError unless `patch_size` divides `size`. `name` and `patch_name` are their names in the error message.
+    """
     if patch_size < 1:
         raise ValueError(f"{patch_name}={patch_size!r}: expected at least 1")
     if size < 1 or size % patch_size:
@@ -42,13 +48,13 @@ def patch_count(name: str, size: int, patch_name: str, patch_size: int) -> int:
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
+    """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def at_least(model: object, **minimums: int) -> None:
-    """Raises ValueError when an argument of `model`, or any number of it, is below its minimum."""
+    """Raise ValueError if an argument of `model` is below its minimum, or any of its numbers if it is a sequence."""
     for name, minimum in minimums.items():
         value = vars(model).get(name)
         numbers = value if isinstance(value, Sequence) else (value,)
@@ -57,13 +63,13 @@ def at_least(model: object, **minimums: int) -> None:
 
 
 def expect(model: nn.Module, name: str, holds: bool, expected: str) -> None:
-    """Raises ValueError, saying what was `expected` of the argument `name` of `model`, unless that `holds`."""
+    """Raise ValueError unless `holds`. The message says what was `expected` of the argument `name` of `model`."""
     if not holds:
         raise ValueError(f"{name}={getattr(model, name)!r}: expected {expected}")
 
 
 def check_sides(name: str, size: int | Sequence[int], fits: Callable[[int], bool]) -> None:
-    """Raises ValueError, naming the nearest sides that do, unless the height and the width of `size` fit."""
+    """Raise ValueError unless the height and the width of `size` fit. The message suggests the nearest that do."""
     for side in pair(name, size):
         if not fits(side):
             below, above = range(side - 1, 0, -1), range(side + 1, side + 4096)
@@ -72,6 +78,6 @@ def check_sides(name: str, size: int | Sequence[int], fits: Callable[[int], bool
 
 
 def check_floating(what: str, array: Array) -> None:
-    """Raises ValueError, calling it `what`, unless `array` is of floating point: models compute in its type."""
+    """Raise ValueError unless `array`, called `what`, is floating point, as models compute in the dtype of inputs."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{what} of dtype {array.dtype}: expected floating-point numbers, such as float32")

@@ -1,4 +1,4 @@
-"""Attention that reads a context beside the tokens themselves."""
+"""Attention over the tokens themselves and a context."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,7 +12,7 @@ from vit_jax.layers.to_heads import ToHeads
 
 
 class ContextAttention(nn.Module):
-    """Attention of x over itself, or over [x, context], where the context is not normalised; without the residual."""
+    """Attention of x over itself or over [x, context], without the residual. The norm applies to x only."""
 
     heads: int
     dim_head: int

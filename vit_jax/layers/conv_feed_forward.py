@@ -1,4 +1,4 @@
-"""The transformer's second half on a feature map."""
+"""The feed-forward of a transformer block on a feature map."""
 
 from flax import linen as nn
 
@@ -9,7 +9,7 @@ from vit_jax.layers.shapes import Maps
 
 
 class ConvFeedForward(nn.Module):
-    """`FeedForward` of (b, h, w, d), with a channel norm and convolutions of one pixel; its rules hold here too."""
+    """`FeedForward` of (b, h, w, d), with a channel norm and 1x1 convolutions. Its arguments mean the same here."""
 
     hidden_dim: int
     dropout: float = 0.0

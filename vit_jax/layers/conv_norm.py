@@ -1,4 +1,4 @@
-"""Convolution, batch norm and activation, as convolutional networks repeat them."""
+"""Convolution, batch norm and activation, the common unit of convolutional networks."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,10 @@ from vit_jax.layers.shapes import Maps
 def make_conv(
     features: int, kernel: int, *, stride: int = 1, groups: int = 1, use_bias: bool = False, name: str
 ) -> nn.Module:
-    """A convolution zero-padded by half of the odd `kernel`, in its fastest form; `features` groups are depthwise."""
+    """Return the fastest module for a convolution with an odd `kernel`, zero-padded by half of it on each side.
+
+    With `groups` equal to `features` it is a `DepthwiseConv`.
+    """
     if kernel == stride == groups == 1:
         return PointwiseConv(features, use_bias, name=name)
     if 1 < groups == features:

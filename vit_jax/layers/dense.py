@@ -1,4 +1,4 @@
-"""The linear map."""
+"""The linear layer."""
 
 import math
 
@@ -11,7 +11,7 @@ from vit_jax.layers.execution import target_platform
 
 
 class Dense(nn.Module):
-    """Linear map of the last axis to `features`."""
+    """Linear layer on the last axis, (..., c) to (..., features)."""
 
     features: int
     use_bias: bool = True
@@ -26,14 +26,14 @@ class Dense(nn.Module):
 def linear(
     x: Float[Array, "*batch c"], kernel: Float[Array, "c d"], bias: Float[Array, " d"] | None = None
 ) -> Float[Array, "*batch d"]:
-    """The last axis of `x` times `kernel`, and `bias` added.
+    """Return `x @ kernel + bias`.
 
-    It is one product of two matrices whatever the leading axes: XLA's CPU backend hands only such to its fast kernels.
-    A TPU keeps the last two axes in tiles, and would move whole arrays to merge axes (docs/tpu.md): there they stay.
+    Leading axes are merged, since XLA's CPU backend has fast kernels only for products of two matrices. Not on a TPU,
+    where the last two axes are stored in tiles, so that merging axes would copy the array (docs/tpu.md).
     """
     *batch, channels = x.shape
     y = jnp.matmul(x if target_platform() == "tpu" else x.reshape(math.prod(batch), channels), kernel)
     if bias is not None:
         y = y + jnp.expand_dims(bias, range(y.ndim - 1))
-    # Named so that policies can keep it, its bias added.
+    # Named after the bias is added, so that a rematerialisation policy can save this sum.
     return checkpoint_name(y, "linear").reshape(*batch, kernel.shape[-1])

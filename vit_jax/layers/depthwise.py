@@ -1,4 +1,4 @@
-"""Convolution of each channel by itself."""
+"""Depthwise convolution."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,8 +10,8 @@ from vit_jax.layers.unfold import unfold_grid
 class DepthwiseConv(nn.Module):
     """Depthwise convolution of (b, h, w, d) to (b, h', w', multiplier * d), zero-padded by half of the odd `kernel`.
 
-    A sum of shifted images: the gradient of XLA's grouped convolution took 180 times as long on a CPU (64 images of
-    7x7x48 to 96 channels), and accelerators fuse the sum.
+    It is computed as a sum of shifted images. On a CPU the gradient of XLA's grouped convolution took 180 times as long
+    (64 images of 7x7x48 to 96 channels); accelerators fuse the sum.
     """
 
     kernel: int

@@ -1,7 +1,7 @@
-"""How a model is executed: rematerialisation, a loop over equal blocks, and the platform that it is compiled for.
+"""Settings for the execution of models: rematerialisation, a loop over equal blocks, and the target platform.
 
-None of it changes a result or where a parameter is stored, so no model has an argument for it. The settings are a
-context of JAX's own, part of the key of `jax.jit`: a function that is jitted once is traced again under other settings.
+They change neither results nor the names of parameters, so models have no arguments for them. The settings are a JAX
+user context, which is part of the cache key of `jax.jit`: under other settings, a jitted function is traced again.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ _LINEAR = _policies.save_from_both_policies(
     _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("linear")
 )
 
-# What the backward pass finds of a block: everything, the outputs of linear maps, or only the block's input.
+# Activations of a block that are saved for the backward pass: all, the outputs of linear layers, or only its input.
 POLICIES = {"none": None, "dots": _LINEAR, "full": _policies.nothing_saveable}
 
-# The policy of a loop over blocks where `remat` is "none". A loop writes all that it keeps to memory; by a TPU
-# compiler's estimate most is recomputed in less time (docs/tpu.md). The outputs of gelu are kept: erf fused into a
-# matrix product takes that compiler half a minute.
+# The policy of a loop over blocks if `remat` is "none". A loop writes all saved activations to memory. A TPU compiler
+# estimates that recomputing most of them takes less time (docs/tpu.md). The outputs of gelu are saved because that
+# compiler needs half a minute for an erf that is fused into a matmul.
 KEPT_IN_LOOP = _policies.save_from_both_policies(_LINEAR, _policies.save_only_these_names("gelu"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """The settings of `execution`. `stacks` has an entry for each stack of blocks that was traced with them."""
+    """The settings of `execution`. Each stack of blocks that is traced with them appends its class name to `stacks`."""
 
     remat: str = "none"
     scan: bool = False
@@ -37,7 +37,7 @@ class Execution:
 
     @property
     def policy(self) -> Callable[..., bool] | None:
-        """The policy of `jax.checkpoint`, or None without rematerialisation."""
+        """The policy for `jax.checkpoint`, or None for no rematerialisation."""
         return POLICIES[self.remat]
 
 
@@ -47,17 +47,17 @@ _context = jax.make_user_context(default_value=_DEFAULT)
 
 @contextlib.contextmanager
 def execution(*, remat: str = "none", scan: bool = False, platform: str | None = None) -> Iterator[Execution]:
-    """Sets how models are executed that are traced in this context.
+    """Set how models that are traced in this context are executed.
 
     Args:
-        remat: what the backward pass recomputes of each block: "none", "dots" (all but the outputs of linear maps) or
-            "full".
+        remat: activations of a block that the backward pass recomputes: "none", "dots" (all but the outputs of linear
+            layers) or "full".
         scan: compile equal blocks as one loop.
-        platform: "cpu", "gpu" or "tpu", which models are compiled for; JAX's default backend if None.
+        platform: "cpu", "gpu" or "tpu", for which models are compiled; None for JAX's default backend.
 
     Yields:
-        The settings. If their `stacks` is still empty after a model was traced, the model has no blocks that `remat`
-        and `scan` apply to.
+        The settings. If `stacks` is still empty after a model was traced, the model has no blocks that support `remat`
+            and `scan`.
 
     Raises:
         ValueError: for another `remat`.

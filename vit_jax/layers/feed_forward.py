@@ -1,4 +1,4 @@
-"""The transformer's second half: two linear maps with a GELU between them."""
+"""The feed-forward of a transformer block: two linear layers with a GELU between them."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,15 @@ from vit_jax.layers.norm import LayerNorm
 
 
 class FeedForward(nn.Module):
-    """Feed-forward block through `hidden_dim`, without the residual. `norm(name=...)` makes the norm in front.
+    """Norm, linear layer, activation, linear layer; without the residual.
 
-    `last_dropout` is the rate behind the second map, if that is not `dropout` as well; `features` is the width of the
-    output, if that is not the input's.
+    Args:
+        hidden_dim: width between the linear layers.
+        dropout: rate after the activation and, unless `last_dropout` is given, after the second layer.
+        norm: function from a name to the norm.
+        last_dropout: rate after the second layer.
+        features: width of the output; None for that of the input.
+        activation: activation function.
     """
 
     hidden_dim: int

@@ -1,4 +1,4 @@
-"""The classifier that ends most upstream models: a norm and a linear map."""
+"""The classification head of most upstream models: a norm and a linear layer."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float

@@ -1,4 +1,4 @@
-"""Multi-order self-similarity: what moves in a video, seen in how its features resemble those around them.
+"""Multi-order self-similarity: motion features of a video, from the similarity of each vector to its neighbours.
 
 Source: Kim, Kwon et al. 2026, arXiv:2604.20760. Upstream: `MOSS` in vit_pytorch/vivit_with_moss.py.
 Axes: b batch, t time, h height, w width, d dim, s neighbours.
@@ -20,7 +20,7 @@ Similarity = Float[Array, "b t h w s"]
 
 
 class SimilarityEncoder(nn.Module):
-    """Features (b, t, h, w, dim) of similarities, whose neighbours are of `local_time` frames, one after the other."""
+    """Similarities (b, t, h, w, s) to features (b, t, h, w, dim). The s neighbours are in order of their frames."""
 
     dim: int
     local_time: int
@@ -38,12 +38,23 @@ class SimilarityEncoder(nn.Module):
 
 
 class MOSS(nn.Module):
-    """Features (b, t, h, w, dim) to the same shape, the sum of several orders.
+    """Features (b, t, h, w, dim) to the same shape: the sum of a linear layer and of several orders.
 
-    Each order is made of how the vectors of the one before resemble those in a block around them. If `causal`, no frame
-    reads a later one, and a video may come in pieces: `return_cache` gives, beside the output, for each order the
-    `local_time - 1` frames that the next piece takes as `cache`. `train` changes nothing.
-    Raises ValueError for a block whose sides are not odd, and for a cache of other shapes or if not `causal`.
+    Each order encodes the similarity of every vector of the previous order to the vectors in a block around it. A
+    causal module can process a video in pieces: a call with `return_cache` also returns, for each order, the last
+    `local_time - 1` frames, which the call for the next piece takes as `cache`. `train` is unused.
+
+    Args:
+        dim: features of a vector.
+        local_time: frames of the block, odd.
+        local_height: rows of the block, odd.
+        local_width: columns of the block, odd.
+        hidden_dim: hidden width of the encoders.
+        orders: number of orders.
+        causal: the block has the frame itself and earlier ones, none later.
+
+    Raises:
+        ValueError: if a side of the block is not odd, or for a cache of other shapes or of a module that is not causal.
     """
 
     dim: int
@@ -95,9 +106,9 @@ class MOSS(nn.Module):
 
 
 def self_similarity(x: Features, around: Float[Array, "b u h w d"], sides: tuple[int, int, int]) -> Similarity:
-    """Products of each vector with its neighbours, in a block of `sides` (time, height, width), row by row.
+    """Dot products of each vector with its neighbours in a block of `sides` (time, height, width), row by row.
 
-    Frame i of `x` is compared with those from i to i + time - 1 of `around`; beyond the edges of frames all is zero.
+    Frame i of `x` is compared with the frames i to i + time - 1 of `around`. Neighbours outside a frame are zero.
     """
     (t, h, w), (time, height, width) = x.shape[1:4], sides
     padded = jnp.pad(around, ((0, 0), (0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
@@ -106,7 +117,7 @@ def self_similarity(x: Features, around: Float[Array, "b u h w d"], sides: tuple
 
 
 def check_moss(model: nn.Module, prefix: str = "") -> None:
-    """Raises ValueError for arguments of MOSS, which `model` has with this `prefix`, that make no sense."""
+    """Raise ValueError for invalid arguments of MOSS. `model` has them with the `prefix` before their names."""
     at_least(model, **{f"{prefix}hidden_dim": 1, f"{prefix}orders": 0})
     for name in (f"{prefix}local_time", f"{prefix}local_height", f"{prefix}local_width"):
         side = getattr(model, name)

@@ -1,4 +1,4 @@
-"""Normalisation over features, as torch has it."""
+"""Normalisation over features, as in torch."""
 
 import functools
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 class LayerNorm(nn.Module):
     """Layer normalisation over the last axis, with torch's epsilon.
 
-    Statistics are float32 whatever the input's dtype. Source: Ba et al. 2016, arXiv:1607.06450.
+    Statistics are computed in float32 for any dtype of the input. Source: Ba et al. 2016, arXiv:1607.06450.
     """
 
     epsilon: float = 1e-5
@@ -44,13 +44,15 @@ class ChannelNorm(nn.Module):
         return y.astype(jnp.result_type(x, g))
 
 
-# Jitted for its gradient: all three uses of x then give one term, as its twin in torch does. Given term by term, XLA's
-# CPU backend adds them up anew in every layer below, at a cost quadratic in depth (benchmarks/README.md).
+# Jitted for its gradient, so that the three uses of x contribute one term to the gradient of x, as in torch. With three
+# separate terms, XLA's CPU backend repeats their sum in every layer below, a cost quadratic in the depth
+# (benchmarks/README.md).
 @functools.partial(jax.jit, static_argnames="epsilon")
 def standardize(x: Float[Array, "*batch d"], epsilon: float) -> Float[Array, "*batch d"]:
-    """`x` with mean 0 and variance 1 over the last axis, at least float32.
+    """Return `x` with mean 0 and variance 1 over the last axis, in float32 or higher precision.
 
-    The variance is taken around the mean: E[x^2] - E[x]^2 loses half of the digits once the mean exceeds the deviation.
+    The variance is the mean of (x - mean)^2. E[x^2] - E[x]^2 would lose half of the digits if the mean exceeds the
+    standard deviation.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = x - x.mean(axis=-1, keepdims=True)
@@ -58,7 +60,7 @@ def standardize(x: Float[Array, "*batch d"], epsilon: float) -> Float[Array, "*b
 
 
 def l2_normalize(x: Float[Array, "*batch d"], epsilon: float = 1e-12) -> Float[Array, "*batch d"]:
-    """`x` with length 1 over the last axis (zeros stay zeros), as torch's `F.normalize`, computed in float32."""
+    """Return `x` with length 1 over the last axis, computed in float32. As in torch's `F.normalize`, 0 remains 0."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     length = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * lax.rsqrt(jnp.maximum(length, epsilon**2))).astype(x.dtype)

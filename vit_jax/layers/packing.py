@@ -1,8 +1,8 @@
-"""Images, or volumes, of different sizes in sequences of one length (Patch n' Pack), laid out on the host.
+"""Pack images, or volumes, of different sizes into sequences of one length (Patch n' Pack), on the host.
 
 Source: Dehghani et al. 2023, arXiv:2307.06304.
 Axes: h, w pixels, c channels, b rows (sequences), n tokens of a row, s images of a row, p features of a patch, a axes
-of an image: 2, of a volume 3.
+(2 of an image, 3 of a volume).
 """
 
 import math
@@ -19,12 +19,12 @@ Rate, Sides = float | Callable[..., float] | None, tuple[int, ...]
 
 
 class PackedImages(NamedTuple):
-    """Rows of patches, several images in each, and what tells the images apart: a model's input of fixed shapes."""
+    """Rows with the patches of several images each: the input of a model, of fixed shapes."""
 
-    patches: jax.Array | np.ndarray  # (b, n, p), features in the order (c, *patch); zeros behind the last patch
-    positions: jax.Array | np.ndarray  # (b, n, a), frame (of a volume), row and column of the patch in its image
-    segment_ids: jax.Array | np.ndarray  # (b, n), which image of its row a patch is of; -1 behind the last patch
-    kept: jax.Array | np.ndarray  # (b, s), how many patches of an image token dropout keeps; 0 where there is no image
+    patches: jax.Array | np.ndarray  # (b, n, p), features in the order (c, *patch); padded with zeros
+    positions: jax.Array | np.ndarray  # (b, n, a), row and column of the patch in its image; of a volume, frame first
+    segment_ids: jax.Array | np.ndarray  # (b, n), index of the patch's image in the row; -1 for padding
+    kept: jax.Array | np.ndarray  # (b, s), number of patches of each image that token dropout keeps; 0 for no image
 
 
 def pack_images(
@@ -36,12 +36,21 @@ def pack_images(
     seq_len: int | None = None,
     max_images: int | None = None,
 ) -> PackedImages:
-    """Images (h, w, c) in `rows` of at most `seq_len` tokens and `max_images` images each, padded to just that.
+    """Pack images (h, w, c) into rows of tokens, padded to fixed shapes.
 
-    A list of images is distributed over rows in its order, or put in one if there is no `seq_len`; a list of lists has
-    its rows already. A size that is not given is what these images need. Numpy images give numpy arrays; of traced ones
-    the patches are traced, while the layout stays numpy, as it follows from their shapes.
-    Raises ValueError when the images need more than a given size, patches do not fill one, or a row has no image.
+    Patches are numpy if all images are numpy, else jax. The other fields are numpy, since they depend only on shapes.
+
+    Args:
+        images: a list of images, distributed over rows in order (without `seq_len`, one row); or a list of rows, each a
+            list of images.
+        patch_size: sides of a patch.
+        token_dropout_prob: share of the patches to drop, or a function of an image's sides that returns it.
+        rows: number of rows; None for as many as needed.
+        seq_len: tokens of a row; None for the longest row.
+        max_images: most images in a row; None for as many as needed.
+
+    Raises:
+        ValueError: if the images need more than a given size, `patch_size` does not divide an image, or a row is empty.
     """
     if not images:
         raise ValueError("images=[]: expected at least one image")
@@ -73,7 +82,7 @@ def pack_images(
 
 
 def pack_batch(images, patch_size: Sides, token_dropout_prob: Rate = None) -> PackedImages:
-    """A batch (b, h, w, c) with a row for each image."""
+    """Pack a batch (b, h, w, c) with one image in each row."""
     image, batch = one_of_batch(images), images.shape[0]
     positions = grid_positions(grid_of(image, patch_size))
     positions = jnp.broadcast_to(positions[None], (batch, *positions.shape))
@@ -83,16 +92,23 @@ def pack_batch(images, patch_size: Sides, token_dropout_prob: Rate = None) -> Pa
 
 
 def one_of_batch(images: jax.Array) -> jax.ShapeDtypeStruct:
-    """The shape and type of each image of a batch, which may be empty."""
+    """The shape and dtype of one image of a batch. The batch may be empty."""
     return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
 
 
 def group_images(
     images: Sequence, lengths: Sequence[int], max_seq_len: int, max_images: int | None = None
 ) -> list[list]:
-    """Images in their order in rows: one that would make a row longer than `max_seq_len` tokens begins the next.
+    """Distribute images over rows, in order. An image that does not fit into the current row begins the next.
 
-    Raises ValueError for an image of more tokens than that.
+    Args:
+        images: the images.
+        lengths: number of tokens of each image.
+        max_seq_len: most tokens in a row.
+        max_images: most images in a row, or None for no limit.
+
+    Raises:
+        ValueError: for an image with more than `max_seq_len` tokens.
     """
     rows, room = [], 0
     for image, length in zip(images, lengths, strict=True):
@@ -107,7 +123,7 @@ def group_images(
 
 
 def drop_tokens(key: jax.Array, packed: PackedImages, length: int) -> PackedImages:
-    """Of each image `packed.kept` patches, a uniform draw without replacement, in rows of `length` tokens."""
+    """Keep `packed.kept` patches of each image, drawn without replacement, in rows of `length` tokens."""
     ids = packed.segment_ids
     order = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     order = jax.random.permutation(key, order, axis=1, independent=True)
@@ -121,7 +137,7 @@ def drop_tokens(key: jax.Array, packed: PackedImages, length: int) -> PackedImag
 
 
 def to_patches(images, patch_size: Sides):
-    """Images (..., h, w, c) as patches (..., n, p), row by row."""
+    """Split images (..., h, w, c) into patches (..., n, p), row by row."""
     patches = split_patches(images, patch_size)
     *batch, count = patches.shape[: -1 - len(patch_size)]
     pixels, channels = math.prod(patch_size), patches.shape[-1]
@@ -130,17 +146,17 @@ def to_patches(images, patch_size: Sides):
 
 
 def grid_of(image, patch_size: Sides) -> Sides:
-    """Patches of an image along each axis. Raises ValueError unless they fill it."""
+    """Number of patches along each axis of an image. Raises ValueError unless `patch_size` divides the image."""
     return array_grid("image_size", image.shape[:-1], patch_size)
 
 
 def count_patches(image, patch_size: Sides) -> int:
-    """Patches of an image."""
+    """Number of patches of an image."""
     return math.prod(grid_of(image, patch_size))
 
 
 def count_kept(image, patch_size: Sides, rate: Rate) -> int:
-    """Patches that token dropout leaves of an image; a callable gives the rate for its height and width."""
+    """Number of patches that token dropout keeps of an image. A callable `rate` is called with the image's sides."""
     rate = rate(*image.shape[:-1]) if callable(rate) else rate or 0.0
     return max(1, int(count_patches(image, patch_size) * (1 - rate)))
 

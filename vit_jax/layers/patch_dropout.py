@@ -1,4 +1,4 @@
-"""Training on a random part of the tokens."""
+"""Patch dropout: training on a random subset of the tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 
 class PatchDropout(nn.Module):
-    """Keeps `max(1, int(n * (1 - rate)))` of n tokens, a uniform draw without replacement, when `train`.
+    """If `train`, keep `max(1, int(n * (1 - rate)))` of n tokens, drawn uniformly without replacement.
 
-    Randomness comes from the rng "dropout". Source: Liu et al. 2022, arXiv:2208.07220.
+    The draw uses the rng "dropout". Source: Liu et al. 2022, arXiv:2208.07220.
     """
 
     rate: float

@@ -1,4 +1,4 @@
-"""Patches of an image, or of a series or video, normalised, projected, normalised again: the most usual entrance."""
+"""The patch embedding of most models, for images, series and video: norm, linear layer, norm."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,15 @@ from vit_jax.layers.norm import LayerNorm
 
 
 class PatchEmbed(nn.Module):
-    """Image (b, H, W, c) to tokens (b, n, dim), row by row, or an array of other axes, in their order.
+    """Image (b, H, W, c) to tokens (b, n, dim), row by row; or an array with other axes, in their order.
 
-    `patch_size` has the sides of a patch along each axis, such as (height, width) in pixels.
-    `norm(name=...)` makes the norms before and behind the projection.
-    Raises ValueError when `patch_size` does not divide the input's.
+    Args:
+        patch_size: size of a patch along each axis, such as (height, width) in pixels.
+        dim: width of a token.
+        norm: function from a name to the norms before and after the linear layer.
+
+    Raises:
+        ValueError: if `patch_size` does not divide the input.
     """
 
     patch_size: tuple[int, ...]
@@ -32,9 +36,9 @@ class PatchEmbed(nn.Module):
 
 
 class VideoPatchEmbed(PatchEmbed):
-    """Video (b, F, H, W, c) to tokens (b, f, n, dim), frame of patches by frame. `patch_size`: (frames, height, width).
+    """Video (b, F, H, W, c) to tokens (b, f, n, dim): n tokens for each of f groups of frames.
 
-    Raises ValueError when `patch_size` does not divide the video.
+    `patch_size` is (frames, height, width). Raises ValueError if it does not divide the video.
     """
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""Patches of an image, projected and nothing more: the entrance of ViT's paper, and of the upstream models after it."""
+"""The patch embedding of the ViT paper and of some upstream models: a linear layer without norms."""
 
 from einops import rearrange
 from flax import linen as nn
@@ -9,9 +9,9 @@ from vit_jax.layers.dense import Dense
 
 
 class PatchProjection(nn.Module):
-    """Image (b, H, W, c) to tokens (b, n, dim), row by row. `patch_size`: (height, width) in pixels.
+    """Image (b, H, W, c) to tokens (b, n, dim), row by row.
 
-    Raises ValueError when `patch_size` does not divide the image.
+    `patch_size` is (height, width) in pixels. Raises ValueError if it does not divide the image.
     """
 
     patch_size: tuple[int, int]

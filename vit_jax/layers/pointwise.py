@@ -1,4 +1,4 @@
-"""Convolution of one pixel."""
+"""1x1 convolution."""
 
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -7,9 +7,9 @@ from vit_jax.layers.dense import linear
 
 
 class PointwiseConv(nn.Module):
-    """`Dense` with the parameters of a 1x1 convolution: (..., c) to (..., features).
+    """1x1 convolution, (..., c) to (..., features), computed as a matmul.
 
-    Value and gradient took XLA's convolution three times as long on a CPU.
+    On a CPU, XLA's convolution and its gradient took three times as long.
     """
 
     features: int

@@ -1,12 +1,13 @@
-"""Positions that are computed, and offsets that positions learned for them go by."""
+"""Sine-cosine positions, and indices for learned relative positions."""
 
 import numpy as np
 
 
 def sincos_grid(grid: tuple[int, ...], dim: int, temperature: float = 10000.0) -> np.ndarray:
-    """Sines and cosines of the last axis, then of the axis before it, and so on: float32 (patches of `grid`, dim).
+    """Return sines and cosines of the last axis, then of the axis before it, and so on, float32 (patches, dim).
 
-    Features that are not enough for one more sine of every axis are zero. Raises ValueError for fewer than two sines.
+    All axes have the same number of frequencies, so the last features may be left over; they are zero. Raises
+    ValueError if `dim` allows fewer than two frequencies for each axis.
     """
     count = dim // (2 * len(grid))
     if count < 2:
@@ -18,7 +19,7 @@ def sincos_grid(grid: tuple[int, ...], dim: int, temperature: float = 10000.0) -
 
 
 def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -> np.ndarray:
-    """Sines and cosines of x, then of y, over a grid of patches: float32 (rows * columns, dim).
+    """Return sines and cosines of x, then of y, over a grid of patches: float32 (rows * columns, dim).
 
     Source: Beyer et al. 2022, arXiv:2205.01580. Raises ValueError unless `dim` is a multiple of 4 above 4.
     """
@@ -28,9 +29,9 @@ def sincos_2d(rows: int, columns: int, dim: int, temperature: float = 10000.0) -
 
 
 def sincos_1d(count: int, dim: int) -> np.ndarray:
-    """Positions in a sequence, alternately sine and cosine (arXiv:1706.03762): float32 (count, dim).
+    """Return positions in a sequence, sines and cosines in turn (arXiv:1706.03762): float32 (count, dim).
 
-    The angles are float32, as upstream's: an angle near n is rounded by up to n * 6e-8, and so is its sine.
+    As upstream, angles are rounded to float32. Near n, this changes an angle, and its sine, by up to n * 6e-8.
     """
     angles = (np.arange(count)[:, None] / 10000 ** (np.arange(0, dim, 2) / dim)).astype(np.float32).astype(np.float64)
     table = np.empty((count, dim), np.float32)
@@ -39,7 +40,7 @@ def sincos_1d(count: int, dim: int) -> np.ndarray:
 
 
 def relative_positions(window: int) -> np.ndarray:
-    """For each pair of pixels of a square window the number of their offset: (n, n), below (2 window - 1)**2."""
+    """Return the index of the offset between each two pixels of a square window, (n, n), below (2 window - 1)**2."""
     row, column = np.mgrid[:window, :window].reshape(2, -1)
     offset = lambda along: along[:, None] - along[None] + window - 1
     return offset(row) * (2 * window - 1) + offset(column)

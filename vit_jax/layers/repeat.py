@@ -1,4 +1,4 @@
-"""Equal blocks, one after the other: rematerialised or as a loop if `execution` says so."""
+"""Apply a stack of equal blocks, with rematerialisation or as a loop if `execution` says so."""
 
 import re
 from collections.abc import Callable
@@ -18,15 +18,15 @@ UNROLLED = ("params", "batch_stats", "intermediates")  # collections that a loop
 def repeat(
     module: nn.Module, depth: int, block: Block, x: Float[Array, "*batch d"], *context, train: bool = False
 ) -> Float[Array, "*batch d"]:
-    """`for i in range(depth): x = block(i, x, *context)`, as the settings of `execution` say.
+    """Run `for i in range(depth): x = block(i, x, *context)` with the settings of `execution`.
 
     Args:
-        module: the module that the blocks belong to; `repeat` is called in its compact method.
+        module: module that the blocks belong to. `repeat` must be called in its compact method.
         depth: number of blocks.
-        block: function that creates the modules of block i, with names that end in `_i`, and applies them. The blocks
-            must be equal but for the values of their parameters.
+        block: function that creates the modules of block i, with names that end in `_i`, and applies them. Blocks may
+            differ only in the values of their parameters.
         x: input of the first block.
-        *context: further arrays that every block reads.
+        *context (Array): further inputs of every block.
         train: whether the blocks draw random numbers from the rng "dropout".
 
     Returns:
@@ -49,13 +49,13 @@ def block_output(module: nn.Module, x: PyTree) -> PyTree:
 
 
 def rematerialized(block: Block) -> Block:
-    """`block(module, x, ...)`, whose activations the backward pass recomputes if `execution` says so."""
+    """Return `block`, a function of a module and arrays, with the rematerialisation that `execution` sets."""
     policy = current_execution().policy
     return block if policy is None else nn.remat(block, policy=policy)
 
 
 class _First(nn.Module):
-    """Block 0 by itself, so that it can be applied to the parameters of any other."""
+    """Block 0 as a module of its own, so that it can be applied to the parameters of every block."""
 
     block: Block
 
@@ -65,9 +65,10 @@ class _First(nn.Module):
 
 
 def _stacked_parameters(module: nn.Module, depth: int) -> PyTree | None:
-    """The parameters of all blocks as those of block 0, stacked along a new first axis; None if a loop is impossible.
+    """Stack the parameters of all blocks along a new first axis, under the names of block 0.
 
-    It is while parameters are initialised, while other collections are written, and if the shapes of blocks differ.
+    Returns None if a loop is impossible: during initialisation, while other collections are written, or if the shapes
+    of blocks differ.
     """
     if depth < 2 or any(module.is_mutable_collection(name) for name in UNROLLED):
         return None
@@ -81,7 +82,7 @@ def _stacked_parameters(module: nn.Module, depth: int) -> PyTree | None:
 
 
 def _scan(module: nn.Module, stacked: PyTree, block: Block, x: Array, *context, train: bool) -> Array:
-    """The output of the blocks, by a scan over their parameters. Dropout draws differ from those without the scan."""
+    """Apply the blocks by a scan over their parameters. Dropout draws differ from those of the unrolled blocks."""
     first, keys = _First(block, parent=None), None
     if train and module.has_rng("dropout"):
         keys = jax.random.split(module.make_rng("dropout"), len(jax.tree.leaves(stacked)[0]))

@@ -1,4 +1,4 @@
-"""SIGReg: a loss that is small where features are normally distributed along every direction.
+"""SIGReg: a loss that is small if features are normally distributed along every direction.
 
 Source: Balestriero and LeCun 2025, arXiv:2511.08544 (LeJEPA). Upstream: `sigreg_loss` in vit_pytorch/lejepa.py.
 """
@@ -12,7 +12,7 @@ from vit_jax.layers.norm import l2_normalize
 
 
 def random_directions(key: Array, dim: int, count: int = 1024) -> Float[Array, "m {dim}"]:
-    """Directions drawn evenly from the unit sphere, float32."""
+    """Draw directions uniformly from the unit sphere, float32."""
     return l2_normalize(jax.random.normal(key, (count, dim)))
 
 
@@ -23,9 +23,17 @@ def sigreg_loss(
     knots: int = 17,
     weights: Float[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
-    """Distance of characteristic functions: of the features of all tokens along `directions`, and of N(0, 1).
+    """Return the distance between the distribution of features along `directions` and N(0, 1).
 
-    They are compared at `knots` points of `domain`. `weights`: what each of the batch counts for, by default the same.
+    It is the squared difference of their characteristic functions at t, integrated over `domain` with the weight
+    exp(-t**2 / 2) and averaged over directions.
+
+    Args:
+        x: features of all tokens.
+        directions: unit vectors.
+        domain: interval of the integral.
+        knots: number of points at which the integrand is evaluated.
+        weights: weight of each example, equal by default.
     """
     points = np.linspace(*domain, knots, dtype=np.float32)
     normal = np.exp(-0.5 * points**2)[None]

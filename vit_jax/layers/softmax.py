@@ -1,4 +1,4 @@
-"""Softmax that keeps its digits."""
+"""Softmax computed in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from jaxtyping import Array, Float
 
 @jax.custom_jvp
 def softmax(scores: Float[Array, "*batch k"]) -> Float[Array, "*batch k"]:
-    """Softmax over the last axis, computed in float32 and returned in the dtype of `scores`."""
+    """Return the softmax over the last axis, computed in float32, in the dtype of `scores`."""
     exp = jnp.exp(scores.astype(jnp.float32) - scores.max(axis=-1, keepdims=True))
     return (exp / exp.sum(axis=-1, keepdims=True)).astype(scores.dtype)
 
 
-# The gradient needs the result alone; with jax.nn.softmax, XLA's CPU backend keeps three arrays of that size.
+# The gradient needs only the result. With jax.nn.softmax, XLA's CPU backend saves three arrays of that size.
 @softmax.defjvp
 def _softmax_jvp(primals, tangents):
     probs = softmax(*primals)

@@ -1,4 +1,4 @@
-"""Channels weighted by what the whole map holds."""
+"""Squeeze-and-excitation: channels weighted by a function of their means."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,14 @@ from vit_jax.layers.shapes import Maps
 
 
 class SqueezeExcitation(nn.Module):
-    """Weighs each channel by a `gate` of all channels' means, squeezed to `squeezed` in between: (b, h, w, d) to same.
+    """Multiply each channel by a weight computed from the means of all channels: (b, h, w, d) to the same shape.
 
-    Source: Hu et al. 2017, arXiv:1709.01507. Parameters are those of torchvision's: fc1 and fc2, as 1x1 convolutions.
+    Source: Hu et al. 2017, arXiv:1709.01507. The parameters are fc1 and fc2, 1x1 convolutions, as in torchvision.
+
+    Args:
+        squeezed: hidden width.
+        activation: activation of the hidden layer.
+        gate: activation of the weights.
     """
 
     squeezed: int

@@ -1,4 +1,4 @@
-"""The linear map in front of attention, whose outputs are heads."""
+"""The linear layer before attention, whose output is split into heads."""
 
 import jax.numpy as jnp
 from einops import rearrange
@@ -10,7 +10,7 @@ from vit_jax.layers.execution import target_platform
 
 
 class ToHeads(nn.Module):
-    """`parts` linear maps with one kernel, queries, keys and values say: (..., n, c) to (..., heads, n, dim_head) each.
+    """Queries, keys and values from one kernel: (..., n, c) to `parts` arrays (..., heads, n, dim_head).
 
     The parameters are those of `Dense(parts * heads * dim_head, use_bias)`.
     """
@@ -28,7 +28,7 @@ class ToHeads(nn.Module):
         if target_platform() != "tpu":
             together = linear(x, kernel, bias)
             return tuple(rearrange(together, "... n (part h d) -> part ... h n d", part=self.parts, h=self.heads))
-        # There part by part: else the result would be taken apart in memory, and its gradient put together.
+        # On TPU use separate matmuls: splitting a fused result, and concatenating its gradient, copies it.
         kernels = jnp.split(kernel, self.parts, axis=-1)
         biases = [None] * self.parts if bias is None else jnp.split(bias, self.parts)
         outs = (linear(x, *part) for part in zip(kernels, biases, strict=True))

@@ -13,7 +13,7 @@ from vit_jax.layers.shapes import Tokens
 
 
 class Transformer(nn.Module):
-    """`depth` blocks of attention and feed-forward, each with its residual, and a last norm: (b, n, dim) to same."""
+    """`depth` blocks of attention and feed-forward with residual connections, then a norm: (b, n, dim) to same."""
 
     depth: int
     heads: int

@@ -1,14 +1,16 @@
-"""Overlapping windows of an image as vectors, as torch's `nn.Unfold` orders them."""
+"""Overlapping windows of an image as vectors, in the order of torch's `nn.Unfold`."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def unfold_grid(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: int = 0):
-    """Rows and columns of windows. Raises ValueError when not even one fits."""
+    """Return the number of rows and columns of windows. Raises ValueError if the image is smaller than a window."""
     rows, columns = ((side + 2 * padding - k) // s + 1 for side, k, s in zip(size, kernel, stride, strict=True))
     if rows < 1 or columns < 1:
-        raise ValueError(f"image of {size} pixels: expected at least {kernel}, the window, less padding {padding}")
+        raise ValueError(
+            f"image of {size} pixels: expected at least {kernel}, the window, including padding={padding} on each side"
+        )
     return rows, columns
 
 
@@ -18,9 +20,10 @@ def unfold(
     stride: tuple[int, int],
     padding: int = 0,
 ) -> Float[Array, "b rows columns ckk"]:
-    """Windows of `kernel` pixels every `stride` pixels over the zero-padded image; features run (c, kh, kw).
+    """Return windows of `kernel` pixels every `stride` pixels of the zero-padded image, with features (c, kh, kw).
 
-    One strided slice per window pixel: XLA's own form, a convolution with a one-hot kernel, multiplies by zeros.
+    It takes one strided slice for each pixel of the window. XLA's own patch extraction is a convolution with a one-hot
+    kernel, which multiplies by zeros.
     """
     batch, height, width, channels = images.shape
     rows, columns = unfold_grid((height, width), kernel, stride, padding)

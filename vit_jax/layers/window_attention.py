@@ -16,14 +16,14 @@ from vit_jax.layers.to_heads import ToHeads
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of (b, x, y, n, d), within each of x times y windows of n pixels; without the residual."""
+    """Self-attention of (b, x, y, n, d) within each of x * y windows of n pixels, without the residual."""
 
     dim_head: int
     window_size: int
     dropout: float
 
     def positions(self) -> np.ndarray:
-        """The number of the bias for each query and key."""
+        """The index of the bias for each query and key."""
         return relative_positions(self.window_size)
 
     @nn.compact

@@ -34,7 +34,7 @@ def check_encoder(encoder: nn.Module, *, methods: tuple[str, ...], sealed: bool 
     """
     expected = []
     if missing := [name for name in ("patch_size", "dim", *methods) if getattr(encoder, name, None) is None]:
-        expected.append(f"an encoder of patches side by side, with {', '.join(f'`{name}`' for name in missing)}")
+        expected.append(f"an encoder of non-overlapping patches, with {', '.join(f'`{name}`' for name in missing)}")
     elif movable and "extra_tokens" not in inspect.signature(encoder.encode).parameters:
         expected.append("an encoder that takes any number of patches (whose `encode` takes `extra_tokens`)")
     if getattr(encoder, "patches_lost", False):
