@@ -23,7 +23,7 @@ def test_adaptive_means_equal_torchs(size, sides):
 
 
 def test_an_empty_map_has_no_means():
-    with pytest.raises(ValueError, match=r"map of shape \(2, 0, 3, 4\): expected pixels"):
+    with pytest.raises(ValueError, match=r"map of shape \(2, 0, 3, 4\): expected at least one pixel"):
         adaptive_avg_pool(jnp.zeros((2, 0, 3, 4)), 7)
 
 

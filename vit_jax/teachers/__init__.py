@@ -1,8 +1,8 @@
-"""torchvision's classification networks: teachers whose published weights load, and students as good as any.
+"""torchvision's classification networks, as teachers with published weights or as models to train.
 
-`create_teacher("resnet50", num_classes=10)` builds any of them by torchvision's name. They keep the contract of
-`vit_jax.create_model`: images (b, H, W, c) to logits (b, k), with `num_classes=0` to pooled features; `from_torch` and
-`to_torch` of `vit_jax.convert` take and make torchvision's own state dicts.
+`create_teacher("resnet50", num_classes=10)` builds any of them by torchvision's name. Their interface is that of
+`vit_jax.create_model`: images (b, H, W, c) to logits (b, k), or with `num_classes=0` to pooled features.
+`vit_jax.convert` converts torchvision's state dicts from and to their variables.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from vit_jax.registry import check_keywords, unknown
 if TYPE_CHECKING:
     from flax import linen as nn
 
-# Files with their classes, and the names in the PRESETS of each. Tests always run the first name of a family.
+# "file:Class", and the names in PRESETS of the file. Tests always run the first name of a family.
 FAMILIES = {
     "alexnet:AlexNet": "alexnet",
     "convnext:ConvNeXt": "convnext_tiny convnext_small convnext_base convnext_large",
@@ -54,9 +54,14 @@ def list_teachers() -> list[str]:
 
 
 def create_teacher(name: str, /, **kwargs: Any) -> "nn.Module":
-    """Build torchvision's network `name`, for 1000 classes unless `num_classes` says otherwise.
+    """Build one of torchvision's networks.
 
-    Raises ValueError for an unknown name or argument (with the nearest names), and for a value that it refuses.
+    Args:
+        name: one of `list_teachers()`.
+        **kwargs: arguments of the network, such as `num_classes`, 1000 by default.
+
+    Raises:
+        ValueError: for an unknown name or argument (the message lists similar names), or an invalid value.
     """
     module, teacher_class = _find(name)
     check_keywords(name, teacher_class, kwargs := {**module.PRESETS[name], **kwargs})

@@ -1,8 +1,8 @@
-"""AlexNet: five convolutions and three linear maps, with which it all began.
+"""AlexNet: five convolutions and three linear layers.
 
 Source: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", arXiv:1404.5997.
 torchvision: models/alexnet.py.
-Differs from the paper: as torchvision's, narrower by a third in its fourth convolution.
+Differs from the paper: as in torchvision, the fourth convolution has 256 features (paper: 384).
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -18,7 +18,7 @@ from vit_jax.teachers.pools import adaptive_avg_pool
 
 
 class AlexNet(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to what its last layer reads (b, 4096)."""
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last layer's input (b, 4096)."""
 
     num_classes: int = 1000
     dropout: float = 0.5

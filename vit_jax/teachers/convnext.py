@@ -1,4 +1,4 @@
-"""ConvNeXt: a convolutional network in the proportions of a Swin transformer.
+"""ConvNeXt: a convolutional network with the stages and block design of a Swin transformer.
 
 Source: Liu et al. 2022, arXiv:2201.03545. torchvision: models/convnext.py.
 Axes: b batch, h rows, w columns, d features, k classes.
@@ -19,7 +19,7 @@ make_norm = functools.partial(LayerNorm, 1e-6)
 
 
 class Block(nn.Module):
-    """Depthwise convolution and feed-forward, scaled feature by feature, and then added to what they read."""
+    """Depthwise convolution and feed-forward with a learned scale for each feature, and a residual connection."""
 
     layer_scale: float
     stochastic_depth_prob: float
@@ -34,11 +34,20 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled and normed features (b, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled, normalised features (b, d).
 
-    `dims` and `depths` are the width and the number of blocks of each stage; from block to block the probability that
-    it is left out rises, to `stochastic_depth_prob`. Raises ValueError unless there are as many of the one as of the
-    other, when that is no probability, or for images of which the last stage would have no pixel.
+    Args:
+        dims: width of each stage.
+        depths: number of blocks of each stage.
+        stochastic_depth_prob: probability that the last block is skipped in training; it rises linearly from 0 at the
+            first block.
+        layer_scale: initial value of the scale of each block's features.
+        num_classes: number of classes; 0 for features.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for `dims` and `depths` of different lengths, a probability outside 0 to 1, or images that are too
+            small for the last stage.
     """
 
     dims: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""DenseNet: every layer reads what all layers before it in its block have made.
+"""DenseNet: the input of every layer is the concatenated output of all earlier layers in its block.
 
 Source: Huang et al. 2016, arXiv:1608.06993. torchvision: models/densenet.py.
 Differs from torchvision: has no `memory_efficient`.
@@ -18,7 +18,7 @@ from vit_jax.layers.shapes import Images, Maps, Output
 
 
 class Layer(nn.Module):
-    """`growth_rate` new features, by way of `bn_size` times as many: norms and activations come before convolutions."""
+    """`growth_rate` new features: a 1x1 convolution to `bn_size` times as many, then a 3x3 one, both pre-activated."""
 
     growth_rate: int
     bn_size: int
@@ -34,7 +34,7 @@ class Layer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Half as many features, in a map of half the sides."""
+    """Half as many features, in a map of half the height and width."""
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
@@ -45,8 +45,17 @@ class Transition(nn.Module):
 class DenseNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    `block_config` is the number of layers in each block; each adds `growth_rate` features to the `num_init_features`
-    of the stem. Raises ValueError for a `drop_rate` outside 0 to 1, and for images whose last map would have no pixel.
+    Args:
+        growth_rate: features that each layer adds.
+        block_config: number of layers in each block.
+        num_init_features: features of the stem.
+        bn_size: hidden features of a layer, as a multiple of `growth_rate`.
+        drop_rate: dropout rate on the output of each layer.
+        num_classes: number of classes; 0 for features.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for a `drop_rate` outside 0 to 1, or images that are too small for the last block.
     """
 
     growth_rate: int = 32
@@ -66,7 +75,7 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
-        last = 2 ** (len(self.block_config) - 1)  # pixels a side that the stem must leave
+        last = 2 ** (len(self.block_config) - 1)  # least height and width of the stem's output
         check_sides("image_size", images.shape[1:3], lambda side: side > 4 * (last - 1))
         x = make_conv(self.num_init_features, 7, stride=2, name="features_conv0")(images)
         x = jax.nn.relu(BatchNorm(name="features_norm0")(x, train=train))

@@ -1,7 +1,7 @@
-"""EfficientNet and EfficientNetV2: inverted residuals whose channels are weighed, in sizes that a search found.
+"""EfficientNet and EfficientNetV2: inverted residuals with squeeze-excitation, in sizes found by architecture search.
 
 Source: Tan and Le 2019, arXiv:1905.11946; V2: Tan and Le 2021, arXiv:2104.00298. torchvision: models/efficientnet.py.
-Differs from the paper: as torchvision's, maps are padded alike on all sides (TensorFlow: more at their ends).
+Differs from the paper: as in torchvision, padding is symmetric (TensorFlow: more at the bottom and right).
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -22,9 +22,10 @@ from vit_jax.teachers.widths import round_width
 
 
 class Block(nn.Module):
-    """An inverted residual: widened, convolved channel by channel, weighed and narrowed.
+    """An inverted residual: 1x1 expansion, depthwise convolution, squeeze-excitation and 1x1 projection.
 
-    If `fused`, one dense convolution widens, and none weighs. `conv` makes a convolution with norm and activation.
+    If `fused`, one full convolution replaces expansion and depthwise convolution, and there is no squeeze-excitation.
+    `conv` creates a convolution with norm and activation.
     """
 
     conv: Callable[..., nn.Module]
@@ -39,7 +40,7 @@ class Block(nn.Module):
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         width, window = x.shape[-1], (self.kernel, self.stride)
         hidden = round_width(width * self.expand_ratio)
-        y, number = x, int(hidden != width)  # the number of the next layer in torchvision's Sequential
+        y, number = x, int(hidden != width)  # index of the next layer in torchvision's Sequential
         if self.fused:
             y = self.conv(hidden if number else self.features, *window, name="block_0")(y, train=train)
         else:
@@ -52,17 +53,29 @@ class Block(nn.Module):
             y = self.conv(self.features, 1, activation=None, name=f"block_{number}")(y, train=train)
         if self.stride > 1 or width != self.features:
             return y
-        # One draw for all of a sample's branch: stochastic depth.
+        # Stochastic depth: one draw for the whole branch of a sample.
         return x + nn.Dropout(self.drop, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
 
 
 class EfficientNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    `inverted_residual_setting` has five numbers for each stage: by how much its blocks widen, the side of their
-    kernel, the stride of the first, their features, and how many they are. Blocks of the first `fused_stages` are
-    fused. `last_channel` is the width of the last map, by default four times that of the last stage.
-    Raises ValueError for a setting of other numbers.
+    Args:
+        inverted_residual_setting: five numbers for each stage: expansion ratio, kernel size, stride of the first block,
+            features, and number of blocks.
+        stem_channel: features of the stem.
+        fused_stages: number of stages, from the first, whose blocks are fused.
+        last_channel: features of the last map; None for four times those of the last stage.
+        num_classes: number of classes; 0 for features.
+        dropout: rate before the last layer.
+        stochastic_depth_prob: limit of the probability that a block is skipped in training, which rises linearly from 0
+            at the first block.
+        norm_epsilon: epsilon of batch norms.
+        norm_momentum: weight of a new batch in running statistics.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for another form of `inverted_residual_setting`, or a probability outside 0 to 1.
     """
 
     inverted_residual_setting: tuple[tuple[int, ...], ...]
@@ -127,7 +140,7 @@ def _v1(width_mult: float, depth_mult: float, dropout: float, **norm: float) -> 
 
 
 def _v2(dropout: float, *stages: tuple[int, int]) -> dict:
-    """V2 with these features and layers of each stage; the stem is as wide as the first."""
+    """V2 with (features, number of blocks) of each stage. The stem is as wide as the first stage."""
     windows = ((1, 3, 1), (4, 3, 2), (4, 3, 2), (4, 3, 2), (6, 3, 1), (6, 3, 2), (6, 3, 1))
     return dict(
         inverted_residual_setting=tuple((*w, *stage) for w, stage in zip(windows, stages, strict=False)),

@@ -1,9 +1,9 @@
-"""GoogLeNet, the first Inception: branches of different reach over one map, side by side.
+"""GoogLeNet, the first Inception network: parallel branches with different kernel sizes.
 
 Source: Szegedy et al. 2014, arXiv:1409.4842. torchvision: models/googlenet.py.
-Differs from torchvision: auxiliary heads keep their weights, but are not computed in training either; has no
-`transform_input`, since `weights.py` normalises images as the published weights expect them.
-Differs from the paper: as torchvision's, every convolution has a batch norm, and those of five pixels have three.
+Differs from torchvision: the weights of auxiliary heads are kept, but the heads are never computed; there is no
+`transform_input`, since `weights.py` has the normalisation that the published weights expect.
+Differs from the paper: as in torchvision, every convolution has a batch norm, and 3x3 kernels replace 5x5 ones.
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -25,7 +25,7 @@ conv_norm = functools.partial(ConvNorm, epsilon=1e-3)
 
 
 class Inception(nn.Module):
-    """Four branches: one pixel; three pixels, twice, after fewer features; and the maximum of three pixels."""
+    """Four branches: a 1x1 convolution; two 3x3 convolutions after 1x1 ones; and a 1x1 convolution after a 3x3 pool."""
 
     widths: tuple[int, tuple[int, int], tuple[int, int], int]
 
@@ -42,7 +42,7 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier, over a map in mid-network that is pooled to 4 x 4."""
+    """An auxiliary classifier on an intermediate map, pooled to 4x4."""
 
     num_classes: int
 
@@ -53,7 +53,7 @@ class AuxiliaryHead(nn.Module):
         return Dense(self.num_classes, name="fc2")(x)
 
 
-# For each stage the window of the pool before it, and the widths of its blocks.
+# For each stage, the kernel size of the pool before it and the widths of its blocks.
 STAGES = {
     3: (3, {"a": (64, (96, 128), (16, 32), 32), "b": (128, (128, 192), (32, 96), 64)}),
     4: (
@@ -73,8 +73,8 @@ STAGES = {
 class GoogLeNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    With `aux_logits` there are weights for the auxiliary heads, as in published files.
-    Raises ValueError for images under 15 pixels a side.
+    With `aux_logits` there are weights for the auxiliary heads, as in published files. Raises ValueError for images
+    with less than 15 pixels in height or width.
     """
 
     num_classes: int = 1000

@@ -1,8 +1,8 @@
-"""Inception V3: branches of different reach over one map, whose wide kernels are factored into narrow ones.
+"""Inception V3: parallel branches with different kernel sizes, where large kernels are factored into small ones.
 
 Source: Szegedy et al. 2015, arXiv:1512.00567. torchvision: models/inception.py.
-Differs from torchvision: the auxiliary head keeps its weights, but is not computed in training either; has no
-`transform_input`, since `weights.py` normalises images as the published weights expect them.
+Differs from torchvision: the weights of the auxiliary head are kept, but the head is never computed; there is no
+`transform_input`, since `weights.py` has the normalisation that the published weights expect.
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -24,7 +24,7 @@ FORK = ((1, 3), (3, 1))
 
 
 class Conv(nn.Module):
-    """Convolution whose kernel is (rows, columns), batch norm and activation; zero-padded or, if `valid`, not."""
+    """Convolution with a kernel (rows, columns), batch norm and ReLU. If `valid`, without padding."""
 
     features: int
     kernel: Kernel
@@ -43,9 +43,10 @@ class Conv(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches of one map, side by side, and its pool. With `pool_features=0` all of them halve the map.
+    """Parallel branches and a pooling branch, concatenated. With `pool_features=0` every branch halves the map.
 
-    A branch is a chain of convolutions (features, kernel); those with two kernels fork into both.
+    A branch is a sequence of convolutions (features, kernel). With two kernels, both convolutions are applied to the
+    same input, and their outputs are concatenated.
     """
 
     branches: Mapping[str, tuple[tuple[int, Kernel] | tuple[int, Kernel, Kernel], ...]]
@@ -74,7 +75,7 @@ class Mixed(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier, over a map in mid-network that is pooled to 5 x 5."""
+    """An auxiliary classifier on an intermediate map, pooled to 5x5."""
 
     num_classes: int
 
@@ -135,8 +136,8 @@ MIXED = {
 class InceptionV3(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    With `aux_logits` there are weights for the auxiliary head, as in published files.
-    Raises ValueError for images under 75 pixels a side.
+    With `aux_logits` there are weights for the auxiliary head, as in published files. Raises ValueError for images with
+    less than 75 pixels in height or width.
     """
 
     num_classes: int = 1000

@@ -1,8 +1,8 @@
-"""MaxViT: convolution, attention within windows and attention over a dilated grid, in every layer.
+"""MaxViT: every layer has a convolution block, attention within windows, and attention over a dilated grid.
 
 Source: Tu et al. 2022, arXiv:2204.01697. torchvision: models/maxvit.py.
-Differs from torchvision: images need not be square, nor of one size.
-Differs from the paper: as torchvision's, scores are scaled by the width of the map, not of a head.
+Differs from torchvision: images may be non-square, and of several sizes.
+Differs from the paper: as in torchvision, the scale of the scores is that of the map's width (paper: of a head's).
 Axes: b batch, h rows, w columns, d features, m windows, n pixels of a window, i query, j key, k classes.
 """
 
@@ -40,7 +40,7 @@ Windows = Float[Array, "b m n d"]
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck with squeeze-excitation, after a norm; its residual is pooled where the map is halved."""
+    """Inverted bottleneck with squeeze-excitation, after a norm. At stride 2 the shortcut is pooled."""
 
     features: int
     stride: int
@@ -63,7 +63,7 @@ class MBConv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention within windows, with a learned bias for each offset, after a norm."""
+    """Attention within windows after a norm, with a learned bias for each offset between pixels."""
 
     head_dim: int
     partition_size: int
@@ -78,12 +78,12 @@ class Attention(nn.Module):
         return Dense(dim, name="merge")(attend(self, q, k, v, scale=dim**-0.5, bias=bias))
 
 
-# Windows are neighbouring pixels; those of the grid lie as far apart as they can.
+# Windows consist of neighbouring pixels, or of pixels that are evenly spread over the whole map (grid attention).
 LAYOUTS = {"window_attention": "b (h w1) (w w2) d", "grid_attention": "b (w1 h) (w2 w) d"}
 
 
 class Partition(nn.Module):
-    """Attention and feed-forward within windows that `layout` makes of a map, each added to what it reads."""
+    """Attention and feed-forward within windows, with residuals. `layout` is the einops pattern of windows."""
 
     partition_size: int
     head_dim: int
@@ -106,12 +106,27 @@ class Partition(nn.Module):
 
 
 class MaxVit(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to what the last linear map reads (b, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the input of the last layer (b, d).
 
-    `block_channels` and `block_layers` are the width and the number of layers of each stage; from layer to layer the
-    probability that a branch is left out rises, to `stochastic_depth_prob`. With `input_size` (pixels, or (height,
-    width)) it is checked at construction that windows fit. Raises ValueError when windows of `partition_size` pixels a
-    side do not tile the maps of an image, heads do not fill `block_channels`, or for a rate outside 0 to 1.
+    Args:
+        stem_channels: features of the stem.
+        block_channels: features of each stage.
+        block_layers: number of layers of each stage.
+        head_dim: width of a head, which divides every width in `block_channels`.
+        partition_size: height and width of a window in pixels. Windows must tile the map of every stage.
+        stochastic_depth_prob: probability that a branch of the last layer is skipped in training; it rises linearly
+            from 0 at the first layer.
+        input_size: pixels, or (height, width): if given, it is checked at construction that windows fit.
+        squeeze_ratio: width of squeeze-excitation by that of the stage.
+        expansion_ratio: hidden width of the convolution block by that of the stage.
+        mlp_ratio: hidden width of the feed-forward by that of the stage.
+        mlp_dropout: rate after each feed-forward.
+        attention_dropout: rate after each attention.
+        num_classes: number of classes; 0 for features.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if windows do not tile a map, heads do not divide the features, or for a rate outside 0 to 1.
     """
 
     stem_channels: int

@@ -1,4 +1,4 @@
-"""MNASNet: inverted residuals with kernels of 3 and of 5 pixels, found by a search that timed them on a phone.
+"""MNASNet: inverted residuals with 3x3 and 5x5 kernels, found by a search that measured latency on a phone.
 
 Source: Tan et al. 2018, arXiv:1807.11626 (its MnasNet-B1). torchvision: models/mnasnet.py.
 Axes: b batch, h rows, w columns, d features, k classes.
@@ -21,13 +21,13 @@ from vit_jax.teachers.widths import round_width
 def conv_norm(
     x: Maps, number: int, features: int, kernel: int, stride: int = 1, groups: int = 1, *, momentum: float, train: bool
 ) -> Float[Array, "b u v e"]:
-    """Convolution and batch norm, which have this `number` and the next in torchvision's Sequential."""
+    """Apply a convolution and a batch norm, with the indices `number` and `number + 1` in torchvision's Sequential."""
     x = make_conv(features, kernel, stride=stride, groups=groups, name=f"layers_{number}")(x)
     return BatchNorm(momentum=momentum, name=f"layers_{number + 1}")(x, train=train)
 
 
 class Block(nn.Module):
-    """An inverted residual: widened, convolved channel by channel and narrowed, with a shortcut where shapes allow."""
+    """An inverted residual: 1x1 expansion, depthwise convolution and 1x1 projection, with a shortcut if shapes fit."""
 
     features: int
     kernel: int
@@ -45,8 +45,7 @@ class Block(nn.Module):
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
-# Of each stage: the features of its blocks, their kernel, the stride of the first, by how much they widen, and how many
-# they are.
+# For each stage: features, kernel size, stride of the first block, expansion ratio, number of blocks.
 STAGES = (
     (24, 3, 2, 3, 3),
     (40, 5, 2, 3, 3),
@@ -60,8 +59,16 @@ STAGES = (
 class MNASNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, 1280).
 
-    Every width but the last is multiplied by `alpha` and rounded to a multiple of 8. Running statistics move by
-    `norm_momentum` in a step: training for less than some ten thousand steps needs a larger one.
+    Args:
+        alpha: factor of all widths but the last, which are rounded to multiples of 8.
+        num_classes: number of classes; 0 for features.
+        dropout: rate before the last layer.
+        norm_momentum: weight of a new batch in running statistics. The default is torchvision's; training for less than
+            about ten thousand steps needs a larger one.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for `alpha` of 0 or less, or a `norm_momentum` outside 0 to 1.
     """
 
     alpha: float

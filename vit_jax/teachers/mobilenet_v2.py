@@ -1,4 +1,4 @@
-"""MobileNetV2: inverted residuals, whose shortcuts join the narrow ends and whose narrow ends are linear.
+"""MobileNetV2: inverted residuals with linear bottlenecks, whose shortcuts connect the bottlenecks.
 
 Source: Sandler et al. 2018, arXiv:1801.04381. torchvision: models/mobilenetv2.py.
 Axes: b batch, h rows, w columns, d features, k classes.
@@ -21,7 +21,7 @@ ConvNorm6 = partial(ConvNorm, activation=jax.nn.relu6)
 
 
 class Block(nn.Module):
-    """An inverted residual: widened, convolved channel by channel and narrowed, with a shortcut where shapes allow."""
+    """An inverted residual: 1x1 expansion, depthwise convolution and 1x1 projection, with a shortcut if shapes fit."""
 
     features: int
     stride: int
@@ -30,7 +30,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         hidden = x.shape[-1] * self.expand_ratio
-        y, number = x, int(hidden != x.shape[-1])  # the number of the next layer in torchvision's Sequential
+        y, number = x, int(hidden != x.shape[-1])  # index of the next layer in torchvision's Sequential
         if number:
             y = ConvNorm6(hidden, 1, name="conv_0")(y, train=train)
         y = ConvNorm6(hidden, 3, self.stride, groups=hidden, name=f"conv_{number}")(y, train=train)
@@ -39,7 +39,7 @@ class Block(nn.Module):
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
-# Of each stage: by how much its blocks widen, their features, how many they are, and the stride of the first.
+# For each stage: expansion ratio, features, number of blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -54,7 +54,8 @@ STAGES = (
 class MobileNetV2(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    Every width is multiplied by `width_mult`, and rounded to a multiple of 8; the last is never less than 1280.
+    Widths are multiplied by `width_mult` and rounded to multiples of 8; the last one is at least 1280. Raises
+    ValueError for a `width_mult` of 0 or less.
     """
 
     num_classes: int = 1000

@@ -1,8 +1,8 @@
-"""MobileNetV3: MobileNetV2's blocks, some with weighed channels or a cheap swish, in sizes that a search found.
+"""MobileNetV3: MobileNetV2's blocks, some with squeeze-excitation or hard swish, in sizes found by architecture search.
 
 Source: Howard et al. 2019, arXiv:1905.02244. torchvision: models/mobilenetv3.py.
-Differs from the paper: as torchvision's, squeezed widths are rounded to multiples of 8, and the last convolution of the
-small network is not weighed.
+Differs from the paper: as in torchvision, hidden widths of squeeze-excitation are rounded to multiples of 8; the last
+convolution of the small network has no squeeze-excitation.
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -24,7 +24,7 @@ Conv = partial(ConvNorm, activation=jax.nn.hard_swish, epsilon=1e-3, momentum=0.
 
 
 class Block(nn.Module):
-    """An inverted residual: widened to `hidden`, convolved channel by channel, perhaps weighed, and narrowed."""
+    """An inverted residual: 1x1 expansion, depthwise convolution, optional squeeze-excitation, 1x1 projection."""
 
     kernel: int
     hidden: int
@@ -36,7 +36,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         conv = partial(Conv, activation=ACTIVATIONS[self.activation])
-        y, number = x, int(self.hidden != x.shape[-1])  # the number of the next layer in torchvision's Sequential
+        y, number = x, int(self.hidden != x.shape[-1])  # index of the next layer in torchvision's Sequential
         if number:
             y = conv(self.hidden, 1, name="block_0")(y, train=train)
         y = conv(self.hidden, self.kernel, self.stride, groups=self.hidden, name=f"block_{number}")(y, train=train)
@@ -49,11 +49,18 @@ class Block(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to what its last layer reads (b, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the input of the last layer (b, d).
 
-    `inverted_residual_setting` has for each block: the side of its kernel, its features in between, its features,
-    whether channels are weighed, "RE" or "HS" for ReLU or hard swish, and its stride. `last_channel` is d.
-    Raises ValueError for another setting.
+    Args:
+        inverted_residual_setting: six values for each block: kernel size, hidden features, features, whether it has
+            squeeze-excitation, "RE" (ReLU) or "HS" (hard swish), and stride.
+        last_channel: features d before the last layer.
+        num_classes: number of classes; 0 for features.
+        dropout: rate before the last layer.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for another form of `inverted_residual_setting`.
     """
 
     inverted_residual_setting: tuple[tuple[int, int, int, bool, str, int], ...]

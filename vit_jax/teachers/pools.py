@@ -1,4 +1,4 @@
-"""torch's pools where Flax has none, as torchvision's networks need them."""
+"""Pooling functions of torch that Flax lacks."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,14 +9,14 @@ from vit_jax.layers.shapes import Maps
 
 
 def adaptive_avg_pool(x: Maps, size: int) -> Float[Array, "b u u d"]:
-    """Means over `size` x `size` regions that cover a map of any sides, as nn.AdaptiveAvgPool2d has them.
+    """Return the means over `size` x `size` regions that cover a map of any size, as torch's nn.AdaptiveAvgPool2d.
 
-    Region i of n pixels is from i n / size, rounded down, to (i + 1) n / size, rounded up: regions may overlap, and
-    repeat pixels where n is smaller than `size`.
-    Raises ValueError for a map without pixels, which is what strides leave of a small image.
+    Along an axis of n pixels, region i extends from i n / size, rounded down, to (i + 1) n / size, rounded up. Regions
+    may overlap, and repeat pixels if n is less than `size`. Raises ValueError for a map without pixels, which strides
+    make of an image that is too small.
     """
     if 0 in x.shape[1:3]:
-        raise ValueError(f"map of shape {x.shape}: expected pixels, the images are too small")
+        raise ValueError(f"map of shape {x.shape}: expected at least one pixel; the images are too small")
     for axis in (1, 2):
         n = x.shape[axis]
         regions = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
@@ -26,6 +26,9 @@ def adaptive_avg_pool(x: Maps, size: int) -> Float[Array, "b u u d"]:
 
 
 def max_pool_ceil(x: Maps, kernel: int, stride: int) -> Float[Array, "b u v d"]:
-    """nn.MaxPool2d(kernel, stride, ceil_mode=True), with `stride` up to `kernel`: the last windows may be cut off."""
+    """Apply torch's nn.MaxPool2d(kernel, stride, ceil_mode=True): the last windows may reach over the edge.
+
+    `stride` may be at most `kernel`.
+    """
     missing = [-(n - kernel) % stride for n in x.shape[1:3]]
     return nn.max_pool(x, (kernel, kernel), (stride, stride), [(0, n) for n in missing])

@@ -1,4 +1,4 @@
-"""RegNet: residual blocks of grouped convolutions, whose widths follow from a straight line.
+"""RegNet: residual blocks with grouped convolutions, whose widths are a quantised linear function of the depth.
 
 Source: Radosavovic et al. 2020, arXiv:2003.13678. torchvision: models/regnet.py.
 Axes: b batch, h rows, w columns, d features, k classes.
@@ -17,7 +17,7 @@ from vit_jax.layers.shapes import Images, Maps, Output
 
 
 class Block(nn.Module):
-    """A residual block: convolutions of one pixel around a grouped one, which may be followed by squeeze-excitation."""
+    """A residual block: 1x1 convolution, grouped 3x3 convolution, optional squeeze-excitation, 1x1 convolution."""
 
     width: int
     group_width: int
@@ -39,9 +39,22 @@ class Block(nn.Module):
 class RegNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    Widths of the `depth` blocks begin at `w_0` and grow by `w_a`, rounded to a power of `w_m`, and then to multiples of
-    8 and of `group_width`; blocks of one width are a stage. `se_ratio` is the width of squeeze-excitation by that of
-    the block's input. Raises ValueError when widths would not grow.
+    The width of block i is `w_0 + i * w_a`, rounded to `w_0` times a power of `w_m`, then to multiples of 8 and of
+    `group_width`. Blocks of the same width form a stage.
+
+    Args:
+        depth: number of blocks.
+        w_0: width of the first block.
+        w_a: increase of the width from block to block, before rounding.
+        w_m: factor of the width from stage to stage.
+        group_width: features of a group of the grouped convolutions.
+        se_ratio: hidden width of squeeze-excitation by that of the block's input; None for no squeeze-excitation.
+        stem_width: features of the stem.
+        num_classes: number of classes; 0 for features.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for `w_0` that is not a multiple of 8, or `w_m` of 1 or less.
     """
 
     depth: int
@@ -62,7 +75,7 @@ class RegNet(nn.Module):
         super().__post_init__()
 
     def stages(self) -> list[tuple[int, int, int]]:
-        """Number of blocks, width and width of a group in each stage."""
+        """The number of blocks, the width, and the width of a group for each stage."""
         line = 1 + np.arange(self.depth) * self.w_a / self.w_0
         power = np.round(np.log(line) / np.log(self.w_m))
         widths, depths = np.unique(8 * np.round(self.w_0 * self.w_m**power / 8).astype(int), return_counts=True)
@@ -91,7 +104,7 @@ class RegNet(nn.Module):
 
 
 def nearest_multiple(width: int, divisor: int) -> int:
-    """The nearest multiple of `divisor`, 1 or more times, or the next if that is more than a tenth below `width`."""
+    """Return the multiple of `divisor` nearest to `width`, or the next one if it is more than a tenth below `width`."""
     multiple = max(1, (2 * width + divisor) // (2 * divisor)) * divisor
     return multiple if multiple >= 0.9 * width else multiple + divisor
 

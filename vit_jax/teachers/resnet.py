@@ -1,8 +1,8 @@
-"""ResNet, and its relatives with grouped or wider convolutions: every block adds to what it reads.
+"""ResNet, ResNeXt (grouped convolutions) and Wide ResNet: convolution blocks with residual connections.
 
 Source: He et al. 2015, arXiv:1512.03385; ResNeXt: Xie et al. 2016, arXiv:1611.05431; Wide ResNet: Zagoruyko and
 Komodakis 2016, arXiv:1605.07146. torchvision: models/resnet.py.
-Differs from the paper: as torchvision's, the bottleneck's 3x3 convolution has the stride, not its first.
+Differs from the paper: as in torchvision, the stride of a bottleneck is at its 3x3 convolution (paper: at its first).
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -18,7 +18,7 @@ from vit_jax.layers.shapes import Images, Maps, Output
 
 
 class Block(nn.Module):
-    """A residual block whose convolutions are (features, kernel, stride, groups) each; the last one's are its own."""
+    """A residual block. Each of `convs` is (features, kernel, stride, groups)."""
 
     convs: tuple[tuple[int, int, int, int], ...]
     downsample: bool
@@ -40,8 +40,16 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    `block` is "basic", two convolutions, or "bottleneck", three; `layers` is the number of blocks in each stage.
-    Raises ValueError for another `block`.
+    Args:
+        block: "basic" (two convolutions) or "bottleneck" (three).
+        layers: number of blocks of each stage.
+        num_classes: number of classes; 0 for features.
+        groups: groups of the 3x3 convolution of a bottleneck.
+        width_per_group: features of such a group in the first stage.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for another `block`.
     """
 
     block: str

@@ -1,4 +1,4 @@
-"""ShuffleNet V2: every block leaves half of the channels as they are, and channels of both halves then take turns.
+"""ShuffleNet V2: every block transforms half of the channels, then interleaves the channels of both halves.
 
 Source: Ma et al. 2018, arXiv:1807.11164. torchvision: models/shufflenetv2.py.
 Axes: b batch, h rows, w columns, d features, k classes.
@@ -17,7 +17,7 @@ from vit_jax.layers.shapes import Images, Maps, Output
 
 
 class Block(nn.Module):
-    """Two branches, interleaved: the first one is half of the input, or at a `stride` a convolution of all of it."""
+    """Two branches whose channels are interleaved. With `stride` 1 the first branch is half of the input, unchanged."""
 
     features: int
     stride: int
@@ -42,8 +42,14 @@ class Block(nn.Module):
 class ShuffleNetV2(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    `stages_repeats` is the number of blocks in each stage; `stages_out_channels` are the widths of the stem, of each
-    stage, and of the features. Raises ValueError when there are not as many, or when the width of a stage is odd.
+    Args:
+        stages_out_channels: features of the stem, of each stage, and of the last convolution.
+        stages_repeats: number of blocks of each stage.
+        num_classes: number of classes; 0 for features.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for another number of `stages_out_channels`, or an odd number of features of a stage.
     """
 
     stages_out_channels: tuple[int, ...]

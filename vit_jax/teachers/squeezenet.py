@@ -1,7 +1,7 @@
-"""SqueezeNet: a few channels, made by convolutions of one pixel, feed those of nine pixels, and there is no norm.
+"""SqueezeNet: 1x1 convolutions reduce the number of channels before 3x3 convolutions. There are no norms.
 
 Source: Iandola et al. 2016, arXiv:1602.07360. torchvision: models/squeezenet.py.
-Logits are never negative, since the mean over pixels is of what a ReLU has left.
+Logits are never negative, since they are means over pixels after a ReLU.
 Axes: b batch, h rows, w columns, d features, k classes.
 """
 
@@ -17,15 +17,15 @@ from vit_jax.layers.check import check_sides, one_of
 from vit_jax.layers.shapes import Images, Maps, Output
 from vit_jax.teachers.pools import max_pool_ceil
 
-make_conv = functools.partial(nn.Conv, kernel_init=nn.initializers.he_uniform())  # no norm makes up for a poor start
+make_conv = functools.partial(nn.Conv, kernel_init=nn.initializers.he_uniform())  # no norms rescale features
 
-# Features and kernel of the first convolution, and which of torchvision's layers are pools, for each version.
+# For each version: features and kernel size of the first convolution, and the indices of torchvision's pools.
 VERSIONS = {"1_0": (96, 7, (2, 6, 11)), "1_1": (64, 3, (2, 5, 8))}
 SQUEEZES = (16, 16, 32, 32, 48, 48, 64, 64)
 
 
 class Fire(nn.Module):
-    """Squeezes to `features` channels, and expands those to four times as many in each of two ways."""
+    """A 1x1 convolution to `features` channels, then parallel 1x1 and 3x3 convolutions to four times as many each."""
 
     features: int
 
@@ -39,8 +39,8 @@ class Fire(nn.Module):
 class SqueezeNet(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to pooled features (b, d).
 
-    `version` "1_1" has a smaller first convolution than "1_0", and earlier pools.
-    Raises ValueError for another one, and for images of which the last pool would have no pixel.
+    `version` is "1_0" or "1_1", which has a smaller first convolution and earlier pools. Raises ValueError for another
+    version, and for images that are too small for the last pool.
     """
 
     version: str = "1_0"

@@ -1,4 +1,4 @@
-"""Swin: attention within windows, which from block to block shift by half, on a map that halves from stage to stage.
+"""Swin: attention within windows that are shifted by half a window in every second block.
 
 Source: Liu et al. 2021, arXiv:2103.14030; version 2: Liu et al. 2021, arXiv:2111.09883. torchvision:
 models/swin_transformer.py.
@@ -25,9 +25,10 @@ Queries = Float[Array, "b m heads n e"]
 
 
 class Attention(nn.Module):
-    """Attention within windows of `window_size` pixels a side, moved by `shift` pixels; the map is padded to fit.
+    """Attention within windows of `window_size` x `window_size` pixels, shifted by `shift` pixels.
 
-    What a shift carries around the edge hardly sees its new neighbours: their scores are lowered by 100.
+    The map is padded to a multiple of the window size. Rolling the map brings pixels of opposite edges into one window;
+    their attention scores are lowered by 100, so that they hardly attend to each other.
     """
 
     heads: int
@@ -37,12 +38,12 @@ class Attention(nn.Module):
     shift: int
 
     def biases(self, dtype: jnp.dtype) -> Float[Array, "offsets heads"]:
-        """The relative position bias of every offset between two pixels."""
+        """Return the relative position bias of every offset between two pixels."""
         shape = ((2 * self.window_size - 1) ** 2, self.heads)
         return self.param("relative_position_bias_table", nn.initializers.truncated_normal(0.02), shape)
 
     def project(self, x: Float[Array, "b m n d"]) -> tuple[Queries, Queries, Queries]:
-        """Queries, of which the scale is that of the scores, keys and values."""
+        """Return queries, multiplied by the scale of the scores, keys and values."""
         q, k, v = ToHeads(3, self.heads, x.shape[-1] // self.heads, use_bias=True, name="qkv")(x)
         return q * q.shape[-1] ** -0.5, k, v
 
@@ -67,7 +68,7 @@ class Attention(nn.Module):
 
 
 class CosineAttention(Attention):
-    """Version 2: scores are cosines times a learned scale, and biases a function of the offset."""
+    """Version 2: scores are cosine similarities times a learned scale, and an MLP computes biases from offsets."""
 
     def biases(self, dtype: jnp.dtype) -> Float[Array, "offsets heads"]:
         hidden = jax.nn.relu(Dense(512, name="cpb_mlp_0")(jnp.asarray(log_offsets(self.window_size), dtype)))
@@ -77,7 +78,7 @@ class CosineAttention(Attention):
     def project(self, x: Float[Array, "b m n d"]) -> tuple[Queries, Queries, Queries]:
         dim = x.shape[-1]
         bias = self.param("qkv_bias", nn.initializers.zeros, (3 * dim,))
-        bias = bias.at[dim : 2 * dim].set(0)  # torchvision stores one for the keys too, and leaves it out
+        bias = bias.at[dim : 2 * dim].set(0)  # torchvision stores a bias for the keys but sets it to zero
         qkv = Dense(3 * dim, use_bias=False, name="qkv")(x) + bias.reshape(1, 1, 1, -1)
         q, k, v = rearrange(qkv, "b m n (qkv h e) -> qkv b m h n e", qkv=3, h=self.heads)
         scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (self.heads, 1, 1))
@@ -86,7 +87,13 @@ class CosineAttention(Attention):
 
 
 def strangers(size: tuple[int, int], window_size: int, shifts: tuple[int, int]) -> np.ndarray:
-    """For each window of a shifted map of this `size` which pairs of its pixels are no neighbours: (m, n, n)."""
+    """Return which pairs of pixels in each window of a rolled map come from opposite edges, (m, n, n).
+
+    Args:
+        size: height and width of the map.
+        window_size: height and width of a window.
+        shifts: shift along both axes.
+    """
     rows, columns = (np.arange(length) >= length - shift for length, shift in zip(size, shifts, strict=True))
     region = 2 * rows[:, None] + columns
     region = rearrange(region, "(h w1) (w w2) -> (h w) (w1 w2)", w1=window_size, w2=window_size)
@@ -94,7 +101,7 @@ def strangers(size: tuple[int, int], window_size: int, shifts: tuple[int, int]) 
 
 
 def log_offsets(window_size: int) -> np.ndarray:
-    """Offsets between two pixels of a window along both axes, on a logarithmic scale to 1: (1, rows, columns, 2)."""
+    """Return the offsets between two pixels of a window, on a logarithmic scale, (1, rows, columns, 2)."""
     offset = np.arange(1 - window_size, window_size, dtype=np.float32) / np.float32(window_size - 1) * np.float32(8)
     offset = np.sign(offset) * np.log2(np.abs(offset) + 1) / np.float32(3)
     return np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1)[None]
@@ -113,7 +120,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each added to what it reads, with a norm before it or, in version 2, behind."""
+    """Attention and feed-forward with residual connections. Norms are before them, in version 2 after them."""
 
     version: int
     attention: Callable[..., nn.Module]
@@ -133,7 +140,10 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours as one pixel of twice the width; a map of odd sides is padded. The norm is where Block has it."""
+    """Merge 2x2 pixels into one with twice the features. An odd height or width is padded.
+
+    The norm is before the linear layer, in version 2 after it.
+    """
 
     version: int
 
@@ -147,11 +157,24 @@ class PatchMerging(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to normed and pooled features (b, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to normalised, pooled features (b, d).
 
-    `depths` and `num_heads` have a number for each stage, and the width doubles from each to the next; from block to
-    block the probability that a branch is left out rises, to `stochastic_depth_prob`. Raises ValueError for a
-    `version` other than 1 and 2, when heads do not fill `embed_dim`, or for a rate outside 0 to 1.
+    Args:
+        embed_dim: width of the first stage; it doubles with each stage.
+        depths: number of blocks of each stage.
+        num_heads: attention heads of each stage.
+        window_size: height and width of a window in pixels.
+        version: 1 or 2.
+        mlp_ratio: hidden width of the feed-forward by that of the stage.
+        dropout: rate after linear layers.
+        attention_dropout: rate on attention maps.
+        stochastic_depth_prob: probability that a branch of the last block is skipped in training; it rises linearly
+            from 0 at the first block.
+        num_classes: number of classes; 0 for features.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: for another `version`, if heads do not divide a stage's width, or for a rate outside 0 to 1.
     """
 
     embed_dim: int

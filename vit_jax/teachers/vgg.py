@@ -1,4 +1,4 @@
-"""VGG: small convolutions one after another, and most parameters in the classifier.
+"""VGG: stacks of 3x3 convolutions and max pools, then three linear layers.
 
 Source: Simonyan and Zisserman 2014, arXiv:1409.1556; with batch norm: Ioffe and Szegedy 2015, arXiv:1502.03167.
 torchvision: models/vgg.py.
@@ -18,7 +18,7 @@ from vit_jax.teachers.pools import adaptive_avg_pool
 
 
 class VGG(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to what its last layer reads (b, 4096).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the input of the last layer (b, 4096).
 
     `layers` is the number of convolutions in each of the five stages, whose widths are 64, 128, 256, 512 and 512.
     Raises ValueError for another number of stages.
@@ -39,7 +39,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
-        x, number = images, 0  # in torchvision's Sequential, which counts ReLUs and pools too
+        x, number = images, 0  # index in torchvision's Sequential, which includes ReLUs and pools
         for depth, width in zip(self.layers, (64, 128, 256, 512, 512), strict=True):
             for _ in range(depth):
                 x = make_conv(width, 3, use_bias=True, name=f"features_{number}")(x)

@@ -1,4 +1,4 @@
-"""ViT as torchvision has it: a convolution that makes patches, a class token, a pre-norm transformer.
+"""torchvision's ViT: a convolution that embeds patches, a class token and a pre-norm transformer.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929. torchvision: models/vision_transformer.py.
 Axes: b batch, n tokens, d features, h heads, k classes.
@@ -19,7 +19,7 @@ make_norm = functools.partial(LayerNorm, 1e-6)
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after a norm and added to what it reads."""
+    """Attention and feed-forward, each after a norm and with a residual connection."""
 
     num_heads: int
     mlp_dim: int
@@ -39,8 +39,20 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the class token (b, d).
 
-    Images are of `image_size` (pixels, or (height, width)): 224 unless the weights are for another.
-    Raises ValueError when `patch_size` does not divide `image_size`, or `num_heads` not `hidden_dim`.
+    Args:
+        patch_size: pixels, or (height, width).
+        num_layers: number of blocks.
+        num_heads: attention heads in each block.
+        hidden_dim: width of a token.
+        mlp_dim: hidden width of each feed-forward.
+        image_size: pixels, or (height, width). Images must have this size, which is not 224 for some published weights.
+        dropout: rate within the blocks and before them.
+        attention_dropout: rate on attention maps.
+        num_classes: number of classes; 0 for the class token.
+        channels: channels of an image.
+
+    Raises:
+        ValueError: if `patch_size` does not divide `image_size`, or `num_heads` does not divide `hidden_dim`.
     """
 
     patch_size: int

@@ -1,6 +1,6 @@
-"""torchvision's published weights: where each file is, and how its network wants to see images.
+"""torchvision's published weights: the files, and the preprocessing of images for each.
 
-Source: the weights enums of torchvision 0.28, whose files end in the first digits of their SHA-256.
+Source: the weights enums of torchvision 0.28. The name of a file ends in the first digits of its SHA-256.
 """
 
 from typing import NamedTuple
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from vit_jax.registry import unknown
 
 URL = "https://download.pytorch.org/models/"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of pixels in 0..1
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of pixels in 0..1
 HALF = ((0.5,) * 3, (0.5,) * 3)
 
 
 class Preprocessing(NamedTuple):
-    """How to show an image: its shorter side resized to `resize` pixels, the middle `crop` of it, then normalised."""
+    """Preprocessing of an image: resize the shorter side to `resize` pixels, crop the central `crop`, normalise."""
 
     crop: int
     resize: int
@@ -35,9 +35,9 @@ class Weights(NamedTuple):
 
 
 def published_weights(teacher: str, name: str) -> Weights:
-    """The weights `name` of a `teacher`, for example ("resnet50", "IMAGENET1K_V2").
+    """Return the weights `name` of a `teacher`, for example ("resnet50", "IMAGENET1K_V2").
 
-    Raises ValueError for names that torchvision has not published, with those that it has.
+    Raises ValueError for a name that torchvision has not published. The message lists the published names.
     """
     if teacher not in WEIGHTS:
         raise ValueError(unknown("teacher with published weights", teacher, sorted(WEIGHTS)))
@@ -47,7 +47,7 @@ def published_weights(teacher: str, name: str) -> Weights:
 
 
 def preprocessing_of(teacher: str, file: str = "") -> Preprocessing:
-    """How `teacher` sees images with the weights in `file`, by its published name, or else with its first ones."""
+    """Return the preprocessing of `teacher` for the weights in `file`, or for its first weights for another file."""
     weights = WEIGHTS[teacher].values()
     return next((w.preprocessing for w in weights if w.file == file), next(iter(weights)).preprocessing)
 
@@ -61,8 +61,8 @@ def _parse(table: str) -> dict[str, dict[str, Weights]]:
     return weights
 
 
-# Teacher, weights, file, crop, resize, interpolation; "half" where all three channels have a mean and deviation of 0.5.
-# (torchvision gives GoogLeNet and Inception V3 ImageNet's, and turns them into these inside of the network.)
+# Teacher, weights, file, crop, resize, interpolation; "half": mean and standard deviation 0.5 for all three channels.
+# (For GoogLeNet and Inception V3, torchvision normalises by ImageNet's values and converts to these in the network.)
 WEIGHTS = _parse("""
 alexnet IMAGENET1K_V1 alexnet-owt-7be5be79.pth 224 256 bilinear
 convnext_base IMAGENET1K_V1 convnext_base-6075fbad.pth 224 232 bilinear
