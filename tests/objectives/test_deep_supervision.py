@@ -95,7 +95,7 @@ def test_bad_weightings_are_named(weighting):
 
 def test_a_model_without_loops_is_refused():
     model = create_model("vit/tiny", num_classes=5)
-    with pytest.raises(ValueError, match="model=ViT: expected one with loops, such as looped_vit"):
+    with pytest.raises(ValueError, match="model=ViT: expected a model with loops, such as looped_vit"):
         create_objective("deep_supervision", model)
 
 

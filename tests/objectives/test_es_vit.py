@@ -102,7 +102,7 @@ def test_features_of_every_form():
     np.testing.assert_array_equal(pooled(Encoder(), grid), tokens.mean(1))
     np.testing.assert_array_equal(regions(Encoder(), grid), tokens)
     np.testing.assert_array_equal(pooled(Encoder(), tokens[:, 0]), tokens[:, 0])
-    with pytest.raises(ValueError, match="encoder=Encoder: expected one that gives tokens or a map, not a vector"):
+    with pytest.raises(ValueError, match="encoder=Encoder: expected one that returns tokens or a map, not a vector"):
         regions(Encoder(), tokens[:, 0])
 
 

@@ -338,7 +338,7 @@ def test_the_default_encoder_is_one_that_can_be_used():
         ("mpp", dict(random_patch_prob=0.6), "random_patch_prob=0.6: expected at most 1 - replace_prob=0.5"),
         ("mpp", dict(output_channel_bits=0), "output_channel_bits=0: expected at least 1"),
         ("mpp", dict(max_pixel_val=0.0), "max_pixel_val=0.0: expected more than 0"),
-        ("mpp", dict(mean=(0.5, 0.5, 0.5)), r"std=None: expected to be given with mean=\(0.5"),
+        ("mpp", dict(mean=(0.5, 0.5, 0.5)), r"std=None: expected mean and std to be given together, but mean=\(0.5"),
     ],
 )
 def test_bad_values_are_named(name, kwargs, message):
@@ -364,7 +364,7 @@ def test_bad_encoders_are_named(name, model, message):
 
 
 def test_too_few_patches_are_named():
-    with pytest.raises(ValueError, match=r"masking_ratio=0.05: expected more, as it masks none of 16 patches"):
+    with pytest.raises(ValueError, match=r"masking_ratio=0.05: expected at least 1/16, as it masks no patch"):
         objective_of("mae", masking_ratio=0.05).init(jax.random.key(0), IMAGES)
     with pytest.raises(ValueError, match=r"mean=\(0.5,\): expected 3 numbers, one for each channel"):
         objective_of("mpp", mean=(0.5,), std=(0.5,)).init(jax.random.key(0), IMAGES)

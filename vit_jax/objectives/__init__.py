@@ -1,7 +1,7 @@
-"""Training objectives by name: classification, distillation, and learning from images alone.
+"""Training objectives by name: classification, distillation and self-supervised pretraining.
 
-An objective owns the loss and what it keeps from step to step; `vit_jax.objectives.protocol` says what a trainer asks.
-`create_objective("mae", encoder, masking_ratio=0.6)` builds one around a model of `create_model`.
+An objective defines the loss and the state that it keeps between steps. `vit_jax.objectives.protocol` is its interface
+to the trainer. `create_objective("mae", encoder, masking_ratio=0.6)` builds one for a model of `create_model`.
 """
 
 import dataclasses
@@ -37,9 +37,15 @@ def list_objectives() -> list[str]:
 
 
 def create_objective(name: str, model: "nn.Module", /, **kwargs: Any) -> "Objective":
-    """The objective `name` around `model`: the classifier, the student, or the encoder that is to learn.
+    """Build the objective `name`.
 
-    Raises ValueError for an unknown name or argument (with the nearest names), and for a value that it refuses.
+    Args:
+        name: one of `list_objectives()`.
+        model: the model to train: the classifier, the student, or the encoder.
+        **kwargs: further arguments of the objective.
+
+    Raises:
+        ValueError: for an unknown name or argument (the message lists similar names), or an invalid value.
     """
     objective_class = _find(name)
     first = dataclasses.fields(objective_class)[0].name

@@ -1,4 +1,4 @@
-"""Supervised classification: cross-entropy over classes, or over each class by itself."""
+"""Supervised classification, with softmax or sigmoid cross-entropy."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ from vit_jax.objectives.protocol import Classifier, Tree
 
 
 def softmax_cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
-    """-sum_k targets log softmax(logits), in float32; `targets` are probabilities and may be soft. At least 0."""
+    """Return -sum_k targets log softmax(logits), in float32. `targets` are probabilities, so labels may be soft."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
-    """Binary cross-entropy of each class, in float32, summed over classes (Beyer et al. 2020, arXiv:2006.07159)."""
+    """Return the sum over classes of the binary cross-entropy, in float32 (Beyer et al. 2020, arXiv:2006.07159)."""
     logits = logits.astype(jnp.float32)
     return -jnp.sum(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1)
 
 
 def smooth_labels(targets: Float[Array, "b k"], smoothing: float) -> Float[Array, "b k"]:
-    """Moves the share `smoothing` of the mass to all classes evenly (Szegedy et al. 2015, arXiv:1512.00567)."""
+    """Mix `targets` with the uniform distribution, with weight `smoothing` (Szegedy et al. 2015, arXiv:1512.00567)."""
     return (1 - smoothing) * targets + smoothing / targets.shape[-1]
 
 
@@ -32,12 +32,12 @@ CROSS_ENTROPY = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entr
 
 
 def correct(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
-    """1 where the most probable class is the target's (of a soft target: its largest), else 0."""
+    """Return 1 where the class with the largest logit is the one with the largest target, else 0."""
     return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(jnp.float32)
 
 
 def logits_and_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
-    """Split a model's output into (logits, auxiliary loss): the second output if it is a scalar, else 0."""
+    """Split a model's output into logits and auxiliary loss: the second output if it is a scalar, else 0."""
     if not isinstance(outputs, tuple):
         return outputs, 0.0
     logits, second = outputs[:2]
@@ -46,10 +46,16 @@ def logits_and_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
 
 @dataclasses.dataclass(frozen=True)
 class Classify(Classifier):
-    """Cross-entropy of `model`'s logits. `cross_entropy`: "softmax" or "sigmoid"; `label_smoothing`: 0 to below 1.
+    """Cross-entropy between the logits of a classifier and the labels.
 
-    A model that returns a pair (`vit_with_decorr`) has an auxiliary loss, which `auxiliary_weight` times is added.
-    Raises ValueError for values outside those.
+    Args:
+        model: the classifier. It may return a pair of logits and an auxiliary loss, as `vit_with_decorr` does.
+        cross_entropy: "softmax" or "sigmoid".
+        label_smoothing: weight of the uniform distribution in the targets, at least 0 and below 1.
+        auxiliary_weight: weight of the auxiliary loss.
+
+    Raises:
+        ValueError: for another `cross_entropy` or `label_smoothing`.
     """
 
     model: nn.Module
@@ -90,12 +96,12 @@ class Classify(Classifier):
 
 
 def headless(model: nn.Module) -> nn.Module:
-    """`model` without its classes: it gives features, and leaves its head's parameters unread."""
+    """Return `model` with `num_classes=0`: it outputs features, and ignores the parameters of the head."""
     return model.clone(num_classes=0) if getattr(model, "num_classes", 0) else model
 
 
 def check_loss(cross_entropy: str, label_smoothing: float) -> None:
-    """Raises ValueError unless both are values that the objectives know."""
+    """Raise ValueError unless `cross_entropy` is known and `label_smoothing` is at least 0 and below 1."""
     one_of("cross_entropy", cross_entropy, tuple(CROSS_ENTROPY))
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing}: expected at least 0 and below 1")

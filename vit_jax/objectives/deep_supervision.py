@@ -1,8 +1,8 @@
-"""Deep supervision: every loop of a looped model is trained to be the last, and a gate to know what others would gain.
+"""Deep supervision: a classification loss after every loop of a looped model, and a gate that learns when to exit.
 
 Source: Chng et al. 2026, arXiv:2609.40305. Upstream: the losses in vit_pytorch/looped_vit.py.
-Differs from upstream: logits are always those of several loops, with an axis for them; targets are probabilities of
-classes (upstream: labels and their smoothing), so that mixed images can be trained on.
+Differs from upstream: logits always have an axis for loops; targets are probabilities of classes (upstream: labels and
+a smoothing), so that mixed images can be trained on.
 Axes: l loops, b batch, k classes.
 """
 
@@ -22,9 +22,15 @@ from vit_jax.objectives.protocol import Tree
 
 
 def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") -> Float[np.ndarray, "l"]:
-    """The weight of each loop's loss: from a named weighting, or as given, one number for each loop.
+    """Return the weight of each loop's loss.
 
-    Raises ValueError for an unknown name, and for another number of weights.
+    Args:
+        loops: number of loops.
+        weighting: "final" (only the last loop), "exponential" (doubles from loop to loop), "final_mean" (1 for the
+            last, 1 in sum for the others), or one number for each loop.
+
+    Raises:
+        ValueError: for an unknown name, or another number of weights.
     """
     before = loops - 1
     if not isinstance(weighting, str):
@@ -39,7 +45,7 @@ def loop_weights(loops: int, weighting: str | Sequence[float] = "final_mean") ->
 
 
 def exit_targets(losses: Float[Array, "l b"]) -> Float[Array, "l-1 b"]:
-    """The gate's targets after each loop but the last: the largest gain per further loop, or 0."""
+    """Return the gate's targets after each loop but the last: the largest gain per further loop, at least 0."""
     losses = jax.lax.stop_gradient(losses)
     loop = jnp.arange(len(losses))
     ahead = (loop[None] - loop[:, None])[..., None]
@@ -48,23 +54,25 @@ def exit_targets(losses: Float[Array, "l b"]) -> Float[Array, "l-1 b"]:
 
 
 def is_looped(model: nn.Module) -> bool:
-    """Whether a model gives the logits of several loops."""
+    """Whether a model can return the logits of all its loops."""
     return "return_all_logits" in inspect.signature(type(model).__call__).parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class DeepSupervision(Classify):
-    """Cross-entropy of every loop of `model`, a LoopedViT, weighted by its `deep_supervision_weighting`.
+    """Cross-entropy after every loop of a LoopedViT, weighted by its `deep_supervision_weighting`.
 
-    Where it has a gate (`adaptive_loop`) the gate's squared error against `exit_targets`, meaned over loops and images,
-    is added, `auxiliary_weight` times. Prediction and accuracy are those of the last loop.
-    Raises ValueError for a model without loops, and for one with a gate and a single loop.
+    If the model has a gate (`adaptive_loop`), the gate's mean squared error against `exit_targets`, times
+    `auxiliary_weight`, is added. Predictions and accuracy are those of the last loop.
+
+    Raises:
+        ValueError: for a model without loops, or one with a gate and a single loop.
     """
 
     def __post_init__(self):
         super().__post_init__()
         if not is_looped(self.model):
-            raise ValueError(f"model={type(self.model).__name__}: expected one with loops, such as looped_vit")
+            raise ValueError(f"model={type(self.model).__name__}: expected a model with loops, such as looped_vit")
         if self.model.adaptive_loop and self.model.loop_depth < 2:
             raise ValueError(f"model.loop_depth={self.model.loop_depth}: expected at least 2, for a gate to learn from")
 

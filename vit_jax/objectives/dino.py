@@ -1,13 +1,13 @@
-"""DINO: a student tells from its view of an image what an average of itself tells from another.
+"""DINO: a student predicts, from one view of an image, the output of its own moving average for another view.
 
 Source: Caron et al. 2021, arXiv:2104.14294. Upstream: vit_pytorch/dino.py.
-Differs from upstream: `settings="upstream"` has its arguments, projector and pairs of views, the default has the
-paper's; every sample draws its own views, and colours change after the crop; the encoder is any that gives features
-(upstream: a layer of a model, found by name), and no layer of it is kept; statistics of batch norms are of all views of
-one size together, and the average's are its own.
-Differs from the paper: the last layer learns from the first step. `settings="small"` is for small images and short
-runs: fewer prototypes and local views than `settings="paper"`, a faster average, a teacher that stays cold, crops that
-keep more of the image, which has few pixels to lose, and no blur and solarization.
+Differs from upstream: upstream's defaults, projector and pairs of views are `settings="upstream"`, those of the paper
+the default; views are drawn for each sample, and colours change after the crop; the encoder is any model that returns
+features (upstream: a layer of a model, selected by name); batch norms take their statistics over all views of one
+size, and the moving average has its own.
+Differs from the paper: the last layer is trained from the first step. `settings="small"`, for small images and short
+runs, has fewer prototypes and local views than `settings="paper"`, a faster moving average, a constant teacher
+temperature, larger crops, as small images have few pixels to lose, and neither blur nor solarization.
 Axes: b batch, v views, h w height and width, c channels, d features, k prototypes.
 """
 
@@ -65,7 +65,7 @@ SETTINGS = {
     ),
 }
 
-# First global view, second global view, local views; the paper's are those of its code.
+# For the first global view, the second one, and local views. The paper's values are those of its code.
 _LOOK = dict(cubic=True, jitter=(0.4, 0.4, 0.2, 0.1), jittered=0.8, blur=(9, (0.1, 2.0)))
 LOOKS = {
     "paper": (_LOOK | dict(blurred=1.0), _LOOK | dict(blurred=0.1, solarized=0.2), _LOOK | dict(blurred=0.5)),
@@ -83,18 +83,17 @@ class Student(Projected):
 
 @dataclasses.dataclass(frozen=True)
 class Dino(Pretraining):
-    """Cross-entropy between what teacher and student tell from different views of an image, over all such pairs.
+    """Cross-entropy between the outputs of teacher and student, over all pairs of different views of an image.
 
-    Arguments left out are those of `settings`: the paper's, the paper's for "small" data, or "upstream"'s, which has a
-    projector of its own and shows the student no global views. `steps` is the length of the run: the teacher's
-    temperature rises within the share `warmup` of it from `warmup_teacher_temp` to `teacher_temp`, and the average's
-    decay from `moving_average_decay` to `final_moving_average_decay`, along a cosine. Those at the start or the end are
-    the same where `settings` name one. Local views show a share of the image from `local_lower_crop_scale` to
-    `local_upper_crop_scale`, global ones at least `global_lower_crop_scale`; local views have `local_size` (height,
-    width) pixels, global ones the images'.
-    `augment_fn` and `augment_fn2`, (key, pixels (h, w, c) in 0..1) to such, stand in for flips, colours and blur of the
-    first global view and of the second; each of them has half of the local views.
-    Raises ValueError for values that make no sense, and an encoder with classes.
+    `settings` ("paper", "small" or "upstream") has the defaults of arguments that are None. "upstream" also has another
+    projector and shows the student only local views. In a run of `steps` steps, the teacher's temperature rises from
+    `warmup_teacher_temp` to `teacher_temp` during the first share `warmup` of the run, and the decay of the average
+    rises from `moving_average_decay` to `final_moving_average_decay` along a cosine. Both are constant if the settings
+    have only one value. Local views show a share of the image from `local_lower_crop_scale` to
+    `local_upper_crop_scale`, global views at least `global_lower_crop_scale`. Local views have `local_size` (height,
+    width) pixels, global views the size of the images. `augment_fn` and `augment_fn2` replace flips, colours and blur,
+    for the first and the second global view and half of the local views each. They map a key and pixels (h, w, c) in
+    0..1 to such pixels. Raises ValueError for invalid values, and for an encoder with classes.
     """
 
     settings: str = "small"
@@ -179,7 +178,7 @@ class Dino(Pretraining):
     def compare(
         self, params: Tree, extras: Tree, drawn: Mapping[str, Array], rngs: Mapping[str, Array], train: bool
     ) -> tuple[Float[Array, "b"], Tree]:
-        """The loss of every image, given its views, and the extras of the next step."""
+        """Return the loss of every image, given its views, and the extras of the next step."""
         shown = [drawn["local"]] if self.upstream else [drawn["global"], drawn["local"]]
         students, kept = project(self.model, params, extras, "batch_stats", shown, rngs, train)
         average = jax.lax.stop_gradient(jax.tree.map(lambda x: x.astype(drawn["global"].dtype), extras["ema"]))
@@ -190,28 +189,28 @@ class Dino(Pretraining):
         return losses, {**extras, **kept, **moved, **centers}
 
     def losses(self, teachers: list, students: list, extras: Tree) -> tuple[Float[Array, "b"], dict[str, Array]]:
-        """The loss of every image, from what each view was projected to, and where the centers go."""
+        """Return the loss of every image, given the projections of each view, and the new values of the centers."""
         probabilities = [self.teacher_probabilities(view, extras["center"]["now"], extras["step"]) for view in teachers]
         logs = [self.student_logs(view) for view in students]
         losses = mean_of_pairs(lambda teacher, student: -(teacher * student).sum(axis=-1), probabilities, logs)
         return losses, {"center": mean_logits(teachers)}
 
     def teacher_probabilities(self, logits: Array, center: Array, step: Array) -> Float[Array, "*b k"]:
-        """Sharp probabilities around the center, in float32."""
+        """Return centered and sharpened probabilities, in float32."""
         center = jnp.expand_dims(center, range(logits.ndim - 1))
         return jax.nn.softmax((logits.astype(jnp.float32) - center) / self.temperature(step))
 
     def student_logs(self, logits: Array) -> Float[Array, "*b k"]:
-        """Logarithms of probabilities, in float32."""
+        """Return log-probabilities, in float32."""
         return jax.nn.log_softmax(logits.astype(jnp.float32) / self.student_temp)
 
     def temperature(self, step: Array) -> Float[Array, ""]:
-        """The teacher's at `step`."""
+        """Return the teacher's temperature at `step`."""
         done = jnp.minimum(step / max(1.0, self.warmup * self.steps), 1.0)
         return self.warmup_teacher_temp + (self.teacher_temp - self.warmup_teacher_temp) * done
 
     def decay(self, step: Array) -> Float[Array, ""]:
-        """The average's at `step`."""
+        """Return the decay of the moving average at `step`."""
         left = (1 + jnp.cos(math.pi * jnp.minimum(step / self.steps, 1.0))) / 2
         final = self.final_moving_average_decay
         return final - (final - self.moving_average_decay) * left
@@ -228,7 +227,7 @@ class Dino(Pretraining):
         }
 
     def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
-        """The teacher's encoder, which is the better one of the two in the paper."""
+        """Return the teacher's encoder, which performs better than the student's in the paper."""
         variables = {"params": extras["ema"]["encoder"]}
         if "encoder" in extras.get("ema_batch_stats", {}):
             variables["batch_stats"] = extras["ema_batch_stats"]["encoder"]
@@ -244,10 +243,10 @@ def project(
     rngs: Mapping[str, Array],
     train: bool,
 ) -> tuple[list, Tree]:
-    """The outputs of `model` for every view, a list over the views of all `groups`, and its new statistics.
+    """Return the outputs of `model`, a list over the views of all `groups`, and its new batch statistics.
 
-    A group's views are of one size; groups of the same size go through the model together. Batch statistics are those
-    that `extras` hold as `statistics`.
+    The views of a group have one size. Groups of the same size go through the model in one batch. `statistics` is the
+    name of the batch statistics in `extras`.
     """
     if len({views.shape[2:] for views in groups}) == 1:
         groups = [jnp.concatenate(list(groups), axis=1)]
@@ -264,19 +263,19 @@ def project(
 
 
 def mean_of_pairs(loss: Callable[[Any, Any], Array], teachers: list, students: list) -> Float[Array, "b"]:
-    """Mean of loss(teacher, student) over all pairs of views but those of the same number."""
+    """Return the mean of loss(teacher, student) over all pairs of views with different indices."""
     pairs = [(t, s) for i, t in enumerate(teachers) for j, s in enumerate(students) if i != j]
     return sum(loss(teacher, student) for teacher, student in pairs) / len(pairs)
 
 
 def mean_logits(teachers: Sequence[Float[Array, "b *n k"]]) -> Float[Array, "k"]:
-    """Mean over images, views and whatever else, in float32."""
+    """Return the mean over all axes but the last, and over views, in float32."""
     logits = jnp.stack(list(teachers)).astype(jnp.float32)
     return logits.mean(axis=tuple(range(logits.ndim - 1)))
 
 
 def check_numbers(objective: Any) -> None:
-    """Raises ValueError for numbers that make no sense, of those that `objective` has."""
+    """Raise ValueError for an invalid number among the arguments that `objective` has."""
     positive = ("student_temp", "teacher_temp", "warmup_teacher_temp", "steps", "num_local_views")
     positive += ("projection_layers", "projection_hidden_size", "bottleneck_dim", "num_classes_K")
     positive += ("local_lower_crop_scale", "local_upper_crop_scale", "global_lower_crop_scale")

@@ -1,9 +1,9 @@
-"""Distillation through attention: a token of its own listens to a teacher.
+"""Distillation through attention (DeiT): a distillation token, with its own head, learns from a teacher.
 
 Source: Touvron et al. 2020 (DeiT), arXiv:2012.12877; soft loss: Hinton et al. 2015, arXiv:1503.02531.
 Upstream: `DistillWrapper` in vit_pytorch/distill.py.
-Differs from upstream: most plain models work as students (upstream: ViT; its T2TViT and EfficientViT crash); the token
-starts at a deviation of 0.02 (upstream: 1).
+Differs from upstream: most ViT variants can be students (upstream: ViT; its T2TViT and EfficientViT crash); the token
+starts at a standard deviation of 0.02 (upstream: 1).
 Axes: b batch, n tokens, d dim, k classes.
 """
 
@@ -32,18 +32,23 @@ from vit_jax.objectives.protocol import Classifier, Tree
 
 
 def is_distillable(model: nn.Module | type) -> bool:
-    """Whether a model, or a class of models, takes a distillation token: `encode` has `extra_tokens`, and `head`."""
+    """Whether a model, or its class, takes a distillation token: it has `head`, and `encode` has `extra_tokens`."""
     encode = getattr(model, "encode", None)
     return hasattr(model, "head") and encode is not None and "extra_tokens" in inspect.signature(encode).parameters
 
 
 class Distilled(nn.Module):
-    """A student with its distillation token and head: image (b, H, W, c) to logits (b, k) of both heads.
+    """A student with a distillation token: image (b, H, W, c) to the logits (b, k) of the class and distillation heads.
 
-    `student` is any model with `dim`, `num_classes`, `head` and an `encode` that takes extra tokens and gives them
-    last: ViT, T2TViT, EfficientViT, and most that derive from the plain ViT or from SimpleViT (`is_distillable`).
-    Its plain variables are `variables["params"]["student"]`. `mlp_layernorm` puts a norm into the distillation head.
-    Raises ValueError for another student, or one without classes.
+    The student's own parameters are `variables["params"]["student"]`.
+
+    Args:
+        student: a model with `dim`, `num_classes`, `head`, and a method `encode` that takes extra tokens and returns
+            them last: ViT, T2TViT, EfficientViT, and most variants of ViT and SimpleViT (`is_distillable`).
+        mlp_layernorm: put a norm into the distillation head.
+
+    Raises:
+        ValueError: for another student, or a student without classes.
     """
 
     student: nn.Module
@@ -80,25 +85,31 @@ class Distilled(nn.Module):
 def soft_distillation(
     student: Float[Array, "b k"], teacher: Float[Array, "b k"], temperature: float
 ) -> Float[Array, ""]:
-    """KL(teacher || student) of softened logits, in float32, times temperature squared; mean over b. At least 0."""
+    """Return KL(teacher || student) at this temperature, times temperature squared, in float32; the mean over b."""
     log_p = jax.nn.log_softmax(teacher.astype(jnp.float32) / temperature)
     log_q = jax.nn.log_softmax(student.astype(jnp.float32) / temperature)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1).mean() * temperature**2
 
 
 def hard_distillation(student: Float[Array, "b k"], teacher: Float[Array, "b k"]) -> Float[Array, ""]:
-    """Cross-entropy with the teacher's most probable class, mean over b. At least 0."""
+    """Return the cross-entropy with the teacher's most probable class, the mean over b."""
     labels = jax.nn.one_hot(teacher.argmax(axis=-1), teacher.shape[-1])
     return CROSS_ENTROPY["softmax"](student, labels).mean()
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A frozen `network` that sees the student's images as it learned to see images.
+    """A frozen network that gets the student's images in the normalisation and size of its own training.
 
-    They come as pixels in 0..1 less the channels' `student_mean` over `student_std`; the network gets them with `mean`
-    and `std` instead, and resized to `image_size` (height, width) if that is given, by `interpolation`, as
-    `jax.image.resize` calls it. `order` gives the network's number of each of the student's classes; None: the same.
+    Args:
+        network: the teacher.
+        mean: mean of each channel, of pixels in 0..1, in the teacher's normalisation.
+        std: standard deviation of each channel, likewise.
+        student_mean: mean of each channel in the student's normalisation.
+        student_std: standard deviation of each channel, likewise.
+        image_size: (height, width) to which images are resized, or None to keep their size.
+        interpolation: a method of `jax.image.resize`.
+        order: the teacher's class index for each class of the student; None if they are the same.
     """
 
     network: nn.Module
@@ -111,7 +122,7 @@ class Teacher:
     order: tuple[int, ...] | None = None
 
     def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
-        """The network's logits in the order of the student's classes, by the rules of evaluation."""
+        """Return the network's logits in evaluation mode, in the order of the student's classes."""
         if (self.mean, self.std) != (self.student_mean, self.student_std):
             per_channel = lambda values: jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
             pixels = images * per_channel(self.student_std) + per_channel(self.student_mean)
@@ -127,10 +138,20 @@ class Teacher:
 class Distill(Classifier):
     """(1 - alpha) times the class head's cross-entropy, plus alpha times the distillation head's loss.
 
-    `teacher.apply(extras["teacher"], images)` gives a teacher's logits (b, k): a Flax module, or a `Teacher`. A batch
-    that has them, as "teacher", needs none, and neither does what only predicts.
-    `head` says what prediction uses: "class", "distill", or "mean" of both heads' logits, as DeiT's code does.
-    Raises ValueError for values that make no sense.
+    Args:
+        student: a model that takes a distillation token (`is_distillable`).
+        teacher: a Flax module or a `Teacher`; `teacher.apply(extras["teacher"], images)` returns logits (b, k). It may
+            be None for prediction, or if batches contain the teacher's logits as "teacher".
+        temperature: divisor of the logits in the soft loss.
+        alpha: weight of the distillation loss, 0 to 1.
+        hard: learn the teacher's most probable class (cross-entropy) instead of its distribution (KL divergence).
+        mlp_layernorm: put a norm into the distillation head.
+        head: logits for prediction: "class", "distill", or "mean" of both, as in DeiT's code.
+        cross_entropy: "softmax" or "sigmoid".
+        label_smoothing: as in `Classify`.
+
+    Raises:
+        ValueError: for invalid values.
     """
 
     trunk_path: ClassVar[tuple[str, ...]] = ("student",)
@@ -211,5 +232,5 @@ class Distill(Classifier):
 
 
 def _with_mean(class_logits: Array, distill_logits: Array) -> dict[str, Array]:
-    """Logits by what may predict."""
+    """Logits by the names of the argument `head`."""
     return {"class": class_logits, "distill": distill_logits, "mean": (class_logits + distill_logits) / 2}

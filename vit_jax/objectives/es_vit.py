@@ -1,10 +1,11 @@
-"""EsViT: DINO, and the same of regions, each of which is compared with the one of the other view that is most like it.
+"""EsViT: DINO's loss for views and for regions, where each region is matched with the most similar one of another view.
 
 Source: Li et al. 2021, arXiv:2106.09785. Upstream: vit_pytorch/es_vit.py.
-Differs from upstream: what vit_jax/objectives/dino.py says; the encoder may give tokens as well (upstream: maps). With
-`settings="upstream"` regions are like each other by their product, and the region projector divides each feature by its
-length over the regions of a view, as upstream does; else by their cosine, and by a region's own length.
-Differs from the paper: views are made as DINO makes them; what vit_jax/objectives/dino.py says.
+Differs from upstream: as vit_jax/objectives/dino.py; the encoder may also return tokens (upstream: feature maps); with
+`settings="upstream"`, as upstream, regions are matched by their dot product, and the region projector normalises each
+feature over the regions of a view; with other settings, they are matched by cosine similarity, and each region is
+normalised over its features.
+Differs from the paper: views are those of DINO; as vit_jax/objectives/dino.py.
 Axes: b batch, n regions (i of a student's view, j of a teacher's), d features, k prototypes.
 """
 
@@ -23,7 +24,7 @@ from vit_jax.objectives.protocol import Tree
 
 
 class RegionStudent(nn.Module):
-    """Images to the projections of the view (b, k) and of its regions (b, n, k), and the regions (b, n, d)."""
+    """Images to projections of the view (b, k) and of its regions (b, n, k), and the features of regions (b, n, d)."""
 
     encoder: nn.Module
     view_projector: nn.Module
@@ -45,9 +46,10 @@ class RegionStudent(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class EsViT(Dino):
-    """Mean of `Dino`'s loss and of the cross-entropies between a student's regions and the teacher's most alike.
+    """The mean of `Dino`'s loss and a cross-entropy between each student region and the most similar teacher region.
 
-    Raises ValueError besides for an encoder that gives vectors.
+    It has the arguments of `Dino`. Raises ValueError as `Dino` does, and for an encoder that returns one vector for an
+    image.
     """
 
     centers: ClassVar[tuple[str, ...]] = ("center", "region_center")
@@ -70,7 +72,12 @@ class EsViT(Dino):
         }
 
     def of_pair(self, teacher: tuple, student: tuple) -> Float[Array, "b"]:
-        """The loss of every image between two views: of each, what it tells, what its regions tell, and the regions."""
+        """Return the loss of every image for a pair of views.
+
+        Args:
+            teacher: probabilities of the view, probabilities of its regions, and features of its regions.
+            student: the same, with log-probabilities.
+        """
         (told, told_regions, known), (logs, region_logs, found) = teacher, student
         likeness = jnp.einsum("bid,bjd->bij", *((found, known) if self.upstream else map(l2_normalize, (found, known))))
         nearest = jnp.take_along_axis(told_regions, likeness.argmax(axis=-1)[..., None], axis=1)

@@ -1,7 +1,7 @@
-"""Features of an image from an encoder's output in any form: one vector, or one for each region.
+"""Features from the output of any encoder: one vector for an image, or one for each region.
 
-Encoders give vectors (b, d), tokens (b, n, d), or maps (b, h, w, d) of any number of axes; of several outputs the first
-counts. Of tokens the first is the class token if the encoder says so by `pool="cls"`.
+Encoders return vectors (b, d), tokens (b, n, d), or feature maps (b, h, w, d) with any number of axes. Of several
+outputs the first one is used. The first token is the class token if the encoder has `pool="cls"`.
 """
 
 import math
@@ -15,7 +15,7 @@ from vit_jax.layers.tokens import pool_tokens
 
 
 def pooled(encoder: nn.Module, outputs: Any) -> Float[Array, "b d"]:
-    """One vector for an image: the class token, or the mean of tokens or map."""
+    """Return one vector for each image: the class token, or the mean of the tokens or the feature map."""
     x = _first(outputs)
     if x.ndim == 3:
         return pool_tokens(x, getattr(encoder, "pool", "mean"))
@@ -23,19 +23,22 @@ def pooled(encoder: nn.Module, outputs: Any) -> Float[Array, "b d"]:
 
 
 def regions(encoder: nn.Module, outputs: Any) -> Float[Array, "b n d"]:
-    """A vector for each place of the map, or each token but the class token. Raises ValueError where there is none."""
+    """Return a vector for each pixel of the feature map, or each token but the class token.
+
+    Raises ValueError for an encoder that returns one vector for an image.
+    """
     x = _first(outputs)
     if x.ndim == 2:
-        raise ValueError(f"encoder={type(encoder).__name__}: expected one that gives tokens or a map, not a vector")
+        raise ValueError(f"encoder={type(encoder).__name__}: expected one that returns tokens or a map, not a vector")
     if x.ndim == 3:
         return x[:, 1:] if getattr(encoder, "pool", "mean") == "cls" else x
     return x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def check_encoder(encoder: nn.Module) -> None:
-    """Raises ValueError for an encoder that gives logits."""
+    """Raise ValueError for an encoder that returns logits."""
     if getattr(encoder, "num_classes", 0):
-        raise ValueError(f"encoder.num_classes={encoder.num_classes}: expected 0, an encoder that gives features")
+        raise ValueError(f"encoder.num_classes={encoder.num_classes}: expected 0, an encoder that returns features")
 
 
 def _first(outputs: Any) -> Array:

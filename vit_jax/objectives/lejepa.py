@@ -1,14 +1,14 @@
-"""LeJEPA: views are to predict the global ones, and what is predicted is kept from collapsing by SIGReg alone.
+"""LeJEPA: all views of an image are pulled towards its global views, and only SIGReg prevents collapse.
 
 Source: Balestriero and LeCun 2025, arXiv:2511.08544. Upstream: vit_pytorch/lejepa.py.
-Differs from upstream: `settings="upstream"` has its arguments, projector and losses: each local view predicts one of
-the global ones, without gradient into that, and SIGReg sees local views alone. The default's losses are the paper's:
-all views predict the mean of the global ones, with gradients everywhere, and SIGReg sees each view; its projector has
-batch norms, without which images stay much alike for long. Every sample draws its own views, and colours change after
-the crop; the encoder is any that gives features; statistics of batch norms are of all views of one size that are
-projected together, and an average's are its own.
-Differs from the paper: sizes and crops of `settings="small"` are for small images and short runs; SIGReg is not
-multiplied by the size of the batch, for which its weight makes up.
+Differs from upstream: upstream's defaults, projector and losses are `settings="upstream"`: each local view predicts one
+global view, without a gradient into the global view, and SIGReg sees only local views; the default has the losses of
+the paper: all views predict the mean of the global views, with gradients into both, and SIGReg sees each view; its
+projector has batch norms, without which the features of images stay similar for a long time; views are drawn for each
+sample, and colours change after the crop; the encoder is any model that returns features; batch norms take their
+statistics over all views of one size, and a moving average has its own.
+Differs from the paper: `settings="small"` has sizes and crops for small images and short runs; SIGReg is not multiplied
+by the batch size, and has a larger weight instead.
 Axes: b batch, v views, d features, k projected features, m directions.
 """
 
@@ -38,7 +38,7 @@ SETTINGS = {
         local_lower_crop_scale=0.4,
         local_upper_crop_scale=0.8,
         global_lower_crop_scale=0.7,
-        sigreg_loss_weight=3.0,  # 0.05, the batch's size of 64 included
+        sigreg_loss_weight=3.0,  # the paper's 0.05 times a batch size of 64
     ),
     "upstream": dict(
         projection_hidden_size=256,
@@ -50,7 +50,7 @@ SETTINGS = {
         sigreg_loss_weight=1.0,
     ),
 }
-SIGREG = dict(num_slices=1024, domain=(-5, 5), num_knots=17)  # of `sigreg_loss_kwargs`
+SIGREG = dict(num_slices=1024, domain=(-5, 5), num_knots=17)  # defaults of `sigreg_loss_kwargs`
 
 
 class Encoder(Projected):
@@ -64,14 +64,32 @@ class Encoder(Projected):
 class LeJEPA(Pretraining):
     """`target_loss_weight` times the squared distance of views, plus `sigreg_loss_weight` times SIGReg.
 
-    Arguments left out are those of `settings`, "small" or "upstream"; which views these losses see depends on it as
-    well. With `use_ema` targets are an average's, which follows by `moving_average_decay` (0.99 where it is left out),
-    and SIGReg only acts if `use_sigreg`; either is on where it alone is left out and the other is off, and
-    `moving_average_decay` turns the average on. `augment_fn` and `augment_fn2`, (key, pixels (h, w, c) in 0..1) to
-    such, stand in for flips, colours and blur of the first views and of the second. Local views show a share of the
-    image from `local_lower_crop_scale` to `local_upper_crop_scale`, global ones at least `global_lower_crop_scale`;
-    local views have `local_size` (height, width) pixels, global ones the images'.
-    Raises ValueError for values that make no sense, and an encoder with classes.
+    Args:
+        encoder: a model that returns features.
+        settings: "small" or "upstream": the defaults of arguments that are None, and the form of the losses.
+        projection_hidden_size: hidden width of the projector.
+        num_classes_K: width of the projection.
+        projection_layers: layers of the projector.
+        local_lower_crop_scale: least share of the image that a local view shows.
+        local_upper_crop_scale: largest share of the image that a local view shows.
+        global_lower_crop_scale: least share of the image that a global view shows.
+        local_size: (height, width) of local views in pixels; None for the size of the images.
+        flip: probability of a horizontal flip.
+        use_ema: compute targets with a moving average of the parameters. By default the opposite of `use_sigreg`; if
+            that is None too, only if `moving_average_decay` is given.
+        moving_average_decay: decay of the moving average, 0.99 by default.
+        use_sigreg: add SIGReg. By default, only if there is no moving average.
+        target_loss_weight: weight of the distance.
+        sigreg_loss_weight: weight of SIGReg.
+        sigreg_loss_kwargs: `num_slices` (directions), `domain` and `num_knots` of SIGReg.
+        augment_fn: replaces flips, colours and blur of the first global and local view: a function from a key and
+            pixels (h, w, c) in 0..1 to such pixels.
+        augment_fn2: the same for the second global and local view.
+        mean: mean of each channel with which images are normalised.
+        std: standard deviation of each channel with which images are normalised.
+
+    Raises:
+        ValueError: for invalid values, and for an encoder with classes.
     """
 
     settings: str = "small"
@@ -110,19 +128,19 @@ class LeJEPA(Pretraining):
 
     @property
     def sigreg(self) -> dict[str, Any]:
-        """Number of directions, and the knots of the integral."""
+        """The number of directions, and the domain and number of knots of the integral."""
         return SIGREG | dict(self.sigreg_loss_kwargs)
 
     @property
     def averages(self) -> bool:
-        """Whether targets are an average's."""
+        """Whether targets are computed with a moving average of the parameters."""
         if self.use_ema is None:
             return self.moving_average_decay is not None if self.use_sigreg is None else not self.use_sigreg
         return self.use_ema
 
     @property
     def regularizes(self) -> bool:
-        """Whether SIGReg acts."""
+        """Whether SIGReg is part of the loss."""
         wanted = not self.averages if self.use_sigreg is None else self.use_sigreg
         return wanted and self.sigreg_loss_weight > 0
 
@@ -155,7 +173,7 @@ class LeJEPA(Pretraining):
         return loss, ({"loss": loss}, extras)
 
     def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
-        """The loss of each image; SIGReg, which is one number for all that "mask" counts, is part of each."""
+        """Return the loss of each image. SIGReg, one number for all images with a "mask" of 1, is added to each."""
         drawn = self.draw(jax.random.key(0), batch["image"])
         return {"loss": self.compare(params, extras, drawn, {}, train=False, mask=batch.get("mask"))[0]}
 
@@ -168,7 +186,7 @@ class LeJEPA(Pretraining):
         train: bool,
         mask: Float[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b"], Tree]:
-        """The loss of every image, given its views, and the extras of the next step."""
+        """Return the loss of every image, given its views, and the extras of the next step."""
         shown = [drawn["local"]] if self.upstream else [drawn["global"], drawn["local"]]
         wide = lambda projected: jnp.stack(projected).astype(jnp.float32)
         projected, kept = project(self.model, params, extras, "batch_stats", shown, rngs, train)
@@ -190,7 +208,7 @@ class LeJEPA(Pretraining):
     def targets(
         self, params: Tree, extras: Tree, views: Array, rngs: Mapping[str, Array], train: bool
     ) -> tuple[list, Tree]:
-        """The outputs of the average, or of the trained network itself, for global views, and its new statistics."""
+        """Return the outputs of the moving average, or else of the trained network, and its new batch statistics."""
         statistics = "batch_stats"
         if self.averages:
             params = jax.tree.map(lambda x: x.astype(views.dtype), extras["ema"])
@@ -201,7 +219,7 @@ class LeJEPA(Pretraining):
     def sigreg_of(
         self, views: Float[Array, "v b k"], directions: Float[Array, "m k"], mask: Float[Array, "b"] | None
     ) -> Float[Array, ""]:
-        """SIGReg of what all views were projected to (upstream), or the mean of each view's."""
+        """Return SIGReg of the projections of all views together (upstream), or its mean over views."""
         of = lambda x: sigreg_loss(x, directions, self.sigreg["domain"], self.sigreg["num_knots"], mask)
         return (
             of(jnp.moveaxis(views, 0, 1)) if self.upstream else jax.vmap(lambda view: of(view[:, None]))(views).mean()

@@ -1,13 +1,12 @@
-"""LeVJEPA: small views of a video are to be where the large one is, and SIGReg keeps that from being one place for all.
+"""LeVJEPA: local views of a video are pulled towards its global view, and SIGReg prevents collapse.
 
 Source: Kuhn et al., arXiv:2608.27395; SIGReg: Balestriero and LeCun 2025, arXiv:2511.08544.
 Upstream: `LeVJEPA` in vit_pytorch/levjepa.py.
-Differs from upstream: images are videos of one frame; every video draws its own views, whose frames share them; local
-views may be of another size; the encoder is any that gives features, and where it cannot leave out patches, none are.
-Upstream compares and regularizes what it takes for the views of one video, but which are in part another's: it stacks
-all global views before all local ones and cuts the stack as if each video's views stood together. `mix_images=True`
-does so too.
-Differs from the paper: which of its details upstream changes is not known here.
+Differs from upstream: images are videos of one frame; views are drawn for each video, the same for all its frames;
+local views may have another size; the encoder is any model that returns features, and if it cannot drop patches, all
+are used; views of different videos are not mixed: upstream concatenates all global views and all local views, then
+reshapes the result as if the views of each video were adjacent (`mix_images=True` does so too).
+Differs from the paper: unknown; only upstream's code was compared.
 Axes: b batch, v views (the global one first), h w height and width, c channels, d features, k projected features,
 m directions.
 """
@@ -32,11 +31,11 @@ from vit_jax.objectives.pretrain import Pretraining
 from vit_jax.objectives.protocol import Tree
 from vit_jax.objectives.views import View, make_views
 
-SIGREG = dict(num_proj=1024, knots=17)  # of `sigreg_loss_kwargs`
+SIGREG = dict(num_proj=1024, knots=17)  # defaults of `sigreg_loss_kwargs`
 
 
 class StandardizedDense(nn.Module):
-    """Linear map whose weights of each output have mean 0 and variance 1 (Qiao et al. 2019, arXiv:1903.10520)."""
+    """Linear layer whose weights have mean 0 and variance 1 for each output (Qiao et al. 2019, arXiv:1903.10520)."""
 
     features: int
 
@@ -52,11 +51,11 @@ class StandardizedDense(nn.Module):
 
 
 class Compared(nn.Module):
-    """The loss of every image, (b,), from its views, which `encoder` and a small projector send to one space.
+    """An encoder, a projector and the loss: views of images to losses (b,).
 
-    `views`: groups (b, v, *shape, c) of one size each; the first view of the first group is where the others should be.
-    `kept`: the patches of each group that stay when `train`, (b v, p), or None for all. `weights` (b,): what each image
-    counts for in SIGReg.
+    In a call, `views` has groups (b, v, *shape, c) of views of the same size. The other views are pulled towards the
+    first view of the first group. `kept` has, for each group, the indices of the patches to use, (b v, p), or None for
+    all. `weights` (b,) is the weight of each image in SIGReg.
     """
 
     encoder: nn.Module
@@ -75,7 +74,7 @@ class Compared(nn.Module):
         self.norm = BatchNorm() if self.use_batch_norm else nn.RMSNorm(epsilon=float(np.finfo(np.float32).eps))
 
     def project(self, views: Sequence[Array], kept: Sequence[Array | None], *, train: bool) -> Float[Array, "b v k"]:
-        """Where all views of all groups go."""
+        """Return the projections of the views of all groups."""
         batch, features = len(views[0]), []
         for group, patches in zip(views, kept, strict=True):
             keywords = {} if patches is None else dict(kept=patches)
@@ -108,7 +107,25 @@ class Compared(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ViewsJEPA(Pretraining):
-    """Base of `LeVJEPA` and `LeVJEPAND`: projector, losses, and dropped patches. Subclasses make the views."""
+    """Base of `LeVJEPA` and `LeVJEPAND`: projector, losses and dropped patches. Subclasses define the views.
+
+    Args:
+        encoder: a model that returns features.
+        num_classes_K: width of the projection.
+        projection_hidden: hidden width of the projector.
+        drop_ratio: share of the patches to drop in training; by default 0.95 if the encoder can drop patches, else 0.
+        use_batch_norm: use batch norm in the projector, else RMSNorm.
+        use_weight_standardization: standardise the weights of the projector's first layer.
+        invariance_loss_weight: weight of the squared distance of views.
+        sigreg_loss_weight: weight of SIGReg.
+        sigreg_loss_kwargs: `num_proj` (directions) and `knots` of SIGReg.
+        mix_images: compare views of different images, as upstream does by mistake.
+        mean: mean of each channel with which images are normalised.
+        std: standard deviation of each channel with which images are normalised.
+
+    Raises:
+        ValueError: for invalid values, and for an encoder with classes.
+    """
 
     num_classes_K: int = 256
     projection_hidden: int = 256
@@ -138,7 +155,7 @@ class ViewsJEPA(Pretraining):
 
     @property
     def sigreg(self) -> dict[str, int]:
-        """Number of directions, and of the knots of the integral."""
+        """The number of directions, and of knots of the integral."""
         return SIGREG | dict(self.sigreg_loss_kwargs)
 
     @property
@@ -156,7 +173,7 @@ class ViewsJEPA(Pretraining):
         )
 
     def make_views(self, key: Array, images: Array) -> list[Array]:
-        """Groups of views (b, v, *shape, c)."""
+        """Return groups of views (b, v, *shape, c)."""
         raise NotImplementedError
 
     def draw(self, key: Array, images: Array) -> dict[str, Any]:
@@ -170,7 +187,10 @@ class ViewsJEPA(Pretraining):
         return {"views": views, "kept": kept, "directions": directions}
 
     def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
-        """The loss of each image, with all patches; SIGReg, one number for all that "mask" counts, is part of each."""
+        """Return the loss of each image, without dropping patches.
+
+        SIGReg, one number for all images with a "mask" of 1, is added to each.
+        """
         drawn = self.draw(jax.random.key(0), batch["image"]) | {"weights": batch.get("mask")}
         return {"loss": self.model.apply({"params": params, **extras}, batch["image"], **drawn)}
 
@@ -180,12 +200,14 @@ DROP_RATIO = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class LeVJEPA(ViewsJEPA):
-    """Squared distance of all views from the global one, and SIGReg of each; images (b, *frames, h, w, c).
+    """Squared distance of all views from the global one, plus SIGReg of each view; for images (b, *frames, h, w, c).
 
-    Local views have `local_size` (height, width) pixels, by default those of the video, as the global one has.
-    `local_augment_fn` and `global_augment_fn`, (key, pixels (*frames, h, w, c) in 0..1) to such, stand in for the local
-    views' flips and colours, and for the global one's staying as it is. `drop_ratio` of the patches are left out in
-    training, by default 0.95 where the encoder can. Raises ValueError for values that make no sense.
+    The arguments of `ViewsJEPA` and `num_local_views`; `local_size`, (height, width) of local views in pixels, by
+    default the size of the video, which global views have; the shares of the image that views show,
+    `local_crop_scale` and `global_crop_scale`, each (least, most); `crop_ratio_range`, width over height of a crop;
+    and `flip`, the probability that a local view is flipped. `local_augment_fn` replaces flips and colours of local
+    views. `global_augment_fn` changes the global view, which otherwise is only cropped. Both map a key and pixels
+    (*frames, h, w, c) in 0..1 to such pixels. Raises ValueError for invalid values.
     """
 
     num_local_views: int = 4

@@ -1,10 +1,11 @@
-"""LeVJEPA for arrays of any number of axes: noisy copies of an array, of which other patches are seen, go to one place.
+"""LeVJEPA for arrays with any number of axes: noisy copies with different dropped patches are pulled together.
 
 Source: Kuhn et al., arXiv:2608.27395; SIGReg: Balestriero and LeCun 2025, arXiv:2511.08544.
 Upstream: `LeVJEPAND` in vit_pytorch/levjepa_nd.py.
-Differs from upstream: views have noise where no function makes them (upstream: they are alike); the encoder is any that
-gives features; `mix_images=True` compares views as upstream does, by the same slip as its LeVJEPA.
-Differs from the paper: any number of axes (paper: video), and views that are no crops.
+Differs from upstream: without an augmentation, views differ by noise (upstream: they are equal); the encoder is any
+model that returns features; views of different arrays are not mixed (upstream mixes them, as in its LeVJEPA;
+`mix_images=True` does so too).
+Differs from the paper: any number of axes (paper: video); views are not cropped.
 Axes: b batch, v views (the source first), c channels.
 """
 
@@ -20,11 +21,11 @@ from vit_jax.objectives import levjepa
 
 @dataclasses.dataclass(frozen=True)
 class LeVJEPAND(levjepa.ViewsJEPA):
-    """Squared distance of `num_target_aug_views` views from the source view, and SIGReg of each.
+    """Squared distance of `num_target_aug_views` target views from the source view, plus SIGReg of each view.
 
-    `augment_src` and `augment_tgt`, (key, array (*shape, c)) to one of the same shape, make the views; where they are
-    left out, noise of the deviation `noise` does. `drop_ratio` of the patches are left out in training, by default 0.95
-    where the encoder can. Raises ValueError for values that make no sense.
+    It has the arguments of `ViewsJEPA` too. `augment_src` and `augment_tgt` make the views: they map a key and an array
+    (*shape, c) to an array of the same shape. By default they add noise of the standard deviation `noise`. Raises
+    ValueError for invalid values.
     """
 
     num_target_aug_views: int = 1

@@ -1,11 +1,11 @@
-"""MAE: an encoder sees a quarter of the patches, and a small decoder must tell the pixels of the rest.
+"""MAE (masked autoencoder): an encoder sees a quarter of the patches, and a small decoder predicts the other ones.
 
 Source: He et al. 2021, arXiv:2111.06377. Upstream: `MAE` in vit_pytorch/mae.py.
-Differs from upstream: runs with a class token too, which upstream cannot place among its positions; that goes through
-encoder and decoder as well (`class_token=False`: it is left out, as upstream means to); targets are normalised
-(`norm_pixels=False`: they are not); the decoder is as wide as the encoder by default; mask token and positions start at
-a deviation of 0.02 (upstream: 1).
-Differs from the paper: the decoder is one layer deep by default, and its positions are learned, the class token's too.
+Differs from upstream: works with a class token, for which upstream has no position; the class token goes through
+encoder and decoder (`class_token=False` leaves it out, as upstream intends); targets are normalised (not with
+`norm_pixels=False`); the decoder is as wide as the encoder by default; mask token and positions start at a standard
+deviation of 0.02 (upstream: 1).
+Differs from the paper: the decoder has one layer by default, and its positions, also the class token's, are learned.
 Axes: b batch, n patches, m masked patches, k seen patches, l tokens before the patches, d dim, p values of a patch.
 """
 
@@ -35,13 +35,16 @@ from vit_jax.objectives.pretrain import Pretraining
 
 
 def normalize_patches(patches: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
-    """Each patch less its mean, over its deviation as the authors' code has it: over p - 1, 1e-6 within the root."""
+    """Normalise each patch to mean 0 and variance 1.
+
+    As in the authors' code, the variance is over p - 1, and 1e-6 is added to it.
+    """
     variance = patches.var(axis=-1, ddof=1, keepdims=True)
     return (patches - patches.mean(axis=-1, keepdims=True)) * lax.rsqrt(variance + 1e-6)
 
 
 class Autoencoder(nn.Module):
-    """An encoder and its decoder: images (b, H, W, c), patches by their numbers, to losses (b,)."""
+    """An encoder and its decoder: images (b, H, W, c) and the indices of masked and seen patches to losses (b,)."""
 
     encoder: nn.Module
     decoder_dim: int | None = None
@@ -55,7 +58,7 @@ class Autoencoder(nn.Module):
     def reconstruct(
         self, images: Images, masked: Int[Array, "b m"], seen: Int[Array, "b k"], *, train: bool = False
     ) -> Float[Array, "b m p"]:
-        """The values of the masked patches, told from those that are seen."""
+        """Predict the values of the masked patches from the seen ones."""
         fill(self, images)
         first, patches = embed(self.encoder, images)
         (_, before, encoder_dim), count = first.shape, patches.shape[1]
@@ -69,8 +72,8 @@ class Autoencoder(nn.Module):
             tokens = Dense(dim, name="enc_to_dec")(tokens)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (dim,))
         tokens = jnp.concatenate([jnp.broadcast_to(mask_token, (*masked.shape, dim)), tokens], axis=1)
-        # Upstream's last row stands for its class token and is never read; here it is the token's position. What
-        # matters to attention are positions alone, so that tokens need not go back to their places.
+        # Upstream never reads the last row; here it is the position of the class token. Attention depends only on the
+        # positions that are added, not on the order of tokens, so tokens are not put back in order.
         positions = nn.Embed(count + before, dim, embedding_init=nn.initializers.normal(0.02), name="decoder_pos_emb")
         of_first = jnp.broadcast_to(count + jnp.arange(first.shape[1]), first.shape[:2])
         tokens = tokens + positions(jnp.concatenate([masked, of_first, seen], axis=1))
@@ -93,12 +96,20 @@ class Autoencoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MAE(Pretraining):
-    """Mean squared error of the masked patches, of which there are `int(masking_ratio * n)`.
+    """Mean squared error of the predicted pixels of masked patches.
 
-    `encoder` is any model of patches that takes any number of them: most that derive from the plain ViT or SimpleViT.
-    With `norm_pixels` it is of normalised patches, as in the paper. The decoder is `decoder_dim` wide, by default as
-    the encoder. With `class_token`, what stands before the patches goes along, so that it can be fine-tuned.
-    Raises ValueError for an encoder that cannot be used, and for values that make no sense.
+    Args:
+        encoder: a model of patches that takes any number of them, such as most variants of ViT and SimpleViT.
+        masking_ratio: share of the patches to mask, rounded down to whole patches.
+        decoder_dim: width of the decoder; None for that of the encoder.
+        decoder_depth: layers of the decoder.
+        decoder_heads: attention heads of the decoder.
+        decoder_dim_head: width of a head.
+        norm_pixels: predict normalised patches, as in the paper.
+        class_token: keep tokens before the patches, such as a class token, so that they are pretrained too.
+
+    Raises:
+        ValueError: for an unsuitable encoder or invalid values.
     """
 
     masking_ratio: float = 0.75

@@ -1,10 +1,10 @@
-"""Functions for objectives that hide patches of an image from an encoder.
+"""Functions for objectives that mask patches of an image.
 
-The encoder must have `patch_size` and `dim`; `to_patch_embedding(images)`, the embedded patches; `embed(images)`, the
-tokens before the transformer; `transform(tokens)`, those after it; and `encode(images)`, the one after the other, with
-the patches last and row by row. `embed` and `encode` take `patches` in place of the embedded ones. A model sets
-`patches_leak` if its tokens depend on other patches' pixels before the transformer, and `patches_lost` if its
-transformer returns other tokens than those of the patches.
+The encoder must have the fields `patch_size` and `dim`, and the methods `to_patch_embedding(images)`, which returns the
+embedded patches; `embed(images)`, which returns the tokens before the transformer; `transform(tokens)`, which applies
+the transformer; and `encode(images)`, which does both. Tokens have the patches last, row by row. The argument `patches`
+of `embed` and `encode` replaces the embedded patches. A model sets `patches_leak` if tokens depend on the pixels of
+other patches before the transformer, and `patches_lost` if the transformer returns other tokens than the patches.
 Axes: b batch, n patches, m masked or seen patches, l tokens before the patches, d dim, p values of a patch.
 """
 
@@ -27,10 +27,14 @@ PATCH_ALIASES = tuple(
 
 
 def check_encoder(encoder: nn.Module, *, methods: tuple[str, ...], sealed: bool = True, movable: bool = False) -> None:
-    """Raises ValueError, naming it, unless `encoder` has `patch_size`, `dim` and these `methods`, and drops no patch.
+    """Raise ValueError unless an objective can use `encoder`.
 
-    `sealed`: no token may tell of another patch's pixels. `movable`: any patches must do, in any number, which is true
-    of models whose `encode` takes extra tokens: where patches have places in a grid there is none for those.
+    Args:
+        encoder: a model that must have `patch_size` and `dim`, and not drop patches.
+        methods: further methods that it must have.
+        sealed: before the transformer, a token may not depend on the pixels of other patches.
+        movable: the transformer must take any subset of the patches. Models whose `encode` takes extra tokens do;
+            others need the whole grid of patches.
     """
     expected = []
     if missing := [name for name in ("patch_size", "dim", *methods) if getattr(encoder, name, None) is None]:
@@ -38,67 +42,67 @@ def check_encoder(encoder: nn.Module, *, methods: tuple[str, ...], sealed: bool 
     elif movable and "extra_tokens" not in inspect.signature(encoder.encode).parameters:
         expected.append("an encoder that takes any number of patches (whose `encode` takes `extra_tokens`)")
     if getattr(encoder, "patches_lost", False):
-        expected.append("an encoder that gives a token for every patch")
+        expected.append("an encoder that returns a token for every patch")
     if sealed and getattr(encoder, "patches_leak", False):
-        expected.append("an encoder whose tokens see one patch each: from others the masked ones can be copied")
+        expected.append("an encoder whose tokens see one patch each, as others could copy the masked patches")
     if getattr(encoder, "patch_dropout", 0):
-        expected.append(f"patch_dropout=0, not {encoder.patch_dropout}, as the objective hides patches itself")
+        expected.append(f"patch_dropout=0, not {encoder.patch_dropout}, as the objective masks patches itself")
     if expected:
         raise ValueError(f"encoder={type(encoder).__name__}: expected {'; and '.join(expected)}")
 
 
 def check_share(name: str, value: float) -> None:
-    """Raises ValueError unless `value`, the argument `name`, is above 0 and below 1."""
+    """Raise ValueError unless `value`, the argument `name`, is above 0 and below 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name}={value!r}: expected more than 0 and less than 1")
 
 
 def count_patches(encoder: nn.Module, images: Array) -> int:
-    """Patches of each image. Raises ValueError where they do not fill it."""
+    """Return the number of patches of an image. Raises ValueError unless `patch_size` divides the image."""
     return math.prod(patch_grid(images.shape[1:3], encoder.patch_size))
 
 
 def draw_masked(
     key: Array, encoder: nn.Module, images: Array, masking_ratio: float
 ) -> tuple[Int[Array, "b m"], Int[Array, "b k"]]:
-    """For every image by itself, the numbers of `int(masking_ratio * n)` patches, and those of the others.
+    """Draw `int(masking_ratio * n)` patches for every image, and return their indices and those of the others.
 
-    Raises ValueError when that is none.
+    Raises ValueError if no patch is masked.
     """
     patches = count_patches(encoder, images)
     masked = int(masking_ratio * patches)
     if not masked:
-        raise ValueError(f"masking_ratio={masking_ratio}: expected more, as it masks none of {patches} patches")
+        raise ValueError(f"masking_ratio={masking_ratio}: expected at least 1/{patches}, as it masks no patch")
     order = shuffled(key, len(images), patches)
     return order[:, :masked], order[:, masked:]
 
 
 def shuffled(key: Array, batch: int, patches: int) -> Int[Array, "b n"]:
-    """For every image by itself, the numbers of its patches in random order."""
+    """Return the indices of the patches in an independent random order for every image."""
     return jax.random.uniform(key, (batch, patches)).argsort(axis=1)
 
 
 def take(x: Float[Array, "b n d"], numbers: Int[Array, "b m"]) -> Float[Array, "b m d"]:
-    """Of every image the tokens with these numbers."""
+    """Return the tokens with these indices of every image."""
     return jnp.take_along_axis(x, numbers[:, :, None], axis=1)
 
 
 def to_patches(images: Images, encoder: nn.Module) -> Float[Array, "b n p"]:
-    """Patches row by row; their values run (height, width, channel)."""
+    """Split images into patches, row by row, whose values are ordered (height, width, channel)."""
     ph, pw = pair("patch_size", encoder.patch_size)
     return rearrange(images, "b (h ph) (w pw) c -> b (h w) (ph pw c)", ph=ph, pw=pw)
 
 
 def to_images(patches: Float[Array, "b n p"], encoder: nn.Module, size: tuple[int, int]) -> Images:
-    """`to_patches` undone, for images of this `size`, (height, width)."""
+    """Join patches to images of this `size`, (height, width): the inverse of `to_patches`."""
     (rows, columns), (ph, pw) = patch_grid(size, encoder.patch_size), pair("patch_size", encoder.patch_size)
     return rearrange(patches, "b (h w) (ph pw c) -> b (h ph) (w pw) c", h=rows, w=columns, ph=ph, pw=pw)
 
 
 def embed(encoder: nn.Module, images: Images, *, patches: Tokens | None = None) -> tuple[Float[Array, "b l d"], Tokens]:
-    """The tokens before the patches, such as a class token, and the patches, with positions and before dropout.
+    """Return the tokens before the patches, such as a class token, and the patches, both with positions.
 
-    `patches` replace the embedded ones of `images`.
+    `patches` replace the embedded patches of `images`.
     """
     replaced = {} if patches is None else {"patches": patches}
     tokens, count = encoder.embed(images, **replaced), count_patches(encoder, images)
@@ -108,7 +112,7 @@ def embed(encoder: nn.Module, images: Images, *, patches: Tokens | None = None) 
 
 
 def encode(encoder: nn.Module, images: Images, *, patches: Tokens | None = None, train: bool) -> Tokens:
-    """The patches' tokens after the transformer; `patches` replace the embedded ones of `images`."""
+    """Return the patches' tokens after the transformer. `patches` replace the embedded patches of `images`."""
     replaced = {} if patches is None else {"patches": patches}
     tokens, count = encoder.encode(images, **replaced, train=train), count_patches(encoder, images)
     _expect_tokens(encoder, tokens.ndim == 3 and tokens.shape[1] >= count, tokens, count)
@@ -116,20 +120,20 @@ def encode(encoder: nn.Module, images: Images, *, patches: Tokens | None = None,
 
 
 def transform(encoder: nn.Module, tokens: Tokens, *, train: bool) -> Tokens:
-    """The output of the transformer of `encoder` for any of its embedded tokens."""
+    """Apply the transformer of `encoder` to any of its embedded tokens."""
     transformed = encoder.transform(tokens, train=train)
     _expect_tokens(encoder, transformed.shape == tokens.shape, transformed, tokens.shape[1])
     return transformed
 
 
 def mask(patches: Tokens, masked: Int[Array, "b m"], mask_token: Float[Array, "d"]) -> Tokens:
-    """`patches` with `mask_token` in place of those that are `masked`."""
+    """Replace the `masked` patches by `mask_token`."""
     images = jnp.arange(len(patches))[:, None]
     return patches.at[images, masked].set(mask_token.astype(patches.dtype)[None, None])
 
 
 def fill(module: nn.Module, images: Images) -> None:
-    """When `module` is initialised, makes those parameters of its encoder too that it has no use for, as a head's."""
+    """During initialisation of `module`, also create parameters of its encoder that it does not use, such as a head."""
     if module.is_initializing():
         module.encoder(images)
 

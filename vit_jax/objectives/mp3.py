@@ -1,4 +1,4 @@
-"""MP3: patches without positions must tell where they stand, while all but a few are hidden from one another.
+"""MP3 (masked patch position prediction): predict the position of each patch, attending to a few patches only.
 
 Source: Zhai et al. 2022, arXiv:2207.07611. Upstream: `MP3` in vit_pytorch/mp3.py.
 Differs from upstream: `masking_ratio` has a default.
@@ -21,13 +21,13 @@ from vit_jax.objectives.pretrain import Pretraining
 
 
 class MaskedPositionPrediction(nn.Module):
-    """An encoder and a classifier of positions: images (b, H, W, c), the seen patches' numbers, to losses (b,)."""
+    """An encoder and a classifier of positions: images (b, H, W, c) and the indices of seen patches to losses (b,)."""
 
     encoder: nn.Module
 
     @nn.compact
     def classify(self, images: Images, seen: Int[Array, "b m"], *, train: bool = False) -> Float[Array, "b n n"]:
-        """For each patch the logits of its positions."""
+        """Return the logits of the positions for each patch."""
         fill(self, images)
         tokens = self.encoder.encode_seen(images, seen, train=train)
         logits = NormHead(tokens.shape[1], name="mlp_head")(rearrange(tokens, "b n d -> (b n) d"))
@@ -42,10 +42,15 @@ class MaskedPositionPrediction(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MP3(Pretraining):
-    """Cross-entropy of every patch's position among all; `int(masking_ratio * n)` patches are read by none.
+    """Cross-entropy of the position of every patch.
 
-    `encoder` is a model with `encode_seen`, which lets patches without positions read some of them alone: `mp3:ViT`.
-    Raises ValueError for another encoder, and for a `masking_ratio` that is not between 0 and 1.
+    Args:
+        encoder: a model with the method `encode_seen`, in which patches have no positions and attend only to the seen
+            patches: `mp3:ViT`.
+        masking_ratio: share of the patches that no patch attends to, above 0 and below 1.
+
+    Raises:
+        ValueError: for another encoder or `masking_ratio`.
     """
 
     masking_ratio: float = 0.75

@@ -1,10 +1,11 @@
-"""Masked patch prediction: what colour are, on average, the patches that were hidden or exchanged?
+"""Masked patch prediction: predict the mean colour of patches that were masked or replaced by another patch.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929, self-supervision. Upstream: `MPP` in vit_pytorch/mpp.py.
-Differs from upstream: it runs; upstream takes the class token and positions of its ViT for a batch's and crashes. An
-encoder needs no class token; bins are counted, so that rounding adds none; shares above 1 in all are refused.
-Differs from the paper: patches are masked before they are embedded, and 15 percent of them (paper: 50), half with the
-mask token, half with another patch by default (paper: 80 percent, 10, and 10 as they are).
+Differs from upstream: it runs (upstream misreads the shapes of its ViT's class token and positions, and crashes); the
+encoder may have no class token; the number of bins is exact (upstream: rounding can add one); shares that sum to more
+than 1 raise an error.
+Differs from the paper: patches are masked before they are embedded; by default 15 percent of them (paper: 50), half
+with the mask token and half with another patch (paper: 80 and 10 percent, and 10 unchanged).
 Axes: b batch, n patches, m masked patches, d dim, c channels, p values of a patch, k classes.
 """
 
@@ -43,10 +44,21 @@ def mean_colours(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> Int[Array, "b m"]:
-    """The classes of patches: which of `2**bits` bins the mean of each channel falls into, the first counting least.
+    """Return the class of each patch: the combined bin indices of the means of its channels.
 
-    Bins end at multiples of `max_pixel_val / 2**bits`, which belong to them. Values are times `std`, plus `mean`.
-    Raises ValueError unless these have a number for each channel.
+    Bin i of `2**bits` bins contains means above `i * width` and up to `(i + 1) * width`, where `width` is
+    `max_pixel_val / 2**bits`. The first channel is the least significant digit of the class.
+
+    Args:
+        patches: normalised patches, channels last.
+        channels: number of channels.
+        bits: bits of a bin index.
+        max_pixel_val: largest pixel before normalisation.
+        mean: mean of each channel with which images are normalised, or None if they are not.
+        std: standard deviation of each channel with which images are normalised, or None.
+
+    Raises:
+        ValueError: unless `mean` and `std` have a number for each channel.
     """
     pixels = rearrange(patches.astype(jnp.float32), "b m (pixel c) -> b m pixel c", c=channels)
     for name, values in (("mean", mean), ("std", std)):
@@ -62,7 +74,7 @@ def mean_colours(
 
 
 class MaskedPatchPrediction(nn.Module):
-    """An encoder and a linear classifier: images (b, H, W, c), and what becomes of their patches, to losses (b,)."""
+    """An encoder and a linear classifier: images (b, H, W, c) and the choice of masked patches to losses (b,)."""
 
     encoder: nn.Module
     output_channel_bits: int = 3
@@ -81,8 +93,16 @@ class MaskedPatchPrediction(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b m k"]:
-        """Logits of the masked patches, of which those `replaced` are the mask token, and those else that are
-        `exchanged` the patches of the image with the numbers `others`."""
+        """Return the logits of the masked patches.
+
+        Args:
+            images: the images.
+            masked: indices of the masked patches.
+            replaced: which of them are replaced by the mask token.
+            exchanged: which of the others are replaced by another patch of the image; the rest is unchanged.
+            others: index of that patch.
+            train: apply dropout.
+        """
         fill(self, images)
         patches = to_patches(images, self.encoder)
         mask_token = self.param("mask_token", nn.initializers.normal(1.0), (1, 1, patches.shape[-1]))
@@ -108,12 +128,21 @@ class MaskedPatchPrediction(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MPP(Pretraining):
-    """Cross-entropy of the masked patches' classes: their mean colour, in `2**output_channel_bits` steps a channel.
+    """Cross-entropy of the mean colour of masked patches, in `2**output_channel_bits` bins for each channel.
 
-    Of the patches the share `mask_prob` is masked, rounded up. Of these the share `replace_prob` becomes a mask token,
-    `random_patch_prob` another patch of the image, by chance itself, and the rest stays. `encoder` is any model that
-    gives a token for each patch. Pixels of images are at most `max_pixel_val` once they are times `std`, plus `mean`.
-    Raises ValueError for an encoder that cannot be used, and for values that make no sense.
+    Args:
+        encoder: a model that returns a token for each patch.
+        output_channel_bits: bits of a channel's bin index.
+        max_pixel_val: largest pixel before normalisation.
+        mask_prob: share of the patches to mask, rounded up to whole patches.
+        replace_prob: share of the masked patches that are replaced by the mask token.
+        random_patch_prob: share of the masked patches that are replaced by a random patch of the image,
+            possibly the same one. The remaining masked patches are not changed.
+        mean: mean of each channel with which images are normalised, or None if they are not.
+        std: standard deviation of each channel with which images are normalised, or None.
+
+    Raises:
+        ValueError: for an unsuitable encoder or invalid values.
     """
 
     output_channel_bits: int = 3
@@ -138,7 +167,7 @@ class MPP(Pretraining):
                 f"random_patch_prob={self.random_patch_prob}: expected at most 1 - replace_prob={self.replace_prob}"
             )
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"std={self.std!r}: expected to be given with mean={self.mean!r}, or neither")
+            raise ValueError(f"std={self.std!r}: expected mean and std to be given together, but mean={self.mean!r}")
 
     @property
     def model(self) -> MaskedPatchPrediction:

@@ -1,4 +1,4 @@
-"""Learning from images alone: what such objectives have in common."""
+"""Base of the objectives for self-supervised pretraining."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from vit_jax.objectives.protocol import Objective, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining(Objective):
-    """An `encoder` trained by a module around it, whose submodule "encoder" it is.
+    """Trains an `encoder` as the submodule "encoder" of a module that computes the loss.
 
-    A subclass says what that `model` is, which gives the loss of every image, (b,), and what chance decides of it:
-    `draw` gives the keywords of its call. Where `encoder` gives several tensors the first is taken for its features.
+    A subclass defines this module, `model`, which returns the loss of every image, (b,), and `draw`, which returns
+    random keyword arguments for a call of `model`. If `encoder` has several outputs, the first one is the features.
     """
 
     trunk_path: ClassVar[tuple[str, ...]] = ("encoder",)
@@ -25,11 +25,11 @@ class Pretraining(Objective):
 
     @property
     def model(self) -> nn.Module:
-        """The module that is trained: images (b, H, W, c), and what is drawn, to losses (b,)."""
+        """The module to train: images (b, H, W, c) and the output of `draw` to losses (b,)."""
         raise NotImplementedError
 
     def draw(self, key: Array, images: Array) -> dict[str, Array]:
-        """Random draws for a batch, such as which patches are masked."""
+        """Make the random draws for a batch, such as which patches are masked."""
         return {}
 
     def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:

@@ -1,8 +1,8 @@
-"""An encoder with a projector upon its features: what is compared between views.
+"""Projectors, which map the features of an encoder to the space in which views are compared.
 
-Every projector takes `train`, which the one with batch norms needs.
+Every projector takes `train`, though only the one with batch norms uses it.
 
-Upstream: `MLP` and `NetWrapper` in vit_pytorch/dino.py, es_vit.py and lejepa.py, which are alike.
+Upstream: `MLP` and `NetWrapper`, which vit_pytorch/dino.py, es_vit.py and lejepa.py repeat.
 """
 
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from vit_jax.objectives.features import pooled
 
 
 class Projector(nn.Module):
-    """Upstream's: `layers` - 1 of `hidden` features, each with a GELU, length 1, a linear map to `features`."""
+    """Upstream's projector: `layers` - 1 linear layers with GELU, L2 normalisation, a linear layer to `features`."""
 
     features: int
     hidden: int
     layers: int
 
     def normalize(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """`x` of length 1."""
+        """Return `x` scaled to length 1."""
         return l2_normalize(x, 1e-6)
 
     @nn.compact
@@ -41,16 +41,17 @@ class Projector(nn.Module):
 
 
 class RegionProjector(Projector):
-    """Upstream's for regions (b, n, d), where the length of a feature over the n regions becomes 1."""
+    """Upstream's projector for regions (b, n, d), which normalises each feature over the n regions."""
 
     def normalize(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return jnp.swapaxes(super().normalize(jnp.swapaxes(x, 1, 2)), 1, 2)
 
 
 class CosineProjector(nn.Module):
-    """The papers': no GELU before the length becomes 1, and the last map has columns of length 1 and no bias.
+    """DINO's projector: the output is the cosine similarity of the projected features to `features` directions.
 
-    So `features` are cosines, those between what was projected and as many directions.
+    It has `layers` - 2 linear layers with GELU, a linear layer to `bottleneck` features, L2 normalisation, and a linear
+    layer without bias whose weights are normalised for each output.
     """
 
     features: int
@@ -68,9 +69,9 @@ class CosineProjector(nn.Module):
 
 
 class BatchNormProjector(nn.Module):
-    """`layers` - 1 of `hidden` features, each with a batch norm and a GELU, then a linear map to `features`.
+    """`layers` - 1 linear layers with batch norm and GELU, then a linear layer to `features`.
 
-    What an encoder makes of images at first is much alike; batch norms tell it apart from the first step.
+    The features of an untrained encoder are similar for all images. Batch norms remove what they have in common.
     """
 
     features: int

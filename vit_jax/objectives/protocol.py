@@ -1,4 +1,4 @@
-"""The interface between trainer and objectives."""
+"""The interface between the trainer and objectives."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -11,43 +11,50 @@ Tree = Mapping[str, Any]
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss over parameters, and what it keeps beside them.
+    """A loss and its state.
 
-    `params` are what the optimizer moves; `extras` is whatever else a step reads and rewrites (`batch_stats`; under
-    "ema" an average of the parameters; a centre). A frozen teacher's variables are also read from `extras`, under
-    "teacher", where the trainer puts them for the call; they are never returned, so that no checkpoint holds them.
-    `trunk_path` says where in the parameters the trunk stands.
+    `params` are the parameters that the optimizer updates. `extras` is all other state of a step, such as
+    `batch_stats`, a moving average of the parameters ("ema") or a center. The trainer also passes the variables of a
+    frozen teacher in `extras["teacher"]`. An objective does not return these, so they are not part of checkpoints.
+    `trunk_path` is the path of the trunk in the parameters.
     """
 
     trunk_path: ClassVar[tuple[str, ...]] = ()
 
     def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:
-        """Fresh (params, extras) for images (b, H, W, c)."""
+        """Initialise (params, extras) for images (b, H, W, c)."""
         ...
 
     def loss(
         self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
     ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        """Scalar to minimise, with (metrics, new extras), "loss" among the metrics.
+        """Compute the loss of a batch.
 
-        `batch`: image (b, H, W, c), normalised, and target (b, k). `rngs`: "dropout" for the modules, and "objective"
-        for what the objective itself draws: masks, views.
+        Args:
+            params: the parameters.
+            extras: all other state.
+            batch: "image", normalised, (b, H, W, c), and "target", (b, k).
+            rngs: keys: "dropout" for the modules, "objective" for the objective's own draws, such as masks and views.
+            train: training mode of the modules, such as dropout.
+
+        Returns:
+            The scalar to minimise, and a pair of metrics, "loss" among them, and the new extras.
         """
         ...
 
     def updated(self, params: Tree, extras: Tree) -> Tree:
-        """The extras after an optimizer step that led to `params`: where an average follows them."""
+        """Return the extras after an optimizer step to `params`, for example to update a moving average."""
         return extras
 
     def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
-        """Metrics of each example, (b,), among them "loss"; the same whenever it is asked.
+        """Return deterministic metrics for each example, (b,), "loss" among them.
 
-        `batch` has a "mask" besides, (b,): 0 for what only fills the batch up.
+        `batch` also has a "mask" (b,), which is 0 for padding.
         """
         ...
 
     def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
-        """The trained encoder for later use: a module that returns features, and its variables."""
+        """Return the trained encoder for later use: a module that outputs features, and its variables."""
         ...
 
 
@@ -56,5 +63,5 @@ class Classifier(Objective, Protocol):
     """An objective whose model is a classifier."""
 
     def predict(self, params: Tree, extras: Tree, images: Array) -> Array:
-        """Logits (b, k) as evaluation uses them."""
+        """Return logits (b, k), as in evaluation."""
         ...

@@ -1,11 +1,11 @@
-"""SimMIM: masked patches become a mask token, and one linear layer behind the encoder must tell their pixels.
+"""SimMIM: masked patches are replaced by a mask token, and a linear layer after the encoder predicts their pixels.
 
 Source: Xie et al. 2021, arXiv:2111.09886. Upstream: `SimMIM` in vit_pytorch/simmim.py.
-Differs from upstream: it runs; upstream takes the first axis of positions for a batch's and crashes with its ViT and
-SimpleViT, whatever they pool. A class token goes through the encoder (`class_token=False`: it is left out, as upstream
-means to); the mask token starts at a deviation of 0.02 (upstream: 1).
-Differs from the paper: patches are masked one by one, half of them by default, and the loss is divided by their number
-once more.
+Differs from upstream: it runs (upstream misreads the shape of positions, and crashes with its ViT and SimpleViT); a
+class token goes through the encoder (`class_token=False` leaves it out, as upstream intends); the mask token starts at
+a standard deviation of 0.02 (upstream: 1).
+Differs from the paper: single patches are masked, half of them by default; the loss is divided by the number of masked
+patches a second time, as upstream.
 Axes: b batch, n patches, m masked patches, d dim, p values of a patch.
 """
 
@@ -34,14 +34,14 @@ from vit_jax.objectives.pretrain import Pretraining
 
 
 class MaskedImageModel(nn.Module):
-    """An encoder and a linear layer: images (b, H, W, c), masked patches by their numbers, to losses (b,)."""
+    """An encoder and a linear layer: images (b, H, W, c) and the indices of masked patches to losses (b,)."""
 
     encoder: nn.Module
     class_token: bool = True
 
     @nn.compact
     def reconstruct(self, images: Images, masked: Int[Array, "b m"], *, train: bool = False) -> Float[Array, "b m p"]:
-        """The values of the masked patches, told from the others."""
+        """Predict the values of the masked patches from the others."""
         fill(self, images)
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.encoder.dim,))
         patches = mask(self.encoder.to_patch_embedding(images), masked, mask_token)
@@ -61,12 +61,16 @@ class MaskedImageModel(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SimMIM(Pretraining):
-    """Mean absolute error of the m masked patches over m; m is `int(masking_ratio * n)`.
+    """Mean absolute error of the predicted pixels of masked patches, divided by the number of masked patches.
 
-    `encoder` is any model of patches whose tokens see one patch each before the transformer. With `class_token`, what
-    stands before the patches goes along, so that it can be fine-tuned; without, the encoder must also take any number
-    of patches, and treat all tokens alike.
-    Raises ValueError for an encoder that cannot be used, and for values that make no sense.
+    Args:
+        encoder: a model of patches whose tokens see one patch each before the transformer.
+        masking_ratio: share of the patches to mask, rounded down to whole patches.
+        class_token: keep tokens before the patches, such as a class token, so that they are pretrained too. Otherwise
+            the encoder must take any number of patches and treat all tokens alike.
+
+    Raises:
+        ValueError: for an unsuitable encoder or invalid values.
     """
 
     masking_ratio: float = 0.5

@@ -1,10 +1,9 @@
-"""Views of images: random crops, colours, blur, for every sample its own draw, in shapes that do not change.
+"""Views of images: random crops, flips, colours and blur, drawn for each sample, with static shapes.
 
 Source: the operations and their distributions are those of torchvision's transforms (RandomResizedCrop, ColorJitter,
-RandomGrayscale, GaussianBlur, RandomSolarize); Grill et al. 2020 (BYOL), arXiv:2006.07733, put them together so.
-Differs from torchvision: the four changes of ColorJitter come in one order, brightness, contrast, saturation, hue
-(there: in a random one).
-Axes: b batch, v views, h w height and width, c channels, f what stands before them in a sample (frames).
+RandomGrayscale, GaussianBlur, RandomSolarize), combined as in Grill et al. 2020 (BYOL), arXiv:2006.07733.
+Differs from torchvision: the order of ColorJitter is brightness, contrast, saturation, hue (torchvision: random).
+Axes: b batch, v views, h w height and width, c channels, f axes before the image, such as frames.
 """
 
 import dataclasses
@@ -22,13 +21,25 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a view is made of an image. What it says of colours holds for images of three channels alone.
+    """The augmentations of a view. Saturation, hue and grey apply only to images with three channels.
 
-    `scale` and `ratio`: the crop's share of the area and its width over its height; `size`: its (height, width) in
-    pixels after it has been resized, by default those of the image. `jitter`: most relative change of brightness,
-    contrast and saturation, and most turn of the hue. `blur`: pixels of the kernel, and the range of its deviation.
-    `flip`, `jittered`, `grey`, `blurred` and `solarized` are probabilities. `look`, (key, pixels) to pixels, stands in
-    for all that follows the crop.
+    Args:
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's width over its height.
+        size: (height, width) to which the crop is resized; None for the size of the image.
+        cubic: resize with bicubic instead of bilinear interpolation.
+        flip: probability of a horizontal flip.
+        jitter: largest relative change of brightness, contrast and saturation, and largest turn of the hue, where 1 is
+            the whole circle.
+        jittered: probability of the colour jitter.
+        grey: probability of a greyscale image.
+        blur: kernel size in pixels, and the range of the standard deviation.
+        blurred: probability of the blur.
+        solarized: probability of solarization.
+        look: a function from a key and pixels to pixels, which replaces everything after the crop.
+
+    Raises:
+        ValueError: for an invalid range or probability.
     """
 
     scale: Range
@@ -53,16 +64,16 @@ class View:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability, 0 to 1")
 
 
-# How many numbers between 0 and 1 decide a view. They are drawn together: every call of a generator costs compilation.
+# Random numbers in 0..1 that a view needs. They are drawn in one call, because every call adds time to the compilation.
 DRAWS = dict(area=10, aspect=10, place=2, flip=1, jittered=1, jitter=4, grey=1, blurred=1, blur=1, solarized=1)
 
 
 def make_views(
     key: Array, images: Float[Array, "b *f h w c"], view: View, count: int, mean: tuple, std: tuple
 ) -> Float[Array, "b {count} *f H W c"]:
-    """`count` views of every image, each drawn by itself.
+    """Draw `count` independent views of every image.
 
-    Images come, and views go, as pixels in 0..1 less the channels' `mean` over their `std`.
+    Images and views are normalised: pixels in 0..1, minus `mean` and divided by `std` of each channel.
     """
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.shape[-1]):
@@ -83,10 +94,14 @@ def make_views(
 def draw_crops(
     key: Array, images: Float[Array, "b *f h w c"], looks: Sequence[Mapping[str, Any]], count: int, objective: Any
 ) -> dict[str, Array]:
-    """Two global views of every image and `count` local ones, "global" and "local".
+    """Draw two global views ("global") and `count` local views ("local") of every image.
 
-    `looks` are arguments of `View` for the first global view, the second, and the local ones; how much the crops show,
-    and what stands in for their looks, are arguments of `objective`.
+    Args:
+        key: random key.
+        images: normalised images.
+        looks: further arguments of `View` for the first global view, the second one, and local views.
+        count: number of local views.
+        objective: has the crop scales, `augment_fn`, `augment_fn2`, `local_size`, `mean` and `std`, as `Dino` does.
     """
     large = objective.global_lower_crop_scale, 1.0
     small = objective.local_lower_crop_scale, objective.local_upper_crop_scale
@@ -103,12 +118,12 @@ def draw_crops(
 
 
 def by_name(draws: Float[Array, "m"]) -> dict[str, Float[Array, "_"]]:
-    """The numbers that decide a view, by what they decide."""
+    """Split the random numbers of a view by their purpose."""
     return dict(zip(DRAWS, jnp.split(draws, np.cumsum([*DRAWS.values()])[:-1].tolist()), strict=True))
 
 
 def one_view(key: Array | None, draws: dict[str, Array], pixels: Image, view: View) -> Float[Array, "*f H W c"]:
-    """One view of pixels in 0..1, in the order of the lines below. The `key` is for `view.look`."""
+    """Return one view of pixels in 0..1. The `key` is for `view.look`."""
     *_, height, width, channels = pixels.shape
     box = choose_box(draws, height, width, view.scale, view.ratio)
     pixels = jnp.clip(resize_box(pixels, box, view.size or (height, width), cubic if view.cubic else triangle), 0, 1)
@@ -128,14 +143,14 @@ def one_view(key: Array | None, draws: dict[str, Array], pixels: Image, view: Vi
 
 
 def between(draw: Float[Array, "*s"], low: float, high: float) -> Float[Array, "*s"]:
-    """Numbers between 0 and 1 as numbers between `low` and `high`."""
+    """Scale numbers in 0..1 to the range from `low` to `high`."""
     return low + (high - low) * draw
 
 
 def choose_box(draws: dict[str, Array], height: int, width: int, scale: Range, ratio: Range) -> Int[Array, "4"]:
-    """Top, left, height and width of a crop in pixels: the first of ten draws that fits into the image.
+    """Return top, left, height and width of a crop in pixels: the first of ten draws that fits into the image.
 
-    If none does, the largest box in the middle whose ratio is among those asked for.
+    If none fits, it is the largest centered box whose width over height is within `ratio`.
     """
     area = between(draws["area"], *scale) * (height * width)
     aspect = jnp.exp(between(draws["aspect"], *np.log(ratio).tolist()))
@@ -153,7 +168,7 @@ def choose_box(draws: dict[str, Array], height: int, width: int, scale: Range, r
 def resize_box(
     image: Image, box: Int[Array, "4"], size: tuple[int, int], kernel: Callable[[Array], Array]
 ) -> Float[Array, "*f H W c"]:
-    """The part of `image` inside `box` (top, left, height, width) at another `size`, as if the rest did not exist."""
+    """Resize the part of `image` inside `box` (top, left, height, width). Pixels outside have no influence."""
     rows = resampling(image.shape[-3], size[0], box[0], box[2], kernel)
     columns = resampling(image.shape[-2], size[1], box[1], box[3], kernel)
     return jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, image)
@@ -162,9 +177,16 @@ def resize_box(
 def resampling(
     length: int, new: int, start: Int[Array, ""], part: Int[Array, ""], kernel: Callable[[Array], Array]
 ) -> Float[Array, "{new} {length}"]:
-    """Weights of the pixels along an axis in the new ones, antialiased: a `part` of it from `start` becomes `new` long.
+    """Return the weight of each old pixel in each new pixel along an axis, where `part` pixels become `new` pixels.
 
-    Where the part shrinks, the kernel becomes wider by as much.
+    If the part shrinks, the kernel is widened by the same factor (antialiasing).
+
+    Args:
+        length: number of old pixels.
+        new: number of new pixels.
+        start: first old pixel of the part.
+        part: number of old pixels of the part.
+        kernel: interpolation kernel.
     """
     step = part / new
     centers = start + (jnp.arange(new)[:, None] + 0.5) * step
@@ -175,12 +197,12 @@ def resampling(
 
 
 def triangle(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Kernel of bilinear resampling."""
+    """Kernel of bilinear interpolation."""
     return jnp.maximum(1 - jnp.abs(x), 0)
 
 
 def cubic(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Kernel of bicubic resampling (Keys 1981, with a = -1/2)."""
+    """Kernel of bicubic interpolation (Keys 1981, with a = -1/2)."""
     x = jnp.abs(x)
     return jnp.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, jnp.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
 
@@ -188,7 +210,7 @@ def cubic(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 def color_jitter(
     draws: Float[Array, "4"], x: Image, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Float[Array, "*f h w c"]:
-    """Each of the four changed by a factor, or a turn, around none."""
+    """Change brightness, contrast and saturation by random factors around 1, and the hue by a random turn."""
     factor = lambda draw, most: between(draw, max(0.0, 1 - most), 1 + most)
     x = blend(x, jnp.zeros_like(x), factor(draws[0], brightness))
     x = blend(x, grey(x).mean(axis=(-3, -2), keepdims=True), factor(draws[1], contrast))
@@ -199,19 +221,19 @@ def color_jitter(
 
 
 def blend(x: Image, other: Float[Array, "*#f #h #w #c"], factor: Float[Array, ""]) -> Float[Array, "*f h w c"]:
-    """From `other` through `x`, at factor 1, and beyond; clipped to 0..1."""
+    """Interpolate from `other` (factor 0) to `x` (factor 1) or beyond, and clip to 0..1."""
     return jnp.clip(factor * x + (1 - factor) * other, 0, 1)
 
 
 def grey(x: Image) -> Float[Array, "*f h w 1"]:
-    """ITU-R 601 of three channels, the mean of any other number."""
+    """Return the luma (ITU-R 601) of three channels, or the mean of another number of channels."""
     channels = x.shape[-1]
     weights = np.array([0.2989, 0.587, 0.114] if channels == 3 else [1 / channels] * channels, np.float32)
     return jnp.einsum("...c,c->...", x, weights)[..., None]
 
 
 def turn_hue(x: Float[Array, "*f h w 3"], turn: Float[Array, ""]) -> Float[Array, "*f h w 3"]:
-    """Pixels of the same saturation and value whose hue is `turn` of a circle further."""
+    """Turn the hue by `turn` of a circle, keeping saturation and value."""
     value, least = x.max(axis=-1), x.min(axis=-1)
     chroma = value - least
     red, green, blue = jnp.moveaxis(x, -1, 0)
@@ -225,7 +247,7 @@ def turn_hue(x: Float[Array, "*f h w 3"], turn: Float[Array, ""]) -> Float[Array
 
 
 def blur(x: Image, size: int, deviation: Float[Array, ""]) -> Float[Array, "*f h w c"]:
-    """Gaussian blur by a kernel of `size` pixels each way; borders are mirrored."""
+    """Apply a Gaussian blur with a kernel of `size` x `size` pixels. Borders are mirrored."""
     taps = jnp.exp(-0.5 * jnp.square((jnp.arange(size) - (size - 1) / 2) / deviation))
     taps = taps / taps.sum()
     for axis in (-3, -2):
