@@ -1,10 +1,10 @@
 """DINO: a student predicts, from one view of an image, the output of its own moving average for another view.
 
 Source: Caron et al. 2021, arXiv:2104.14294. Upstream: vit_pytorch/dino.py.
-Differs from upstream: upstream's defaults, projector and pairs of views are `settings="upstream"`, those of the paper
-the default; views are drawn for each sample, and colours change after the crop; the encoder is any model that returns
-features (upstream: a layer of a model, selected by name); batch norms take their statistics over all views of one
-size, and the moving average has its own.
+Differs from upstream: defaults, projector and pairs of views are the paper's (with `settings="upstream"` upstream's);
+views are drawn for each sample, and colours change after the crop; the encoder is any model that returns features
+(upstream: a layer of a model, selected by name); batch norms take their statistics over all views of one size, and the
+moving average has its own.
 Differs from the paper: the last layer is trained from the first step. `settings="small"`, for small images and short
 runs, has fewer prototypes and local views than `settings="paper"`, a faster moving average, a constant teacher
 temperature, larger crops, as small images have few pixels to lose, and neither blur nor solarization.

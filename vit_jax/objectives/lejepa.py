@@ -1,12 +1,12 @@
 """LeJEPA: all views of an image are pulled towards its global views, and only SIGReg prevents collapse.
 
 Source: Balestriero and LeCun 2025, arXiv:2511.08544. Upstream: vit_pytorch/lejepa.py.
-Differs from upstream: upstream's defaults, projector and losses are `settings="upstream"`: each local view predicts one
-global view, without a gradient into the global view, and SIGReg sees only local views; the default has the losses of
-the paper: all views predict the mean of the global views, with gradients into both, and SIGReg sees each view; its
-projector has batch norms, without which the features of images stay similar for a long time; views are drawn for each
-sample, and colours change after the crop; the encoder is any model that returns features; batch norms take their
-statistics over all views of one size, and a moving average has its own.
+Differs from upstream: the losses are the paper's: all views predict the mean of the global views, with gradients into
+both, and SIGReg sees each view (upstream, and `settings="upstream"`: each local view predicts one global view, without
+a gradient into it, and SIGReg sees only local views); the projector has batch norms, without which the features of
+images stay similar for a long time (not with `settings="upstream"`); views are drawn for each sample, and colours
+change after the crop; the encoder is any model that returns features; batch norms take their statistics over all views
+of one size, and a moving average has its own.
 Differs from the paper: `settings="small"` has sizes and crops for small images and short runs; SIGReg is not multiplied
 by the batch size, and has a larger weight instead.
 Axes: b batch, v views, d features, k projected features, m directions.
