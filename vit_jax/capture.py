@@ -81,8 +81,8 @@ class Features(NamedTuple):
 
     Attributes:
         tokens: tokens (b, n, d) or, for models in stages, a map (b, h, w, d): the model's output with `num_classes=0`.
-        pooled: the input of the linear map to the logits, (b, d); if several make logits, their inputs side by side.
-            For packed images (rows, images of a row, d).
+        pooled: the input of the last linear layer, (b, d). With several heads, their inputs are concatenated. For
+            packed images (rows, images of a row, d).
         logits: the model's output with its head, usually (b, k); None for a model with `num_classes=0`.
         layers: the outputs of the requested blocks, in the order of the request.
     """
@@ -96,16 +96,16 @@ class Features(NamedTuple):
 def features(
     model: nn.Module, variables: Mapping[str, Any], *inputs: Any, layers: Sequence[int] = (), **kwargs: Any
 ) -> Features:
-    """Tokens, pooled features, logits and block outputs of a classifier.
+    """Return tokens, pooled features, logits and block outputs of a classifier.
 
-    The model runs without and with its head; within `jax.jit` the compiler computes only once what both share.
+    The model runs twice, without and with its head. Under `jax.jit` the compiler merges the common part.
 
     Args:
-        model: a classifier. With `num_classes=0` it has no head, and `pooled` is what the linear map of a new head
-            would read, whose norm does not scale.
+        model: a classifier. If it has `num_classes=0`, and thus no head, `pooled` is the input of the linear layer of a
+            new head, whose norm has a scale of one.
         variables: the variables of `model`.
         *inputs: the inputs of `model.apply`, usually images (b, H, W, c).
-        layers: numbers of blocks in the order in which they run, from 0; negative numbers count from the end.
+        layers: indices of blocks, in the order in which they run; negative indices count from the end.
         **kwargs: further arguments of `model.apply`.
 
     Raises:
@@ -136,7 +136,7 @@ def features(
 
 
 def _run(model: nn.Module, variables: Mapping[str, Any], inputs: tuple, kwargs: Mapping[str, Any]) -> tuple:
-    """The output of `model`, the outputs of its blocks, and by path the inputs and outputs of each module."""
+    """Return the output of `model`, the outputs of its blocks, and inputs and outputs of all modules by path."""
     blocks, counts, calls = [], {}, {}
 
     def watch(call, args, kwargs, context):
@@ -156,18 +156,18 @@ def _run(model: nn.Module, variables: Mapping[str, Any], inputs: tuple, kwargs: 
 
 
 def _is_linear(calls: list[tuple[Array, Array]], classes: int) -> bool:
-    """Whether each of the calls of a module changes the last axis to `classes`, and no other."""
+    """Whether every call of a module changes only the last axis, to `classes`."""
     return all(out.shape == (*x.shape[:-1], classes) for x, out in calls)
 
 
 def _pooled(inputs: list[Array], shape: tuple[int, ...]) -> Array:
-    """The mean of the inputs of a linear map, and over tokens where the map is applied before tokens are averaged."""
+    """Average the inputs of a linear layer over its calls, and over tokens if logits are averaged after the layer."""
     means = [x if x.shape[:-1] == shape[:-1] else x.mean(axis=tuple(range(1, x.ndim - 1))) for x in inputs]
     return sum(means) / len(means)
 
 
 def _with_new_head(model: nn.Module, variables: Mapping[str, Any], inputs: tuple, kwargs: Mapping[str, Any]) -> dict:
-    """`variables` with those that a head adds: scales of one, and zeros."""
+    """Add the variables of a head to `variables`: ones for scales, zeros for others."""
     needed = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **kwargs))
     given = flatten_dict(dict(variables))
     new = lambda path, leaf: jnp.full(leaf.shape, 1.0 if path[-1] == "scale" else 0.0, leaf.dtype)

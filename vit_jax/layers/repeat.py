@@ -43,7 +43,7 @@ def repeat(
 
 
 def block_output(module: nn.Module, x: PyTree) -> PyTree:
-    """Returns `x`, an output or several of a block of `module`, and marks it for `vit_jax.capture.features`."""
+    """Sow `x`, one or several outputs of a block of `module`, for `vit_jax.capture.features`, and return it."""
     module.sow("intermediates", "block", x)  # kept only if the caller collects intermediates
     return x
 
