@@ -23,7 +23,7 @@ PACKAGE = "vit_pytorch"
 
 
 class Definition(NamedTuple):
-    """A function, a class without its functions, an import, or the other statements of a file."""
+    """A function, a class without its functions, an import, or all other statements of a file."""
 
     signature: str  # "" for imports and other statements
     code: str
@@ -111,7 +111,7 @@ def _definitions(owner: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tupl
 
 
 class _Essentials(ast.NodeTransformer):
-    """Drops what does not count: annotations of functions, docstrings, and the file's own `__main__`."""
+    """Removes what does not affect the comparison: annotations of functions, docstrings, and a `__main__` block."""
 
     def visit_FunctionDef(self, node):
         node.returns = None

@@ -1,4 +1,4 @@
-"""XLA's options for the tests, which spend their time on compiling tiny programs and not on running them."""
+"""XLA options for the tests: compile quickly, since the tests run tiny programs."""
 
 import jaxlib.version
 
@@ -7,8 +7,8 @@ QUICK = [
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
-# The emitters that preceded fusion emitters compile several times quicker. Newer versions do not have them, and end the
-# process at an option that they do not know.
+# Without fusion emitters, XLA compiles several times faster. Newer versions lack this option, and abort the process if
+# it is given.
 DEFAULT_FUSION = {}  # `compiler_options` of `jax.jit` for the few tests whose tolerance needs the usual rounding
 if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
@@ -16,5 +16,5 @@ if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) < (0, 11):
 
 
 def flags(devices: int) -> str:
-    """The environment variable XLA_FLAGS for so many CPU devices."""
+    """Value of the environment variable XLA_FLAGS for this number of CPU devices."""
     return " ".join([*QUICK, f"--xla_force_host_platform_device_count={devices}"])

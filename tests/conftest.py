@@ -1,4 +1,4 @@
-"""What every test runs under: quick compilation, eight CPU devices, strict shapes and dtypes."""
+"""Settings of all tests: quick compilation, eight CPU devices, strict shapes and dtypes."""
 
 import gc
 import os
@@ -6,7 +6,7 @@ import os
 from tests import compiler
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Eight devices show that sharding changes nothing.
+# With eight devices, tests can show that sharding does not change results.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.flags(devices=8)}"
 
 import jax
@@ -16,7 +16,7 @@ import pytest
 jaxtyping.install_import_hook(["vit_jax", "train"], "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Traces are many objects that live long: looking for garbage among them takes an eighth of the time.
+# Traces are many long-lived objects: scanning them for garbage takes an eighth of the time.
 gc.set_threshold(200_000, 50, 100)
 
 
@@ -41,7 +41,7 @@ def _is_chosen(config, item) -> bool:
 
 @pytest.fixture
 def unchecked_types():
-    """Annotations unenforced, as outside the tests: what wrong types meet there."""
+    """Disable the checks of jaxtyping annotations, as outside the tests, to test what happens with wrong types."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

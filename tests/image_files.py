@@ -1,4 +1,4 @@
-"""Image files made byte by byte, so that what is in them is known without the library that reads them."""
+"""Write image files byte by byte, so that their content does not depend on the library that is tested."""
 
 import struct
 import zlib
@@ -21,7 +21,7 @@ def chunk(kind, data):
 
 
 def ifd(order, tags, start):
-    """A directory of TIFF that stands at offset `start`, {tag: (type, values)}, and what it points to."""
+    """A TIFF directory at offset `start`, from {tag: (type, values)}, followed by the data that it points to."""
     end = start + 2 + 12 * len(tags) + 4
     entries, values = b"", b""
     for tag, (kind, numbers) in sorted(tags.items()):
@@ -35,7 +35,7 @@ def ifd(order, tags, start):
 def tiff(pixels, photometric, order="<", extra_samples=(), compressed=False, bits=None, size=None, **tags):
     """An uncompressed or deflated TIFF of (h, w) or (h, w, c) samples in their own type; `order` is "<" or ">".
 
-    With `bits` and `size` (height, width), `pixels` are bytes packed already.
+    With `bits` and `size` (height, width), `pixels` are bytes that are packed already.
     """
     if bits is None:
         size, bits = pixels.shape[:2], 8 * pixels.itemsize
@@ -74,7 +74,7 @@ def pnm(magic, pixels, maxval):
 
 
 def exif(orientation):
-    """An EXIF block that says nothing but an orientation."""
+    """An EXIF block with only an orientation."""
     return b"Exif\0\0II*\0\x08\0\0\0" + ifd("<", {274: (SHORT, [orientation])}, 8)
 
 

@@ -1,4 +1,4 @@
-"""Small runs of the trainer: how to start one, and what it left behind."""
+"""Start small runs of the trainer, and read what they wrote."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ from train.program import build_program
 from train.run.checkpoint import open_checkpoints, restore
 from train.run.stored import abstract_state, read_run_file
 
-# Learns nothing worth keeping, but passes through every part of the trainer in seconds: 90 steps are two epochs.
+# A run that uses every part of the trainer and takes seconds: 90 steps are two epochs.
 TINY = (
     *("--model=vit", "--batch-size=32", "--eval-batch-size=256", "--log-steps=2"),
     *("--model-args", "dim=16", "depth=1", "heads=2", "dim_head=8", "mlp_dim=32"),  # last: a test may add to them
 )
-# Everything that draws random numbers, so that a run which resumes or spreads wrongly ends elsewhere.
+# Everything that draws random numbers, so that a wrong resumption or sharding changes the result.
 RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--optim.ema=0.9")
 
 
@@ -68,7 +68,7 @@ class CompiledOnce:
 
 
 def error(capsys, workdir, *options, base=TINY) -> str:
-    """The one line that a mistake gives."""
+    """Return the one-line message of a run that user input must stop."""
     assert train(workdir, *options, base=base) == 2
     _out, err = capsys.readouterr()
     assert err.startswith("error: ")
@@ -78,13 +78,13 @@ def error(capsys, workdir, *options, base=TINY) -> str:
 
 
 def start(workdir, *options, devices=1):
-    """A run in a process of its own, with so many devices."""
+    """Start a run in a new process with this number of devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": compiler.flags(devices),
-        # Many processes, one compilation.
+        # Many processes share one compilation.
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -93,14 +93,14 @@ def start(workdir, *options, devices=1):
 
 
 def records(workdir, split):
-    """The records of one split, without the clock's part."""
+    """The records of one split, without times."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
     return [{k: v for k, v in r.items() if k != "images_per_second"} for r in every if r["split"] == split]
 
 
 def stored(workdir, step):
-    """The state and the data position in the checkpoint of `step`; the state as {path: numpy array}."""
+    """The state, as {path: numpy array}, and the data position in the checkpoint of `step`."""
     config, info = read_run_file(workdir)
     manager = open_checkpoints(workdir)
     state, data = restore(manager, step, abstract_state(config, build_objective(config, info), info))
@@ -109,13 +109,13 @@ def stored(workdir, step):
 
 
 def flat(tree):
-    """{path: numpy array, copied}."""
+    """Copy the arrays of a tree to {path: numpy array}."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
 
 
 def assert_same(state, other):
-    """Equal in every bit of every leaf."""
+    """Assert that all leaves are bitwise equal."""
     assert state.keys() == other.keys()
     for path in state:
         np.testing.assert_array_equal(state[path], other[path], err_msg=path, strict=True)

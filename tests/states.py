@@ -1,4 +1,4 @@
-"""State dicts as torch would give them, of random numbers; what tests of conversion compare and expect."""
+"""Random state dicts like those of torch, and assertions for tests of the conversion."""
 
 import jax
 import ml_dtypes
@@ -13,7 +13,7 @@ PRECISIONS = [np.float16, ml_dtypes.bfloat16, np.float64]
 
 
 class Toy(nn.Module):
-    """One layer, named `layer`."""
+    """A module with one submodule, `layer`."""
 
     layer: nn.Module
 
@@ -23,7 +23,7 @@ class Toy(nn.Module):
 
 
 def state_of(model, *inputs, **kwargs) -> dict[str, np.ndarray]:
-    """A state dict of random numbers, as `model`'s twin would give it."""
+    """A random state dict like that of the torch counterpart of `model`."""
     variables = jax.eval_shape(model.init, jax.random.key(0), *inputs, **kwargs)
     return to_torch(model, jax.tree.map(lambda leaf: RNG.standard_normal(leaf.shape, np.float32), variables))
 

@@ -1,4 +1,4 @@
-"""Augmentation against PIL and numpy, in distribution, and over eight devices."""
+"""Augmentation: against PIL and numpy, its distributions, and on eight devices."""
 
 import math
 
@@ -30,7 +30,7 @@ APPLY = jax.jit(apply)
 
 
 def photo():
-    """Smooth structure with all values, 40 x 52: what interpolation is judged on."""
+    """A smooth image of 40 x 52 pixels with all values, to compare interpolations on."""
     y, x = np.mgrid[:40, :52]
     waves = [np.sin(x / 5 + phase) * np.cos(y / 7 - phase) for phase in (0, 1, 2)]
     return np.round(127 + 90 * np.stack(waves, -1) + RNG.normal(0, 3, (40, 52, 3))).clip(0, 255).astype(np.uint8)
@@ -173,7 +173,7 @@ def test_tones_and_detail_match_pil(name, image):
 
 
 def pil_move(name, s):
-    """The same move by PIL, whose pixel centres lie at halves."""
+    """The same geometric operation by PIL, where pixel centres are at half-integers."""
     if name == "rotate":
         return lambda image: image.rotate(-30 * s, Image.Resampling.BILINEAR)
     height, width, _ = PHOTO.shape
@@ -188,7 +188,7 @@ def pil_move(name, s):
 def test_moves_match_pil(name, strength):
     move = pil_move(name, strength)
     inside = np.asarray(move(Image.fromarray(np.full_like(PHOTO, 255)))).min(-1) == 255
-    # One pixel away from the frame, where PIL repeats the edge and we blend the fill in.
+    # Not at the edges, where PIL repeats the border and we blend in the fill colour.
     near = [np.roll(np.pad(inside, 1), (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     inner = np.all(near, axis=0)[1:-1, 1:-1]
     assert 0.2 < inner.mean() < 0.95
@@ -203,7 +203,7 @@ def test_strength_zero_changes_nothing(name):
 
 
 def test_randaugment_draws_every_operation_evenly():
-    """One layer on copies of one image: each result is that of one operation and sign."""
+    """With one layer, every result equals that of one operation with one sign."""
     count = 1500
     out = jax.jit(lambda key, images: randaugment(key, images, 1, 0.8, MEAN))(
         jax.random.key(0), jnp.broadcast_to(DARK[:20, :20], (count, 20, 20, 3))

@@ -17,7 +17,7 @@ from vit_jax.capture import attention, embeddings, features, rollout
 from vit_jax.convert import from_torch
 from vit_jax.teachers import create_teacher
 
-# Models whose maps are no shares of the keys, because they change them after the softmax.
+# Models that change their maps after the softmax, so that rows do not sum to one.
 NOT_SHARES = {
     "cait": "mixes the heads' maps after the softmax, by any numbers",
     "deepvit": "mixes the heads' maps after the softmax, and normalises them over heads",
@@ -26,23 +26,23 @@ NOT_SHARES = {
 
 
 def named(maps) -> dict[str, jax.Array]:
-    """Maps by name, also where they came as one array."""
+    """Maps by name; maps in one array are named by index."""
     return maps if isinstance(maps, OrderedDict) else {str(i): attn for i, attn in enumerate(maps)}
 
 
 def capture(case):
-    """The model of a row, a function from its variables and input to its maps, and these two."""
+    """The model of a row, a function from its variables and input to its maps, the variables and the input."""
     model, (x, kwargs) = build(case), inputs_of(case)
     return model, lambda variables, x: attention(model, variables, x, **kwargs), variables_of(model, x, kwargs), x
 
 
 def names(case: Case | Inner) -> set[str]:
-    """The name of a row's model, and of those inside it."""
+    """The name of a row's model, and those of models inside it."""
     return {case.name}.union(*(names(value) for value in case.kwargs.values() if isinstance(value, Inner)))
 
 
 def rows(usual) -> list:
-    """Rows with maps, those of which `usual` holds in every run and the others on request."""
+    """Rows of models with maps. Those for which `usual` is true run always, the others only on request."""
     marks = lambda case: () if usual(case) else pytest.mark.exhaustive
     return [pytest.param(case, marks=marks(case), id=str(case)) for case in CASES if case.maps]
 
@@ -102,7 +102,7 @@ def test_the_lowered_step_is_that_of_a_model_without_capture(monkeypatch):
 
 
 def test_layers_are_in_order_of_execution_under_jit_too():
-    """By name "attn_10" would come before "attn_2", and what comes first after what comes last."""
+    """Sorted by name, "attn_10" would come before "attn_2", and the patch embedding after the transformer."""
     model = create_model("t2t/tiny", num_classes=5, depth=11)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)

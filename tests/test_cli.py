@@ -1,4 +1,4 @@
-"""The command line of a run: every option documented, and what options mean together."""
+"""The command line of a run: every option has a description, and options interact as documented."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def test_help_documents_every_option_with_its_default(capsys, monkeypatch):
     assert text.startswith("usage: python -m train.main")
     lines = [line.strip("│ ") for line in text.splitlines()]
     options = [" ".join(part.split()) for part in re.split(r"\n(?=--\w|\w+ options|[╭╰])", "\n".join(lines))]
-    config = parse([])  # the defaults shown are those of the recipe that goes with the data
+    config = parse([])  # the defaults shown are those of the data's recipe
     parts = {"": config, **{f"{name}.": getattr(config, name) for name in ("data", "augment", "optim", "distill")}}
     for prefix, part in parts.items():
         for field in dataclasses.fields(part):
@@ -78,7 +78,7 @@ def test_one_number_is_both_sides():
 
 
 def test_paths_are_stored_absolute(tmp_path, monkeypatch):
-    """So that a run may be continued and probed from another folder; names of published things stay names."""
+    """So a run can be continued and probed from another folder. Names of published weights are not paths."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for folder in ("photos", "a/checkpoints", "vit"):
@@ -147,7 +147,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys, 
     message = error(capsys, tmp_path, "--steps=4", "--data.mean", "0.5")
     assert "data.mean is None there and (0.5,) here" in message
     assert (tmp_path / "config.json").read_bytes() == before
-    # What is logged and how fast, but nothing that is computed, may change.
+    # Options of logging and speed may change; options that change results may not.
     claim_workdir(dataclasses.replace(claimed, eval_batch_size=8, log_steps=7, keep=1, recipe=None), info)
 
     elsewhere = tmp_path.parent / f"{tmp_path.name}-moved"  # a run may be moved
@@ -159,7 +159,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys, 
 
 
 def test_a_run_continues_from_another_folder(tmp_path, monkeypatch, capsys):
-    """Its data are where they were, however they are named; what was stored with relative paths is understood too."""
+    """Its data have the same location, also if given by another path. Stored relative paths of old runs work too."""
     from train.build import DataInfo
     from train.run.stored import read_run_file
     from train.run.workdir import claim_workdir

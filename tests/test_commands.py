@@ -1,4 +1,4 @@
-"""All commands: the installed one starts each, mistakes are one line, and help comes at once."""
+"""All commands: `vit-jax` starts each, errors are one line, and --help is quick."""
 
 import importlib.util
 import os
@@ -151,7 +151,7 @@ def test_positional_arguments_stand_anywhere():
 
 
 def test_help_needs_nothing_that_takes_long_to_import(tmp_path):
-    """As the installed command does it, in a folder whose own `train.py` it must not run."""
+    """Like the installed command, in a folder with a file `train.py` that must not be imported."""
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train.py')")
     heavy = ("jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matplotlib", "sklearn", "numpy")
     script = f"""

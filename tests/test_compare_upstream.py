@@ -1,4 +1,4 @@
-"""The comparison of two releases of upstream shows what users see, and nothing that only looks different."""
+"""The comparison of two upstream releases shows changes of code and signatures, and no changes of layout."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def _hidden(t): return t
 
 
 def compare(tmp_path: Path, capsys, old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """What the command prints for two folders with these files."""
+    """The output of the command for two folders with these files."""
     for folder, files in (("old", old), ("new", new)):
         for name, text in {"__init__.py": "", **files}.items():
             path = tmp_path / folder / name

@@ -1,4 +1,4 @@
-"""Nothing that upstream offers is missing: its package is walked, and every class of its own has a counterpart."""
+"""Every public class of upstream's package has a counterpart in this library."""
 
 import ast
 import importlib
@@ -10,7 +10,7 @@ import pytest
 from tests.cases import CASES
 from vit_jax.objectives import OBJECTIVES, list_objectives
 
-# Classes whose counterpart is no model: "module:name" of this library.
+# Counterparts that are not models: "module:name" in this library.
 COUNTERPARTS = {
     "dino:Dino": OBJECTIVES["dino"],
     "distill:DistillWrapper": OBJECTIVES["distill"],
@@ -28,7 +28,7 @@ COUNTERPARTS = {
 
 
 def offered(source: str) -> set[str]:
-    """Classes of a file that no other class or function of it names: what it is there for, and not its parts."""
+    """Classes of a file that no other class or function in it refers to: its models, without their parts."""
     tree = ast.parse(source)
     definitions = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     classes = {node.name for node in definitions if isinstance(node, ast.ClassDef)}

@@ -1,4 +1,4 @@
-"""Weights in and out: exactly, strictly, from every kind of source, for every kind of layer."""
+"""Conversion of weights is exact and strict, from every kind of source and for every kind of layer."""
 
 import re
 

@@ -20,7 +20,7 @@ VIT = ("--model=vit/tiny", "--model-args", "depth=1", "dim=16", "num_classes=3",
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A ViT's weights under torch's names."""
+    """The weights of a ViT with torch's names."""
     model = create_model("vit/tiny", depth=1, dim=16, num_classes=3, image_size=8)
     path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     save_file(to_torch(model, model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))), path)

@@ -1,4 +1,4 @@
-"""`from_torch` takes whatever a model's call takes: arrays are traced, everything else stays as it is."""
+"""`from_torch` accepts all inputs of a model's call: arrays are traced, other values are passed on unchanged."""
 
 import dataclasses
 import inspect
@@ -27,7 +27,7 @@ KEPT = [dict(kept=np.array([[0, 2], [1, 2]]), train=True), dict(drop_ratio=0.5, 
 MASKS = [dict(mask=np.ones((2, 6), bool)), dict(mask=None)]
 TOKENS = np.zeros((2, 16, 24), np.float32)
 
-# Values of the keywords that are not flags.
+# Values for keywords that are not flags.
 VALUES = {
     "accept_video_wrapper": [dict(forward_kwargs=dict(return_hiddens=flag)) for flag in (True, False)],
     "distill:DistillableViT": [dict(distill_token=np.zeros((1, 24), np.float32))],
@@ -46,7 +46,7 @@ VALUES = {
     "vivit_with_moss": MASKS,
     "vivit_with_moss:MOSS": [dict(cache=None)],
 }
-# Rows other than a model's first, and arguments, with which a model takes all of its keywords.
+# Rows, if not the first of a model, and arguments with which a model takes all of its keywords.
 ROW_NAMES = {name: f"{name}-conditions" for name in ("vaat", "vat", "vat_siglip")}
 ARGUMENTS = {
     "accept_video_wrapper": dict(image_net=Inner("vat:ViT", "vat:ViT", FIRST["vat:ViT"].kwargs)),
@@ -57,7 +57,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_keyword_of_every_model(name):
-    """With flags on, with flags off, and with every other keyword, upstream's one state dict fits."""
+    """The same upstream state dict fits with flags on, with flags off, and with every other keyword."""
     case = ROWS[ROW_NAMES.get(name, name)]
     arguments = case.kwargs | ARGUMENTS.get(name, {})
     keywords = keywords_of(build(Inner(case.name, case.upstream, arguments)))
@@ -100,7 +100,7 @@ def test_arrays_are_traced_and_nothing_else():
     calls = []
 
     class Witness(nn.Module):
-        """A linear map that notes what it is called with."""
+        """A linear layer that records the arguments of its call."""
 
         @nn.compact
         def __call__(self, x, *args, **kwargs):

@@ -32,7 +32,7 @@ class Tied(nn.Module):
 
 
 class Sines(nn.Module):
-    """Nothing but a table that upstream stores."""
+    """A module without parameters, whose upstream counterpart stores a constant."""
 
     def __call__(self, x):
         return x

@@ -1,4 +1,4 @@
-"""The data side of the trainer: sources, transforms, order, resumption, and the mistakes users make."""
+"""The trainer's data: sources, transforms, order, resumption, and invalid user input."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ SPLITS = {"train": 22, "val": 10}
 
 
 def noise(height, width, channels=3, seed=0):
-    """A smooth random image, which survives resizing."""
+    """A smooth random image, which resizing hardly changes."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     pixels = np.asarray(Image.fromarray(small).resize((width, height)))
     return pixels if channels == 3 else pixels[..., :1]
@@ -49,7 +49,7 @@ def numbered(count, classes=4):
 
 
 def lazy(tmp_path, **changes):
-    """A folder dataset that is decoded anew each epoch, as its images differ in size, and its config."""
+    """A folder dataset that is decoded again in each epoch, as its images differ in size, and its config."""
     write_folder(tmp_path, size=lambda i: (20 + i, 40 - i))
     config = Data(f"folder:{tmp_path}", image_size=(8, 6), **changes)
     return load_dataset(config), config
@@ -276,7 +276,7 @@ def test_mistakes_get_one_clear_line(tmp_path, change, config, message):
 
 @pytest.mark.parametrize(("numbers", "bytes_per_value"), [({}, 20), ({"mean": (0.5,), "std": (0.5,)}, 4)])
 def test_an_image_size_beyond_memory_is_refused_unseen(monkeypatch, numbers, bytes_per_value):
-    """Every thread holds an image in bytes, and where the mean is measured, its squares in float64."""
+    """Every thread has an image as bytes and, to measure the mean, its squares in float64."""
     config = Data(image_size=(16_000, 10_000), **numbers)
     need = 16_000 * 10_000 * 3 * bytes_per_value * os.cpu_count()
     monkeypatch.setattr("train.data.dataset.host_memory", lambda: need - 1)
@@ -453,7 +453,7 @@ def test_batch_may_be_larger_than_an_epoch():
 @pytest.mark.parametrize("views", [0, 2])
 @pytest.mark.parametrize("start", [0, 7])
 def test_batches_of_one_image(views, start):
-    """An endless dataset in memory has so many of them that their number must not be rounded up."""
+    """An endless dataset in memory has so many batches that their number must not be rounded up."""
     ones = take(train_batches(numbered(5), Data(), 1, seed=0, views=views, start=start), 8)
     whole = take(train_batches(numbered(5), Data(), 15, seed=0, views=views), 1)[0]
     assert_equal(ones, [{key: rows[start + i : start + i + 1] for key, rows in whole.items()} for i in range(8)])
@@ -500,7 +500,7 @@ def test_workers_change_nothing_and_resume(tmp_path):
 
 @pytest.mark.parametrize("kind", ["memory", "folder", pytest.param("workers", marks=pytest.mark.slow)])
 def test_start_is_where_others_would_be(tmp_path, kind, monkeypatch):
-    """Whatever stopped after four batches, on any number of processes and workers, these go on."""
+    """After four batches, data continues identically on any number of processes and workers."""
     config = Data(min_crop=0.3)
     dataset = numbered(50)
     if kind != "memory":

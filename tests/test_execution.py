@@ -1,4 +1,4 @@
-"""Blocks computed again, and blocks as a loop: the same numbers and the same parameters."""
+"""Rematerialisation and loops over blocks change neither results nor parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vit_jax.layers.execution import execution
 
 
 def gradient(model, variables, x, **settings):
-    """Of a weighted sum of all outputs, by parameters and input; and the stacks of blocks that applied the settings."""
+    """Value and gradient of a weighted sum of all outputs, and the stacks of blocks that applied the settings."""
 
     def loss(params, x):
         outputs = jax.tree.leaves(model.apply({**variables, "params": params}, x))
@@ -65,7 +65,7 @@ def test_a_loop_is_as_long_for_twelve_blocks_as_for_two():
 
 
 def test_a_loop_keeps_a_feed_forwards_product_and_activation_alone():
-    """And nothing between them, which a gradient would ask for too, and which costs next to nothing."""
+    """Not the values between them, which the gradient needs too: they are cheap to recompute."""
     depth, images, tokens, hidden = 4, 2, 17, 40
     scan = next(e for e in equations(traced(depth, scan=True)) if e.primitive.name == "scan")
     kept = [out.aval.size for out in scan.outvars].count(depth * images * tokens * hidden)
@@ -73,7 +73,7 @@ def test_a_loop_keeps_a_feed_forwards_product_and_activation_alone():
 
 
 def test_a_loop_adds_no_bias_again():
-    """The backward loop has no use for the biases of the first maps of feed-forwards: what they gave is kept."""
+    """The backward loop does not need the biases of the feed-forwards' first layers, as their outputs are saved."""
     depth, hidden = 4, 40
     forward, backward = (e for e in equations(traced(depth, scan=True)) if e.primitive.name == "scan")
     biases = lambda scan: [x.aval.shape for x in scan.invars].count((depth, hidden))
@@ -82,7 +82,7 @@ def test_a_loop_adds_no_bias_again():
 
 
 def test_what_is_computed_again():
-    """With "full" a block's products come once more in the backward pass; with "dots" those of attention alone."""
+    """The backward pass repeats all matmuls of a block with "full", and only those of attention with "dots"."""
     products = {remat: count(traced(2, remat=remat), "dot_general") for remat in ("none", "dots", "full")}
     assert products["none"] < products["dots"] < products["full"]
     assert products["dots"] - products["none"] <= 2 * 2  # scores and their sum over values, of two blocks
@@ -103,7 +103,7 @@ def assert_same_tree(a, b):
 
 
 def test_settings_are_part_of_the_key_of_jit():
-    """A function that was jitted once has a program for each setting, and finds it again."""
+    """A jitted function has one cached program for each setting."""
     model, (x, _) = build(FIRST["vit"]), inputs_of(FIRST["vit"])
     variables = variables_of(model, x, {})
     apply = jax.jit(model.apply)
@@ -138,7 +138,7 @@ def test_dropout_differs_from_block_to_block_and_by_key():
 
 
 def test_on_a_tpu_no_array_is_moved_for_a_product():
-    """Activations keep their axes, and queries, keys and values are never one array: either would be moved whole."""
+    """Axes of activations are not merged, and queries, keys and values are not split, as either would copy an array."""
     model, (x, _) = build(FIRST["vit"]), inputs_of(FIRST["vit"])
     variables = variables_of(model, x, {})
 

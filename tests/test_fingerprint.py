@@ -1,4 +1,4 @@
-"""A run notices when its data has changed since it began, and says how."""
+"""A run detects that its data has changed since it began, and reports the change."""
 
 import re
 import shutil
@@ -138,7 +138,7 @@ def test_a_run_is_not_continued_on_other_data(tmp_path, capsys):
 
 
 def test_processes_with_different_data_are_refused(tmp_path, monkeypatch):
-    """Each may have a copy of the data on its own disk."""
+    """Every process may read a copy of the data on its own disk."""
     here = load_dataset(Data(f"folder:{write_folder(tmp_path / 'data')}")).fingerprints
     digests = {name: fingerprint.digest for name, fingerprint in here.items()}
     info = DataInfo(("a", "b"), (12, 10, 3), (0.5,) * 3, (0.5,) * 3)
@@ -159,7 +159,7 @@ def test_a_teachers_weights_are_compared():
 
 
 class Brightness(nn.Module):
-    """Logits of two classes: an image's mean and its double."""
+    """A network with two logits: the image's mean and twice the mean."""
 
     def __call__(self, images):
         return images.mean((1, 2, 3))[:, None] * jnp.asarray([[1.0, 2.0]])

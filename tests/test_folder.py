@@ -1,4 +1,4 @@
-"""Folders of images: what is taken, what is not, and what is said of it."""
+"""Folders of images: which files are used, which are not, and the messages about them."""
 
 import os
 from pathlib import Path
@@ -21,12 +21,12 @@ from train.sharding import make_mesh
 
 
 def images_of(*sources):
-    """The images of sources, in the order of their bytes."""
+    """The images of several sources, sorted by their bytes."""
     return sorted(source[i][0].tobytes() for source in sources for i in range(len(source)))
 
 
 def write_flat(folder, count, first=0):
-    """Noise of the seeds from `first` on, as files in one folder."""
+    """Write `count` noise images, with seeds from `first`, into one folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first, first + count):
         Image.fromarray(noise(12, 10, seed=seed)).save(folder / f"{seed:03}.png")
@@ -38,7 +38,7 @@ def unlabelled(root, **changes):
 
 @pytest.mark.parametrize("folder", ["", "train", "train/deep/down"])
 def test_images_without_labels_lie_anywhere(tmp_path, folder):
-    """A part of them is held out, always the same."""
+    """The same part of them is held out each time."""
     write_flat(tmp_path / folder, 20)
     dataset, again = unlabelled(tmp_path), unlabelled(tmp_path)
     assert (len(dataset.train), len(dataset.eval), dataset.class_names) == (18, 2, ())
@@ -139,7 +139,7 @@ def test_only_classifiers_ask_for_labels(monkeypatch, tmp_path, objective, neede
 
 
 def test_a_step_without_labels(tmp_path):
-    """Traced, with the data of a flat folder: no image has a class, and none is needed."""
+    """Tracing a step with a flat folder of images, which have no classes."""
     write_flat(tmp_path, 20)
     augment = Augment(mixup=0.2)
     config = Config("vit", ("patch_size=2",), "mae", batch_size=8, augment=augment, workdir=str(tmp_path / "run"))

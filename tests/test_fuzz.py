@@ -1,4 +1,4 @@
-"""The fuzzer: it notices every fault that it claims to notice, and finds none in the readers of weights and images."""
+"""The fuzzer detects every kind of fault that it claims to, and finds none in the readers of weights and images."""
 
 import json
 import os
@@ -78,7 +78,7 @@ sys.exit(fuzz.main(sys.argv[1:], kinds))
 
 
 def run(*command: str) -> tuple[int, dict[str, dict[str, int]], str]:
-    """Exit status, the table by kind and column, and all that was printed."""
+    """The exit status, the table by kind and column, and the whole output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *command],

@@ -1,4 +1,4 @@
-"""Workdirs with any name, damaged ones, and those of a stranger: nothing is lost, hangs, or leaves the folder."""
+"""Workdirs with odd names, damage or malicious content: nothing is lost, hangs, or is written outside."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of `finished` that a test may damage."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
@@ -56,7 +56,7 @@ def one_line(capsys, beginning):
 
 
 def reseal(folder):
-    """Make the checksums those of what is there now, as a stranger can."""
+    """Recompute the checksums for the present content, as an attacker can."""
     (folder / integrity.FILE).unlink()
     integrity.seal(epath.Path(folder), int(folder.name))
 
@@ -118,7 +118,7 @@ def test_an_odd_name_is_refused_where_it_would_be_lost(without, tmp_path, monkey
 
 
 def test_the_first_checkpoint_is_read_back(tmp_path, monkeypatch, capsys):
-    """Whatever else Orbax makes of a name: a run does not go on where nothing can be read."""
+    """Even if Orbax changes a path, a run does not continue with checkpoints that cannot be read."""
     monkeypatch.setattr(checkpoint, "orbax_path", lambda folder: epath.Path(folder).resolve())
     workdir = tmp_path / "exp[1]"
     assert run(workdir, *QUICK) == 1
@@ -308,7 +308,7 @@ def test_a_configuration_that_builds_no_model_is_named(path, value, said, copy):
 
 
 def test_absurd_images_take_no_memory(finished):
-    """Tables of positions are computed while shapes are found: 50 million patches took gigabytes."""
+    """Tracing computes position tables: those of 50 million patches took gigabytes."""
     info = read_run_file(finished).dataset
     for shape in ((8192, 8192, 2), (7071, 7072, 1)):
         with pytest.raises(UserError, match=r"too large|50,006,112 patches; expected at most"):
@@ -354,7 +354,7 @@ def test_lost_records_are_mentioned(left, copy, capsys):
 
 @pytest.fixture
 def outside(tmp_path):
-    """A file that nothing may touch."""
+    """A file outside the workdir, which must not change."""
     path = tmp_path / "outside"
     path.write_text("{}")
     yield path

@@ -1,4 +1,4 @@
-"""Decoding: right pixel values for files of every kind, and a clear line for those that have none."""
+"""Decoding gives the right pixel values for every kind of file, and a clear message for unreadable files."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def stacked(*planes):
 
 
 def saved(array, suffix, **options):
-    """What Pillow's encoder makes of uint8 pixels."""
+    """Encode uint8 pixels with Pillow."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, suffix, **options)
     return file.getvalue()
@@ -219,7 +219,7 @@ def test_every_format_is_read(suffix):
 
 # Orientation
 
-# Which sides of the picture the first row and the first column of a file hold, by EXIF's definition.
+# For each orientation, the sides of the picture where the first row and column of the file belong, as EXIF defines it.
 ROW_AND_COLUMN = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -233,7 +233,7 @@ ROW_AND_COLUMN = {
 
 
 def stored(picture, orientation):
-    """`picture` as a file of this orientation holds it."""
+    """The pixels in a file of this EXIF orientation that shows `picture`."""
     row, column = ROW_AND_COLUMN[orientation]
     if row in ("left", "right"):
         picture = picture.swapaxes(0, 1)
@@ -256,7 +256,7 @@ def test_orientation(orientation, channels):
 
 
 def test_orientation_of_jpeg_decides_on_size_and_statistics(tmp_path):
-    """A dataset whose files lie on their side has upright images, in training and in prediction."""
+    """Images of rotated files are upright, in training and in prediction."""
     picture = np.zeros((24, 16, 3), np.uint8)
     picture[:8] = 255
     for split in ("train", "val"):
@@ -281,7 +281,7 @@ def test_damaged_or_strange_exif_leaves_an_image_as_it_is(block):
 
 
 def test_damage_that_does_no_harm_is_no_warning():
-    """Pillow warns of EXIF that is cut off, in the middle of a run and without saying in which file."""
+    """Pillow warns of truncated EXIF, in the middle of a run and without naming the file."""
     contents = with_exif(saved(SHALLOW, "JPEG", quality=100), exif(6)[:20])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -317,7 +317,7 @@ def test_what_cannot_be_read_says_why(contents, reason):
 
 
 def test_no_image_file_starts_a_process(tmp_path, monkeypatch):
-    """Pillow's EPS plugin runs Ghostscript on whatever begins like an EPS file, whatever its name says."""
+    """Pillow's EPS plugin runs Ghostscript on every file that begins like an EPS file, whatever its name."""
 
     def start(*arguments, **_):
         raise AssertionError(f"started {arguments}")
@@ -370,7 +370,7 @@ def test_a_missing_file_is_named_once(tmp_path):
 
 
 def test_a_length_that_a_file_claims_takes_no_memory(tmp_path):
-    """Pillow reads the rest of the pixels' chunk at once: 2 GiB, says a file of a few bytes."""
+    """Pillow reads a chunk of pixels at once: here a file of a few bytes declares a chunk of 2 GiB."""
     path, contents = tmp_path / "claims.png", png(SHALLOW, GREY)
     at = contents.index(b"IDAT")
     path.write_bytes(contents[: at - 4] + (2**31 - 1).to_bytes(4, "big") + contents[at:])
@@ -384,7 +384,7 @@ def test_a_length_that_a_file_claims_takes_no_memory(tmp_path):
 
 
 def test_pixels_are_limited_before_any_is_decoded(monkeypatch):
-    """A PNG of a few bytes says that it has 8192 x 8193 pixels."""
+    """A PNG of a few bytes declares 8192 x 8193 pixels."""
     contents = png(SHALLOW, GREY)
     side = (8192).to_bytes(4, "big"), (8193).to_bytes(4, "big")
     bomb = contents[:8] + chunk(b"IHDR", b"".join(side) + contents[24:29]) + contents[33:]
@@ -398,7 +398,7 @@ def test_pixels_are_limited_before_any_is_decoded(monkeypatch):
 
 
 def write(root, kinds, split="train"):
-    """Images 0.png, 1.png ... of two classes; `kinds` has a letter for each, g for greyscale and c for colour."""
+    """Images 0.png, 1.png ... of two classes; `kinds` has a letter for each, "g" for greyscale and "c" for colour."""
     for i, kind in enumerate(kinds):
         path = root / split / "ab"[i % 2] / f"{i:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

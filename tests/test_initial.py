@@ -1,4 +1,4 @@
-"""What a run starts from: every variable that is loaded gets its place, and is reported."""
+"""The initial variables of a run: every loaded variable is used, and reported."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from vit_jax.objectives.classify import Classify
 
 @pytest.fixture(scope="module")
 def objective():
-    """That of a model with running statistics."""
+    """The objective of a model with running statistics."""
     return Classify(build(FIRST["levit"]))
 
 

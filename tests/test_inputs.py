@@ -1,4 +1,4 @@
-"""Unusual inputs: integers, no images at all, a batch of unknown size, a turned image, lists in place of tuples."""
+"""Unusual inputs: integers, empty batches, batches of unknown size, rotated images, lists instead of tuples."""
 
 import functools
 
@@ -24,13 +24,13 @@ def shapes_of(case: Case, dtype=jnp.float32):
 
 
 def batch_of(case: Case, batch) -> jax.ShapeDtypeStruct:
-    """A batch of the images of a row, which are of one size even for models that take a list."""
+    """A batch with the image shape of a row, of one size even for models that take a list."""
     return jax.ShapeDtypeStruct((batch, *case.image_shapes[0]), jnp.float32)
 
 
 @functools.cache
 def built(name: str):
-    """The model of a first row, and the shapes of its variables."""
+    """The model of the first row of `name`, and the shapes of its variables."""
     model = build(FIRST[name])
     return model, jax.eval_shape(lambda x: model.init(jax.random.key(0), x), shapes_of(FIRST[name]))
 
@@ -46,7 +46,7 @@ def check_integers(name: str, dtype: str) -> None:
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", [name for name in FIRST if name not in PROMOTING])
 def test_integers_are_named(name):
-    """A model computes in the type of its input, and somewhere on the way results were rounded to integers."""
+    """A model computes in the dtype of its input, so integer inputs would round intermediate results."""
     check_integers(name, "uint8")
 
 
@@ -110,7 +110,7 @@ def test_an_exported_program_gives_the_same_logits():
 
 @pytest.mark.parametrize("name", holds_for("large_images"))
 def test_turned_images_are_named(name):
-    """As many patches as `image_size` has, or fewer, but in rows of another length."""
+    """They have no more patches than `image_size`, but rows of another length."""
     case = FIRST[name]
     batch, height, width, channels = case.input_shape
     turned = (batch, 2 * height, width // 2, channels)
@@ -138,7 +138,7 @@ def test_sides_in_another_order_are_named(name, kwargs, shape, message):
 
 
 def test_a_map_of_other_patches_is_refused():
-    """An oblong image has too few patches for the rows of a square one, which would be filled in another order."""
+    """The patches of a non-square image would fill the rows of a square one in the wrong order."""
     head = create_model("wwt:AutoencodingHead", image_size=16, patch_size=4)
     levels, masks = [jnp.ones((1, 8, 4)), jnp.ones((1, 2, 4))], [jnp.ones((1, 1, 8, 2))]
     with pytest.raises(
@@ -157,7 +157,7 @@ def listed(value):
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", FIRST)
 def test_lists_stand_for_tuples(name):
-    """As they come from a JSON file. A model with a list in it could not be hashed, which jit asks for."""
+    """JSON files contain lists. A model with a list as a field could not be hashed, which `jax.jit` requires."""
     for case in (case for case in CASES if case.name == name):
         model, other = build(case), build(case, **{name: listed(value) for name, value in case.kwargs.items()})
         assert isinstance(hash(model), int)

@@ -1,4 +1,4 @@
-"""Shared layers against torch, Flax and jax's own forms."""
+"""Shared layers against the implementations in torch, Flax and JAX."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_unfold_needs_a_window():
 
 
 def test_positions_by_hand():
-    """Frequencies of eight features: 1 and 1 / temperature; x runs fastest."""
+    """Eight features have the frequencies 1 and 1 / temperature; x changes fastest."""
     positions = sincos_2d(2, 3, 8, temperature=100.0)
     assert positions.dtype == np.float32
     y, x = 1, 2
@@ -117,12 +117,12 @@ def norm(x, scale, bias, **kwargs):
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 @pytest.mark.parametrize("deviation", [1.0, 1e-3])
 def test_layer_norm_keeps_its_digits(mean, deviation):
-    """Float64 is the reference: Flax's faster variance is wrong by far at a mean of a thousand deviations."""
+    """The reference is float64: Flax's fast variance is far off if the mean is a thousand standard deviations."""
     x, scale, bias = normal(4, 64) * deviation + mean, normal(64), normal(64)
     exact = np.asarray(x, np.float64)
     centred = exact - exact.mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(scale) + np.asarray(bias)
-    # The mean itself is rounded to float32, at 6e-8 of it; that is seen in deviations, or in epsilon's root.
+    # Rounding the mean to float32 is an error of 6e-8 of it, here relative to the deviation or the root of epsilon.
     error = 1e-5 + 2e-7 * mean / max(deviation, 1e-5**0.5)
     np.testing.assert_allclose(norm(x, scale, bias), expected, rtol=0, atol=4 * error)
 
@@ -136,7 +136,7 @@ def test_layer_norm_equals_torchs():
 
 
 def test_layer_norm_reduces_in_float32():
-    """In bfloat16 the mean of 300 and small noise would be off by a whole number."""
+    """In bfloat16 the mean of 300 plus small noise would be off by up to 1."""
     x, ones = (normal(4, 64) + 300).astype(jnp.bfloat16), jnp.ones(64, jnp.bfloat16)
     out = norm(x, ones, 0 * ones)
     assert out.dtype == jnp.bfloat16
@@ -144,7 +144,7 @@ def test_layer_norm_reduces_in_float32():
 
 
 def test_softmax_is_computed_in_float32():
-    """Of bfloat16 scores only the result is rounded: to eight bits, a relative error of at most 2^-8."""
+    """With bfloat16 scores only the result is rounded, to eight bits: a relative error of at most 2^-8."""
     scores = (normal(50, 200) * 3).astype(jnp.bfloat16)
     out = softmax(scores)
     assert out.dtype == jnp.bfloat16

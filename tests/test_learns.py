@@ -1,4 +1,4 @@
-"""Every classifier learns: on a few digits its loss falls within some steps."""
+"""Every classifier learns: its loss on a few digits falls within a few steps."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def digits(count: int, height: int, width: int, channels: int) -> dict[str, jax.
     return jax.device_put({"image": images, "target": np.eye(10, dtype=np.float32)[labels[:count]]})
 
 
-# What other versions of JAX are tried with: convolutions, batch statistics, lists of images, all kinds of attention.
+# Models to test other versions of JAX with: convolutions, batch statistics, lists of images, all kinds of attention.
 EVERYWHERE = {"vit", "simple_vit", "t2t", "cait", "levit", "max_vit", "na_vit", "xcit"}
 
 
@@ -42,7 +42,7 @@ def test_the_loss_falls(name):
     for step, key in enumerate(jax.random.split(jax.random.key(1), 16), start=1):
         (value, (_, extras)), gradient = jax.device_get(gradients(params, extras, key))
         losses.append(float(value))
-        # Adam, which compiled takes several times longer than the gradient.
+        # Adam, not jitted, as its compilation takes several times longer than the gradient's.
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, gradient)
         rate = np.float32(4e-3 * (1 - 0.999**step) ** 0.5 / (1 - 0.9**step))

@@ -1,4 +1,4 @@
-"""What a run writes: records, windows, curves, and lines where there is no terminal."""
+"""The logs of a run: records, averages over windows, curves, and lines without a terminal."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def test_continuing_drops_what_will_be_done_again(tmp_path):
 def test_records_appear_at_once(tmp_path):
     metrics = Metrics(tmp_path, 0)
     metrics.write(1, "train", {"loss": 1.0})
-    assert [r["step"] for r in read_records(tmp_path)] == [1]  # nothing waits in a buffer for a kill to lose
+    assert [r["step"] for r in read_records(tmp_path)] == [1]  # records are not buffered, so a kill loses none
     metrics.close()
 
 
@@ -64,7 +64,7 @@ def test_whole_files_only(tmp_path, monkeypatch):
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-    """A log with windows of three steps of 10 images, on a clock that advances by a second a look; its records."""
+    """A log with windows of three steps of 10 images, whose clock advances by a second per call, and its records."""
     clock = itertools.count()
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
     metrics = Metrics(tmp_path, 0)

@@ -1,4 +1,4 @@
-"""Mistakes on the command line of a run: each is one line with status 2, and nothing is left on disk."""
+"""Invalid command lines of a run: each prints one line, exits with status 2, and leaves nothing on disk."""
 
 import re
 
@@ -172,7 +172,7 @@ def test_mistakes_are_found_before_any_data_is_read(option, expected, tmp_path, 
 
 
 def test_a_table_too_large_to_be_made_is_named(tmp_path, capsys, monkeypatch):
-    """Such as the sine positions of cct with `padding=1000000`: 8 TiB, asked for while the model is built."""
+    """For example, building cct with `padding=1000000` allocates 8 TiB of sine positions."""
 
     def build(*_, **__):
         raise MemoryError("Unable to allocate 8.00 TiB")
@@ -210,7 +210,7 @@ def test_what_does_not_fit_into_memory_is_refused_with_both_numbers(tmp_path, ca
     [(600_000, "a training step of --batch-size 32"), (1_000_000, "an evaluation step of 256 images")],
 )
 def test_a_run_whose_steps_do_not_fit_leaves_nothing(memory, step, tmp_path, capsys, monkeypatch):
-    """Its state and a batch would fit, in about 430,000 bytes."""
+    """The state and a batch alone would fit, in about 430,000 bytes."""
     monkeypatch.setattr(train.memory, "host_memory", lambda: memory)
     assert f"MiB for {step}, but there are only " in error(capsys, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What holds for every model, whatever it computes: transformations, dtypes, dropout, presets, messages."""
+"""Properties of every model: JAX transformations, dtypes, dropout, presets and error messages."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ def inputs_of(case: Case):
 
 
 def variables_of(model, x, kwargs):
-    """Variables of about their usual size, every one of them with noise, without compiling the model's init."""
+    """Variables of roughly their initial scale, all with noise, without compiling the model's init."""
     return filled(jax.eval_shape(model.init, jax.random.key(0), x, **kwargs))
 
 
@@ -39,7 +39,7 @@ def filled(shapes):
 
 @functools.cache
 def abstract(name: str):
-    """The plainest model of a name, and the shapes of its variables, of its input and of its keyword inputs."""
+    """The first row's model of `name`, and the shapes of its variables, its input and its keyword inputs."""
     model, (x, kwargs) = build(FIRST[name]), inputs_of(FIRST[name])
     variables = jax.eval_shape(model.init, jax.random.key(0), x, **kwargs)
     return model, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, x, kwargs))
@@ -120,7 +120,7 @@ def test_compilation_changes_nothing(case):
 
 
 def equations(jaxpr):
-    """Every equation, those of nested jaxprs too."""
+    """All equations, including those of nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
@@ -133,7 +133,7 @@ def equations(jaxpr):
     "case", [pytest.param(case, marks=[pytest.mark.exhaustive] if case.note else [], id=str(case)) for case in CASES]
 )
 def test_bfloat16_policy(case):
-    """Matrix products are bfloat16 forward and backward; what softmax and norms reduce is float32."""
+    """Matmuls are bfloat16, forward and backward; softmax and norms reduce in float32."""
     model, (x, kwargs) = build(case), inputs_of(case)
     variables = jax.eval_shape(model.init, jax.random.key(0), x, **kwargs)
     narrow = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.dtype == jnp.float32 else leaf.dtype)
@@ -164,9 +164,9 @@ DROPOUTS = [(name, argument) for name in DROPPING for argument in RATES if hasat
 
 @functools.cache
 def draws(name: str, rates: tuple[str, ...], *, unused: bool = False) -> int:
-    """Count the random draws in training with these rates at a half and all others at zero.
+    """Count the random draws in training with these rates at 0.5 and all others at 0.
 
-    Only the draws that the outputs depend on count, or with `unused` all of them.
+    Only draws that the outputs depend on are counted, or with `unused` all.
     """
     _, variables, x, _ = abstract(name)
     model = build(FIRST[name], **{argument: 0.5 * (argument in rates) for of, argument in DROPOUTS if of == name})
@@ -240,7 +240,7 @@ def test_keep_layers_keeps_its_share_and_never_none():
 
 
 def test_a_dropped_layer_is_left_out():
-    """With one of two layers kept, the output is that of the model with that layer alone."""
+    """If one of two layers is kept, the output is that of a model with only this layer."""
     case = FIRST["cait"]
     (x, _), model = inputs_of(case), build(case, layer_dropout=1.0, cls_depth=1)
     params = variables_of(model, x, {})["params"]
@@ -259,7 +259,7 @@ def test_a_dropped_layer_is_left_out():
 
 
 PRESETS = [f"{name}/{preset}" for name in CLASSIFIERS for preset in list_presets(name)]
-# Of every model the smallest that is published; tracing all takes minutes.
+# The smallest published preset of every model; tracing all presets takes minutes.
 SMALLEST = {name.partition("/")[0]: name for name in sorted(PRESETS, key=lambda p: -PUBLISHED.get(p, (1e12,))[0])}
 
 
@@ -416,7 +416,7 @@ def test_tokens_of_another_width_are_named():
 
 
 def test_oblong_images_are_not_turned():
-    """Height comes first in `image_size`, `patch_size` and the input alike."""
+    """Height comes first in `image_size`, in `patch_size` and in the input."""
     case = Case("vit", "vit:ViT", (1, 8, 12, 1), 0, IMAGE | BLOCKS | OBLONG | dict(depth=1))
     variables = jax.eval_shape(build(case).init, jax.random.key(0), jnp.ones(case.input_shape))
     assert variables["params"]["pos_embedding"].shape == (2 * 6 + 1, 24)

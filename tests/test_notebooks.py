@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to their last, on a CPU with the small settings that they choose there."""
+"""The notebooks run from the first cell to the last, on a CPU with the small settings that they use there."""
 
 import os
 import subprocess

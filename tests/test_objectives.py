@@ -1,4 +1,4 @@
-"""Losses against torch and against upstream's DistillWrapper, in value and gradient."""
+"""Losses against torch and against upstream's DistillWrapper: values and gradients."""
 
 import dataclasses
 import functools
@@ -110,7 +110,7 @@ def test_classify(cross_entropy):
 
 
 class Pair(nn.Module):
-    """A classifier that returns an auxiliary loss beside its logits."""
+    """A classifier that returns logits and an auxiliary loss."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -144,7 +144,7 @@ def test_distillation_losses_by_hand():
 
 
 def upstream_wrapper(student: str, **kwargs):
-    """Upstream's wrapper around the row `student` and a ViT as teacher, with shaken parameters."""
+    """Upstream's wrapper of the model of the row `student`, with a ViT as teacher and perturbed parameters."""
     from tests.cases.distill import token_parameters
     from tests.upstream import shake
 
@@ -160,7 +160,7 @@ def upstream_wrapper(student: str, **kwargs):
 
 
 def split(state: dict, student) -> tuple[dict, dict]:
-    """The wrapper's state dict as (that of `Distilled`, the teacher's), less the repair of the class tokens."""
+    """Split the wrapper's state dict into those of `Distilled` and the teacher, undoing the repair of class tokens."""
     own = {key: value for key, value in state.items() if not key.startswith("teacher.")}
     if not isinstance(student, vit_jax.ViT):
         own |= {key: own[key][None] for key in ("student.cls_token", "student.pos_embedding")}
@@ -202,7 +202,7 @@ def test_loss_and_gradients_equal_upstreams(student, kwargs):
 
 @functools.cache
 def distillation(**kwargs):
-    """An objective with fresh parameters and a teacher of another kind."""
+    """An objective whose teacher is another model than the student, and initial parameters."""
     student = create_model("vit", **IMAGE, **BLOCKS)
     teacher = create_model("simple_vit", **IMAGE, **BLOCKS)
     objective = Distill(student, teacher, **kwargs)
@@ -212,7 +212,7 @@ def distillation(**kwargs):
 
 
 def test_the_student_is_a_plain_vit():
-    """Its parameters alone give the class head's logits, within the attention that the distillation token takes."""
+    """Its parameters can be used without the distillation token."""
     objective, params, _ = distillation(head="class")
     tokens = objective.student.apply({"params": params["student"]}, IMAGES, method="encode")
     logits = objective.student.apply({"params": params["student"]}, IMAGES)
@@ -269,7 +269,7 @@ def test_a_batch_may_bring_the_teachers_logits():
 
 
 class Pixels(nn.Module):
-    """A network whose logits are what it sees."""
+    """A network whose logits are the pixels of its input."""
 
     @nn.compact
     def __call__(self, images):

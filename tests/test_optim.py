@@ -1,4 +1,4 @@
-"""Schedules at hand-worked points; optimizers against numpy and torch; decay and layers on real trees."""
+"""Schedules at points computed by hand; optimizers against numpy and torch; decay and layers of real models."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def test_run_shorter_than_its_warmup_ends_on_the_rise(shape):
 
 
 def reference(name, w, grads, decay, adapt):
-    """Two updates of one array in numpy, from the papers; learning rates 0.1 and 0.05."""
+    """Two updates of one array in numpy, by the papers' formulas, with learning rates 0.1 and 0.05."""
     b1, b2 = 0.8, 0.95
     m, v, out = 0.0, 0.0, []
     for t, (g, lr) in enumerate(zip(grads, (0.1, 0.05), strict=True), 1):
@@ -131,7 +131,7 @@ def test_clipping_scales_all_gradients_by_the_global_norm():
 
 
 def tree(*paths):
-    """Nested dicts with an abstract leaf at each path."""
+    """Nested dicts with an abstract leaf at each of these paths."""
     root = {}
     for path in paths:
         *parents, leaf = path.split("/")

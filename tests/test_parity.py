@@ -1,6 +1,6 @@
-"""Every model against its upstream twin, with the same weights: values and gradients, in float32.
+"""Every model against its upstream counterpart with the same weights: values and gradients, in float32.
 
-What a row needs is built once, for all tests of this file: pytest runs those of one row after each other.
+The models of a row are built once for all tests of this file: pytest runs the tests of a row consecutively.
 """
 
 import copy
@@ -24,7 +24,7 @@ SMALL = 0.1  # of inputs and weights, where a norm's wrong epsilon shows
 
 
 class Row:
-    """Both models of a case, with the same shaken weights."""
+    """Both models of a case, with the same perturbed weights."""
 
     def __init__(self, case: Case):
         self.case, self.model = case, build(case)
@@ -51,7 +51,7 @@ class Row:
 
     @cached_property
     def gradients(self):
-        """The compiled function of variables, inputs and cotangents: gradients of params, inputs, floats; outputs."""
+        """A compiled function of variables, inputs and cotangents: gradients of params, inputs and floats; outputs."""
 
         @functools.partial(jax.jit, compiler_options=self.case.compiler_options)
         def gradients(variables, inputs, floats, fixed, cotangents):
@@ -66,11 +66,11 @@ class Row:
 
     @cached_property
     def compared(self) -> dict[float, tuple[dict, dict, set[str]]]:
-        """By scale: outputs and gradients by name, each as (ours, upstream's), and our parameters without gradient."""
+        """For each scale: outputs and gradients by name, (ours, upstream's), and our parameters without a gradient."""
         return {scale: self._compare(scale) for scale in (SMALL, 1.0)}
 
     def scaled_variables(self, twin, scale):
-        """What converting `twin` would give, which `shake` has scaled but for buffers that are no statistics."""
+        """The variables of `twin`: `shake` has scaled all of them except buffers that are not statistics."""
         buffers = {name for name, _ in twin.named_buffers() if "running_" not in name}
         flat = flatten_dict(self.variables)
         is_fixed = {path: _torch_key(self.model, path) in buffers for path in flat}
@@ -104,7 +104,7 @@ class Row:
         )
 
     def one_by_one(self) -> list[np.ndarray]:
-        """Outputs of a forward pass alone, for every image by itself; a single number is a mean over images."""
+        """Outputs of a forward pass for each image separately; a scalar output is averaged over images."""
         apply = lambda variables, inputs: self.apply(variables, inputs, self.floats, self.fixed)
         if self.case.takes_list:
             each = [jax.jit(apply)(self.variables, [image]) for image in self.inputs]
@@ -136,7 +136,7 @@ def test_upstream_loads_what_we_export(row):
 
 
 def test_values_and_gradients_equal_upstreams(row):
-    """At ordinary activations and at small ones, with one trace; every parameter gets a gradient, or the row says."""
+    """At usual and at small activations, with one trace. Every parameter has a gradient, except those the row names."""
     assert_parity(row, row.case.tolerance, row.case.tolerance)
     assert row.traces == 1
     *_, idle = row.compared[1.0]
@@ -152,7 +152,7 @@ def assert_no_image_reads_another(row: Row):
 
 
 def assert_parity(row: Row, value_tolerance: float, gradient_tolerance: float):
-    """Within these relative errors."""
+    """Assert that relative errors are at most these."""
     for scale, (outputs, gradients, _) in row.compared.items():
         for what, (ours, theirs) in outputs.items():
             assert_close(ours, theirs, value_tolerance, f"{what}, {scale=}")

@@ -1,4 +1,4 @@
-"""Plans: what the compiler says of a step, before there is a machine for it."""
+"""Plans: the compiler's estimates for a step on a machine that is not available."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def found():
 
 
 def test_operations_are_those_of_the_products(found):
-    """Forward, and twice as many backward but for the gradient of the images; other operations are a few more."""
+    """The backward pass has twice as many operations as the forward pass, except for the gradient of the images."""
     tokens, dim, inner, hidden = 65, 32, 32, 64
     block = tokens * dim * 3 * inner + 2 * tokens**2 * inner + tokens * inner * dim + 2 * tokens * dim * hidden
     products = 3 * (2 * block + dim * 10) + 2 * 64 * 48 * dim

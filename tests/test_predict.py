@@ -1,4 +1,4 @@
-"""What `train.predict` prints and draws: probabilities, errors, whose attention over which patches."""
+"""`train.predict` prints probabilities and errors, and draws attention over the patches of an image."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PATCHES = (*SIZES, "patch_size=(4, 2)")  # two rows of six
 
 
 def untrained(model: str, *pairs: str, distill: bool = False, shape: tuple[int, ...] = (8, 12, 3)) -> Run:
-    """A run of `model` as it starts, but that its attention is no even one."""
+    """A run of `model` at initialisation, with weights scaled so that its attention is not uniform."""
     config = Config(model=model, model_args=pairs, distill=Distill(teacher="t" if distill else None))
     info = INFO._replace(image_shape=shape, mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
     objective = build_objective(config, info)
@@ -40,7 +40,7 @@ def pixels_of(run: Run, count: int = 2) -> np.ndarray:
 
 
 def maps_of(run: Run, pixels: np.ndarray):
-    """Maps of the whole model, from images that numpy has normalised."""
+    """Maps of the whole model, for images normalised by numpy."""
     images = ((pixels / 255 - 0.5) / 0.25).astype(np.float32)
     return attention(run.objective.model, {"params": run.params, **run.extras}, jnp.asarray(images))
 
@@ -124,7 +124,7 @@ def test_models_without_such_maps_are_named(name, pairs, message):
 
 
 def test_bright_patches_are_drawn_where_they_are(tmp_path):
-    """A planted map: only the panel and the corner that it stands for is bright."""
+    """With a known map, only the corresponding corner of the corresponding panel is bright."""
     shares = np.full((1, 2, 2, 6), 0.01)
     shares[0, 1, 0, 5] = 0.9
     panels, black = Panels(shares, ("one", "two"), "nobody"), np.zeros((1, 8, 12, 3), np.uint8)
@@ -191,7 +191,7 @@ def write_images(folder, count):
 
 
 def test_broken_images_are_errors_beside_the_others(workdir, tmp_path, capsys, monkeypatch):
-    """With batches of two: one broken, none broken, all broken, and a rest."""
+    """Batches of two: one image broken, none broken, all broken, and a smaller last batch."""
     monkeypatch.setattr("train.prediction.BATCH", 2)
     paths = write_images(tmp_path, 7)
     assert predict([*paths, f"--workdir={workdir}", "--top=2"]) == 0
@@ -250,7 +250,7 @@ def test_probabilities_are_those_that_the_loss_trains(loss, head, is_sigmoid):
 
 
 def test_the_output_says_that_probabilities_are_independent(workdir, tmp_path, capsys):
-    """The same run, as if it had been trained with the sigmoid loss."""
+    """The same run with the sigmoid loss in its stored config."""
     shutil.copytree(workdir, tmp_path / "run")
     file = tmp_path / "run/config.json"
     stored = json.loads(file.read_text())
@@ -289,7 +289,7 @@ def test_names_that_do_not_print_are_escaped(workdir, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_attention_of_a_trained_model_lies_on_the_strokes(tmp_path):
-    """Rolled out, the class token of a T2T-ViT reads patches with more ink than an image's patches have in the mean."""
+    """By attention rollout, the class token of a T2T-ViT attends to patches with more ink than the mean patch."""
     sizes = ("dim=32", "depth=2", "heads=2", "mlp_dim=64", "t2t_layers=((3, 1), (3, 1))")
     assert train_run(tmp_path, "--model=t2t", "--steps=240", "--model-args", *sizes, base=()) == 0
     images = load_dataset(Config().data).eval.images

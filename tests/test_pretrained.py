@@ -1,4 +1,4 @@
-"""Published weights, from a server that is a folder of this machine."""
+"""Published weights, served from a local folder."""
 
 import dataclasses
 import email.message
@@ -27,7 +27,7 @@ from vit_jax.teachers.weights import HALF, IMAGENET, WEIGHTS, Weights, preproces
 
 
 class Server(urllib.request.BaseHandler):
-    """Answers https requests from a folder of this machine in place of the network; a test may set other `answers`."""
+    """Answers https requests from a local folder instead of the network; a test may set other `answers`."""
 
     folder: Path
     answers: dict  # name of a file to a function that gives (status, headers, body)
@@ -51,7 +51,7 @@ class Server(urllib.request.BaseHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """One file for resnet18, which `Server` gives in place of torchvision's."""
+    """A file named like weights of resnet18, which `Server` returns instead of torchvision's."""
     content = b"weights" * 1000
     file = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     folder = tmp_path / "server"
@@ -92,7 +92,7 @@ def test_another_file_under_that_name_is_refused(server, tmp_path):
 
 
 class Failing(io.BytesIO):
-    """A body that breaks off with an error of the HTTP layer."""
+    """A response body that ends with an error of the HTTP layer."""
 
     def read(self, *_):
         raise http.client.IncompleteRead(b"half", 1000)
@@ -204,7 +204,7 @@ def test_the_table_is_torchvisions():
 
 
 def zeros(network):
-    """Variables of `network`, all of them zero."""
+    """Variables of `network`, all zero."""
     abstract = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
 

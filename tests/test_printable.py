@@ -1,4 +1,4 @@
-"""Text from outside, as it is printed."""
+"""Untrusted text is escaped and shortened before it is printed."""
 
 import pytest
 

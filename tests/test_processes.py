@@ -1,4 +1,4 @@
-"""Several processes on one machine, joined over loopback: they train, lose one, end, start again, and end alike."""
+"""Several processes on one machine: they train, lose one, stop, resume, and reach the same result."""
 
 import contextlib
 import signal
@@ -23,7 +23,7 @@ def start_together(workdir, count):
 
 
 def finish(processes, seconds=HEARTBEAT + 60):
-    """What each has said in the end, and how it ended."""
+    """The output and the exit status of each process."""
     try:
         return [(process.communicate(timeout=seconds)[0], process.returncode) for process in processes]
     finally:
@@ -40,7 +40,7 @@ def wait_for_checkpoint(process):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Workdirs of runs that nothing disturbed, by the number of processes."""
+    """Workdirs of uninterrupted runs, by number of processes."""
     done = {}
 
     def of(count):

@@ -1,4 +1,4 @@
-"""Ranges beside fields: what they accept, from the command line and from files, and how they say so."""
+"""Ranges in the annotations of fields: they are enforced on the command line and in files, with clear messages."""
 
 import math
 import typing

@@ -56,17 +56,17 @@ OTHERS = {"predict": train.predict, "probe": train.probe, "convert": train.conve
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Pairs of a language and its code."""
+    """The code blocks of a page, as (language, code)."""
     return re.findall(r"^```(console|python)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def commands(text: str) -> list[list[str]]:
-    """The command lines of a console block, without what they print."""
+    """The command lines of a console block, without their output."""
     return [shlex.split(line[2:], comments=True) for line in text.splitlines() if line.startswith("$ ")]
 
 
 def check_command(words: list[str]) -> None:
-    """Fails for an option, extra, target or file that does not exist."""
+    """Assert that the command's options, extras, make targets and files exist."""
     match words:
         case ["make", *targets]:
             assert all(f"\n{target}:" in MAKEFILE for target in targets)
@@ -164,7 +164,7 @@ def test_every_page_with_code_is_tested():
 
 
 def test_commands_come_after_the_environment_that_they_need():
-    """`make train` installs into .venv; what comes after it is for that environment."""
+    """`make train` installs into .venv, which must be activated before the commands that follow."""
     assert "\nBIN := .venv/bin\n" in MAKEFILE
     for page in PAGES[:2]:
         lines = [

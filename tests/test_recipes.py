@@ -1,4 +1,4 @@
-"""Recipes: complete, buildable, and under what the command line gives."""
+"""Recipes are complete, can be built, and are overridden by the command line."""
 
 import dataclasses
 import shlex

@@ -1,4 +1,4 @@
-"""The table of models: its names, its messages, its laziness, and that no model is left untested."""
+"""The table of models: names, error messages, lazy imports, and a test row for every model."""
 
 import subprocess
 import sys
@@ -104,7 +104,7 @@ def test_importing_imports_no_model():
 
 
 def test_presets_are_shared_without_harm():
-    """A preset's module serves two models at once, each with parameters of its own."""
+    """Two models can share the module of a preset, each with its own parameters."""
     models = [create_model("efficient/tiny", num_classes=k) for k in (2, 3)]
     shapes = [
         jax.eval_shape(m.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")) for m in models

@@ -1,5 +1,7 @@
-"""Workdirs in an object store, without one: a folder on disk that answers to gs://, and a run that takes its own for
-such a store. What is not tested is Orbax's and tensorstore's own way to gs://."""
+"""Workdirs in a simulated object store: a folder on disk with gs:// paths, and a run that treats its workdir as remote.
+
+Orbax's and tensorstore's own access to gs:// is not tested.
+"""
 
 import contextlib
 import os
@@ -29,7 +31,7 @@ INFO = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.5,))
 
 
 class Store(backends._OsPathBackend):
-    """gs://NAME is a folder below `root`. As in an object store, nothing can be appended to."""
+    """A backend where gs://NAME is a folder in `root`. As in an object store, files cannot be appended to."""
 
     def __init__(self, root):
         self.root = root

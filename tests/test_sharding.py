@@ -1,4 +1,4 @@
-"""Eight virtual devices: who holds what, and that it changes nothing."""
+"""Sharding on eight virtual devices: the placement of arrays, and that it does not change results."""
 
 import functools
 import math
@@ -33,7 +33,7 @@ EVERYWHERE = PartitionSpec()
 
 
 def specs(mesh, name="lamb", **sizes):
-    """{path: PartitionSpec} of a ViT's whole state, with moving average."""
+    """{path: PartitionSpec} of the whole state of a ViT, including a moving average."""
     sizes = dict(dim=16, depth=1, heads=2, dim_head=8, mlp_dim=32) | sizes
     model = create_model("vit", image_size=8, patch_size=4, num_classes=10, channels=1, **sizes)
     objective, images = Classify(model), jnp.zeros((1, 8, 8, 1))
@@ -104,7 +104,7 @@ def test_a_batch_holds_no_more_than_all_examples_need(size, processes, expected,
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(("size", "shapes"), [(16, [16, 16, 16, 16]), (2**20, [56])])
 def test_an_evaluation_takes_no_larger_batches_than_it_needs(size, shapes):
-    """And gives the same means."""
+    """The means are the same as with large batches."""
     source = ArraySource(np.zeros((50, 6, 6, 1), np.uint8), np.arange(50, dtype=np.int32))
     dataset = Dataset(source, source, (), (6, 6, 1), (0.5,), (0.5,), ())
     state, skipped, seen = SimpleNamespace(eval_params={}, extras={}), Skipped(source, "evaluation", print), []
@@ -222,7 +222,7 @@ def test_eight_devices_train_as_one(model, mesh, tmp_path, capsys):
             np.testing.assert_allclose([r[name] for r in got], [r[name] for r in expected[split]], rtol=1e-4)
 
 
-# What a step holds and moves
+# Memory and communication of a step
 
 INFO = DataInfo(tuple("0123456789"), (16, 16, 3), (0.5,) * 3, (0.25,) * 3)
 

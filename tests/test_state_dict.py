@@ -1,4 +1,4 @@
-"""State dicts as files wrap them: under a prefix, in a checkpoint, or of another model."""
+"""State dicts with a prefix, nested in a checkpoint, or of another model."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""One step: its update, precision, randomness, accumulation, moving average and what it leaves alone."""
+"""One step: its update, precision, randomness, accumulation, moving average and frozen variables."""
 
 import functools
 import re
@@ -41,7 +41,7 @@ def noisy(key, batch):
 
 
 def set_up(objective=None, optimizer=None, prepare=prepare, ema_decay=0.0, **options):
-    """A state and the jitted step that moves it."""
+    """A state and the jitted training step."""
     objective = objective or Classify(create_model("vit", **SIZES))
     optimizer = optimizer or optax.adam(1e-2)
     images = jnp.zeros((1, 8, 8, 1))
@@ -100,7 +100,7 @@ def test_repeated_steps_lower_the_loss_without_compiling_again():
 
 
 def equations(jaxpr):
-    """All equations, also of inner jaxprs."""
+    """All equations, including those of nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
@@ -126,7 +126,7 @@ def test_bfloat16_multiplies_matrices_in_bfloat16_only(accumulate, distill):
 
 @pytest.mark.parametrize(("model", "least"), [("vit/tiny", 75), ("cct/tiny", 45)])
 def test_the_lowered_step_has_no_product_in_float32(model, least):
-    """Of the trainer's own program, augmentation included."""
+    """For the trainer's whole program, including augmentation."""
     info = DataInfo(tuple("01234"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
     augment = Augment(crop_padding=4, flip=True, mixup=0.2, randaugment_layers=2, erasing=0.2)
     config = Config(model=model, batch_size=8, dtype="bfloat16", augment=augment)
@@ -167,7 +167,7 @@ def test_accumulation_is_the_same_update():
 
 
 def test_slices_drop_out_differently():
-    """Were all slices to share one mask, equal halves of a batch would give equal losses."""
+    """If all slices shared one dropout mask, equal halves of a batch would have equal losses."""
     state, step = set_up(dropping(), accumulate=2)
     twice = {name: jnp.repeat(x[:8], 2, axis=0) for name, x in BATCH.items()}  # both slices are x[:8]
     _, metrics = step(state, twice, {})
@@ -183,7 +183,7 @@ def test_slices_drop_out_differently():
 
 @pytest.mark.parametrize("name", ["dino", "es_vit"])
 def test_accumulation_moves_centers_to_the_mean_of_the_whole_batch(name):
-    """Every view is the image itself, so that slices draw nothing that the whole batch does not."""
+    """Every view is the whole image, so that random draws do not differ between slices and the whole batch."""
     same = lambda key, pixels: pixels
     whole = dict(local_lower_crop_scale=1.0, local_upper_crop_scale=1.0, global_lower_crop_scale=1.0)
     sizes = dict(projection_hidden_size=8, num_classes_K=12, bottleneck_dim=4, projection_layers=2, num_local_views=1)
@@ -203,7 +203,7 @@ def test_accumulation_moves_centers_to_the_mean_of_the_whole_batch(name):
 
 
 class Normed(nn.Module):
-    """A batch norm of the pixels, and a head."""
+    """A batch norm on pixels, and a head."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -211,7 +211,7 @@ class Normed(nn.Module):
 
 
 def test_accumulation_moves_running_statistics_once_from_the_whole_batch():
-    """The mean by that of the batch, the variance by the mean of those that the slices were normalised by."""
+    """The mean is updated with the batch's, the variance with the mean of the slices' variances."""
     state, step = set_up(Classify(Normed()), optax.sgd(0.1), accumulate=4)
     start = {"mean": jnp.full(64, 0.5), "var": jnp.full(64, 2.0)}
     new, _ = step(state.replace(extras={"batch_stats": {"norm": start}}), BATCH, {})

@@ -1,4 +1,4 @@
-"""The walls of the house: who imports whom, and what a model's file says of itself."""
+"""The structure of the library: which parts import which, and the headers of model files."""
 
 import ast
 import graphlib
@@ -14,7 +14,7 @@ LIBRARY = sorted((ROOT / "vit_jax").rglob("*.py"))
 MODEL_FILES = [path for path in sorted((ROOT / "vit_jax/models").glob("*.py")) if path.name != "__init__.py"]
 ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {"vit_jax/torch_file.py": {"safetensors"}, "vit_jax/torch_pickle.py": {"ml_dtypes"}}
-# Models that are by definition a change of another.
+# Models that upstream defines as a change of another model.
 CHANGED_FROM = {
     "attn_residual_with_dca_simple_vit": "simple_vit",
     "cct_3d": "cct",
@@ -44,10 +44,10 @@ CHANGED_FROM = {
     "xcit": "cait",
 }
 
-# Models that a reader opens first, and copies from.
+# Models that readers open and copy first.
 WRITTEN_OUT = ("vit", "vit_1d", "vit_3d", "t2t", "simple_vit", "deepvit", "cait", "pit", "distill")
 
-# What each part of the library may import of the rest. Nothing imports what stands after it.
+# Parts of the library that each part may import.
 MAY_IMPORT = {
     "layers": {"layers"},
     "frames": {"frames", "layers"},
@@ -70,7 +70,7 @@ def name_of(path: Path) -> str:
 
 
 def imports(source: str) -> set[str]:
-    """Full names of the modules that are imported anywhere in it, in functions too."""
+    """Full names of all imported modules in `source`, including imports in functions."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -120,7 +120,7 @@ def test_files_are_short(path):
 
 @pytest.mark.parametrize("name", WRITTEN_OUT)
 def test_the_first_models_are_written_out(name):
-    """Attention, feed-forward, block and the model's call stand in the file; it derives from no frame and no model."""
+    """Their files define attention, feed-forward, block and the model's call, without a base from another file."""
     tree = ast.parse((ROOT / f"vit_jax/models/{name}.py").read_text())
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     called = lambda node: {ast.unparse(each.func) for each in ast.walk(node) if isinstance(each, ast.Call)}
@@ -149,7 +149,7 @@ def test_nothing_imports_the_trainer_or_upstream():
 
 
 def test_the_trainer_has_no_import_cycles():
-    """Any module can be the first that a process imports."""
+    """So any module can be the first that a process imports."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "train").rglob("*.py")}
     modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     graph = {}

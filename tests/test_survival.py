@@ -1,4 +1,4 @@
-"""What a run survives, and how it ends where it cannot. docs/faults.md is the table of these tests."""
+"""Faults that a run survives, and its exit otherwise. docs/faults.md lists these tests."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ QUICK = (*RANDOM, "--steps=8", "--eval-epochs=0.1", "--save-steps=3", "--keep=3"
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A workdir of a run that nothing disturbed."""
+    """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("alone")
     assert run(workdir, *QUICK) == 0
     return workdir
@@ -51,7 +51,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture
 def copy(alone, tmp_path):
-    """A copy of that workdir, to be damaged."""
+    """A copy of that workdir, which a test may damage."""
     return shutil.copytree(alone, tmp_path / "run")
 
 
@@ -66,7 +66,7 @@ def steps(workdir):
 
 
 def before_batch(patch, number, action):
-    """Calls `action` before training batch `number` goes to the devices."""
+    """Call `action` before training batch `number` is put on the devices."""
     seen = []
 
     def to_devices(batch, mesh, original=train.loop.to_devices):
@@ -79,7 +79,7 @@ def before_batch(patch, number, action):
 
 
 def error(capsys, beginning):
-    """What was said in the one line that ends a run."""
+    """The one-line error message of a run, which starts with `beginning`."""
     err = capsys.readouterr().err
     assert err.startswith(beginning), err
     assert err.count("\n") == 1, err
@@ -158,7 +158,7 @@ def test_ctrl_c_saves_and_exits_with_130(tmp_path, monkeypatch, capsys):
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    """By what was there before the run: a command's handler ends the process, a notebook's raises KeyboardInterrupt."""
+    """The previous signal handler acts: in a command it ends the process, in a notebook it raises KeyboardInterrupt."""
     with preemption.listening() as asked:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)  # nothing is there to be saved
@@ -201,7 +201,7 @@ def test_help_names_the_status(capsys):
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
-    """A workdir that eight devices have left after step 5."""
+    """The workdir of a run on eight devices that stopped after step 5."""
     workdir = tmp_path_factory.mktemp("halfway") / "run"
     with pytest.MonkeyPatch.context() as patch:
         before_batch(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -213,7 +213,7 @@ def assert_close_run(workdir, alone):
     state, expected = stored(workdir, 8)[0], stored(alone, 8)[0]
     assert state.keys() == expected.keys()
     for path in state:
-        # Sums in another order. Adam's first steps are as long for a gradient that is but rounding.
+        # Sums are in another order. Adam's first steps are of full length even if a gradient is only rounding.
         np.testing.assert_allclose(state[path], expected[path], rtol=1e-3, atol=1e-4, err_msg=path)
     for split in ("train", "eval"):
         loss, other = ([r["loss"] for r in records(w, split)] for w in (workdir, alone))
@@ -276,7 +276,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_used(alone, copy, ca
     path = largest(copy / "checkpoints/8")
     flip(path)
     damaged = path.read_bytes()
-    # A kill while one is written leaves a folder of another name, and one while Orbax removes an old one some files.
+    # A kill during a write leaves a folder of another name; a kill while Orbax deletes an old one leaves some files.
     shutil.copytree(copy / "checkpoints/6", copy / "checkpoints/7.orbax-checkpoint-tmp")
     shutil.rmtree(copy / "checkpoints/4/metrics")
     assert run(copy, *QUICK) == 0
@@ -314,11 +314,11 @@ def test_prediction_refuses_a_damaged_checkpoint(copy):
         load_run(copy)
 
 
-# Numbers that are none
+# Values that are not finite
 
 
 def test_parameters_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, capsys):
-    """A loss is that of the parameters before the step: those after it can be lost already."""
+    """The loss depends on the parameters before the step, so it can be finite when those after the step are not."""
     monkeypatch.setattr(train.loop, "all_finite", lambda params: False)
     assert run(tmp_path, *QUICK) == 1
     message = error(capsys, "stopped: a parameter is not finite after step 3. ")
@@ -361,13 +361,13 @@ def test_the_reason_is_never_cut_off():
 
 @pytest.mark.slow
 def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path):
-    """No file may grow beyond 40 kB: the small ones are written, the parameters are not."""
+    """Files cannot grow beyond 40 kB: small files are written, the parameters are not."""
     code = (
         "import resource, runpy, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); runpy.run_module('train.main', None, '__main__')"
     )
     command = [sys.executable, "-c", code, *TINY, "mlp_dim=2048", *QUICK[1:], f"--workdir={tmp_path / 'run'}"]
-    # A cache of compiled programs, which could not grow either, would add its warnings.
+    # No cache of compiled programs, which could not grow either and would print warnings.
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 1, done.stderr
@@ -382,7 +382,7 @@ def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path):
 
 
 def test_second_run_in_a_workdir_is_refused(copy, capsys, monkeypatch):
-    """Before its steps are compiled, which may take minutes."""
+    """This happens before the step is compiled, which may take minutes."""
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != "lock"}
     with contextlib.closing(Lock(copy)), monkeypatch.context() as patch:
         patch.setattr(train.setup, "compile_step", lambda *_: pytest.fail("a step was compiled"))
@@ -415,7 +415,7 @@ def test_a_deleted_lock_does_not_let_two_runs_in(tmp_path):
     second.check()
 
     (tmp_path / "lock").unlink()
-    second.check()  # nobody else has come: it is made again
+    second.check()  # no other run has taken it: the lock file is created again
     with pytest.raises(UserError, match="in use by process"):
         Lock(tmp_path)
     second.close()
@@ -529,7 +529,7 @@ def test_workers_of_a_killed_run_end_too(pictures, tmp_path):
 
 
 def test_a_worker_that_dies_unnoticed_ends_the_run_after_a_while(monkeypatch, capsys):
-    """A worker can die half-way through a message, which its reader then waits for."""
+    """A worker can die in the middle of a message, whose reader then waits forever."""
     monkeypatch.setattr(data_workers, "GRACE", 0.1)
     ended = threading.Event()
     status = []

@@ -1,4 +1,4 @@
-"""A teacher's classes are the student's, by name."""
+"""Teacher and student are matched by the names of their classes."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ INFO = DataInfo(("cat", "dog", "owl"), (8, 8, 1), (0.5,), (0.25,))
 
 
 def taught_by(monkeypatch, names, objective=None):
-    """The teacher that a student of INFO gets from a run whose classes are `names`."""
+    """The teacher for a student of INFO, from a run with the classes `names`."""
     config = Config(model="vit", model_args=SIZES, objective=objective)
     info = INFO._replace(class_names=names)
     trained = build_objective(config, info)

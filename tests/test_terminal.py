@@ -1,4 +1,4 @@
-"""Commands and their terminals: what cannot be printed is escaped, and a reader that has gone ends a command."""
+"""Output of commands: unprintable characters are escaped, and a closed pipe ends the command."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(code, **options):
-    """A process that runs `code`, the body of a command."""
+    """Start a process that runs `code` as the body of a command."""
     imports = "import sys\nfrom train.commandline.terminal import run_command"
     script = f"{imports}\ndef main():\n {code}\nsys.exit(run_command(main))"
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)

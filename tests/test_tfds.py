@@ -1,4 +1,4 @@
-"""Datasets that TFDS has prepared: read as they were written, refused where they are damaged or would run code."""
+"""Datasets prepared by TFDS: they are read exactly, and refused if they are damaged or would run code."""
 
 import gc
 import io
@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-# Here, not in a test: while TFDS imports itself it replaces Python's import, and a semaphore of an earlier test's
-# workers that is collected meanwhile fails.
+# Imported here, not in a test: TFDS replaces Python's import while it is imported, which breaks the garbage collection
+# of a semaphore of an earlier test's workers.
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
@@ -26,7 +26,7 @@ from train.errors import UserError
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A dataset that TFDS prepared as ArrayRecord from encoded files, and what went in."""
+    """A dataset that TFDS prepared as ArrayRecord from encoded files, and its source images."""
 
     class Blobs(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -59,7 +59,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def copied(prepared, tmp_path):
-    """The folder of one version, free to be changed; `data(tmp_path)` reads it."""
+    """A copy of the folder of one version, which a test may change; `data(tmp_path)` reads it."""
     shutil.copytree(prepared / "blobs", tmp_path / "blobs")
     return tmp_path / "blobs/1.0.0"
 
@@ -69,7 +69,7 @@ def data(directory, name="tfds:blobs", **changes):
 
 
 def refusal(config, **options):
-    """The line that `config` is refused with."""
+    """The one-line error message for `config`."""
     with pytest.raises(UserError) as caught:
         load_dataset(config, **options)
     assert "\n" not in str(caught.value)
@@ -77,14 +77,14 @@ def refusal(config, **options):
 
 
 def change_json(path, change):
-    """Applies `change` to the JSON in a file."""
+    """Apply `change` to the JSON in a file."""
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
 def change_records(folder, split, change):
-    """Writes a split anew, after change(features, number) of every record."""
+    """Apply change(features, number) to every record of a split, and rewrite it."""
     path = str(folder / f"blobs-{split}.array_record-00000-of-00001")
     reader = ArrayRecordReader(path)
     examples = [tf_example_pb2.Example.FromString(record) for record in reader.read_all()]
@@ -116,7 +116,7 @@ def test_lazily_and_in_workers(prepared):
     in_worker = data(prepared, image_size=(6, 5), workers=1)
     assert_equal(list(eval_batches(dataset, in_worker, 3)), batches)
     kept = [kept for kept in gc.get_objects() if type(kept).__name__ == "SharedMemoryArray"]
-    assert kept == []  # shared memory that nobody frees is told at exit
+    assert kept == []  # Python warns at exit of shared memory that is not freed
 
 
 @pytest.mark.parametrize("version", ["", ":1.0.0", ":1.*.*"])
@@ -142,7 +142,7 @@ def test_a_name_stays_within_the_data_directory(prepared, name):
 
 
 def test_how_to_prepare_is_told(prepared):
-    """The command is TFDS's own in Python: `tfds build` needs Apache Beam and TensorFlow even to start."""
+    """The suggested command is Python: `tfds build` needs Apache Beam and TensorFlow even to start."""
     message = refusal(data(prepared, "tfds:mnist"))
     assert message.startswith(f"tfds:mnist is not prepared in {prepared}: ")
     command = message.partition('python -c "')[2].removesuffix('"')
@@ -166,7 +166,7 @@ def test_another_kind(copied, tmp_path, key, value, message):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_are_those_declared(copied, tmp_path, channels):
-    """Whatever the first record holds: here, greyscale."""
+    """Not those of the first record, which is greyscale here."""
 
     def grey(features, number):
         file = io.BytesIO()
@@ -191,7 +191,7 @@ def test_channels_are_those_declared(copied, tmp_path, channels):
 def test_a_split_without_labels_is_refused(copied, tmp_path, split):
     change_records(copied, split, lambda features, _: features["kind"].int64_list.value.__setitem__(0, -1))
     assert f"split '{split}' of tfds:blobs has no labels (all are -1)" in refusal(data(tmp_path))
-    # Nothing is asked of labels that nobody needs.
+    # Labels are not checked if the objective needs none.
     dataset = load_dataset(data(tmp_path), labels=False)
     assert (len(dataset.train), len(dataset.eval)) == (9, 4)
 
@@ -268,7 +268,7 @@ def test_no_python_is_run_for_features_in_the_old_form(copied, tmp_path, monkeyp
 
 
 def test_shards_lie_within_the_dataset(copied, tmp_path):
-    """Nor is a file opened that the dataset names elsewhere."""
+    """Files outside the dataset's folder are not opened, even if the dataset names them."""
     shutil.copy(copied / "blobs-train.array_record-00000-of-00001", tmp_path / "stolen-00000-of-00001")
 
     def elsewhere(info):
@@ -325,7 +325,7 @@ def test_damage_is_one_line(copied, tmp_path, change, message):
 
 @pytest.mark.parametrize("size", [(12, 10), (6, 5)])  # decoded once, and anew
 def test_a_damaged_record_is_skipped_and_counted(copied, tmp_path, size, capsys):
-    """As a broken image is: another stands in while training, and an evaluation leaves it out."""
+    """Like a broken image: training replaces it by another, evaluation leaves it out."""
     damage = [lambda f: f["picture"].bytes_list.value.__delitem__(0), lambda f: f["kind"].Clear()]
     for split, change in zip(("train", "test"), damage, strict=True):
         change_records(copied, split, lambda features, number, change=change: number == 3 and change(features))

@@ -1,4 +1,4 @@
-"""load_torch_file against torch.load and against files made to break it; only the first part needs torch."""
+"""load_torch_file against torch.load, and with damaged and malicious files; only the first part needs torch."""
 
 import argparse
 import collections
@@ -25,7 +25,7 @@ MARK, TUPLE, REDUCE, BUILD, PERSISTENT_ID = b"(", b"t", b"R", b"b", b"Q"
 
 
 def dump(value) -> bytes:
-    """The opcodes that push a plain value: a pickle without its PROTO and STOP."""
+    """The opcodes that push a plain value: a pickle without PROTO and STOP."""
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -61,7 +61,7 @@ RAW = VALUES.tobytes()
 
 
 def save(path, body: bytes, storages=None, *, entries=None, compression=zipfile.ZIP_STORED):
-    """Writes a pickle and its storages, {key: bytes}, as torch.save would; `entries` replaces zip entries."""
+    """Write a pickle and its storages, {key: bytes}, like torch.save; `entries` replaces zip entries."""
     storages = {"0": VALUES.tobytes()} if storages is None else storages
     contents = {"data.pkl": pickled(body), "byteorder": b"little", "version": b"3\n"}
     contents |= {f"data/{key}": data for key, data in storages.items()}
@@ -76,7 +76,7 @@ LEGACY_NUMBER = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
 
 
 def save_legacy(path, body: bytes, *, keys=("0",), count=6, data=RAW, little_endian=True):
-    """Writes a pickle and its storage as torch did before 1.6."""
+    """Write a pickle and its storage in the format before torch 1.6."""
     head = dict(protocol_version=1001, little_endian=little_endian, type_sizes=dict(short=2, int=4, long=4))
     pickles = (pickle.dumps(1001, 2), pickle.dumps(head, 2), pickled(body), pickle.dumps(list(keys), 2))
     path.write_bytes(b"".join([LEGACY_NUMBER, *pickles, struct.pack("<q", count), data]))
@@ -84,7 +84,7 @@ def save_legacy(path, body: bytes, *, keys=("0",), count=6, data=RAW, little_end
 
 
 def legacy_storage(view: bytes = dump(None), **kwargs) -> bytes:
-    """A persistent id as of old, which ends with a view of the storage or None."""
+    """A persistent id before torch 1.6, which ends with a view of the storage or None."""
     return storage("0", **kwargs).removesuffix(TUPLE + PERSISTENT_ID) + view + TUPLE + PERSISTENT_ID
 
 
@@ -94,7 +94,7 @@ def legacy_tensor(*args, **kwargs) -> bytes:
 
 
 def refusal(path) -> str:
-    """The message that refuses `path`: a ValueError of one line that names it."""
+    """The message of the ValueError for `path`: one line that names the path."""
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: ") as error:
         load_torch_file(path)
     message = str(error.value)
@@ -117,7 +117,7 @@ def refused(tmp_path, body: bytes, *args, **kwargs) -> str:
 
 
 def assert_same(ours, theirs, torch):
-    """Same structure, values and bits as what torch.load returned."""
+    """Assert the same structure and the same bits as in the result of torch.load."""
     if isinstance(theirs, torch.Tensor):
         assert isinstance(ours, np.ndarray)
         assert not ours.flags.writeable
@@ -635,7 +635,7 @@ def test_the_keys_of_the_old_format_are_strings(tmp_path, depth):
 
 
 class Call:
-    """Pickles as a call: function(*args) runs when a plain unpickler reads it."""
+    """Pickled as a call: a plain unpickler runs function(*args)."""
 
     def __init__(self, function, *args):
         self.reduced = function, args
@@ -645,7 +645,7 @@ class Call:
 
 
 def evil_pickles(marker) -> dict:
-    """Pickles by which a plain unpickler makes the directory `marker`, and the reason that refuses each."""
+    """Pickles with which a plain unpickler creates the directory `marker`, and the error message for each."""
     shell, code, path = f"mkdir {marker}", f"__import__('os').mkdir({str(marker)!r})", dump(str(marker))
     mkdir = call("builtins.getattr", call("builtins.__import__", dump("os")), dump("mkdir"))
     return {
@@ -686,7 +686,7 @@ def test_a_pickle_runs_nothing(tmp_path, case):
 
 
 def test_a_registered_extension_is_not_reached(tmp_path):
-    """pickle takes an extension that is in use from a cache, without asking find_class."""
+    """pickle reads a registered extension from a cache, without calling find_class."""
     copyreg.add_extension("os", "mkdir", 0x7F)
     try:
         assert pickle.loads(b"\x82\x7f.") is os.mkdir

@@ -1,4 +1,4 @@
-"""Runs from end to end: they learn, say what they do, resume bit for bit, and predict."""
+"""Runs from end to end: they learn, log, resume exactly, and predict."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ SMALL = ("--model=vit", "--model-args", "dim=32", "depth=2", "heads=2", "mlp_dim
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A workdir whose run has learned something, and what the run said."""
+    """The workdir of a run that has learned, and its output."""
     workdir = tmp_path_factory.mktemp("learned")
     options = ("--steps=240", "--eval-epochs=3", "--optim.ema=0.98", "--eval-batch-size=104", "--log-steps=50")
     said = io.StringIO()  # capsys does not outlive a test
@@ -133,7 +133,7 @@ def test_curves_are_drawn(learned):
 
 
 def test_evaluation_is_that_of_the_moving_average_over_every_image_once(learned):
-    """The logged numbers against numpy over the whole split at once; 104 images a step do not divide 360."""
+    """The logged numbers against numpy on the whole split; 360 is not a multiple of the 104 images of a step."""
     workdir, _ = learned
     config, info = read_run_file(workdir)
     held_out = load_dataset(Data()).eval
@@ -252,7 +252,7 @@ QUICK = (*RANDOM, "--steps=24", "--eval-epochs=0.1", "--keep=2")  # an evaluatio
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A workdir of a run that nothing interrupted, with every state as it was when its checkpoint was begun."""
+    """The workdir of an uninterrupted run, and the state at the start of each checkpoint."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     states = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -273,7 +273,7 @@ def recording(states):
 
 
 def test_checkpoints_hold_the_state_of_their_step(undisturbed):
-    """They are written while the next steps reuse the state's memory."""
+    """Checkpoints are written while the next steps reuse the state's memory."""
     workdir, states = undisturbed
     assert list(states) == [4, 8, 12, 16, 20, 24]
     for step, state in states.items():
@@ -284,7 +284,7 @@ def test_checkpoints_hold_the_state_of_their_step(undisturbed):
 
 
 def interrupt_after(patch, batches):
-    """Raises KeyboardInterrupt in place of the next batch."""
+    """Raises KeyboardInterrupt instead of returning a batch."""
     seen = []
 
     def to_devices(batch, mesh, original=train.loop.to_devices):
@@ -369,7 +369,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.001)
 
 
-# What stops a run
+# Events that stop a run
 
 
 def test_diverging_run_stops_with_advice_and_a_finite_checkpoint(tmp_path, capsys):
@@ -424,7 +424,7 @@ SOFT = ("--distill.temperature=3", "--distill.alpha=0.7", "--log-steps=1", "--st
 
 @pytest.fixture(scope="module")
 def student(teacher, tmp_path_factory):
-    """The workdir of a ViT that the teacher taught."""
+    """The workdir of a ViT that was distilled from the teacher."""
     workdir = tmp_path_factory.mktemp("student")
     before = flat(load_run(teacher).params)
     assert run(workdir, f"--distill.teacher={teacher}", *SOFT) == 0
@@ -458,7 +458,7 @@ def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
 
 @pytest.mark.parametrize("image_size", [("8", "8"), pytest.param(("own",), marks=pytest.mark.slow)])
 def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_size, tmp_path, monkeypatch):
-    """A student of twice the side, normalised otherwise, is taught by the logits that the teacher gives alone."""
+    """A student with larger, otherwise normalised images learns from the logits that the teacher has on its own images."""
     seen = {}
     apply = Teacher.apply
     monkeypatch.setattr(Teacher, "apply", lambda self, *args: apply(seen.setdefault("teacher", self), *args))
@@ -483,7 +483,7 @@ def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_
     [("--augment.flip", "--distill.views=2"), pytest.param(("--augment.crop-padding=0",), marks=pytest.mark.slow)],
 )
 def test_cached_logits_are_the_teachers(teacher, options, tmp_path):
-    """Views of the same images and the same teacher give the same run, be its logits kept or computed in the step."""
+    """A run is the same whether the teacher's logits are cached or computed in the step."""
     views = () if "--distill.views=2" in options else ("--distill.views=1",)
     options = (f"--teacher={teacher}", "--batch-size=600", "--log-steps=1", "--steps=5", *options)
     assert run(tmp_path / "kept", *options, "--cache-teacher") == 0

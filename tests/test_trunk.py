@@ -1,4 +1,4 @@
-"""What one run hands to the next: encoders to fine-tune, and to probe."""
+"""Encoders of one run as the start of another: fine-tuning and probing."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsy
 
 
 def test_a_probes_features_are_those_of_the_encoder(classifier):
-    """Neighbours and lines are fitted to every image once, in the data's order."""
+    """The kNN and linear probes are fitted to every image once, in the order of the data."""
     run_there = load_run(classifier)
     dataset = probing.load_dataset(probing.data_of(run_there.config.data, None, run_there.info))
     trunk = trunk_of(run_there)

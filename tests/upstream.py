@@ -1,4 +1,4 @@
-"""vit-pytorch, importable beside a CPU build of torch, with its parameters shaken."""
+"""Import vit-pytorch with a CPU build of torch, and perturb the parameters of its models."""
 
 import importlib.util
 import sys
@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 
 torch.set_num_threads(1)  # pytest-xdist already keeps every core busy
 
-# torchvision's compiled operators are missing beside a CPU build of torch; their schemas let it be imported.
+# A CPU build of torch lacks torchvision's compiled operators; with their schemas, torchvision can be imported.
 for operator in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, operator):
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 class Spectrogram(torch.nn.Module):
-    """What vaat.py takes from torchaudio, by its formula: a power of the magnitudes of torch's own transform."""
+    """The class that vaat.py imports from torchaudio, by its formula: a power of the magnitudes of torch's STFT."""
 
     def __init__(self, *, n_fft, power, win_length, hop_length, pad, center, pad_mode):
         super().__init__()
@@ -41,9 +41,9 @@ if importlib.util.find_spec("torchaudio") is None:
 
 @torch.no_grad()
 def shake(module, *, seed: int = 0, scale: float = 1.0):
-    """Adds noise to every parameter and running statistic, since defaults of one and zero hide what is swapped.
+    """Add noise to every parameter and running statistic, since defaults of one and zero hide swapped parameters.
 
-    With `scale` below one activations become small as well, and a norm's wrong epsilon shows.
+    A `scale` below one makes activations small, so that a wrong epsilon of a norm changes results.
     """
     generator = torch.Generator().manual_seed(seed)
     statistics = [(name, tensor) for name, tensor in module.named_buffers() if "running_" in name]
@@ -54,8 +54,8 @@ def shake(module, *, seed: int = 0, scale: float = 1.0):
 
 
 def channels_first(images: np.ndarray | list):
-    """Images (b, h, w, c) as torch has them, or a list of images (h, w, c); sequences (b, n, d) as they are."""
+    """Images (b, h, w, c), or a list of images (h, w, c), with channels first; sequences (b, n, d) unchanged."""
     if isinstance(images, list):
         return [channels_first(image[None])[0] for image in images]
-    # A copy, as torch warns of arrays that it cannot write to, such as JAX's.
+    # A copy, as torch warns of read-only arrays, such as JAX's.
     return torch.from_numpy((np.moveaxis(images, -1, 1) if images.ndim > 3 else images).copy())

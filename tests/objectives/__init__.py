@@ -1,1 +1,1 @@
-"""Objectives that learn from images alone, each against upstream's."""
+"""Tests of the self-supervised objectives against upstream's."""

@@ -1,4 +1,4 @@
-"""Deep supervision of loops: its loss and gradient against upstream's, the gate's, and a run of the trainer."""
+"""Deep supervision: loss and gradient against upstream's, the gate's targets, and a run of the trainer."""
 
 import importlib
 

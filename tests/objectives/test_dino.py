@@ -1,4 +1,4 @@
-"""DINO against upstream's, given the same views, over two steps; its schedules and pairs worked by hand."""
+"""DINO against upstream's on the same views for two steps; its schedules and pairs computed by hand."""
 
 import importlib
 
@@ -85,7 +85,7 @@ def test_settings_are_upstreams_by_name():
 
 
 def test_the_loss_by_hand():
-    """Two global views and one local: of teacher 0 with students 1 and 2, of teacher 1 with students 0 and 2."""
+    """Two global views and one local: teacher 0 is paired with students 1 and 2, teacher 1 with students 0 and 2."""
     objective = Dino(encoder(), "paper", num_classes_K=5, steps=100)
     rng = np.random.default_rng(0)
     teachers, students, center = (rng.standard_normal(shape) for shape in ((2, 3, 5), (3, 3, 5), (5,)))
@@ -124,7 +124,7 @@ def test_the_projection_is_of_cosines():
     grown = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * 3 if "directions" in str(path) else leaf, variables
     )
-    np.testing.assert_allclose(model.apply(grown, images), out, atol=1e-6)  # the length of a direction does not count
+    np.testing.assert_allclose(model.apply(grown, images), out, atol=1e-6)  # the length of a direction has no effect
 
 
 def test_views_are_those_asked_for():
@@ -215,7 +215,7 @@ def test_a_run_learns_and_goes_on(tmp_path):
 
 
 def test_the_student_learns_what_a_teacher_that_stands_still_tells():
-    """Where teacher and center move on, the loss first rises and falls for good after hundreds of steps."""
+    """If teacher and center move, the loss first rises, and falls only after hundreds of steps."""
     from tests.objectives.views import losses_on_digits
 
     model = create_model("vit/tiny", num_classes=0, image_size=8, patch_size=(1, 8), channels=1, depth=2)

@@ -1,4 +1,4 @@
-"""EsViT against upstream's, given the same views; its regions by hand."""
+"""EsViT against upstream's on the same views; its matching of regions computed by hand."""
 
 import importlib
 
@@ -20,7 +20,7 @@ VIT = Case("vit", "vit:ViT", (2, 16, 16, 3), 0, IMAGE | BLOCKS)
 
 
 def test_two_steps_are_upstreams():
-    """With CvT, whose last layer's map is pooled; batch norms by the rules of evaluation, as `shake` leaves them."""
+    """With CvT, which returns a feature map. Batch norms are in evaluation mode, as `shake` sets upstream's."""
     torch = pytest.importorskip("torch")
     from tests.objectives.views import assert_same_gradients, crops, fix, wrapper_of
     from tests.upstream import shake

@@ -1,4 +1,4 @@
-"""LeJEPA against upstream's, given the same views and directions, with SIGReg and with an average."""
+"""LeJEPA against upstream's on the same views and directions, with SIGReg and with a moving average."""
 
 import importlib
 import inspect
@@ -85,7 +85,7 @@ def test_settings_are_upstreams_by_name():
 
 @pytest.mark.parametrize("average", [False, True])
 def test_the_loss_by_hand(average):
-    """Two global views and one local, each drawn to the mean of what the global ones are, by us or by the average."""
+    """Two global views and one local. The target is the mean of the global ones, by the network or its average."""
     objective = LeJEPA(encoder(), **SIZES, use_ema=average, use_sigreg=True, target_loss_weight=0.7)
     drawn = {"global": jax.random.normal(jax.random.key(0), (4, 2, 16, 16, 3)), "local": jnp.ones((4, 1, 16, 16, 3))}
     drawn["directions"] = random_directions(jax.random.key(1), 20, 64)

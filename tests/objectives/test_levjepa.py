@@ -1,4 +1,4 @@
-"""LeVJEPA, of video and of any axes, against upstream's, given the same views, patches and directions."""
+"""LeVJEPA and LeVJEPAND against upstream's on the same views, patches and directions."""
 
 import importlib
 
@@ -29,7 +29,7 @@ SETTINGS = [
 @pytest.mark.parametrize("kwargs", SETTINGS, ids=["batch-norm", "standardized"])
 @pytest.mark.parametrize("name", ["levjepa", "levjepa_nd"])
 def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
-    """In training, so that patches drop and batch statistics act; images mixed as upstream mixes them."""
+    """In training mode, with dropped patches and batch statistics, and with images mixed as upstream mixes them."""
     torch = pytest.importorskip("torch")
     from tests.objectives.views import Fixed, assert_same_gradients, gradients_of
     from tests.upstream import shake
@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
         order = np.concatenate([by_image[:, 0], by_image[:, 1:].reshape(-1, count)])
 
     def rand(rows, patches, **_):
-        """Numbers of which those at the patches that stay are the largest."""
+        """Random numbers that are largest at the patches to keep."""
         numbers = np.zeros((rows, patches), np.float32)
         np.put_along_axis(numbers, order, 1 - np.arange(count, dtype=np.float32)[None] / 100, axis=1)
         return torch.from_numpy(numbers)
@@ -72,7 +72,7 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *_, **__: directions.to(torch.get_default_dtype()))
     state = {key: tensor.clone() for key, tensor in learner.state_dict().items()}  # batch norm changes it in place
     variables = from_torch(objective.model, state, images, **drawn)
-    # Batch norm takes away what all images share, and so nearly all of the class token's gradient: float64 shows it.
+    # Batch norm removes what all images share, and so nearly all of the class token's gradient: compare in float64.
     nothing = torch.zeros(batch, shape[-1], *shape[:-1])
     torch.set_default_dtype(torch.float64)
     learner.double()(nothing.double()).backward()
@@ -89,8 +89,8 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
         )
         return losses.mean(), moved
 
-    # The quick compilation of tests adds up one by one, and statistics of so few rows amplify its rounding: on some
-    # CPUs to 2.2e-5.
+    # The quick compilation of tests sums sequentially, and statistics of so few rows amplify its rounding errors: on
+    # some CPUs to 2.2e-5.
     ordinary = {
         "xla_backend_optimization_level": 3,
         "xla_llvm_disable_expensive_passes": False,
@@ -104,14 +104,14 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
     if statistics:
         norm = learner.projector[1]
         np.testing.assert_allclose(moved["batch_stats"]["norm"]["mean"], norm.running_mean, rtol=1e-5, atol=1e-6)
-        # The running variance of torch is that around a mean of one sample less.
+        # torch's running variance is the unbiased one.
         count, old = 3 * batch, state["projector.1.running_var"].numpy()
         biased = 0.9 * old + (norm.running_var.numpy() - 0.9 * old) * (count - 1) / count
         np.testing.assert_allclose(moved["batch_stats"]["norm"]["var"], biased, rtol=1e-5)
 
 
 def test_upstream_mixes_images():
-    """Views of an image that are alike are no distance apart, but are so where upstream pairs them with another's."""
+    """Equal views of an image have distance 0. Upstream compares them with views of another image."""
     model = build(VIDEO)
     images = jax.random.normal(jax.random.key(0), (3, *VIDEO.input_shape[1:]))
     losses = []

@@ -1,4 +1,4 @@
-"""What masked-image objectives hide, and from which encoders, what they ask for, and that they learn."""
+"""Objectives with masked patches: what they mask, which encoders they accept, their targets, and that they learn."""
 
 import re
 
@@ -28,11 +28,11 @@ NAMES = ["mae", "simmim", "mpp", "mp3"]
 
 
 def objective_of(name: str, **kwargs):
-    """An objective around the model that it trains by default, for images of 16 patches."""
+    """An objective with its default encoder, for images of 16 patches."""
     return create_objective(name, create_model(ENCODERS[name], **IMAGE | BLOCKS | dict(num_classes=0)), **kwargs)
 
 
-# What chance decides.
+# Random draws.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,7 +84,7 @@ def test_training_draws_anew_and_evaluation_does_not(name):
     np.testing.assert_array_equal(first, second)
 
 
-# What is asked for.
+# Targets.
 
 
 def test_patches_come_apart_and_together():
@@ -100,14 +100,14 @@ def test_patches_come_apart_and_together():
 
 def test_normalised_patches_are_the_papers():
     patches = np.random.default_rng(0).uniform(0, 255, (2, 3, 48)).astype(np.float32)
-    patches[0, 0] = 7.0  # of one colour: nothing to tell
+    patches[0, 0] = 7.0  # of one colour, so the variance is 0
     expected = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(normalize_patches(jnp.asarray(patches)), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(normalize_patches(jnp.asarray(patches))[0, 0], 0)
 
 
 def test_mean_colours_by_hand():
-    """Two channels of two bits: ends of bins at 0.25, 0.5 and 0.75; the second channel counts fourfold."""
+    """Two channels of two bits: bins end at 0.25, 0.5 and 0.75; the second channel has a factor of four."""
     pixels = jnp.array([[[0.1, 0.9], [0.2, 0.9]], [[0.25, 0.5], [0.25, 0.5]], [[0.2, -1.0], [0.8, 3.0]]])
     colours = mean_colours(pixels.reshape(1, 3, 4), 2, 2, 1.0, None, None)
     np.testing.assert_array_equal(colours, [[0 + 4 * 3, 0 + 4 * 1, 1 + 4 * 0]])  # 3.0 is no more than 1
@@ -118,7 +118,7 @@ def test_mean_colours_by_hand():
 
 
 def test_fresh_encoders_guess():
-    """Losses of what is known about no patch: 1 for normalised pixels, the logarithm of the classes else."""
+    """Without information, the loss is 1 for normalised pixels, else the logarithm of the number of classes."""
     expected = {"mae": 1.0, "mpp": np.log(512), "mp3": np.log(16)}
     for name, value in expected.items():
         objective = objective_of(name)
@@ -126,7 +126,7 @@ def test_fresh_encoders_guess():
         assert value < objective.evaluate(params, extras, {"image": IMAGES})["loss"].mean() < 2.5 * value
 
 
-# What is hidden stays hidden, whatever the encoder.
+# No encoder sees masked patches.
 
 MOVABLE = {
     *("attn_residual_with_dca_simple_vit", "deepvit", "distill:DistillableViT", "efficient", "jumbo_vit"),
@@ -142,13 +142,13 @@ ACCEPTED = {"mae": MOVABLE, "simmim": MOVABLE | IN_PLACE, "mpp": MOVABLE | IN_PL
 
 
 def encoder_of(name: str, **kwargs):
-    """The model of a row as an encoder. Those that drop patches keep them."""
+    """The model of a row as an encoder, without patch dropout."""
     keep = dict(patch_dropout=0.0) if name.endswith("patch_dropout") else {}
     return build(FIRST[name], num_classes=0, **keep, **kwargs)
 
 
 def ready(name: str, encoder):
-    """An objective around `encoder`, with images and parameters. Raises ValueError for one that it refuses."""
+    """An objective with `encoder`, images and parameters. Raises ValueError if the objective rejects `encoder`."""
     objective = create_objective(name, encoder)
     shape = (2, *encoder_shape(encoder))
     images = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
@@ -156,7 +156,7 @@ def ready(name: str, encoder):
 
 
 def blocks(model: str, depth: int) -> dict:
-    """Arguments that leave the model `depth` blocks."""
+    """Arguments with which the model has `depth` blocks."""
     if model == "efficient":
         return dict(transformer=create_model("vit:Transformer", **BLOCKS | dict(depth=depth)))
     return dict(depth=depth) | (dict(attn_layers=("FA",) * depth) if model == "jet_vit" else {})
@@ -208,7 +208,7 @@ def test_reconstructions_read_what_is_seen_alone(model):
 
 @pytest.mark.parametrize("model", sorted((MOVABLE | IN_PLACE | LEAKING) - {"vit_with_keel_post_ln"}))  # has 2 or more
 def test_tokens_are_the_patches_in_their_order(model):
-    """Without blocks a token comes of its patch, or of that and its neighbours; the last are those of the patches."""
+    """Without blocks a token depends on its patch, and perhaps its neighbours. The patches are the last tokens."""
     encoder = encoder_of(model, **blocks(model, 0))
     _, images, _ = ready("mpp", encoder)
     variables = variables_of(encoder, images, {})
@@ -222,7 +222,7 @@ def test_tokens_are_the_patches_in_their_order(model):
 
 
 def test_mpp_shows_what_it_says():
-    """Masked patches are seen as the mask token, as others, or as they are; and all others as they are."""
+    """Masked patches become the mask token, another patch, or are unchanged; all others are unchanged."""
     seen = []
 
     class Encoder(type(create_model("vit/tiny", num_classes=0))):
@@ -273,7 +273,7 @@ def test_a_head_is_kept_for_later():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name, dtype):
-    """On a few digits; under the trainer's policy matrices are bfloat16 and losses float32."""
+    """On a few digits. By the trainer's precision policy, matmuls are in bfloat16 and losses in float32."""
     batch = {"image": digits(24, 16, 16, 3)["image"].astype(dtype)}
     objective = objective_of(name)
     params, extras = jax.jit(objective.init)(jax.random.key(0), batch["image"])

@@ -1,6 +1,6 @@
-"""MAE, SimMIM, MPP and MP3 against upstream's, with the same weights, masks and images: values and gradients.
+"""MAE, SimMIM, MPP and MP3 against upstream's with the same weights, masks and images: values and gradients.
 
-Upstream's MAE runs with encoders that pool the mean, its MP3 always. What stops the others is repaired here.
+Upstream's MAE runs with encoders that pool the mean, its MP3 with all. For other encoders it is repaired here.
 """
 
 import importlib
@@ -24,7 +24,7 @@ ROWS = {str(case): case for case in CASES}
 PLAIN, SMALL = dict(class_token=False), dict(decoder_dim=16, decoder_depth=2, decoder_heads=2, decoder_dim_head=4)
 COLOURS = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
-# (objective, encoder, our arguments); those that upstream has go to upstream as well.
+# (objective, encoder, our arguments). Arguments that upstream has are passed to upstream as well.
 TWINS = [
     ("mae", "vit", PLAIN | dict(norm_pixels=False)),
     ("mae", "vit", dict(norm_pixels=False)),
@@ -47,11 +47,11 @@ TWINS = [
 ]
 
 
-# The twins, repaired.
+# Repairs of upstream.
 
 
 def repair_encoder(name: str, encoder) -> None:
-    """SimMIM and MPP, and MAE where there is a class token, read positions and class token as a batch's, (1, n, d)."""
+    """Add a batch axis to positions and class token, which SimMIM, MPP, and MAE with a class token expect."""
     if name in ("mp3", "mae") and encoder_pools_mean(encoder):
         return
     positions = encoder.pos_embedding.detach()
@@ -71,7 +71,7 @@ def encoder_pools_mean(encoder) -> bool:
 
 
 def ours(name: str, state: dict) -> dict:
-    """A state dict of the repaired upstream, or gradients by its names, as it would be without the repair."""
+    """Undo the repair in a state dict of upstream, or in gradients with its names."""
     state = dict(state)
     for key in ("encoder.pos_embedding", "transformer.pos_embedding", "transformer.cls_token"):
         if key in state and state[key].ndim == 3:
@@ -82,7 +82,7 @@ def ours(name: str, state: dict) -> dict:
 
 
 def with_class_token(name: str, module) -> None:
-    """What the class token does in the paper, around upstream's: it goes through the encoder, and MAE's decoder."""
+    """Pass the class token through upstream's encoder, and through MAE's decoder, as in the paper."""
     encoder, kept = module.encoder, []
     encode = encoder.transformer.forward
 
@@ -104,7 +104,7 @@ def with_class_token(name: str, module) -> None:
 
 
 def build_twin(name: str, row: str, kwargs: dict):
-    """Upstream's objective, repaired, around the encoder of a row, with shaken parameters."""
+    """Upstream's objective, repaired, with the encoder of a row and perturbed parameters."""
     encoder = build_upstream(ROWS[row])
     pools_mean = encoder_pools_mean(encoder)
     repair_encoder(name, encoder)
@@ -125,7 +125,7 @@ def build_twin(name: str, row: str, kwargs: dict):
 
 
 def fix_chance(monkeypatch, name: str, drawn: dict[str, np.ndarray], exchanges: bool) -> None:
-    """Lets upstream draw what we drew for three images of 16 patches; MPP asks for exchanges only if there are any."""
+    """Make upstream draw what we drew for three images of 16 patches. MPP draws exchanges only if there are any."""
     patches, rows = 16, np.arange(3)[:, None]
 
     def spread(values):
@@ -177,7 +177,7 @@ def test_losses_and_gradients_equal_upstreams(name, row, kwargs, monkeypatch):
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     theirs = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in twin.named_parameters()}
     theirs = ours(name, theirs)
-    if name != "mpp":  # upstream's hides the images from it
+    if name != "mpp":  # upstream detaches the images
         theirs["images"] = torch_images.grad
     mine = to_torch(objective.model, {"params": gradients}) | {"images": np.moveaxis(np.array(of_images), -1, 1)}
     compared = 0

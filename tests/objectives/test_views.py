@@ -1,4 +1,4 @@
-"""Views: against PIL, torch and colorsys, within their bounds, for every sample its own, the same for the same key."""
+"""Views: against PIL, torch and colorsys; their bounds; an independent draw for each sample; deterministic by key."""
 
 import colorsys
 
@@ -59,7 +59,7 @@ def test_boxes_keep_their_bounds():
 
 
 def test_where_no_box_fits_the_largest_in_the_middle_is_taken():
-    """An image of 4 x 100 pixels has no box of its whole area whose sides are alike."""
+    """An image of 4 x 100 pixels has no box of its whole area with similar sides."""
     boxes = jax.vmap(lambda d: choose_box(d, 4, 100, (1.0, 1.0), (1.0, 1.5)))(draws(3))
     np.testing.assert_array_equal(boxes, np.tile([0, 47, 4, 6], (3, 1)))
     boxes = jax.vmap(lambda d: choose_box(d, 100, 4, (1.0, 1.0), (0.5, 1.5)))(draws(3))
@@ -100,7 +100,7 @@ BUSY = View((0.3, 1.0), size=(6, 8), jittered=1.0, blurred=0.5, solarized=0.5, c
 
 @pytest.mark.parametrize("shape", [(12, 16, 3), (12, 16, 1), (3, 12, 16, 3), (12, 16, 2)])
 def test_every_sample_and_view_has_its_own_draw(shape):
-    """Of one shape, within pixels' bounds, the same for the same key, and as one image alone has them."""
+    """Views have one shape and valid pixels, depend only on the key, and do not depend on the other images."""
     images = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), shape), (4, *shape))
     mean, std = (0.4,) * shape[-1], (0.25,)
     traces = []
@@ -122,7 +122,7 @@ def test_every_sample_and_view_has_its_own_draw(shape):
 
 
 def test_probabilities_are_kept():
-    """Of what follows the crop, one change at a time."""
+    """For each change after the crop separately."""
     image = jnp.asarray(PIXELS * 0.4)  # so dark that a solarized pixel would not be changed
     whole = dict(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=0.0, jittered=0.0, grey=0.0, blurred=0.0)
     for name in ("flip", "jittered", "grey", "blurred"):

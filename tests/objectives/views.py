@@ -1,4 +1,4 @@
-"""Upstream's learners with views that are given to them, and what the tests of such objectives share."""
+"""Upstream's learners with fixed views, and helpers for tests of objectives with views."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ RNG = np.random.default_rng(0)
 
 
 def crops(batch: int, *views: int, shape=(16, 16, 3)) -> dict[str, jax.Array]:
-    """Global and local views of as many images, drawn as noise."""
+    """Noise as global and local views of this number of images."""
     noise = lambda count: jnp.asarray(RNG.standard_normal((batch, count, *shape), np.float32))
     return {name: noise(count) for name, count in zip(("global", "local"), views, strict=True)}
 
 
 class Fixed(torch.nn.Module):
-    """Gives the views (b, v, h, w, c) in turn, whatever it is given, but in its type."""
+    """Returns the views (b, v, h, w, c) one after another, in the dtype of its input, which it otherwise ignores."""
 
     def __init__(self, views: np.ndarray):
         super().__init__()
@@ -35,28 +35,28 @@ class Fixed(torch.nn.Module):
 
 
 def fix(learner, drawn: dict) -> None:
-    """Lets upstream's `learner` see the views `drawn`, and no others."""
+    """Make upstream's `learner` use the views `drawn`."""
     learner.local_crop, learner.global_crop = Fixed(drawn["local"]), Fixed(drawn["global"])
 
 
 def wrapper_of(learner, name: str, called: str) -> dict:
-    """The state dict of the learner's wrapper `name`, without the net's head, under the keys of the one `called`."""
+    """The state dict of the learner's wrapper `name`, without the head, with the prefix `called`."""
     state = {key.removeprefix(f"{name}."): v for key, v in learner.state_dict().items() if key.startswith(f"{name}.")}
     state = {key: value for key, value in state.items() if not key.startswith(("net.mlp_head", "net.to_logits"))}
-    # Counters, and the empty class token of a mean, are stored twice as well, which no rule says.
+    # Counters, and the empty class token of a model with mean pooling, are stored twice as well, but have no alias.
     net = {key: value for key, value in state.items() if key.startswith("net.") and value.numel() and value.ndim}
     return {f"{called}.{key}": value for key, value in state.items()} | net
 
 
 def gradients_of(learner) -> dict[str, np.ndarray]:
-    """The gradients of upstream's parameters."""
+    """The gradients of upstream's parameters, by name."""
     return {key: p.grad.numpy().copy() for key, p in learner.named_parameters() if p.grad is not None and p.numel()}
 
 
 def assert_same_gradients(model, gradients, learner, exact=None, variables=()) -> None:
-    """The gradients of `model`'s parameters are those of upstream's `learner`, to a relative error of 1e-5 each.
+    """Assert that gradients of `model`'s parameters equal those of upstream's `learner`, to a relative error of 1e-5.
 
-    Where `exact`, its gradients in float64, show that upstream's own error is larger, to four times that.
+    If `exact`, upstream's gradients in float64, shows that upstream's own error is larger, four times that is allowed.
     """
     ours = to_torch(model, {"params": gradients, **dict(variables)})
     theirs = gradients_of(learner)
@@ -69,7 +69,7 @@ def assert_same_gradients(model, gradients, learner, exact=None, variables=()) -
 
 
 def losses_on_digits(objective, shape, steps: int = 24, rate: float = 3e-3) -> list[float]:
-    """The training losses of some steps on a few digits."""
+    """The training losses of a few steps on a few digits."""
     batch = digits(32, *shape)
     params, extras = jax.jit(objective.init)(jax.random.key(0), batch["image"])
     optimizer = optax.adam(rate)

@@ -1,4 +1,4 @@
-"""What only DenseNet does: keys of the published files, and maps that halve from block to block."""
+"""DenseNet: keys of the published files, and maps that halve from block to block."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What only GoogLeNet and Inception V3 do: auxiliary heads that may be left out, and a least size of images."""
+"""GoogLeNet and Inception V3: optional auxiliary heads, and the least image size."""
 
 import jax
 import jax.numpy as jnp

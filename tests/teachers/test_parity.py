@@ -1,4 +1,4 @@
-"""Every teacher against torchvision's network, with the same weights and the same images."""
+"""Every teacher against torchvision's network with the same weights and images."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from tests.upstream import channels_first  # noqa: E402, which makes torchvision
 torchvision = pytest.importorskip("torchvision")
 
 ALWAYS = {names.split()[0] for names in FAMILIES.values()} | {"resnet50", "resnext50_32x4d"}
-# Rounding grows through so many layers of random weights: torch's own logits in float32 are 3e-4 off those in float64.
+# Rounding errors grow in deep random networks: torch's own float32 logits differ from its float64 logits by 3e-4.
 TOLERANCE = {"resnet152": 1e-3}
 EVERY = [
     name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive)
@@ -25,9 +25,9 @@ EVERY = [
 
 @torch.no_grad()
 def settled(module, images):
-    """`module` as after some training: nothing at its default, and running statistics of its own activations.
+    """Make `module` like a trained network: no parameter at its default, and running statistics of its activations.
 
-    Those are exact: in deep networks small errors of them would add up, and hide the difference between images.
+    The statistics are exact: in deep networks small errors would add up, and hide the difference between images.
     """
     generator = torch.Generator().manual_seed(0)
     has = lambda *types: [m for m in module.modules() if isinstance(m, types)]
@@ -48,7 +48,7 @@ def settled(module, images):
 
 
 def our_norms(model, images):
-    """Epsilon and momentum of every norm, which logits hardly show, by its name in torch."""
+    """Epsilon and momentum of every norm, by its name in torch: a wrong value would hardly change logits."""
     found = {}
 
     def record(call, args, kwargs, context):
@@ -71,7 +71,7 @@ def their_norms(module):
 
 
 def networks(name):
-    """Arguments of each network to compare, and sizes of its images: those that take one alone are built twice."""
+    """Arguments of each network, and sizes of its images. Networks with a fixed image size are built twice."""
     if name.startswith("vit_"):
         patch_size = int(name.rpartition("_")[2])
         return [(dict(image_size=size), [(size, size)]) for size in (224, 5 * patch_size)]
@@ -108,7 +108,7 @@ def assert_logits_equal(name, arguments, sizes):
             expected = theirs(channels_first(images)).numpy()
         logits = apply(variables, images)
         assert np.abs(logits - expected).max() <= TOLERANCE.get(name, 1e-4) * np.abs(expected).max()
-        assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()  # images tell in them
+        assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()  # logits depend on the image
 
 
 def assert_same(ours: dict, theirs: dict):

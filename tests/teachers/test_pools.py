@@ -11,7 +11,7 @@ from tests.upstream import channels_first  # noqa: E402
 
 
 def assert_equal(pool, theirs, sides):
-    # Values lie below the zero that some paddings have.
+    # Values are negative, so that padding with zeros would change a maximum.
     x = np.random.default_rng(0).standard_normal((2, *sides, 3), np.float32) - 9
     np.testing.assert_allclose(pool(jnp.asarray(x)), theirs(channels_first(x)).permute(0, 2, 3, 1), rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What only ShuffleNet V2 has: its arguments."""
+"""ShuffleNet V2: its arguments."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What only SqueezeNet has: versions, and images that its pools leave nothing of."""
+"""SqueezeNet: its versions, and images that are too small for its pools."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What only torchvision's ViT has: published files with older keys."""
+"""torchvision's ViT: published files with older keys."""
 
 import jax.numpy as jnp
 import numpy as np
