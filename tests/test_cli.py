@@ -116,7 +116,7 @@ def test_tpu_without_one_from_a_shell(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: --tpu needs TPUs; the devices here are ")
+    assert done.stderr.startswith("error: --tpu needs TPUs, but JAX found ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -82,14 +82,20 @@ def test_a_run_gives_its_model_and_a_distilled_run_its_student(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["{weights}", "--out", "{weights}"], "exists: name a new one"),
+        (["{weights}", "--out", "{weights}"], "already exists: expected a new path"),
         (["{weights}", "--out", "new"], "--model is missing"),
         (["{weights}", "--out", "gs://bucket/new", *VIT], "^error: --out gs://bucket/new: expected a local path"),
         (["{weights}", "--out", "{weights}/in/a/file.safetensors", *VIT], "cannot be written"),
-        (["{weights}", "--out", "new.pth", *VIT], r"--out new.pth: .pth is not written, expected .* .safetensors"),
-        (["{weights}", "--out", "new.NPZ", *VIT], r"--out new.NPZ: .NPZ is not written, expected .* .safetensors"),
+        (
+            ["{weights}", "--out", "new.pth", *VIT],
+            r"--out new.pth: the format .pth is not supported: expected .* .safetensors",
+        ),
+        (
+            ["{weights}", "--out", "new.NPZ", *VIT],
+            r"--out new.NPZ: the format .NPZ is not supported: expected .* .safetensors",
+        ),
         (["{weights}", "--out", "new", "--prefix=ema", *VIT], "no names that begin with 'ema'"),
-        ([".", "--out", "new", "--prefix=ema", *VIT], "--prefix ema is for torch files, and . is a folder"),
+        ([".", "--out", "new", "--prefix=ema", *VIT], "--prefix ema applies to torch files, but . is a folder"),
         ([".", "--out", "new", *VIT], "^error: . cannot be read: [^\n]*$"),
         (["{weights}", "--out", "new", "--model=vti"], "did you mean vit"),
         (["{weights}", "--out", "new", "--model=vit/tiny", "--model-args", "num_classes=5"], "does not fit ViT"),

@@ -169,7 +169,7 @@ def test_what_is_no_image_is_skipped_and_counted(tmp_path):
     assert (len(dataset.train), len(dataset.eval)) == (22, 10)
     (note,) = dataset.notes
     names = "train/a/.hidden.png, train/a/notes.txt, train/b/empty.png, ..."
-    assert note == f"5 files skipped, empty or no image: {names}"
+    assert note == f"5 files skipped (empty or not an image): {names}"
 
 
 @pytest.mark.parametrize("first", ["L", "RGB", "P", "RGBA", "LA"])

@@ -105,7 +105,7 @@ def test_images_elsewhere_than_in_folders_of_classes_are_told(tmp_path):
     assert len(dataset.train) == 22
     assert dataset.notes == (
         "4 images not used, because they are not directly in SPLIT/CLASS/, such as train/000.png: move them there",
-        "1 file skipped, empty or no image: train/b/empty",
+        "1 file skipped (empty or not an image): train/b/empty",
     )
 
 

@@ -415,7 +415,7 @@ def test_one_image_in_colour_makes_a_dataset_rgb(tmp_path, kinds, channels):
     mixed = len(set(kinds)) == 2
     assert len(dataset.notes) == mixed
     if mixed:
-        assert "greyscale and colour are mixed, all is read as RGB" in dataset.notes[0]
+        assert "greyscale and colour images are mixed; all are read as RGB" in dataset.notes[0]
         in_colour = [np.ptp(image, axis=-1).max() > 0 for image, _ in dataset.train]
         assert sum(in_colour) == kinds.count("c")
 

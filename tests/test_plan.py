@@ -163,7 +163,7 @@ def test_unknown_topologies_are_named(topology, message):
     ("options", "message"),
     [
         ("--model=vitt", "unknown model: 'vitt'; did you mean vit"),
-        ("--model=vit --sweep", "--sweep needs a topology of chips"),
+        ("--model=vit --sweep", "--sweep needs a topology whose memory is known"),
         ("--model=vit --batch-size=12", "--batch-size is 12; it must be a positive multiple of 8"),
         ("--model=vit --batch-size=1000000000", "--batch-size is 1000000000; it must be a whole number from 1 to"),
         ("--classes=1000000000000", "--classes is 1000000000000; it must be a whole number from 1 to 1,000,000"),

@@ -67,7 +67,7 @@ def test_where_the_mean_is_pooled_the_mean_is_drawn(pairs):
     shares, _names, reader = attention_panels(run, pixels)
     maps = np.asarray(maps_of(run, pixels))
     front = maps.shape[-1] - 12
-    assert reader == "all tokens, in the mean"
+    assert reader == "all tokens (mean)"
     expected = maps[1].mean(axis=2)[..., front:].reshape(2, 3, 2, 6)
     np.testing.assert_allclose(shares[:, :3], expected, atol=1e-5)
 
@@ -107,7 +107,7 @@ def test_the_last_stage_ends_where_shapes_change():
     ("name", "pairs", "message"),
     [
         ("cait", (*PATCHES, "cls_depth=1"), r"maps of shape \(1, 2, 3, 1, 13\): expected one array"),
-        ("deepvit", PATCHES, "the rows of deepvit's maps do not sum to one"),
+        ("deepvit", PATCHES, "deepvit's attention maps have rows that do not sum to one"),
         ("simple_vit_with_register_tokens", PATCHES, "cannot determine which of the 16 tokens of .* are patches"),
         (
             "vit_with_patch_merger",
@@ -259,7 +259,7 @@ def test_the_output_says_that_probabilities_are_independent(workdir, tmp_path, c
     (path,) = write_images(tmp_path, 1)
     assert predict([path, f"--workdir={tmp_path}/run", "--top=10"]) == 0
     first, second, *rows = capsys.readouterr().out.splitlines()
-    assert first == "each percentage is a class's own probability (--loss=sigmoid): they need not add up to 100%"
+    assert first == "the probability of each class is independent (--loss=sigmoid): percentages need not add up to 100%"
     assert second == path
     assert abs(sum(float(row.split()[0].rstrip("%")) for row in rows) - 100) > 10
 
@@ -272,7 +272,7 @@ def test_at_least_one_class_is_asked_for(top, capsys):
 
 def test_a_picture_has_room_for_so_many_images(capsys):
     assert predict([*["x.png"] * 101, "--workdir=nowhere", "--attention=out.png"]) == 2
-    assert capsys.readouterr().err == "error: --attention draws up to 100 images; 101 are given\n"
+    assert capsys.readouterr().err == "error: --attention draws at most 100 images, but 101 are given\n"
 
 
 def test_names_that_do_not_print_are_escaped(workdir, tmp_path, capfd):

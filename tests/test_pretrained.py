@@ -225,5 +225,5 @@ def test_a_teacher_of_torchvisions_sees_images_as_its_weights_did(tmp_path):
 
     save_file(to_torch(model := create_model("vit/tiny", num_classes=2), zeros(model)), file)
     ours = Distill(teacher="vit/tiny", weights=file, image_size="own")
-    with pytest.raises(UserError, match=r"--distill\.image-size own: vit/tiny has none that is known"):
+    with pytest.raises(UserError, match=r"--distill\.image-size own: vit/tiny has no known size"):
         load_teacher(Config(distill=ours), info)

@@ -69,9 +69,9 @@ def test_mesh_has_all_devices(shape, sizes):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ("tensor=3", "has 6 places for the 8 devices"),
-        ("data=4", "has 4 places for the 8 devices"),
-        ("fsdp=16", "has 16 places for the 8 devices"),
+        ("tensor=3", "its sizes need 6 devices; there are 8"),
+        ("data=4", "its sizes need 4 devices; there are 8"),
+        ("fsdp=16", "its sizes need 16 devices; there are 8"),
         ("fsdp=0", "expected sizes of data, fsdp, tensor, each once, as in data=4,fsdp=2"),
         ("model=2", "expected sizes of"),
         ("fsdp=2,fsdp=2", "expected sizes of"),

@@ -131,9 +131,9 @@ def test_the_trainer_names_its_option_and_takes_it(tmp_path):
 
 
 def test_a_prefix_needs_a_file():
-    with pytest.raises(UserError, match=r"--init-prefix net. goes with --init, which is not given"):
+    with pytest.raises(UserError, match=r"--init-prefix net. needs --init, which is not given"):
         check_options(Config(init_prefix="net."))
-    with pytest.raises(UserError, match=r"--distill.weights-prefix net. goes with --distill.weights"):
+    with pytest.raises(UserError, match=r"--distill.weights-prefix net. needs --distill.weights"):
         check_options(Config(distill=Distill(teacher="runs/teacher", weights_prefix="net.")))
 
 

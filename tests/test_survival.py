@@ -322,7 +322,7 @@ def test_parameters_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, cap
     monkeypatch.setattr(train.loop, "all_finite", lambda params: False)
     assert run(tmp_path, *QUICK) == 1
     message = error(capsys, "stopped: a parameter is not finite after step 3. ")
-    assert f"In {tmp_path} no checkpoint precedes it. Try a smaller --optim.lr" in message
+    assert f"In {tmp_path} there is no checkpoint yet. Try a smaller --optim.lr" in message
     assert steps(tmp_path) == []
 
 
@@ -373,9 +373,9 @@ def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path):
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("stopped: a checkpoint cannot be written: ")
-    assert f"In {tmp_path / 'run'} no checkpoint precedes it" in done.stderr
+    assert f"In {tmp_path / 'run'} there is no checkpoint yet" in done.stderr
     assert not [p for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdigit()]
-    assert last_usable_checkpoint(tmp_path / "run").endswith("no checkpoint precedes it")
+    assert last_usable_checkpoint(tmp_path / "run").endswith("there is no checkpoint yet")
 
 
 # Two runs in one workdir
@@ -388,7 +388,7 @@ def test_second_run_in_a_workdir_is_refused(copy, capsys, monkeypatch):
         patch.setattr(train.setup, "compile_step", lambda *_: pytest.fail("a step was compiled"))
         assert run(copy, *QUICK) == 2
         message = error(capsys, f"error: --workdir {copy} is in use by process {os.getpid()} on ")
-        assert message.endswith("name another, or wait\n")
+        assert message.endswith("pass another, or wait\n")
         assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != "lock"} == before
     assert run(copy, *QUICK) == 0
 

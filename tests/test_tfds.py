@@ -307,7 +307,7 @@ def set_lengths(folder, lengths):
     (break_shard, "cannot read the record 0 of tfds:blobs train: "),
     (lose_shard, "blobs-test.array_record-00000-of-00001 is missing"),
     (break_names, "kind.labels.txt is damaged: it has 1 different names, of 2 classes"),
-    (pipe_names, "kind.labels.txt is no regular file"),
+    (pipe_names, "kind.labels.txt is not a regular file"),
     (lambda folder: (folder / "features.json").unlink(), "features.json cannot be read: there is no such file"),
     (lambda folder: (folder / "dataset_info.json").unlink(), "dataset_info.json cannot be read: there is no such file"),
     (lambda folder: (folder / "dataset_info.json").write_text("[1"), "dataset_info.json cannot be read: "),

@@ -78,13 +78,13 @@ def test_an_encoder_that_does_not_fit_is_named(pretrained, tmp_path, capsys):
 def test_objectives_of_the_command_line(tmp_path, capsys):
     for options, message in (
         (("--objective=mea",), "--objective: unknown objective: 'mea'; did you mean mae"),
-        (("--objective=distill",), "--objective distill goes with a --teacher"),
-        (("--objective=mae", "--teacher=resnet18"), "--objective mae goes without a --teacher"),
+        (("--objective=distill",), "--objective distill needs a --teacher"),
+        (("--objective=mae", "--teacher=resnet18"), "--objective mae does not use a --teacher"),
         (("--objective=mae", "--objective-args", "ratio=1"), "unknown argument of objective 'mae': 'ratio'"),
         (("--objective=mae", "--objective-args", "masking_ratio=2.0"), "masking_ratio=2.0: expected"),
         (
             ("--objective=classify", "--objective-args", "label_smoothing=0.1"),
-            "label_smoothing: has an option",
+            "label_smoothing: is set by another option",
         ),
     ):
         assert run(tmp_path / "run", *STILL, *options, base=("--model=vit",)) == 2
@@ -95,7 +95,7 @@ def test_an_encoder_tells_no_classes(pretrained, capsys):
     from train.predict import main
 
     assert main(["--workdir", str(pretrained), "image.png"]) == 2
-    assert "holds an encoder without a classifier" in capsys.readouterr().err
+    assert "contains an encoder without a classifier" in capsys.readouterr().err
 
 
 def test_a_probe_tells_a_trained_encoder_from_an_untrained_one(classifier, capsys):

@@ -2,5 +2,5 @@
 
 import absl.logging
 
-# Grain and Orbax report through absl, some of it on import, what a user of the trainer can do nothing about.
+# Grain and Orbax log through absl, partly on import; users of the trainer can do nothing about these messages.
 absl.logging.set_verbosity(absl.logging.ERROR)

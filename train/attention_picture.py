@@ -1,4 +1,4 @@
-"""A model's attention, drawn over the images that it looks at."""
+"""Draw the attention of a model over its input images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,18 @@ from vit_jax.capture import attention, rollout
 from vit_jax.layers.check import patch_grid
 from vit_jax.objectives.distill import Distill
 
-INCHES, DPI = 2.2, 150  # of a panel: a picture of 8x8 pixels must be seen as well as one of 224x224
-TOKENS = ("cls_token", "class_token")  # parameters of the token in front of the patches
+INCHES, DPI = 2.2, 150  # of a panel, whether the image has 8x8 or 224x224 pixels
+TOKENS = ("cls_token", "class_token")  # parameters of the token before the patches
 
 
 class Panels(NamedTuple):
-    """Attention that patches get, as shares: (b, maps, rows, columns); what the maps are called, and whose they are."""
+    """Attention maps to draw.
+
+    Attributes:
+        shares: Attention that each patch receives, (b, maps, rows, columns); the shares of a map sum to at most one.
+        names: Titles of the maps.
+        reader: The token whose attention is shown, for the title of the picture.
+    """
 
     shares: np.ndarray
     names: tuple[str, ...]
@@ -29,9 +35,16 @@ class Panels(NamedTuple):
 
 
 def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], path: Path) -> None:
-    """Draw `panels` over the images (uint8) that they are of, into `path`: a row for each image, the image first.
+    """Draw attention maps over their images: one row per image, which starts with the image itself.
 
-    Raises UserError for a file that cannot be written.
+    Args:
+        panels: The maps.
+        pixels: The images, uint8 (b, h, w, c).
+        titles: A title for each image.
+        path: The picture to write; the suffix gives the format, PNG if there is none.
+
+    Raises:
+        UserError: If the file cannot be written.
     """
     import matplotlib.figure  # slow to import
 
@@ -57,10 +70,17 @@ def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], pa
 
 
 def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
-    """Attention of the class token, or else the mean over all tokens, for uint8 images: (b, maps, rows, columns).
+    """Attention of the class token, or without a class token the mean over all tokens.
 
-    The maps are one for each head of the last layer, and one rolled out over all layers (those of the last stage if the
-    model has stages). Raises UserError if the model's attention has no map over single patches.
+    There is one map for each head of the last layer, and the rollout over all layers (over the layers of the last stage
+    if the model has stages).
+
+    Args:
+        run: A trained classifier.
+        pixels: Images, uint8 (b, h, w, c).
+
+    Raises:
+        UserError: If the model's attention has no map over single patches.
     """
     model, variables = run.objective.model, {"params": run.params, **run.extras}
 
@@ -76,9 +96,9 @@ def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
     except ValueError as error:
         raise UserError(f"--attention: {error}") from error
     if not np.allclose(maps.sum(axis=-1), 1, atol=1e-3):
-        raise UserError(f"--attention: the rows of {run.config.model}'s maps do not sum to one, so they are no shares")
+        raise UserError(f"--attention: {run.config.model}'s attention maps have rows that do not sum to one")
     plain, params, behind = model, run.params, 0
-    if isinstance(run.objective, Distill):  # whose token stands last
+    if isinstance(run.objective, Distill):  # the distillation token is the last one
         plain, params, behind = model.student, run.params["student"], 1
     front, tokens = int(any(name in params for name in TOKENS)), maps.shape[-1]
     grid = token_grid(plain, pixels.shape[1:3], tokens - front - behind)
@@ -89,19 +109,26 @@ def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
     read = drawn[:, :, 0] if of_class else drawn.mean(axis=2)
     shares = read[..., front : tokens - behind].reshape(*read.shape[:2], *grid)
     names = (*(f"last layer, head {i + 1}" for i in range(maps.shape[2])), f"{len(maps)} layers, rolled out")
-    return Panels(shares, names, "the class token" if of_class else "all tokens, in the mean")
+    return Panels(shares, names, "the class token" if of_class else "all tokens (mean)")
 
 
 def last_of_one_shape(maps: list[jax.Array]) -> jax.Array:
-    """The last of `maps`, back to the first that has their shape: those of the last stage."""
+    """The longest run of maps of one shape at the end of `maps`: the maps of the last stage."""
     first = next((i + 1 for i in reversed(range(len(maps))) if maps[i].shape != maps[-1].shape), 0)
     return jnp.stack(maps[first:])
 
 
 def token_grid(model: nn.Module, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """Rows and columns of an image's `tokens`: its patches, or where no `patch_size` says which, in its proportions.
+    """Rows and columns of the patch grid.
 
-    None where they are no such grid: there are registers among them, or they were merged or sampled.
+    Args:
+        model: The model. Without a `patch_size`, the grid is assumed to have the aspect ratio of the image.
+        size: Height and width of the image in pixels.
+        tokens: Number of tokens.
+
+    Returns:
+        Rows and columns; None if the tokens do not form such a grid because they include registers, or were merged or
+        sampled.
     """
     if getattr(model, "patch_size", None) is not None:
         rows, columns = patch_grid(size, model.patch_size)

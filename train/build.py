@@ -1,4 +1,4 @@
-"""Build what a config names: the model, its weights, the objective."""
+"""Build the model and the objective that a config names, and load weights."""
 
 import math
 from typing import Annotated, Any, NamedTuple
@@ -26,7 +26,14 @@ MOST_PATCHES = 2**16  # 4096 x 4096 pixels in patches of 16
 
 
 class DataInfo(NamedTuple):
-    """Properties of the dataset that a workdir stores."""
+    """Properties of the dataset that a workdir stores.
+
+    Attributes:
+        class_names: Names of the classes, empty if labels are not used.
+        image_shape: Height, width and channels of the model's input.
+        mean: Mean per channel, of pixels in 0..1.
+        std: Standard deviation per channel, of pixels in 0..1.
+    """
 
     class_names: tuple[str, ...]
     image_shape: tuple[Side, Side, Side]
@@ -35,22 +42,22 @@ class DataInfo(NamedTuple):
 
     @property
     def images(self) -> jax.Array:
-        """A batch of one blank image, for shapes."""
+        """A batch with one black image, (1, h, w, c), to infer shapes from."""
         return jnp.zeros((1, *self.image_shape))
 
 
 def model_name(name: str) -> str:
-    """`name` with the preset that it stands for."""
+    """`name` with its preset: NAME alone means NAME/tiny. Names of torchvision networks have no preset."""
     return name if "/" in name or name in TEACHERS else f"{name}/tiny"
 
 
 def make_network(name: str, **arguments: Any) -> nn.Module:
-    """A model by its name, or one of torchvision's networks by theirs. Raises ValueError where its registry objects."""
+    """Create a model, or a torchvision network, by name. Raises ValueError for an unknown name or invalid arguments."""
     return (create_teacher if name in TEACHERS else create_model)(model_name(name), **arguments)
 
 
 def network_arguments(name: str, option: str) -> list[str]:
-    """Names of the arguments that a network takes. Raises UserError for a name or preset that does not exist."""
+    """Names of the arguments of a network. Raises UserError, which names `option`, for an unknown name or preset."""
     model, _, preset = model_name(name).partition("/")
     try:
         if name in TEACHERS:
@@ -63,16 +70,24 @@ def network_arguments(name: str, option: str) -> list[str]:
     return accepted
 
 
-# The option that gives arguments to the network which another option names.
+# For each option that names a network, the option with the network's arguments.
 ARGUMENTS = {"--model": "--model-args", "--distill.teacher": "--distill.args"}
 
 
 def build_model(
     name: str, pairs: tuple[str, ...], info: DataInfo, *, option: str = "--model", classes: bool = True
 ) -> nn.Module:
-    """The model `name` for images and classes like those of `info`; without `classes`, for features.
+    """Build a model for the images and classes of a dataset.
 
-    Raises UserError where the registry objects.
+    Args:
+        name: Name of the model or torchvision network.
+        pairs: Arguments of the model as KEY=VALUE.
+        info: The dataset.
+        option: The command-line option that gave `name`, for messages.
+        classes: Whether the model is a classifier; otherwise it returns features.
+
+    Raises:
+        UserError: If the model does not exist, or does not accept the arguments or the images.
     """
     height, width, channels = info.image_shape
     if math.prod(info.image_shape) > MOST_VALUES:
@@ -89,7 +104,7 @@ def build_model(
         del from_data["input_shape"]
     from_data = {key: value for key, value in from_data.items() if key in accepted}
     if clash := from_data.keys() & arguments.keys():
-        raise UserError(f"{ARGUMENTS[option]} {min(clash)}: comes from the data; see --data.image-size")
+        raise UserError(f"{ARGUMENTS[option]} {min(clash)}: is set by the data; see --data.image-size")
     try:
         model = make_network(name, **arguments, **from_data)
         _check_patches(model, height, width)
@@ -100,7 +115,7 @@ def build_model(
 
 
 def _check_patches(model: nn.Module, height: int, width: int) -> None:
-    """Raises ValueError for more than MOST_PATCHES patches: shape inference already computes position tables."""
+    """Raises ValueError for more than MOST_PATCHES patches, because shape inference computes position tables."""
     size = getattr(model, "patch_size", None) or 1
     patches = height * width // max(1, size**2 if isinstance(size, int) else math.prod(size))
     if hasattr(model, "patch_size") and patches > MOST_PATCHES:
@@ -112,20 +127,27 @@ CLASSIFIERS = ("classify", "deep_supervision", "distill")
 
 
 def objective_name(config: Config) -> str:
-    """The name of the objective. Raises UserError for a teacher without a student, and the other way round."""
+    """The name of the objective. Raises UserError if it needs a teacher and has none, or has one and needs none."""
     distilled = config.distill.teacher is not None
     name = config.objective or ("distill" if distilled else "classify")
     if name not in OBJECTIVES:
         raise UserError(f"--objective: {unknown('objective', name, list_objectives())}")
     if (name == "distill") != distilled:
-        raise UserError(f"--objective {name} goes {'with' if name == 'distill' else 'without'} a --teacher")
+        raise UserError(f"--objective {name} {'needs' if name == 'distill' else 'does not use'} a --teacher")
     return name
 
 
 def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = None, steps: int = 1) -> Objective:
-    """Build the objective of `config`: a classifier, distillation, or self-supervised learning of an encoder.
+    """Build the objective of a run.
 
-    `steps` is the length of the run, for objectives with a schedule.
+    Args:
+        config: The run's config.
+        info: The dataset.
+        teacher: The teacher, for distillation.
+        steps: Length of the run, for objectives with a schedule.
+
+    Raises:
+        UserError: If the objective does not exist, or does not fit the model, its arguments or the images.
     """
     name, distill = objective_name(config), config.distill
     model = build_model(config.model, config.model_args, info, classes=name in CLASSIFIERS)
@@ -145,7 +167,7 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
     )
     from_run = {key: value for key, value in from_run.items() if key in objective_arguments(name)}
     if clash := from_run.keys() & given.keys():
-        raise UserError(f"--objective-args {min(clash)}: has an option of its own, or comes from the data")
+        raise UserError(f"--objective-args {min(clash)}: is set by another option or by the data")
     try:
         objective = create_objective(name, model, **from_run, **given)
         jax.eval_shape(objective.init, jax.random.key(0), info.images)
@@ -155,9 +177,17 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
 
 
 def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo, option: str) -> PyTree:
-    """Load variables of `model` from a torch file, using the keys that begin with `prefix`.
+    """Load variables of `model` from a torch file.
 
-    Raises UserError if the file does not fit the model; `option` is the command-line option that gave `path`.
+    Args:
+        model: The model.
+        path: The torch file.
+        prefix: Prefix of the model's keys in the file, which is removed; None: there is none.
+        info: The dataset, whose images give the shapes.
+        option: The command-line option that gave `path`, for messages.
+
+    Raises:
+        UserError: If the file cannot be read or does not fit the model.
     """
     try:
         return from_torch(model, select(path, prefix) if prefix else path, info.images)

@@ -1,4 +1,4 @@
-"""Check that a run fits into memory: first a lower bound, then what the compiler says of the training step."""
+"""Check that a run fits into memory: first by a lower bound, then by the compiler's figures for its steps."""
 
 import math
 
@@ -16,7 +16,7 @@ from train.program import Program
 def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -> None:
     """Raises UserError if the state and a batch of images exceed the memory of a device.
 
-    Activations are not counted, so a run that passes may still be too large; `train.plan` asks the compiler.
+    Activations are not counted, so a run that passes may still be too large; `check_compiled` counts them.
     """
     available, sharing = device_memory(mesh)
     state = sharing * local_bytes((program.state, program.state.params))  # gradients are sharded like parameters
@@ -28,7 +28,7 @@ def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -
         if state + batch > available:
             raise UserError(
                 f"--model {config.model} needs {in_words(state)} for its state (parameters, gradients, averages and "
-                f"the optimizer's) and {option} {size} at least {in_words(batch)} for images, but there are only "
+                f"optimizer state) and {option} {size} at least {in_words(batch)} for images, but there are only "
                 f"{in_words(available)} of memory"
             )
 
@@ -38,14 +38,14 @@ def check_compiled(step: jax.stages.Compiled, what: str, config: Config, mesh: M
 
     Args:
         step: The training or evaluation step.
-        what: Its name in the message.
-        config: That of the run.
-        mesh: The devices that it is compiled for.
-        kept: Bytes that each device holds besides the step's arguments, results and temporaries.
+        what: Description of the step for the message.
+        config: The run's config.
+        mesh: The devices that the step is compiled for.
+        kept: Bytes that each device holds in addition to the step's arguments, results and temporaries.
     """
     available, sharing = device_memory(mesh)
     needed = step.memory_analysis()
-    if needed is None:  # not every compiler tells
+    if needed is None:  # not every compiler reports it
         return
     passed = needed.argument_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes
     total = sharing * (passed + needed.temp_size_in_bytes + kept)

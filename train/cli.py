@@ -1,6 +1,6 @@
-"""The installed command: `vit-jax train --model=t2t` is `python -m train.main --model=t2t`, and so for the others.
+"""The installed command: `vit-jax train --model=t2t` equals `python -m train.main --model=t2t`, as do the others.
 
-It also runs in a folder that holds a `train.py` or `train/` of its own, which `python -m train.main` would run instead.
+It also works in a folder that contains another `train.py` or `train/`, which `python -m train.main` would run instead.
 """
 
 import importlib
@@ -19,8 +19,8 @@ OTHERS = f"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that `argv` begins with, and return its exit status: 2 for one that does not exist."""
-    if argv is None:  # this process is the command
+    """Run the command that `argv` begins with, and return its exit status; 2 for an unknown command."""
+    if argv is None:  # called as the installed command
         return run_command(lambda: main(sys.argv[1:]))
     command, *others = argv or [""]
     if command in ("--help", "-h"):

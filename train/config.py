@@ -14,195 +14,200 @@ MOST_STEPS = 2**31 - 1  # steps are counted in int32
 MOST_IMAGES = 2**20  # in a batch; check_memory compares it with the memory once the image size is known
 
 Side = Annotated[int, Range(1, 16384)]  # pixels
-Share = Annotated[float, Range(0.001, 1)]  # of an image; less could leave no pixel
-Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # beyond these limits float32 sampling gives NaN or a constant
+Share = Annotated[float, Range(0.001, 1)]  # of an image; a smaller crop could be empty
+Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # outside of it, float32 samples are NaN or constant
 Decay = Annotated[float, Range(0, 1 - 1e-6)]  # closer to 1, float32 rounds to 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which images, and what the host does to them: decode, crop, resize."""
+    """Dataset, and its preprocessing on the host: decoding, cropping and resizing."""
 
     name: str = "digits"
-    """`digits` (embedded), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (train/CLASS/*.jpg ...);
-    `--data` for short."""
+    """Dataset: `digits` (included), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (PATH/train/CLASS/*.jpg
+    ...); `--data` for short."""
     dir: str | None = None
-    """Where TFDS keeps its prepared datasets; default: TFDS's own directory."""
+    """Directory of prepared TFDS datasets; default: the one that TFDS itself uses."""
     eval_split: str | None = None
-    """Split to evaluate on; default: the first of `val`, `validation`, `test` that exists."""
+    """Split used for evaluation; default: the first of `val`, `validation`, `test` that exists."""
     image_size: tuple[Side, Side] | None = None
-    """Height and width in pixels that the model sees, or one number for both; default: those of the data if all are
-    equal."""
+    """Height and width of the model's input in pixels, or one number for both; default: the size of the images, which
+    must be the same for all."""
     min_crop: Share = 1.0
-    """Smallest share of its area that a random training crop keeps (0.08 is usual on ImageNet); 1: no such crop."""
+    """Smallest area of a random training crop, as a fraction of the image (usual on ImageNet: 0.08); 1: the central
+    crop."""
     eval_crop: Share = 1.0
-    """Share of the shorter side that the centre crop keeps at evaluation (0.875 is usual on ImageNet)."""
+    """Side of the central crop in evaluation, as a fraction of the shorter side (usual on ImageNet: 0.875)."""
     mean: tuple[Annotated[float, Range(0, 1)], ...] | None = None
-    """Channel means to subtract, of pixels in 0..1; default: measured on up to 1,000 training images."""
+    """Mean of each channel, subtracted from pixels in 0..1; default: measured on up to 1,000 training images."""
     std: tuple[Annotated[float, Range(1e-6, 10)], ...] | None = None
-    """Channel deviations to divide by, of pixels in 0..1; default: measured on the same images."""
+    """Standard deviation of each channel, for pixels in 0..1; default: measured on the same images."""
     workers: Annotated[int, Range(0, 1024)] = 0
-    """Processes that decode images; 0: threads of this process."""
+    """Number of processes that decode images; 0: threads of the main process decode them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Augmentation of training images, inside the jitted step; the defaults do nothing."""
+    """Augmentation of training images on the device, inside the jitted step; off by default."""
 
     crop_padding: Annotated[int, Range(0, 1024)] = 0
-    """Pixels of black border before a random crop back to the image's own size; 0: off."""
+    """Width in pixels of the black border added before a random crop of the original size; 0: off."""
     flip: bool = False
-    """Mirror left to right with probability one half."""
+    """Flip each image horizontally with probability 0.5."""
     randaugment_layers: Annotated[int, Range(0, 32)] = 0
-    """RandAugment operations per image; 0: off."""
+    """Number of RandAugment operations per image; 0: off."""
     randaugment_magnitude: Annotated[float, Range(0, 10)] = 9.0
     """Strength of each RandAugment operation, 0 to 10."""
     erasing: Annotated[float, Range(0, 1)] = 0.0
-    """Probability that a random rectangle of an image is erased."""
+    """Random erasing: probability that a random rectangle of an image is erased."""
     mixup: Mix = 0.0
-    """Mixup's Beta parameter; 0: off. With `cutmix` too, each batch draws one of the two."""
+    """Parameter of mixup's Beta distribution; 0: off. With cutmix on too, each batch uses one of the two at random."""
     cutmix: Mix = 0.0
-    """CutMix's Beta parameter; 0: off."""
+    """Parameter of CutMix's Beta distribution; 0: off."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """Optimizer, learning-rate schedule and what surrounds them."""
+    """Optimizer, learning-rate schedule, gradient clipping and parameter averaging."""
 
     name: Literal["adamw", "sgd", "lamb", "lion"] = "adamw"
-    """Optimizer; `sgd` has Nesterov momentum `beta1`."""
+    """Optimizer; `sgd` uses Nesterov momentum with coefficient `--optim.beta1`."""
     lr: Annotated[float, Range(1e-35, 1e35)] = 1e-3
-    """Peak learning rate, as given: never rescaled by the batch size."""
+    """Peak learning rate; it is not scaled with the batch size."""
     schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
-    """Shape after warm-up; `rsqrt` falls with the inverse square root of the step."""
+    """Learning-rate schedule after warm-up; `rsqrt` decays with the inverse square root of the step."""
     warmup_epochs: Annotated[float, Range(0, 1_000_000_000)] = 1.0
-    """Epochs over which the learning rate rises linearly from zero."""
+    """Epochs in which the learning rate rises linearly from zero to its peak."""
     final_lr: Annotated[float, Range(0, 1000)] = 0.0
-    """Learning rate that `cosine` and `linear` end at."""
+    """Learning rate at the end of the `cosine` and `linear` schedules."""
     beta1: Decay = 0.9
-    """Decay of the first moment, or momentum."""
+    """Decay rate of the first moment; for `sgd`, the momentum."""
     beta2: Decay = 0.999
-    """Decay of the second moment (Lion: of its momentum)."""
+    """Decay rate of the second moment; for `lion`, of its momentum."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
-    """Decoupled weight decay of matrices and filters; norms, biases, tokens and positions are spared."""
+    """Decoupled weight decay of weight matrices and filters; norms, biases, tokens and positions have none."""
     layer_decay: Annotated[float, Range(1e-6, 1)] = 1.0
-    """Factor by which the learning rate shrinks from each layer to the one before it; 1: off."""
+    """Layer-wise learning-rate decay: the factor from each layer to the layer before it; 1: off."""
     clip_norm: Annotated[float, Range(1e-12, 1e12, or_zero=True)] = 1.0
-    """Global gradient norm above which gradients are scaled down; 0: off."""
+    """Gradient clipping: the largest global norm of the gradients; 0: off."""
     accumulate: Annotated[int, Range(1, MOST_IMAGES)] = 1
-    """Slices that a batch is processed in, one after the other, to save memory."""
+    """Gradient accumulation: number of slices in which a batch is processed one after the other, to save memory."""
     ema: Annotated[float, Range(0, 1, open_high=True)] = 0.0
-    """Decay of the moving average of the parameters that evaluation then uses; 0: off."""
+    """Decay rate of the moving average of the parameters, which evaluation uses if it is on; 0: off."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """Learning from a frozen teacher through a distillation token (DeiT), for models that take one: the plain ones."""
+    """Distillation from a frozen teacher through a distillation token (DeiT), for most models without stages."""
 
     teacher: str | None = None
-    """A workdir of this trainer, or the name of a model or torchvision network together with `weights`; `--teacher` for
-    short; default: no distillation."""
+    """Teacher: the workdir of a run, or the name of a model or torchvision network, which needs `--distill.weights`;
+    `--teacher` for short; default: no distillation."""
     weights: str | None = None
-    """The teacher's torch weights (.pth, .pt or .safetensors), or the name of those that torchvision has published
-    (IMAGENET1K_V1), where `teacher` is a name; `--teacher-weights` for short."""
+    """Torch weights of a teacher given by name: a .pth, .pt or .safetensors file, or the name of weights published by
+    torchvision (IMAGENET1K_V1); `--teacher-weights` for short."""
     weights_prefix: str | None = None
-    """Beginning of the names in `weights` that belong to the teacher; see `init-prefix`."""
+    """Prefix of the teacher's keys in `--distill.weights`; see `--init-prefix`."""
     args: tuple[str, ...] = ()
-    """The teacher's arguments as KEY=VALUE, where `teacher` is a name."""
+    """Arguments of a teacher given by name, as KEY=VALUE."""
     image_size: Literal["own"] | tuple[Side, Side] | None = None
-    """Height and width in pixels that the teacher sees, of the student's crop; one number for both; or `own` for those
-    that it was trained with; default: as the student."""
+    """Height and width in pixels to which the student's crop is resized for the teacher; one number for both; `own`:
+    the size that the teacher was trained with; default: the student's size."""
     views: Annotated[int, Range(0, 1000)] = 0
-    """Fixed views of each image (crop and augmentation), which epochs take turns with; 0: new ones in every epoch."""
+    """Number of fixed views (crop and augmentation) of each image, which epochs use in turn; 0: a new view in every
+    epoch."""
     cache: bool = False
-    """Compute the teacher's logits once for each view of each image, and read them from the workdir afterwards; needs
-    `views`, or no augmentation at all; `--cache-teacher` for short."""
+    """Compute the teacher's logits once for each view of each image, and store them in the workdir; needs
+    `--distill.views`, or no augmentation; `--cache-teacher` for short."""
     hard: bool = False
-    """Learn the teacher's most probable class instead of its distribution."""
+    """Hard distillation: the target is the teacher's most probable class instead of its distribution."""
     temperature: Annotated[float, Range(1e-3, 1000)] = 1.0
-    """Divides both logits before they are compared (soft distillation)."""
+    """Soft distillation: the logits of teacher and student are divided by this temperature."""
     alpha: Annotated[float, Range(0, 1)] = 0.5
-    """Weight of the distillation loss; the loss on labels gets the rest."""
+    """Weight of the distillation loss; the loss on labels has the weight 1 - alpha."""
     predict: Literal["class", "distill", "mean"] = "mean"
-    """Head that evaluation and prediction use: the class head, the distillation head, or their mean."""
+    """Head used in evaluation and prediction: the class head, the distillation head, or the mean of both."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run. Two runs with equal configs on equal hardware end with equal parameters."""
+    """All settings of a run. On the same hardware, runs with equal settings end with equal parameters."""
 
     model: str = "t2t"
-    """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
+    """Model to train, as NAME or NAME/PRESET (`--list-models` prints them); NAME alone is NAME/tiny."""
     model_args: tuple[str, ...] = ()
-    """Arguments over the preset's, as KEY=VALUE: `--model-args depth=6 dim=192`."""
+    """Arguments of the model that override its preset, as KEY=VALUE: `--model-args depth=6 dim=192`."""
     objective: str | None = None
-    """NAME of `vit_jax.objectives.list_objectives()`; default: `classify`, or `distill` where there is a teacher."""
+    """Training objective, one of `vit_jax.objectives.list_objectives()`; default: `classify`, or `distill` if there is
+    a teacher."""
     objective_args: tuple[str, ...] = ()
     """Arguments of the objective, as KEY=VALUE: `--objective-args masking_ratio=0.6`."""
     init: str | None = None
-    """Torch weights (.pth, .pt or .safetensors) to start from; default: random."""
+    """Torch weights (.pth, .pt or .safetensors) that training starts from; default: random initialisation."""
     init_prefix: str | None = None
-    """Beginning of the names in `init` that belong to the model, as in `module.` or, for a dict within a dict,
-    `state_dict.model.`; default: the names are the model's own."""
+    """Prefix of the model's keys in the file of `--init`, such as `module.`, or `state_dict.model.` for nested dicts;
+    default: no prefix."""
     init_from: str | None = None
-    """A workdir of this trainer whose trunk (the encoder that it pretrained, or a classifier without its head) the
-    model starts from; the rest is new."""
+    """Workdir of a run whose trunk (its pretrained encoder, or its classifier without the head) training starts from;
+    everything else is initialised at random."""
     recipe: str | None = None
-    """Named settings that the other options override; default: `digits` for that data, else none."""
+    """Named settings, which the other options override (`--list-recipes` prints them); default: `digits` for the data
+    of that name."""
     epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 10.0
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
-    """Optimizer steps, instead of `epochs`."""
+    """Number of optimizer steps; replaces `--epochs`."""
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 128
-    """Training images per optimizer step, over all devices."""
+    """Training images per optimizer step, on all devices together."""
     eval_batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
-    """Evaluation images per step, over all devices; changes the speed only."""
+    """Images per evaluation step, on all devices together; affects only the speed."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy over classes, or over each class by itself."""
+    """Softmax cross-entropy over all classes, or sigmoid cross-entropy of each class separately."""
     label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0
-    """Probability mass that targets give to all classes evenly."""
+    """Label smoothing: probability that targets distribute evenly over all classes."""
     auxiliary_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
-    """Weight of the loss that some models return beside their logits (vit_with_decorr)."""
+    """Weight of the auxiliary loss that some models return with their logits (vit_with_decorr)."""
     seed: Annotated[int, Range(0, 2**32, open_high=True)] = 0
-    """Seed of initialisation, data order, augmentation and dropout."""
+    """Random seed of initialisation, data order, augmentation and dropout."""
     workdir: str | None = None
-    """Where the run is written, and continued from if it is there; default: runs/MODEL-DATA,
-    with the objective in between where it is given."""
+    """Folder of the run; a run that is already in it continues. Default: runs/MODEL-DATA, or runs/MODEL-OBJECTIVE-DATA
+    if the objective is given."""
     eval_epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 1.0
-    """Epochs between evaluations, each followed by a checkpoint."""
+    """Epochs between evaluations; a checkpoint is saved after each evaluation."""
     save_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
-    """Steps between further checkpoints, which bound what a killed run does again; 0: those of evaluations alone. One
-    more is written on SIGTERM, before the run ends with status 143 (128 + SIGTERM), as if the signal had killed it."""
+    """Steps between additional checkpoints, which limit how many steps a killed run repeats; 0: no additional ones. On
+    SIGTERM the run saves another and exits with status 143 (128 + SIGTERM), as if the signal had killed it."""
     log_steps: Annotated[int, Range(1, MOST_STEPS)] = 20
-    """Steps between training records in metrics.jsonl."""
+    """Steps per training record in metrics.jsonl, which holds their means."""
     keep: Annotated[int, Range(1, 1_000_000)] = 3
-    """Latest checkpoints to keep, besides the best."""
+    """Number of latest checkpoints to keep, in addition to the best one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and of the parameters' working copy; master parameters are float32."""
+    """Data type of activations and of the parameters in matrix products; master parameters are always float32."""
     remat: Literal["none", "dots", "full"] = "none"
-    """Activations that the backward pass recomputes to save memory: none, all but linear layers' outputs, or all."""
+    """Activations recomputed in the backward pass to save memory: none, all but the outputs of linear layers (dots), or
+    all (full)."""
     scan_blocks: bool = False
-    """Compile equal blocks as one loop: in the time of one block, with the same parameters and checkpoints."""
+    """Run equal blocks as one loop, which compiles faster; parameters and checkpoints stay the same."""
     mesh: str | None = None
-    """Devices along each axis, as in `data=4,fsdp=2,tensor=1`: `data` and `fsdp` share a batch, `fsdp` and `tensor` the
-    state, `tensor` each feed-forward; default: all on `data`."""
+    """Number of devices along each axis, as in `data=4,fsdp=2,tensor=1`: `data` and `fsdp` split the batch, `fsdp` and
+    `tensor` the state, `tensor` each feed-forward; default: all devices on `data`."""
     tpu: bool = False
-    """Require TPUs, initialise multi-host, use every device and bfloat16."""
+    """Require TPUs, connect all hosts, and compute in bfloat16 on all devices."""
     coordinator: str | None = None
-    """HOST:PORT where process 0 of several waits for the others, or `auto`: as TPU pods, Slurm and Open MPI tell;
-    default: a single process, or with `tpu` what there is."""
+    """Address of process 0 as HOST:PORT, or `auto` to detect it (TPU pods, Slurm, Open MPI); default: a single process,
+    or with `--tpu` all hosts of the TPU."""
     processes: Annotated[int, Range(1, 65536)] | None = None
-    """How many processes a run has, where `coordinator` is an address; they share `workdir` and a batch."""
+    """Number of processes of the run, if `--coordinator` is an address; they share `--workdir` and each batch."""
     process: Annotated[int, Range(0, 65535)] | None = None
-    """Which of them this is, from 0, where `coordinator` is an address."""
+    """Index of this process, counted from 0, if `--coordinator` is an address."""
     compilation_cache: str | None = None
-    """Folder that keeps compiled steps, so that a run which is started again does not compile; default: none."""
+    """Folder for compiled programs, so that a restarted run need not compile again; default: none."""
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
     optim: Optim = dataclasses.field(default_factory=Optim)
     distill: Distill = dataclasses.field(default_factory=Distill)
 
 
-# Options that do not affect the computed result: they may change when a run is continued.
+# Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")

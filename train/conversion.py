@@ -1,4 +1,4 @@
-"""Weights from torch's form to Orbax's and back; `train.convert` is the command."""
+"""Convert weights between torch files and Orbax checkpoints; `train.convert` is the command."""
 
 import math
 import os
@@ -25,13 +25,13 @@ from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.printable import printable
 from vit_jax.state_dict import PrefixError
 
-# Suffixes of other file formats, refused because --out would write a folder of that name.
+# Suffixes of other file formats. They are refused because a folder of that name would be written.
 OTHER_FORMS = (".bin", ".ckpt", ".h5", ".hdf5", ".keras", ".msgpack", ".npy", ".npz", ".onnx", ".pb", ".pickle", ".pkl")
 OTHER_FORMS += (".pt", ".pth", ".tar", ".zip")
 
 
 def convert(options: Options) -> None:
-    """Read weights in one form and write them in the other.
+    """Read weights from `options.source` and write them to `options.out`.
 
     Raises:
         UserError: If they cannot be read, do not fit the model, or cannot be written.
@@ -39,11 +39,11 @@ def convert(options: Options) -> None:
     source, model, prefix = options.source, options.model, options.prefix
     out = new_path(options.out)
     if prefix and os.path.isdir(source):
-        raise UserError(f"--prefix {prefix} is for torch files, and {source} is a folder")
+        raise UserError(f"--prefix {prefix} applies to torch files, but {source} is a folder")
     if is_workdir(source):
         network, variables = model_variables(load_run(source))
     elif model is None:
-        raise UserError(f"--model is missing, and {source} does not say which model its weights are of")
+        raise UserError(f"--model is missing; {source} does not contain the name of its model")
     else:
         try:
             network = make_network(model, **parse_arguments("--model-args", options.model_args))
@@ -71,24 +71,35 @@ def new_path(name: str) -> Path:
         raise UserError(f"--out {name}: expected a local path")
     out = Path(name)
     if os.path.lexists(out):
-        raise UserError(f"--out {out} exists: name a new one")
+        raise UserError(f"--out {out} already exists: expected a new path")
     check_orbax_name(out.parent)
     if out.suffix.lower() in OTHER_FORMS:
         raise UserError(
-            f"--out {out}: {out.suffix} is not written, expected a file that ends in .safetensors (torch's names; "
-            "safetensors.torch.load_file reads it) or a folder"
+            f"--out {out}: the format {out.suffix} is not supported: expected a file that ends in .safetensors "
+            "(torch's names; safetensors.torch.load_file reads it) or a folder"
         )
     return out
 
 
 def image_shape(network: nn.Module) -> tuple[int, int, int]:
-    """Height, width and channels that `network` was made for."""
+    """Height, width and channels of the input of `network`; 224x224 pixels if it takes any size."""
     size = getattr(network, "image_size", None) or 224
     return (*((size, size) if isinstance(size, int) else size), getattr(network, "channels", 3))
 
 
 def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix: str | None) -> PyTree:
-    """Variables of `network` from what `source` names. Raises ValueError for weights that do not fit."""
+    """Read variables of a network.
+
+    Args:
+        source: Torch file, name of published weights, or folder of Flax variables.
+        model: Name of the network.
+        network: The network.
+        inputs: An input, for shapes.
+        prefix: Prefix of the network's keys in a torch file.
+
+    Raises:
+        ValueError: If the weights cannot be read or do not fit the network.
+    """
     if not Path(source).is_dir():
         file = weights_file(model, source, "SOURCE")
         return from_torch(network, select(file, prefix) if prefix else file, inputs)
@@ -97,12 +108,12 @@ def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(orbax_path(source), abstract)
-    except Exception as error:  # Orbax and tensorstore raise many kinds
+    except Exception as error:  # Orbax and tensorstore raise many types of errors
         raise ValueError(f"{source} cannot be read: {one_line(error)}") from error
 
 
 def write(out: Path, network: nn.Module, variables: PyTree) -> None:
-    """`variables` in the form that the name of `out` asks for; it appears whole or not at all."""
+    """Write `variables` in the format that the suffix of `out` selects. `out` appears only once it is complete."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() != ".safetensors":
         # A temporary name that Orbax does not misinterpret.

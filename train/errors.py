@@ -1,4 +1,4 @@
-"""Errors that end a command with a short message, and how to word the errors of other libraries."""
+"""Errors that end a command with a short message, and the shortening of messages from other libraries."""
 
 import errno
 import os
@@ -26,14 +26,21 @@ class Stopped(Explained):
 
 
 class Diverged(Stopped):
-    """The loss, or a parameter, is no longer a finite number."""
+    """The loss or a parameter is no longer finite."""
 
 
 class Preempted(Exception):
-    """The run has saved its state and ends because of the signal `number`.
+    """The run has saved its state and exits because of a signal.
 
-    `status` is what shells and container runtimes report for a process that the signal ended, so that schedulers which
-    restart killed jobs (Kubernetes' restartPolicy OnFailure, Slurm with RequeueExit=143) restart this one too.
+    Args:
+        message: Message for the user.
+        number: The signal; SIGTERM if None.
+
+    Attributes:
+        status: Exit status that shells and container runtimes report for a process killed by the signal, so that
+            schedulers which restart killed jobs (Kubernetes with restartPolicy OnFailure, Slurm with RequeueExit=143)
+            restart this one too.
+        word: "interrupted" for SIGINT, otherwise "preempted".
     """
 
     def __init__(self, message: str, number: int | None = None):
@@ -46,16 +53,16 @@ def shortened(value: Any, most: int = 100) -> str:
     """Format `value` for a message, truncated; text is quoted only if it contains non-printable characters."""
     try:
         text = value if isinstance(value, str) and value.isprintable() and value.strip() else repr(value)
-    except ValueError:  # Python prints no number of more than 4,300 digits
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
 def one_line(error: BaseException) -> str:
-    """The message of another library's `error`, truncated; a system error's reason is never cut off."""
+    """The message of another library's `error` on one line, truncated; the reason of a system error is kept whole."""
     text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
     if len(text) <= LONGEST:
         return text
     reasons = [reason for number in errno.errorcode if (reason := os.strerror(number)) in text]
-    last = max(reasons, key=text.rfind, default="")  # messages end with their cause
+    last = max(reasons, key=text.rfind, default="")  # the cause is at the end of a message
     return f"{last}{': ' if last else ''}{text[:LONGEST]} ..."

@@ -11,10 +11,10 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """How often a program has chips exchange arrays, by kind, and the bytes of what each then holds."""
+    """Number of collective operations in a program, by kind, and the bytes of their results per chip."""
     found, lines = {}, list(instructions(text))
     for kind in KINDS:
-        # An asynchronous one counts where it is done, when its result stands alone.
+        # Asynchronous operations are counted at their end, where the line contains only the result.
         pattern = re.compile(rf" = (.*?) {kind}(?:-done)?\(")
         results = [(times, match[1]) for times, line in lines if (match := pattern.search(line))]
         if results:
@@ -23,13 +23,13 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def cycles(text: str) -> int:
-    """How many cycles a TPU's compiler expects all operations to take, one after the other; 0 from other compilers."""
+    """Sum of the cycles that the TPU compiler estimates for each operation; 0 from other compilers."""
     pattern = re.compile(r'"estimated_cycles":"(\d+)"')
     return sum(times * int(match[1]) for times, line in instructions(text) if (match := pattern.search(line)))
 
 
 def instructions(text: str) -> Iterator[tuple[int, str]]:
-    """The lines of a program, each with the number of times that the loops around it run it, where that is known."""
+    """Yield the lines of a program, each with the number of times that loops execute it, as far as that is known."""
     computations, calls = _computations(text), defaultdict(list)
     for caller, lines in computations.items():
         for line in lines:
@@ -46,7 +46,7 @@ def instructions(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each part of a program, by the part's name."""
+    """The lines of each computation of a program, by name."""
     computations, name = defaultdict(list), ""
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith((" ", "HloModule")):
@@ -57,10 +57,10 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _trips(loop: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop runs; 1 if that is not known."""
+    """Number of iterations of a loop; 1 if it is unknown."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop):
         return int(known[1])
-    # A TPU's compiler does not tell. JAX's loops count from nought to the one constant of their condition.
+    # TPU compilers do not report it. JAX's loops count from zero to the only constant in their condition.
     condition = re.search(r"condition=%?([\w.-]+)", loop)
     lines = computations.get(condition[1], []) if condition else []
     bounds = [bound[1] for line in lines if (bound := re.search(r" s32\[\]\S* constant\((\d+)\)", line))]

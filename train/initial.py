@@ -16,7 +16,7 @@ from vit_jax.objectives.protocol import Objective
 
 
 class Initial(NamedTuple):
-    """Loaded variables by collection, and their `path` within the run's variables."""
+    """Loaded variables by collection, their `path` within the variables of the run, and a report for the user."""
 
     variables: PyTree
     path: tuple[str, ...]
@@ -24,7 +24,7 @@ class Initial(NamedTuple):
 
 
 def load_initial(config: Config, objective: Objective, info: DataInfo, state: TrainState) -> Initial | None:
-    """Load the initial variables that `config` names; None if all start from random numbers.
+    """Load the initial variables that `config` names; None if all variables are initialised at random.
 
     `state` may be abstract. Raises UserError for variables that cannot be read or do not fit.
     """
@@ -43,7 +43,7 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
 
 
 def started_from(state: TrainState, initial: Initial) -> TrainState:
-    """Replace variables of the new `state`, and of all averages of its parameters, by `initial`."""
+    """A copy of the new `state` in which `initial` replaces variables, also in all averages of the parameters."""
 
     def replace(tree: PyTree, loaded: PyTree) -> PyTree:
         flat = flatten_dict(tree)

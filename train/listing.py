@@ -1,4 +1,4 @@
-"""What `--version`, `--list-models`, `--list-recipes`, `--list-data` and `--completion SHELL` print."""
+"""Output of `--version`, `--list-models`, `--list-recipes`, `--list-data` and `--completion SHELL`."""
 
 import os
 from collections.abc import Callable
@@ -10,9 +10,9 @@ SHELLS = ("bash", "zsh")
 
 
 def answer(argv: list[str]) -> str | None:
-    """The text that the first of `argv` asks for; None if it is not one of these options.
+    """The text that a command line such as `--list-models` prints; None if its first argument is not such an option.
 
-    Raises UserError for further arguments, and for a shell that is not one of SHELLS.
+    Raises UserError for further arguments, and for a shell that is not in SHELLS.
     """
     option, *others = argv or [""]
     if option.partition("=")[0] == "--completion":
@@ -44,7 +44,7 @@ def models() -> str:
 
 
 def recipes() -> str:
-    """Every recipe with its command, the accuracy to expect, and its source."""
+    """Every recipe, with its command, expected accuracy and source."""
     from train.recipes import RECIPES
 
     lines = lambda recipe: (recipe.command, f"expected: {recipe.expected}", f"source: {recipe.source}")
@@ -72,7 +72,7 @@ LISTINGS: dict[str, Callable[[], str]] = {
 
 
 def completion(shell: str) -> str:
-    """The script that completes the commands of vit-jax and their options in `shell`."""
+    """A script that completes the commands of vit-jax and their options in `shell`."""
     import contextlib
     import io
 

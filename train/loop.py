@@ -1,4 +1,4 @@
-"""The whole story of a run: prepare, start, run."""
+"""The training loop. `fit` is a whole run: prepare, start, run."""
 
 from collections.abc import Callable
 
@@ -24,25 +24,29 @@ from train.step import TrainState
 
 
 def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float]:
-    """Train, evaluate and checkpoint as `config` says; continue where its workdir stands.
+    """Train, evaluate and save checkpoints; a run that is already in the workdir continues.
+
+    Args:
+        config: The settings.
+        preemption: The request to save and exit, if there can be one.
 
     Returns:
-        The last evaluation.
+        Metrics of the last evaluation.
 
     Raises:
-        UserError: If the config cannot run.
-        Stopped: If something ends the run midway (Diverged: a loss or a parameter that is not finite).
-        Preempted: Once all is saved after `preemption` has asked to leave.
+        UserError: If the run cannot start.
+        Stopped: If the run fails later (Diverged: a loss or a parameter is not finite).
+        Preempted: If `preemption` requested an exit; everything is saved.
     """
     with start(prepare(config)) as session:
         return run(session, preemption or Preemption())
 
 
 def run(session: Session, preemption: Preemption) -> dict[str, float]:
-    """Take the steps that are left, with evaluations and checkpoints. Returns and raises as `fit` does."""
+    """Run the remaining steps, with evaluations and checkpoints. Returns and raises the same as `fit`."""
     setup, total = session.setup, session.setup.total
     result = None
-    preemption.saves = True  # from here on, a signal saves the run
+    preemption.saves = True  # from here on, there is state that a signal can save
     try:
         if lacks_evaluation(session):
             result = evaluated(session, session.start, preemption)
@@ -70,18 +74,18 @@ def run(session: Session, preemption: Preemption) -> dict[str, float]:
 
 
 def lacks_evaluation(session: Session) -> bool:
-    """Whether the checkpoint that the run continues from was saved before the evaluation of its step."""
+    """Whether the run continues from a checkpoint whose evaluation is due but was not finished."""
     at = session.start
     return at > 0 and session.setup.is_due(at) and not session.checkpoints.metrics(at)
 
 
 def is_save_step(config: Config, step: int) -> bool:
-    """Whether `--save-steps` asks for a checkpoint after `step`."""
+    """Whether `--save-steps` requires a checkpoint after `step`."""
     return config.save_steps > 0 and step % config.save_steps == 0
 
 
 def evaluated(session: Session, step: int, preemption: Preemption) -> dict[str, float] | None:
-    """Evaluate the state after `step` and record the result; None if SIGTERM arrives meanwhile."""
+    """Evaluate the state after `step`, and record the result; None if an exit is requested before the end."""
     result = evaluation(session, preemption.asked)
     if result:
         check_finite(result["loss"], f"in the evaluation at step {step}")
@@ -91,7 +95,7 @@ def evaluated(session: Session, step: int, preemption: Preemption) -> dict[str, 
 
 
 def save(session: Session, step: int, result: dict[str, float] | None) -> None:
-    """Start to write a checkpoint. `result`: the evaluation at `step`, None between evaluations."""
+    """Start to write a checkpoint. `result` is the evaluation at `step`, or None between evaluations."""
     window = session.log.pause()
     check_parameters(session.state.params, step)
     session.metrics.publish()
@@ -101,9 +105,9 @@ def save(session: Session, step: int, result: dict[str, float] | None) -> None:
 
 
 def finished(session: Session, result: dict[str, float] | None) -> dict[str, float]:
-    """Bring the workdir up to date and show the outcome. Returns the last evaluation."""
+    """Finish writing, and show and return the last evaluation."""
     setup = session.setup
-    if result is None:  # the run had been finished before
+    if result is None:  # the run was already finished
         result = evaluation(session, lambda: False)
     checkpoint.finish(session.checkpoints)
     session.metrics.publish()
@@ -118,7 +122,7 @@ def finished(session: Session, result: dict[str, float] | None) -> dict[str, flo
 
 
 def evaluation(session: Session, asked: Callable[[], bool]) -> dict[str, float] | None:
-    """`evaluate` for the session's state."""
+    """Evaluate the state of a session; see `evaluate`."""
     setup = session.setup
     return evaluate(setup.eval_step, session.state, setup.dataset, setup.config, setup.mesh, session.skipped, asked)
 
@@ -132,7 +136,20 @@ def evaluate(
     skipped: Skipped,
     asked: Callable[[], bool],
 ) -> dict[str, float] | None:
-    """Means over the evaluation split, each example once, and their number as "examples"; None if `asked` to leave."""
+    """Evaluate a state on every example of the evaluation split.
+
+    Args:
+        eval_step: The evaluation step, from `train.step.make_eval_step`.
+        state: The state.
+        dataset: The dataset.
+        config: Config of the run.
+        mesh: The devices.
+        skipped: Counts unreadable images.
+        asked: Whether an exit is requested; called before every batch.
+
+    Returns:
+        Means of the metrics, and the number of examples as "examples"; None if an exit was requested.
+    """
     sums = []
     size = sufficient_batch(config.eval_batch_size, len(dataset.eval), mesh)
     for batch in eval_batches(dataset, config.data, size, skipped):
@@ -152,13 +169,13 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def check_parameters(params: PyTree, step: int) -> None:
-    """Raises Diverged for a parameter that is no finite number: such a state is not worth a checkpoint."""
+    """Raises Diverged if a parameter is not finite, because such a state must not be saved."""
     if not all_finite(params):
         raise Diverged(f"a parameter is not finite after step {step}")
 
 
 def show(result: dict[str, float]) -> str:
-    """An evaluation in words."""
+    """Format an evaluation for the user."""
     accuracy = f", accuracy {result['accuracy']:.2%}" if "accuracy" in result else ""
     return f"loss {result['loss']:.4f}{accuracy}"
 

@@ -17,8 +17,9 @@ from train.validation import check_options
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status.
 
-    2: invalid user input. 1: the run cannot go on (a loss that is no number, a full disk, ...). 143: preempted by
-    SIGTERM, 130: interrupted by Ctrl-C; the same command then continues.
+    Returns:
+        0: the run has finished. 2: invalid user input. 1: the run failed (a loss that is not finite, a full disk, ...).
+        143: preempted by SIGTERM; 130: interrupted by Ctrl-C. After these two the same command continues the run.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -33,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    """Train as `config` says and return the exit status."""
-    import jax  # here, as it takes seconds, and --help and a misspelt option need none of it
+    """Run the training that `config` describes, and return the exit status (see `main`)."""
+    import jax  # not at the top: it takes seconds, and --help and wrong options do not need it
 
     from train.cluster import preemption
     from train.cluster.processes import join, together
@@ -60,16 +61,16 @@ def run(config: Config) -> int:
 
 
 def parse(argv: list[str]) -> Config:
-    """The config that `argv` describes: a recipe's, under what is given. Raises UserError for what cannot be read."""
+    """Parse `argv` into a config, starting from the recipe. Raises UserError for invalid options."""
     return parse_groups(split(argv, SHORT))
 
 
 def parse_groups(groups: list[Group]) -> Config:
-    """As `parse`, from the command line option by option."""
+    """Like `parse`, for a command line that `split` has grouped by option."""
     model = last(groups, "--model") or ENCODERS.get(last(groups, "--objective"), Config.model)
     base = base_config(last(groups, "--recipe"), model, last(groups, "--data.name"))
     config = read_options(Config, groups, "train", __doc__, base)
-    # What the command line gives for a model argument stands over the recipe's; the rest of the recipe's stays.
+    # A model argument on the command line overrides the recipe's with the same key; the recipe's others stay.
     arguments = {pair.partition("=")[0]: pair for pair in (*base.model_args, *config.model_args)}
     config = dataclasses.replace(
         config,
@@ -80,7 +81,7 @@ def parse_groups(groups: list[Group]) -> Config:
     return with_absolute_paths(config)
 
 
-# What an objective trains where no --model is given, if that is not the default.
+# The model that an objective trains without --model, where the default of the config does not fit.
 ENCODERS = {
     "deep_supervision": "looped_vit",
     "dino": "vit",
@@ -104,17 +105,17 @@ SHORT = {
 
 
 def default_workdir(config: Config) -> str:
-    """runs/MODEL-DATA or runs/MODEL-OBJECTIVE-DATA, with nothing in it that a file name should not have."""
+    """runs/MODEL-DATA or runs/MODEL-OBJECTIVE-DATA; characters unusual in file names become hyphens."""
     name = "-".join(filter(None, (config.model, config.objective, config.data.name)))
     return os.path.join("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in name))
 
 
 def require_tpu() -> None:
-    """Raises UserError where JAX has found something else."""
+    """Raises UserError unless JAX runs on TPUs."""
     import jax
 
     if jax.default_backend() != "tpu":
-        raise UserError(f"--tpu needs TPUs; the devices here are {', '.join(map(str, jax.devices()))}")
+        raise UserError(f"--tpu needs TPUs, but JAX found {', '.join(map(str, jax.devices()))}")
 
 
 if __name__ == "__main__":

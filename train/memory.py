@@ -1,6 +1,6 @@
-"""The memory that this process has.
+"""The memory available to this process.
 
-It imports nothing of the trainer, because both the data and the checks of a whole run ask it.
+This module imports nothing from the trainer, because modules at all levels of it use this one.
 """
 
 import math
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 
 def device_memory(mesh: Mesh) -> tuple[int | float, int]:
-    """Bytes of memory, and how many of this process's devices share them: all CPU devices share the host's."""
+    """Bytes of memory of a device, and the number of this process's devices that share them (CPU devices share all)."""
     devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
         return host_memory(), len(devices)
@@ -20,9 +20,9 @@ def device_memory(mesh: Mesh) -> tuple[int | float, int]:
 
 
 def host_memory() -> int:
-    """Bytes of memory that this process may use, swap not counted."""
+    """Bytes of memory that this process may use, without swap."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
         path = Path(file)
         if path.is_file() and (text := path.read_text().strip()).isdecimal():
             limits.append(int(text))

@@ -13,10 +13,16 @@ from train.errors import UserError
 
 
 def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Step (0-based) to learning rate: a linear rise from zero to `lr`, then the shape that the config names.
+    """Learning rate by step (from 0): a linear warm-up from zero to `config.lr`, then `config.schedule`.
 
-    `cosine` and `linear` reach `final_lr` after `total_steps`. A run shorter than its warm-up ends on the
-    rise. Raises UserError for a value out of its range, and for more steps than can be counted.
+    Args:
+        config: The settings.
+        total_steps: Length of the run, after which `cosine` and `linear` reach `config.final_lr`. A run shorter than
+            the warm-up ends during the warm-up.
+        steps_per_epoch: Optimizer steps per epoch.
+
+    Raises:
+        UserError: If a value is out of range, or there are more than MOST_STEPS steps.
     """
     check_values(config, "optim.")
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -28,7 +34,7 @@ def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> op
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr / config.lr),
         "linear": optax.linear_schedule(config.lr, config.final_lr, rest),
         "constant": optax.constant_schedule(config.lr),
-        # `join_schedules` asks for negative steps too.
+        # `join_schedules` calls it with negative steps too.
         "rsqrt": lambda step: config.lr / jnp.sqrt(1 + jnp.maximum(step, 0) / max(warmup, 1)),
     }
     if not warmup:
@@ -37,10 +43,11 @@ def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> op
 
 
 def make_optimizer(config: Optim, schedule: optax.Schedule, params) -> optax.GradientTransformation:
-    """Clips the gradients, then updates as the config names, with decoupled weight decay.
+    """Gradient clipping and the optimizer that `config` names, with decoupled weight decay.
 
-    `params` gives the paths only and may be abstract. Decay is decoupled for all four: it passes through no
-    moment and is scaled by the learning rate (SGD: Loshchilov and Hutter 2017, arXiv:1711.05101).
+    Weight decay is decoupled for all optimizers: it does not enter the moments, and is scaled by the learning rate (for
+    SGD: Loshchilov and Hutter 2017, arXiv:1711.05101). `params` may be abstract, since only its paths are used. Raises
+    UserError for a value out of range.
     """
     check_values(config, "optim.")
     matrices = decay_mask(params)
@@ -55,7 +62,7 @@ def make_optimizer(config: Optim, schedule: optax.Schedule, params) -> optax.Gra
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, matrices))
     if config.name == "lamb":
-        # |w| / |update| would hold a bias near zero, where it starts: the authors' code spares it too.
+        # |w| / |update| would keep biases near zero, where they start. The authors' code excludes them too.
         parts.append(optax.masked(optax.scale_by_trust_ratio(), matrices))
     if config.layer_decay < 1:
         scales = layer_scales(params, config.layer_decay)
@@ -64,9 +71,9 @@ def make_optimizer(config: Optim, schedule: optax.Schedule, params) -> optax.Gra
 
 
 def decay_mask(params):
-    """True where weight decay applies: at matrices and filters, which are the leaves named `kernel`.
+    """True for parameters with weight decay: weight matrices and filters, which are the leaves named `kernel`.
 
-    All else keeps its size: `scale` and `bias`, tokens, positions, layer scales and mixes of heads.
+    Other parameters have none: `scale`, `bias`, tokens, positions, layer scales and mixes of heads.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: names(path)[-1] == "kernel", params)
 
@@ -76,10 +83,10 @@ FIRST, LAST = (-1,), (2,)  # sort before and after every block
 
 
 def layer_scales(params, layer_decay: float):
-    """Factor of each update, `layer_decay ** (n + 1 - layer)` with n blocks (BEiT, arXiv:2106.08254).
+    """Factor of each parameter's update, `layer_decay ** (n + 1 - layer)` for n blocks (BEiT, arXiv:2106.08254).
 
-    Layer 0 is the embedding, all that stands under a name in EMBEDDINGS; layers 1 to n are the blocks; layer
-    n + 1 is the rest: the last norm and the heads.
+    Layer 0 has all parameters under a name in EMBEDDINGS, layers 1 to n are the blocks, and layer n + 1 has the other
+    parameters: the last norm and the heads.
     """
     blocks = jax.tree_util.tree_map_with_path(lambda path, _: block(names(path)), params)
     is_block = lambda x: isinstance(x, tuple)
@@ -91,10 +98,10 @@ def layer_scales(params, layer_decay: float):
 def block(path: list[str]) -> tuple:
     """The index of a parameter's block; indices sort in the order of the forward pass.
 
-    That is the numbers in its path, outermost first: `transformer/attn_3/to_qkv/kernel` is of block 3 and
-    `stage_1/ff_0/fc1/kernel` of block (1, 0); `pool_1`, without an inner number, follows all of stage 1.
-    Branches that run side by side share their numbers. The blocks of CaiT's `cls_transformer` come after all
-    others: they read what its `patch_transformer` made.
+    The index consists of the numbers in the path, outermost first: `transformer/attn_3/to_qkv/kernel` belongs to block
+    3 and `stage_1/ff_0/fc1/kernel` to block (1, 0); `pool_1`, without an inner number, follows all blocks of stage 1.
+    Parallel branches share an index. The blocks of CaiT's `cls_transformer` come after all others, because their input
+    is the output of `patch_transformer`.
     """
     if EMBEDDINGS & set(path):
         return FIRST

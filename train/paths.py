@@ -1,4 +1,4 @@
-"""Paths in a config, made absolute."""
+"""Make the paths in a config absolute."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from train.config import CHECKPOINTS, Config
 
 
 def absolute_path(path: str) -> str:
-    """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER are unchanged."""
+    """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER stay unchanged."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -20,7 +20,7 @@ def with_absolute_paths(config: Config) -> Config:
     data, distill = config.data, config.distill
     kind, _, folder = data.name.partition(":")
     teacher = distill.teacher
-    if teacher and os.path.isdir(os.path.join(os.path.expanduser(teacher), CHECKPOINTS)):  # else it is a model's name
+    if teacher and os.path.isdir(os.path.join(os.path.expanduser(teacher), CHECKPOINTS)):  # otherwise a model's name
         teacher = absolute_path(teacher)
     return dataclasses.replace(
         config,

@@ -1,7 +1,7 @@
-"""Memory and time of a train step, compiled for absent devices: `python -m train.plan --model=vit/b16`.
+"""Estimate memory and time of a training step without the devices: `python -m train.plan --model=vit/b16`.
 
-The real train step is compiled ahead of time for a TPU topology (with `pip install '.[train,tpu]'`) or for virtual CPU
-devices. Besides the options below, it takes all options of `python -m train.main`.
+The training step of `train.main` is compiled ahead of time for a TPU topology (needs `pip install '.[train,tpu]'`) or
+for virtual CPU devices. All options of `python -m train.main` are accepted in addition to the options below.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ class Options:
     """Target devices and assumed data."""
 
     topology: str = "v5e:2x4"
-    """Chips, as GENERATION:SHAPE (v4, v5e, v5p, v6e), or cpu:N for N virtual devices."""
+    """Target devices: TPU chips as GENERATION:SHAPE (v4, v5e, v5p, v6e), or cpu:N for N virtual CPU devices."""
     classes: Annotated[int, Range(1, 1_000_000)] = 1000
-    """Number of classes."""
+    """Number of classes of the assumed data."""
     sweep: bool = False
-    """Look for the largest batch that fits, by doubling and halving what each chip gets."""
+    """Find the largest batch that fits into memory, by doubling and then bisecting the batch size."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         check_known(groups, own_options | options(Config))
         asked = read_options(Options, own, "plan", __doc__)
         if last(others, "--data.name") is None:
-            others.insert(0, Group("--data.name", ("tfds:imagenet2012",)))  # digits would bring their recipe
+            others.insert(0, Group("--data.name", ("tfds:imagenet2012",)))  # the default data selects a recipe
         config = parse_groups(others)
         if last(others, "--dtype") is None and not asked.topology.startswith("cpu:"):
             config = dataclasses.replace(config, dtype="bfloat16")
-        from train.planning import show_plan  # here, as JAX takes seconds to import
+        from train.planning import show_plan  # not at the top: JAX takes seconds to import
 
         show_plan(config, asked.topology, asked.classes, largest_batch=asked.sweep)
     except UserError as error:

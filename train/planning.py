@@ -1,4 +1,7 @@
-"""Memory and cost of a train step from the compiler, for absent devices; `train.plan` is the command."""
+"""Memory and cost of a training step, as the compiler reports them, for devices that need not exist.
+
+`train.plan` is the command.
+"""
 
 import dataclasses
 import os
@@ -25,7 +28,7 @@ from train.validation import check_options, validate
 
 
 class Chip(NamedTuple):
-    """Published figures of a chip: memory in bytes, bandwidth in bytes/s, bfloat16 operations/s.
+    """Published figures of a chip: memory in bytes, bandwidth in bytes/s, bfloat16 FLOP/s.
 
     Source: the system architecture pages of Google's Cloud TPU documentation.
     """
@@ -50,22 +53,32 @@ class Plan(NamedTuple):
     flops_per_image: float
     state_bytes: int
     memory_bytes: int
-    least_moved_bytes: int  # state and batch once in, results once out, what is kept between once each way
-    accessed_bytes: float  # by all operations, on the chip or off it
-    collectives: dict[str, tuple[int, int]]  # kind: (number, bytes that come out)
+    least_moved_bytes: int  # arguments read once, results written once, temporaries written and read once
+    accessed_bytes: float  # by all operations, in on-chip or off-chip memory
+    collectives: dict[str, tuple[int, int]]  # kind: (number, bytes of results)
     cycles: int  # 0 if the compiler gives no estimate
     seconds: float
 
 
-STEPS = 1000  # of the run; no number depends on it
+STEPS = 1000  # length of the run; no figure depends on it
 
 
 class TooLarge(Exception):
-    """The compiler found no room for a step."""
+    """The compiler reports that a step does not fit into memory."""
 
 
 def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
-    """Compile the train step of `config` for `mesh`. Raises UserError for what cannot be run, TooLarge for memory."""
+    """Compile the training step of a run.
+
+    Args:
+        config: Config of the run.
+        info: Properties of the assumed data.
+        mesh: Devices to compile for; they need not exist.
+
+    Raises:
+        UserError: If the run could not start.
+        TooLarge: If the compiler reports that the step does not fit into memory.
+    """
     check_options(config)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     objective = build_objective(config, info)
@@ -96,10 +109,10 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
 
 
 def flops_per_image(config: Config, info: DataInfo) -> float:
-    """FLOPs of a train step per image.
+    """FLOPs of a training step per image.
 
-    Counted before compilation, so the number is the same for any device; without --scan-blocks, as XLA counts the body
-    of a loop once, and without --remat.
+    They are counted before compilation, so that they do not depend on the device; without --scan-blocks, because XLA
+    counts the body of a loop once; and without --remat.
     """
     config = dataclasses.replace(config, scan_blocks=False, remat="none", mesh=None)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -108,23 +121,23 @@ def flops_per_image(config: Config, info: DataInfo) -> float:
 
 
 def lowered(program: Program) -> jax.stages.Lowered:
-    """The train step, traced but not compiled."""
+    """The training step, traced but not compiled."""
     return program.train_step.lower(program.state, program.batch, {})
 
 
 def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[str]:
-    """Lines of "name  value" for the user."""
+    """Format a plan as lines of "name  value" for the user."""
     images = config.batch_size / mesh.size
     lines = [
         ("parameters", f"{found.parameters:,}"),
         (
             "FLOPs",
-            f"{found.flops_per_image / 1e9:,.2f} G per image, forward and backward, without what --remat repeats",
+            f"{found.flops_per_image / 1e9:,.2f} G per image, forward and backward, without recomputation by --remat",
         ),
-        ("state", f"{in_words(found.state_bytes)} per chip: parameters, their averages, the optimizer's"),
+        ("state", f"{in_words(found.state_bytes)} per chip: parameters, their averages, optimizer state"),
         ("memory", f"{in_words(found.memory_bytes)} per chip" + (_against(found.memory_bytes, chip) if chip else "")),
         ("moved", f"at least {in_words(found.least_moved_bytes)} per chip and step, to and from its memory"),
-        ("accessed", f"{in_words(found.accessed_bytes)}, on the chip or off it; what is in a loop counts once"),
+        ("accessed", f"{in_words(found.accessed_bytes)}, on-chip and off-chip; the body of a loop counts once"),
     ]
     for kind, (number, size) in found.collectives.items():
         lines.append((kind, f"{number}, {in_words(size)}"))
@@ -137,12 +150,12 @@ def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[s
             (
                 "step time",
                 f"at least {max(work, traffic) * 1e3:.2f} ms, by {bound}: {work * 1e3:.2f} ms of arithmetic, "
-                f"{traffic * 1e3:.2f} ms of traffic, exchanges not counted",
+                f"{traffic * 1e3:.2f} ms of traffic, communication not counted",
             )
         )
     if found.cycles:
         lines.append(
-            ("cycles", f"{found.cycles / 1e6:,.1f} M per step, all operations together, as the compiler estimates")
+            ("cycles", f"{found.cycles / 1e6:,.1f} M per step, sum over all operations, estimated by the compiler")
         )
     lines.append(("compiled", f"in {found.seconds:.1f} s"))
     return [f"{name:<19} {value}" for name, value in lines]
@@ -154,7 +167,7 @@ def _against(count: int | float, chip: Chip) -> str:
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, to within an eighth of it; 0 if one does not."""
+    """The largest number for which `fits` is true, to within an eighth; 0 if 1 does not fit."""
     number = 1
     while fits(number):
         number *= 2
@@ -166,7 +179,7 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 
 def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
-    """The devices of a topology, and the figures of its chip. Raises UserError for an unknown topology."""
+    """The devices of a topology, and the figures of its chip (None for CPUs). Raises UserError if it is unknown."""
     generation, _, shape = name.partition(":")
     if generation == "cpu" and re.fullmatch("[1-9][0-9]{0,3}", shape):
         jax.config.update("jax_platforms", "cpu")
@@ -176,19 +189,19 @@ def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
         raise UserError(
             f"--topology {shortened(name)}: expected cpu:N, or {', '.join(CHIPS)} with a shape, as in v5e:2x4"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a cloud host what it runs on
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise libtpu queries the metadata server of a cloud host
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    jax.config.update("jax_platforms", "cpu")  # nothing runs on a TPU
+    jax.config.update("jax_platforms", "cpu")  # the program is compiled, not run
     try:
         return list(topologies.get_topology_desc(name, platform="tpu").devices), CHIPS[generation]
-    except Exception as error:  # libtpu is not installed, or knows no such shape; each version has its own words
+    except Exception as error:  # libtpu is missing, or rejects the shape; the type of the error depends on its version
         raise UserError(f"--topology {shortened(name)} cannot be compiled for: {str(error).splitlines()[0]}") from error
 
 
 def data_like(config: Config, classes: int) -> DataInfo:
-    """Assumed data: image size from --data.image-size, else from the preset.
+    """Assumed properties of the data: the image size is --data.image-size, otherwise that of the preset.
 
-    Raises UserError where the model cannot be built.
+    Raises UserError if the model cannot be built.
     """
     arguments = parse_arguments("--model-args", config.model_args)
     try:
@@ -205,7 +218,7 @@ def data_like(config: Config, classes: int) -> DataInfo:
 
 def show_plan(config: Config, topology: str, classes: int, *, largest_batch: bool) -> None:
     """Print the plan of a run on `topology`, or the largest batch that fits there."""
-    validate(dataclasses.replace(config, workdir=None))  # a plan writes nothing
+    validate(dataclasses.replace(config, workdir=None))  # no workdir is written
     devices, chip = open_topology(topology)
     mesh = make_mesh(config.mesh, devices)
     info = data_like(config, classes)
@@ -223,9 +236,9 @@ def show_plan(config: Config, topology: str, classes: int, *, largest_batch: boo
 
 
 def sweep(config: Config, info: DataInfo, mesh: Mesh, chip: Chip | None) -> None:
-    """Print how much memory batches need, until the largest that fits is found."""
+    """Print the memory of batches of increasing size, and the largest that fits."""
     if chip is None:
-        raise UserError("--sweep needs a topology of chips whose memory is known, such as v5e:2x4")
+        raise UserError("--sweep needs a topology whose memory is known, such as v5e:2x4")
     least = mesh.shape["data"] * mesh.shape["fsdp"] * config.optim.accumulate
 
     def fits(share: int) -> bool:
@@ -242,4 +255,4 @@ def sweep(config: Config, info: DataInfo, mesh: Mesh, chip: Chip | None) -> None
         return verdict
 
     most = largest(fits) * least
-    print(f"{'largest batch':<19} {most} images, {most // mesh.size} per chip" if most else "not even the least fits")
+    print(f"{'largest batch':<19} {most} images, {most // mesh.size} per chip" if most else "no batch fits")

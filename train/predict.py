@@ -1,6 +1,6 @@
 """Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`.
 
-Prints the most probable classes of each image, by the run's best checkpoint.
+Prints the most probable classes of each image, using the best checkpoint of the run.
 """
 
 import dataclasses
@@ -16,33 +16,34 @@ from train.commandline.terminal import run_command, tell
 from train.errors import UserError
 
 REQUIRED = tyro.conf.arg(metavar="IMAGES", help_behavior_hint="(required)")
-DRAWN = 100  # most images in one picture, which has a row for each
+DRAWN = 100  # largest number of images in one picture, which has a row per image
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which images, by which run."""
+    """Images to classify, and the run to use."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, REQUIRED]
-    """Image files (docs/images.md)."""
+    """Image files; docs/images.md lists the formats."""
     workdir: str
-    """The run's folder."""
+    """Folder of the run."""
     top: Annotated[int, Range(1, 1_000_000)] = 5
-    """Classes to print for each image."""
+    """Number of classes to print for each image."""
     attention: Path | None = None
-    """Picture to draw (OUT.png): what the class token attends to, per head of the last layer and over all layers."""
+    """Picture to write (OUT.png): attention of the class token, for each head of the last layer and over all layers."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status.
 
-    2: invalid user input, or none of the images can be read. 1: some of them cannot.
+    Returns:
+        0: all images were classified. 1: some images cannot be read. 2: none can, or invalid user input.
     """
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "predict", __doc__)
         if options.attention and len(options.images) > DRAWN:
-            raise UserError(f"--attention draws up to {DRAWN} images; {len(options.images)} are given")
-        from train.prediction import show_predictions  # here, as JAX takes seconds to import
+            raise UserError(f"--attention draws at most {DRAWN} images, but {len(options.images)} are given")
+        from train.prediction import show_predictions  # not at the top: JAX takes seconds to import
 
         return show_predictions(options.images, options.workdir, options.top, options.attention)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The classes that a trained run gives to image files."""
+"""Classify image files with a trained run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,27 +17,27 @@ from vit_jax.objectives.protocol import Classifier
 from vit_jax.printable import printable
 
 BATCH = 64  # images in memory at a time
-INDEPENDENT = "each percentage is a class's own probability (--loss=sigmoid): they need not add up to 100%"
+INDEPENDENT = "the probability of each class is independent (--loss=sigmoid): percentages need not add up to 100%"
 
 
 def show_predictions(images: Sequence[Path], workdir: str, top: int, attention: Path | None) -> int:
-    """Print the `top` most probable classes of each image, by the best checkpoint of a run.
+    """Print the `top` most probable classes of each image, using the best checkpoint of a run.
 
     Args:
         images: Image files, one or more. An unreadable one prints an error line and does not stop the others.
         workdir: The run's folder.
         top: Number of classes to print for each image.
-        attention: Picture of the run's attention to draw, if any.
+        attention: File for a picture of the model's attention, if any.
 
     Returns:
         The exit status: 0, 1 if some of the images could not be read, 2 if none could.
 
     Raises:
-        UserError: If there is no such run, or it is not a classifier, or the picture cannot be drawn.
+        UserError: If the workdir contains no trained classifier, or the picture cannot be drawn.
     """
     run = load_run(workdir)
     if not isinstance(run.objective, Classifier):
-        raise UserError(f"{workdir} holds an encoder without a classifier: fine-tune it first, with --init-from")
+        raise UserError(f"{workdir} contains an encoder without a classifier: fine-tune it first, with --init-from")
     size = len(images) if attention else min(BATCH, len(images))  # a picture shows all of them
     predict = make_predict(run)
     failed = 0
@@ -61,15 +61,15 @@ def show_predictions(images: Sequence[Path], workdir: str, top: int, attention: 
 
 
 def are_independent(run: Run) -> bool:
-    """Whether the classes' probabilities are independent: sigmoids of the logits, not their softmax.
+    """Whether the probabilities of classes are independent: sigmoids of the logits instead of their softmax.
 
-    A distillation head learns the teacher's softmax, whatever the loss of the class head.
+    They are not if a distillation head is used: it learns the teacher's softmax, with any loss of the class head.
     """
     return run.config.loss == "sigmoid" and getattr(run.objective, "head", "class") == "class"
 
 
 def make_predict(run: Run):
-    """A compiled function from pixels, uint8 (b, h, w, c), to the classes' probabilities (b, k)."""
+    """A jitted function from pixels, uint8 (b, h, w, c), to probabilities of the classes (b, k)."""
     link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
 
     @jax.jit
@@ -81,7 +81,16 @@ def make_predict(run: Run):
 
 
 def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray, dict[int, Unreadable]]:
-    """Read images as inputs of `run`, padded with zeros to `size`, and the errors of unreadable ones by index."""
+    """Read images as inputs of a run.
+
+    Args:
+        run: The run.
+        paths: The image files.
+        size: Number of rows of the result; missing and unreadable images are zeros.
+
+    Returns:
+        Pixels, uint8 (size, h, w, c), and the errors of unreadable images by index.
+    """
     pixels = np.zeros((size, *run.info.image_shape), np.uint8)
     errors = {}
     for i, path in enumerate(paths):
@@ -107,7 +116,7 @@ def draw(
     probabilities: np.ndarray,
     errors: dict[int, Unreadable],
 ) -> None:
-    """Draw the attention to all images that could be read into `file`."""
+    """Draw the attention for all readable images into `file`."""
     good = [i for i in range(len(paths)) if i not in errors]
     best = lambda row: f"{row.max():.1%} {printable(run.info.class_names[row.argmax()])}"
     titles = [f"{printable(paths[i].name)}\n{best(probabilities[i])}" for i in good]

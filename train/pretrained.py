@@ -1,4 +1,4 @@
-"""torchvision's published weights, fetched once and kept."""
+"""Download torchvision's published weights, once."""
 
 import hashlib
 import http.client
@@ -15,11 +15,11 @@ from vit_jax.printable import printable
 from vit_jax.teachers.weights import URL, WEIGHTS, Weights, published_weights
 
 CACHE = Path(os.environ.get("VIT_JAX_CACHE", "~/.cache/vit_jax")).expanduser()
-LARGEST = 4 << 30  # bytes; the largest of torchvision's files has 2.6 GB
+LARGEST = 4 << 30  # bytes; torchvision's largest file has 2.6 GB
 
 
 class HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to other https addresses alone."""
+    """Follows redirects only to https addresses."""
 
     def redirect_request(self, request, response, code, message, headers, url):
         if not url.lower().startswith("https://"):
@@ -27,7 +27,7 @@ class HttpsOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, response, code, message, headers, url)
 
 
-# Of urllib's handlers those for https: another scheme is "unknown".
+# Only urllib's handlers for https; any other scheme is reported as unknown.
 HANDLERS = (
     urllib.request.HTTPSHandler,
     urllib.request.HTTPErrorProcessor,
@@ -39,9 +39,15 @@ HANDLERS = (
 
 
 def published_file(teacher: str, name: str, cache: Path = CACHE) -> Path:
-    """The file of the weights `name` of a torchvision `teacher`, from `cache` or else from the network.
+    """The file of published weights, downloaded if it is not in the cache.
 
-    Raises UserError for weights that do not exist, without a network, and for a file that is not the published one.
+    Args:
+        teacher: Name of the torchvision network.
+        name: Name of its weights, such as IMAGENET1K_V1.
+        cache: Folder of downloaded files.
+
+    Raises:
+        UserError: If there are no such weights, the download fails, or the file is not the published one.
     """
     try:
         weights = published_weights(teacher, name)
@@ -51,14 +57,20 @@ def published_file(teacher: str, name: str, cache: Path = CACHE) -> Path:
     if not path.exists():
         fetch(weights, path)
     elif not is_published(path, weights):
-        raise UserError(f"{path} is not what torchvision published: delete it, and it is fetched again")
+        raise UserError(f"{path} is not the file that torchvision published: delete it to download it again")
     return path
 
 
 def weights_file(network: str, source: str, option: str) -> str:
-    """The path of `source`: a file, or the name of published weights of the torchvision `network`, then fetched.
+    """The path of a file of weights.
 
-    Raises UserError, which names the `option` that gave it, when it is neither.
+    Args:
+        network: Name of the network.
+        source: A file, or the name of published weights of a torchvision network, which are downloaded.
+        option: The command-line option that gave `source`, for messages.
+
+    Raises:
+        UserError: If `source` is neither, or the download fails.
     """
     check_weights(network, source, option)
     if source in WEIGHTS.get(network, ()):
@@ -75,7 +87,7 @@ def check_weights(network: str, source: str, option: str) -> None:
 
 
 def fetch(weights: Weights, path: Path) -> None:
-    """Write the file of `weights` to `path`, which appears complete and checked or not at all."""
+    """Download the file of `weights` to `path`, which appears only once the file is complete and verified."""
     url = URL + weights.file
     part = path.with_suffix(f".part{os.getpid()}")
     try:
@@ -85,7 +97,7 @@ def fetch(weights: Weights, path: Path) -> None:
         if not is_published(part, weights):
             raise UserError(f"{url} did not give the published file: its SHA-256 does not begin with {weights.sha256}")
         part.replace(path)
-    except (OSError, http.client.HTTPException, ValueError) as error:  # the last from malformed addresses
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed address
         reason = printable(str(error) or type(error).__name__, 300)
         raise UserError(f"{url} cannot be fetched ({reason}): fetch it elsewhere, and put it at {path}") from error
     finally:
@@ -93,7 +105,7 @@ def fetch(weights: Weights, path: Path) -> None:
 
 
 def opener() -> urllib.request.OpenerDirector:
-    """Opens https addresses, through the proxy that the environment names."""
+    """An opener of https addresses, which uses the proxy that the environment names."""
     director = urllib.request.OpenerDirector()
     for handler in HANDLERS:
         director.add_handler(handler())
@@ -101,9 +113,9 @@ def opener() -> urllib.request.OpenerDirector:
 
 
 def copy(response: http.client.HTTPResponse | addinfourl, file: BinaryIO, description: str) -> None:
-    """Write the body of `response` to `file` under a progress bar.
+    """Write the body of `response` to `file`, with a progress bar.
 
-    Raises OSError unless the body is whole and not too large.
+    Raises OSError if the body is incomplete or too large.
     """
     length = response.headers.get("Content-Length", "")
     total = int(length) if length.isdecimal() and length.isascii() and len(length) < 20 else None
@@ -121,6 +133,6 @@ def copy(response: http.client.HTTPResponse | addinfourl, file: BinaryIO, descri
 
 
 def is_published(path: Path, weights: Weights) -> bool:
-    """Whether the SHA-256 of `path` begins as the file's published name says."""
+    """Whether the SHA-256 of `path` begins with the digits in the file's published name."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(weights.sha256)

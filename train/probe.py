@@ -18,20 +18,20 @@ from vit_jax.printable import printable
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which encoder, on which data."""
+    """Encoder to probe, and the data."""
 
     workdir: str
-    """The run whose encoder is asked; of a classifier, what stands before its head."""
+    """Folder of the run whose encoder is probed; of a classifier, everything before the head."""
     data: str | None = None
-    """Data with labels: digits, folder:PATH or tfds:NAME; default: that of the run."""
+    """Dataset with labels: digits, folder:PATH or tfds:NAME; default: the dataset of the run."""
     untrained: bool = False
-    """Ask the encoder as it was before it learned, for comparison."""
+    """Probe the same encoder with random weights instead, for comparison."""
     neighbours: Annotated[int, Range(1, 1_000_000)] = 20
-    """Training images that vote for the class of an image."""
+    """Number of nearest training images that vote for the class of an image."""
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
-    """Images at a time."""
+    """Images per batch; affects only speed and memory."""
     seed: Annotated[int, Range(0, 2**32, open_high=True)] = 0
-    """Seed of the untrained encoder."""
+    """Random seed of the untrained encoder."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         groups = split(sys.argv[1:] if argv is None else argv)
         options = read_options(Options, groups, "probe", __doc__)
-        from train.probing import probe  # here, as JAX takes seconds to import
+        from train.probing import probe  # not at the top: JAX takes seconds to import
 
         found = probe(options)
     except UserError as error:

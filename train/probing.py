@@ -23,7 +23,17 @@ Split = tuple[Float[np.ndarray, "_ d"], Int[np.ndarray, "_"]]
 
 
 def probe(options: Options) -> dict[str, float]:
-    """Accuracies "knn" and "linear". Raises UserError for an unsuitable run or dataset."""
+    """Probe an encoder.
+
+    Args:
+        options: The encoder and the data.
+
+    Returns:
+        Accuracy of the nearest-neighbour classifier as "knn", and of the linear classifier as "linear".
+
+    Raises:
+        UserError: If the run or the dataset is unsuitable.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
@@ -50,7 +60,7 @@ def probe(options: Options) -> dict[str, float]:
 
 
 def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
-    """The run's `data`, or the dataset `name`, preprocessed as in training."""
+    """The dataset `name`, or the run's `data` if None, preprocessed as in the run."""
     seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std)
     if name is None:
         return dataclasses.replace(data, **seen)
@@ -58,7 +68,7 @@ def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
 
 
 def splits(trunk: Trunk, dataset: Dataset, data: Data, batch_size: int) -> tuple[Split, Split]:
-    """Features and labels of the training images and of the evaluation images, neither of them augmented."""
+    """Features and labels of the training images and of the evaluation images, without augmentation."""
 
     @jax.jit
     def features(pixels: Array) -> Float[Array, "b d"]:

@@ -1,6 +1,6 @@
-"""The compiled functions of a run, with its abstract state and shardings, built from a config without data.
+"""The jitted functions of a run, with the shapes and shardings of its state, built from a config without data.
 
-`train.loop` runs it; `train.plan` compiles it for machines that are not there.
+`train.loop` runs them; `train.plan` compiles them for devices that need not exist.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,15 @@ from vit_jax.objectives.protocol import Objective
 
 
 class Program(NamedTuple):
-    """Jitted functions, and what they take as shapes with their places.
+    """Jitted functions of a run, and the shapes and shardings of their arguments.
 
-    `new_state(key, images)` makes the state where it will rest, `train_step(state, batch, frozen)` and
-    `eval_step(params, extras, batch)` are those of `train.step`. `state` and `batch` are abstract.
+    Attributes:
+        new_state: Creates a sharded state from (key, images).
+        train_step: The training step, (state, batch, frozen); see `train.step`.
+        eval_step: The evaluation step, (params, extras, batch); see `train.step`.
+        state: The abstract state.
+        batch: The abstract training batch.
+        schedule: Learning rate by step.
     """
 
     new_state: Callable
@@ -41,7 +46,7 @@ class Program(NamedTuple):
 def build_program(
     config: Config, info: DataInfo, mesh: Mesh, objective: Objective, total: int, steps_per_epoch: float
 ) -> Program:
-    """The program of a run of `total` steps on `mesh`."""
+    """Build the program of a run of `total` steps on `mesh`."""
     schedule = make_schedule(config.optim, total, steps_per_epoch)
     inputs = init_inputs(config, info)
     optimizer = make_optimizer(config.optim, schedule, jax.eval_shape(objective.init, *inputs)[0])
@@ -79,7 +84,10 @@ def build_program(
 
 
 def executed(step: Callable, config: Config, mesh: Mesh) -> Callable:
-    """`step`, executed on `mesh` as `config` says. Raises UserError when traced if the model does not support that."""
+    """`step` with the execution settings of `config`.
+
+    Tracing it raises UserError if the model does not support `config.remat` or `config.scan_blocks`.
+    """
 
     def traced(*arguments):
         with execution(remat=config.remat, scan=config.scan_blocks, platform=mesh.devices.flat[0].platform) as settings:
@@ -92,14 +100,14 @@ def executed(step: Callable, config: Config, mesh: Mesh) -> Callable:
 
 
 def init_inputs(config: Config, info: DataInfo) -> tuple[jax.Array, jax.Array]:
-    """The key and the images that initialise a state."""
+    """The random key and the images from which a state is initialised."""
     return jax.random.key(config.seed), info.images
 
 
 def prepare_training(config: Config, info: DataInfo) -> Callable:
     """A function from (key, batch) to augmented images and targets, on the device.
 
-    Fixed views are augmented one by one, by keys that follow from the seed and the sample.
+    Each fixed view is augmented separately, with a key that depends on the seed and the sample.
     """
 
     def prepare(key, batch):
@@ -128,7 +136,7 @@ def prepare_evaluation(info: DataInfo) -> Callable:
 
 
 def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
-    """An abstract state whose every leaf says where it lives."""
+    """`abstract`, a state, with the sharding of every leaf."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,
@@ -137,13 +145,13 @@ def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
 
 
 def abstract_frozen(frozen: PyTree, mesh: Mesh) -> PyTree:
-    """Shapes, types and places of frozen variables, which are on every device."""
+    """Shapes, types and shardings of frozen variables, which every device holds."""
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
     return jax.tree.map(place, jax.eval_shape(lambda: frozen))
 
 
 def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, type and place of a training batch."""
+    """Shapes, types and shardings of a training batch."""
     shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
     if config.distill.views:
         shapes["sample"] = ((config.batch_size,), np.int32)
@@ -153,7 +161,7 @@ def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.
 
 
 def abstract_eval_batch(size: int, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, type and place of a batch of `size` images for evaluation."""
+    """Shapes, types and shardings of a batch of `size` images for evaluation."""
     shapes = {"image": ((size, *info.image_shape), np.uint8), "label": ((size,), np.int32)}
     shapes["mask"] = ((size,), np.float32)
     return _split(shapes, mesh)

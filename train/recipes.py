@@ -1,4 +1,4 @@
-"""Named settings, each with its command, its source, and the accuracy and cost to expect."""
+"""Recipes: named settings, each with its command, source, and expected accuracy and cost."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,9 +10,15 @@ from train.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Settings under a name.
+    """Settings of a run.
 
-    `model_args` are for the models named there; `other_settings` stand over `settings` for all other models.
+    Attributes:
+        command: A command that uses the recipe.
+        source: Paper, or "ours".
+        expected: Accuracy and cost to expect.
+        settings: Fields of `Config`.
+        model_args: Model arguments by model.
+        other_settings: Fields of `Config` that override `settings` for models not in `model_args`.
     """
 
     command: str
@@ -23,8 +29,8 @@ class Recipe:
     other_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# An 8x8 image as a sequence of its rows: a patch is normalised before it is embedded, and one of 2x2 pixels would keep
-# too little of them (86 % instead of 97 % of digits for vit).
+# An 8x8 image as a sequence of rows. Patches are normalised before they are embedded, which removes too much from
+# patches of 2x2 pixels (vit then classifies 86 % of the digits instead of 97 %).
 ROWS = ("patch_size=(1, 8)",)
 
 RECIPES = {
@@ -51,7 +57,7 @@ RECIPES = {
             "t2t": ("t2t_layers=((3, 1), (3, 1))",),
             "pit": ("patch_size=2",),
         },
-        # The tiny presets are for 32x32 images, and models with stages need the pixels: digits are enlarged for them.
+        # Tiny presets expect 32x32 images, and models with stages need as many: digits are enlarged for them.
         other_settings=dict(data=Data(name="digits", image_size=(32, 32)), augment=Augment(crop_padding=4)),
     ),
     "cifar10": Recipe(
@@ -87,9 +93,15 @@ RECIPES = {
 
 
 def base_config(recipe: str | None, model: str, data: str | None) -> Config:
-    """The config that the command line overrides: the named recipe's, or the one that goes with the data.
+    """The config that the command line overrides.
 
-    Raises UserError for an unknown recipe.
+    Args:
+        recipe: Name of a recipe; None: "digits" for the data of that name, otherwise the defaults of `Config`.
+        model: Name of the model.
+        data: Name of the data; None: digits.
+
+    Raises:
+        UserError: If the recipe is unknown.
     """
     if recipe is None and data in (None, "digits"):
         recipe = "digits"

@@ -1,4 +1,4 @@
-"""A run in its workdir: claimed, open, and with the state that it continues from."""
+"""Claim the workdir of a run, open its files, and restore or create its state."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from train.step import TrainState
 
 @dataclasses.dataclass
 class Session:
-    """What a run holds while it trains. `state` is the only part that is replaced, by every step."""
+    """Everything that the training loop uses. Only `state` is replaced, by every step."""
 
     setup: Setup
     claimed: Claim
@@ -55,11 +55,14 @@ class Session:
 
 @contextlib.contextmanager
 def start(setup: Setup) -> Iterator[Session]:
-    """Context with the workdir claimed, and the state restored from its last good checkpoint or created.
+    """Context in which the workdir is claimed, and the state is restored from its last good checkpoint or created.
+
+    Args:
+        setup: The checked and compiled run.
 
     Raises:
         UserError: If the workdir cannot be claimed.
-        Stopped: In place of errors of the disk and of a device's memory, also those raised within the context.
+        Stopped: For errors of the disk or of device memory, also within the context.
     """
     config, dataset, progress = setup.config, setup.dataset, setup.progress
     init = setup.initial.report if setup.initial else None
@@ -100,7 +103,7 @@ def start(setup: Setup) -> Iterator[Session]:
 
 
 def training_batches(setup: Setup, start: int) -> Any:
-    """The endless batches of the run after step `start`."""
+    """The endless training batches of the run, after step `start`."""
     config = setup.config
     views, warn = config.distill.views, setup.progress.warn
     return train_batches(setup.dataset, config.data, config.batch_size, config.seed, views, start, warn)
@@ -109,7 +112,7 @@ def training_batches(setup: Setup, start: int) -> Any:
 def first_state(
     setup: Setup, claimed: Claim, checkpoints: ocp.CheckpointManager, metrics: Metrics
 ) -> tuple[TrainState, tuple]:
-    """The state to continue from, and the metrics of its open window of steps (`checkpoint.Position`)."""
+    """The state to start from, and the metrics of steps not yet in a training record (`Position.window`)."""
     if not claimed.start:
         state = setup.program.new_state(*init_inputs(setup.config, setup.info))
         return started_from(state, setup.initial) if setup.initial else state, ()
@@ -122,7 +125,11 @@ def first_state(
 
 
 def placed_teacher(setup: Setup, workdir: epath.Path) -> tuple[PyTree, np.ndarray | None]:
-    """The teacher's variables on all devices, or in their place its cached logits; ({}, None) without a teacher."""
+    """Put the teacher's variables on all devices, or read or compute its cached logits.
+
+    Returns:
+        The variables and None; with cached logits, {} and the logits. Without a teacher, {} and None.
+    """
     frozen = jax.device_put(setup.frozen, replicated(setup.mesh))
     if not setup.config.distill.cache:
         return frozen, None

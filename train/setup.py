@@ -1,4 +1,4 @@
-"""All of a run that is settled before its workdir is touched: what it reads, what it computes, that it fits."""
+"""Prepare a run before its workdir is written: validate, load data and weights, compile, and check the memory."""
 
 import contextlib
 import time
@@ -28,7 +28,14 @@ from vit_jax.objectives.distill import Teacher
 
 
 class Setup(NamedTuple):
-    """A run that has been checked and compiled. `frozen`: the teacher's variables, as they were loaded."""
+    """A checked and compiled run.
+
+    Attributes:
+        frozen: The teacher's variables, {} without a teacher.
+        total: Number of steps.
+        eval_every: Number of steps between evaluations.
+        train_step: The compiled training step; None if the workdir has a checkpoint of the last step.
+    """
 
     config: Config
     dataset: Dataset
@@ -43,19 +50,21 @@ class Setup(NamedTuple):
     eval_every: int
     progress: Progress
     train_step: Compiled | None
-    """None if the workdir has a checkpoint of the last step."""
     eval_step: Compiled
 
     def is_due(self, step: int) -> bool:
-        """Whether `step` ends with an evaluation."""
+        """Whether there is an evaluation after `step`."""
         return step % self.eval_every == 0 or step == self.total
 
 
 def prepare(config: Config) -> Setup:
-    """Check all that `config` says, read what it names, and compile its steps. No files are written.
+    """Validate `config`, load data and weights, and compile the steps. No files are written.
+
+    Args:
+        config: The settings.
 
     Raises:
-        UserError: If the run cannot start, or cannot continue in its workdir, or does not fit into memory.
+        UserError: If the run cannot start, cannot continue in its workdir, or does not fit into memory.
         Stopped: If memory runs out while the steps are compiled.
     """
     validate(config)
@@ -104,7 +113,7 @@ def prepare(config: Config) -> Setup:
 
 @contextlib.contextmanager
 def announced(progress: Progress) -> Iterator[None]:
-    """Show that steps are being compiled, and how long it took."""
+    """Context that tells the user that steps are compiled, and how long it took."""
     progress.message("compiling    the training step ...")
     since = time.perf_counter()
     yield
@@ -112,7 +121,7 @@ def announced(progress: Progress) -> Iterator[None]:
 
 
 def compile_train_step(program: Program, frozen: PyTree, config: Config, mesh: Mesh) -> Compiled:
-    """The compiled training step. Raises UserError if it needs more memory than a device has."""
+    """Compile the training step. Raises UserError if it needs more memory than a device has."""
     frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
     step = compile_step(program.train_step, program.state, program.batch, frozen)
     check_compiled(step, f"a training step of --batch-size {config.batch_size}", config, mesh)
@@ -122,16 +131,16 @@ def compile_train_step(program: Program, frozen: PyTree, config: Config, mesh: M
 def compile_eval_step(
     program: Program, frozen: PyTree, config: Config, examples: int, info: DataInfo, mesh: Mesh
 ) -> Compiled:
-    """The compiled evaluation step. Raises UserError if it needs more memory than a device has."""
+    """Compile the evaluation step. Raises UserError if it needs more memory than a device has."""
     size = sufficient_batch(config.eval_batch_size, examples, mesh)
     passed = (program.state.eval_params, program.state.extras)
     step = compile_step(program.eval_step, *passed, abstract_eval_batch(size, info, mesh))
     frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
-    kept = local_bytes((program.state, frozen)) - local_bytes(passed)  # on the device meanwhile
+    kept = local_bytes((program.state, frozen)) - local_bytes(passed)  # also on the device during an evaluation
     check_compiled(step, f"an evaluation step of {size} images", config, mesh, kept)
     return step
 
 
 def compile_step(step: Callable, *arguments: PyTree) -> Compiled:
-    """`step` compiled for abstract arguments."""
+    """Compile a jitted `step` for abstract arguments."""
     return step.lower(*arguments).compile()

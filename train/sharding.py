@@ -1,9 +1,9 @@
-"""Where arrays live: a mesh of devices, and which axis of which parameter is split over it.
+"""Sharding: a mesh of devices, and how parameters and batches are split over it.
 
-The mesh has three axes. Each place of "data" and "fsdp" takes a share of the batch. Over "tensor" the two matrices of a
-feed-forward are split, and the work with them. Between steps parameters, their averages and the optimizer's state rest
-split over all of "fsdp" and "tensor"; a step gathers the parameters that it computes with. Models know nothing of this,
-and no rule names one.
+The mesh has three axes. A batch is split over "data" and "fsdp". The two matrices of a feed-forward, and the
+computation with them, are split over "tensor". Between steps, the parameters, their averages and the optimizer state
+are split over "fsdp" and "tensor"; a step gathers the parameters that it needs. Models contain no sharding, and no rule
+is specific to a model.
 """
 
 import math
@@ -21,25 +21,31 @@ from train.errors import UserError, shortened
 
 AXES = ("data", "fsdp", "tensor")
 
-# What is worked with in parts: the first pattern that a parameter's path ends on decides. What lies between the two
-# matrices then stays on its device (Megatron-LM, arXiv:1909.08053). Attention is not split: `to_qkv` is cut in three
-# before it is cut into heads, so that its activations would have to be exchanged, which costs more than is won.
+# Parameters that remain split during a step, by the first pattern that matches the end of their path. The activations
+# between the two matrices then remain on their device (Megatron-LM, arXiv:1909.08053). Attention is not split: the
+# output of `to_qkv` is split into three before it is split into heads, so it would have to be exchanged between
+# devices, which costs more than it saves.
 RULES = (
     (r"/fc1/kernel", PartitionSpec(None, "tensor")),
     (r"/fc1/bias", PartitionSpec("tensor")),
     (r"/fc2/kernel", PartitionSpec("tensor", None)),
 )
 
-# Every other leaf rests split along its longest axis that divides. One of fewer is on every device: to gather it
-# takes longer than it is worth.
+# Between steps, every other leaf is split along its longest divisible axis. A leaf with fewer numbers is on every
+# device, because gathering it takes longer than the memory is worth.
 LEAST_SPLIT = 256
 
 
 def make_mesh(shape: str | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All `devices` as ("data", "fsdp", "tensor"), sized as `shape` says: "data=4,fsdp=2".
+    """Create a mesh with the axes "data", "fsdp" and "tensor".
 
-    An axis that is not named has size 1, but "data" has what the others leave. Raises UserError for another form, and
-    unless the sizes' product is the number of devices.
+    Args:
+        shape: Sizes of axes, such as "data=4,fsdp=2". An axis that is not named has size 1, except "data", which has
+            all remaining devices.
+        devices: The devices; all that JAX finds if None.
+
+    Raises:
+        UserError: If `shape` cannot be parsed, or the product of its sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {}
@@ -52,12 +58,12 @@ def make_mesh(shape: str | None = None, devices: Sequence[jax.Device] | None = N
     rest = math.prod(size for axis, size in sizes.items() if axis != "data")
     sizes = {axis: sizes.get(axis, max(1, len(devices) // rest) if axis == "data" else 1) for axis in AXES}
     if math.prod(sizes.values()) != len(devices):
-        raise UserError(f"--mesh {shape}: has {math.prod(sizes.values())} places for the {len(devices)} devices")
+        raise UserError(f"--mesh {shape}: its sizes need {math.prod(sizes.values())} devices; there are {len(devices)}")
     return Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), list(devices)), AXES)
 
 
 def check_batch(option: str, size: int, mesh: Mesh, slices: int = 1) -> None:
-    """Raises UserError unless `size` examples spread evenly over the mesh, in each of `slices`."""
+    """Raises UserError unless each of `slices` equal slices of a batch of `size` splits evenly over the mesh."""
     sharing = mesh.shape["data"] * mesh.shape["fsdp"]
     if size < 1 or size % (sharing * slices):
         raise UserError(
@@ -67,7 +73,7 @@ def check_batch(option: str, size: int, mesh: Mesh, slices: int = 1) -> None:
 
 
 def sufficient_batch(size: int, examples: int, mesh: Mesh) -> int:
-    """A batch of `size`, or one of fewer if all `examples` fit into it, that spreads evenly over the mesh."""
+    """`size`, or the smallest batch size that holds all `examples` and splits evenly over the mesh, if that is less."""
     sharing = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count())
     return min(size, -(-examples // sharing) * sharing)
 
@@ -83,17 +89,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:
-    """Where every leaf of an abstract state rests; moments lie as the parameter whose path they end on."""
+    """Shardings of an abstract state between steps. Moments have the sharding of their parameter, by its path."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, resting(path, leaf, mesh)), state)
 
 
 def working_sharding(params: PyTree, mesh: Mesh) -> PyTree:
-    """Where every parameter is while a step computes with it."""
+    """Shardings of all parameters during a step."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: NamedSharding(mesh, working(path, leaf, mesh)), params)
 
 
 def resting(path: tuple, leaf: Any, mesh: Mesh) -> PartitionSpec:
-    """How a leaf is split between steps: as in a step, and over the axes of the mesh that this leaves."""
+    """How a leaf is split between steps: as during a step, and also over the other axes of the mesh."""
     spec = working(path, leaf, mesh)
     unused = tuple(axis for axis in ("fsdp", "tensor") if mesh.shape[axis] > 1 and axis not in spec)
     if not unused or math.prod(leaf.shape) < LEAST_SPLIT:
@@ -109,7 +115,7 @@ def resting(path: tuple, leaf: Any, mesh: Mesh) -> PartitionSpec:
 
 
 def working(path: tuple, leaf: Any, mesh: Mesh) -> PartitionSpec:
-    """How a leaf is split in a step, and the work with it."""
+    """How a leaf, and the computation with it, is split during a step."""
     name = "/" + "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
     for pattern, spec in RULES:
         if re.search(f"{pattern}$", name) and len(spec) == len(leaf.shape) and _divides(leaf, spec, mesh):
@@ -118,12 +124,12 @@ def working(path: tuple, leaf: Any, mesh: Mesh) -> PartitionSpec:
 
 
 def _divides(leaf, spec: PartitionSpec, mesh: Mesh) -> bool:
-    """Whether every split axis of a leaf divides. Over an axis of one device nothing is split."""
+    """Whether `spec` can split a leaf: every split axis is divisible, and split over more than one device."""
     sizes = [(n, mesh.shape[axis]) for n, axis in zip(leaf.shape, spec, strict=True) if axis is not None]
     return all(parts > 1 and n % parts == 0 for n, parts in sizes)
 
 
 def to_devices(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This process's share of a batch, as part of the one global batch."""
+    """The global batch, from this process's share of it."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step, for any objective. Both are pure functions to be jitted."""
+"""The optimizer step and the evaluation step, for any objective. Both are pure functions, to be jitted."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from vit_jax.objectives.protocol import Objective
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes, or a tree of its shapes or shardings. `ema`: moving average of `params`, or None."""
+    """Everything that a step changes, or the shapes or shardings of it. `ema` is the average of `params`, or None."""
 
     step: PyTree
     params: PyTree
@@ -36,7 +36,7 @@ def init_state(
     *,
     ema: bool,
 ) -> TrainState:
-    """A state at step 0. `images` (b, H, W, c) give the shapes only."""
+    """A state at step 0. `images` (b, H, W, c) are used only for their shape; `ema` adds an average of parameters."""
     params, extras = objective.init(key, images)
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, extras, optimizer.init(params), average)
@@ -53,17 +53,27 @@ def make_train_step(
     ema_decay: float = 0.0,
     gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
-    """The function (state, batch, frozen) -> (state, metrics).
+    """Create the optimizer step.
 
-    `batch` holds uint8 `image` (b, H, W, c) and `label` (b,), which `prepare(key, batch)` turns into images and targets
-    (b, k), and may hold a teacher's logits, `teacher` (b, k). `frozen` holds variables that the objective reads and
-    nothing changes (a teacher's).
-    Randomness follows from `seed` and the step's number alone. Matrices are multiplied in `dtype`; the parameters
-    themselves, gradients and losses are float32. With `accumulate` above 1 the batch is processed in that many slices,
-    one after the other, before the one update. Every slice starts from the extras of before the step, and the step's
-    are the mean of the slices': DINO's centre and a running mean are then those of the whole batch; a running variance
-    is the mean of the slices' variances, by which the slices were normalised. `gather` brings the parameters to where
-    they are needed.
+    Random numbers depend only on `seed` and the number of the step.
+
+    Args:
+        objective: The loss and its model.
+        optimizer: The optimizer.
+        prepare: Function from (key, batch) to images (b, H, W, c) and targets (b, k).
+        seed: Random seed of the run.
+        dtype: Data type of matrix products. Parameters, gradients and losses are always float32.
+        accumulate: Number of slices in which a batch is processed, one after the other, before one update. Every slice
+            starts from the same extras, and the new extras are the mean over slices. DINO's centre and a running mean
+            are then those of the whole batch; a running variance is the mean of the variances of the slices, by which
+            the slices were normalised.
+        ema_decay: Decay rate of the average of the parameters, if the state has one.
+        gather: Changes the sharding of parameters from between steps to during a step.
+
+    Returns:
+        The function (state, batch, frozen) -> (state, metrics). `batch` has uint8 "image" (b, H, W, c), "label" (b,)
+        and optionally a teacher's logits as "teacher" (b, k). `frozen` has variables that no step changes, such as a
+        teacher's.
     """
 
     def loss_of(params, extras, frozen, batch, key):
@@ -101,7 +111,7 @@ def make_train_step(
         extras = objective.updated(params, extras)
         ema = state.ema
         if ema is not None:
-            # Early on the average follows closely, or a short run would evaluate its initialisation.
+            # The decay is smaller in early steps; otherwise a short run would evaluate its initial parameters.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, params)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
@@ -117,7 +127,18 @@ def make_eval_step(
     dtype: str = "float32",
     gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[PyTree, PyTree, Mapping[str, Array]], dict[str, Array]]:
-    """The function (params, extras, batch) -> sums over the examples that `batch["mask"]` counts, and "count"."""
+    """Create the evaluation step.
+
+    Args:
+        objective: The metrics and their model.
+        prepare: Function from a batch to images (b, H, W, c) and targets (b, k).
+        dtype: Data type of matrix products.
+        gather: Changes the sharding of parameters from between steps to during a step.
+
+    Returns:
+        The function (params, extras, batch) -> sums of the metrics over the examples whose `batch["mask"]` is 1, and
+        the number of these examples as "count".
+    """
 
     def eval_step(params, extras, batch):
         images, targets = prepare(batch)
@@ -130,14 +151,14 @@ def make_eval_step(
 
 
 def cast(tree: PyTree, dtype: str) -> PyTree:
-    """The floating leaves of `tree` in `dtype`."""
+    """Cast the floating-point leaves of `tree` to `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def add_share(total: PyTree, old: PyTree, new: PyTree, slices: int) -> PyTree:
-    """`total` plus this slice's share of the change from `old` to `new`; of integers, such as counters, `new` itself.
+    """`total` plus 1 / `slices` of the change from `old` to `new`; for integers, such as counters, `new` itself.
 
-    Adding changes keeps values that no slice changes exactly equal, such as averages of the parameters.
+    A value that no slice changes, such as an average of the parameters, remains exactly the same.
     """
 
     def add(total: Array, old: Array, new: Array) -> Array:
@@ -147,5 +168,5 @@ def add_share(total: PyTree, old: PyTree, new: PyTree, slices: int) -> PyTree:
 
 
 def slice_batch(x: Array, slices: int) -> Array:
-    """(b, ...) to (slices, b / slices, ...), each slice with examples of every device's share of b."""
+    """Reshape (b, ...) to (slices, b / slices, ...); every slice has examples from every device's share of b."""
     return jnp.moveaxis(x.reshape(x.shape[0] // slices, slices, *x.shape[1:]), 1, 0)

@@ -1,4 +1,4 @@
-"""The part of a run that others go on with: an encoder that was pretrained, or a classifier without its head."""
+"""The trunk of a run, which other runs start from: a pretrained encoder, or a classifier without its head."""
 
 from typing import NamedTuple
 
@@ -13,23 +13,29 @@ from vit_jax.objectives.protocol import Objective
 
 
 class Trunk(NamedTuple):
-    """A module that gives features, and the variables that it reads."""
+    """A module that computes features, and its variables."""
 
     module: nn.Module
     variables: PyTree
 
 
 def trunk_of(run: Run) -> Trunk:
-    """The trunk of a run, without the parameters of what stood upon it."""
+    """The trunk of a run, without parameters of the parts that used its features."""
     module, variables = run.objective.trunk(run.params, run.extras)
     own = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), run.info.images))
     return Trunk(module, unflatten_dict({path: leaf for path, leaf in flatten_dict(variables).items() if path in own}))
 
 
 def load_trunk(workdir: str, objective: Objective, params: PyTree) -> Trunk:
-    """The trunk of `workdir`'s run, which fits into `params`, those of `objective`, which may be abstract.
+    """Load the trunk of a run, as the initial trunk of another.
 
-    Raises UserError where it does not, and lists what differs.
+    Args:
+        workdir: The run to load from.
+        objective: The objective of the new run.
+        params: Parameters of the new run, which may be abstract.
+
+    Raises:
+        UserError: If the trunk does not fit into `params`; the message lists the differences.
     """
     trunk = trunk_of(load_run(workdir))
     here = flatten_dict(params)

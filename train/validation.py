@@ -1,6 +1,6 @@
-"""The validator of configurations, as far as it needs neither data nor devices.
+"""Validate a config, as far as possible without data and devices.
 
-`check_options` imports nothing slow, so that mistakes on the command line are answered at once.
+`check_options` imports nothing slow, so that wrong options are reported immediately.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from train.errors import UserError, shortened
 from train.recipes import base_config
 from vit_jax.registry import unknown
 
-# Options that not all objectives use, and the argument of an objective that each becomes.
+# Options that only some objectives use, and the name of the objective's argument.
 OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
 
 
 def validate(config: Config) -> None:
-    """Check a config as far as is possible before data is read.
+    """Check everything that can be checked before data is read.
 
     Args:
-        config: That of a run that is to start, or of a plan. `workdir` may be None.
+        config: Config of a run or of a plan. `workdir` may be None.
 
     Raises:
-        UserError: If `check_options` objects, or if a model, preset, objective, argument, file or folder that the
-            config names does not exist or cannot be used.
+        UserError: If `check_options` fails, or if a model, preset, objective, argument, file or folder that the config
+            names does not exist or cannot be used.
     """
     check_options(config)
     if config.workdir is not None:
@@ -46,7 +46,7 @@ def check_options(config: Config) -> None:
         ("distill.weights-prefix", config.distill.weights_prefix, "distill.weights", config.distill.weights),
     ):
         if prefix is not None and file is None:
-            raise UserError(f"--{option} {shortened(prefix)} goes with --{of}, which is not given")
+            raise UserError(f"--{option} {shortened(prefix)} needs --{of}, which is not given")
     _check_processes(config)
 
 
@@ -55,7 +55,7 @@ def _check_data(config: Config) -> None:
     if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
         raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
     if config.data.dir is not None and kind != "tfds":
-        raise UserError(f"--data.dir is {config.data.dir!r}; it goes with --data=tfds:NAME only")
+        raise UserError(f"--data.dir is {config.data.dir!r}; it is used only with --data=tfds:NAME")
 
 
 def _check_distill_options(config: Config) -> None:
@@ -70,7 +70,7 @@ def _check_distill_options(config: Config) -> None:
 def _check_processes(config: Config) -> None:
     addressed = config.coordinator not in (None, "auto")
     if (config.processes is not None, config.process is not None) != (addressed, addressed):
-        raise UserError("--coordinator HOST:PORT, --processes and --process go together, or not at all")
+        raise UserError("expected all of --coordinator HOST:PORT, --processes and --process, or none of them")
     if not addressed:
         return
     address = re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):([0-9]{1,5})", config.coordinator)
@@ -78,12 +78,12 @@ def _check_processes(config: Config) -> None:
         given = shortened(config.coordinator)
         raise UserError(f"--coordinator is {given}; it must be HOST:PORT with a port from 1 to 65535, or auto")
     if config.process >= config.processes:
-        raise UserError(f"--process is {config.process}; it must be 0 to {config.processes - 1}, as --processes says")
+        raise UserError(f"--process is {config.process}; it must be from 0 to --processes - 1 = {config.processes - 1}")
 
 
 def _check_workdir(workdir: str) -> None:
     """Raises UserError if the workdir cannot be reached or written to, or Orbax cannot handle its name."""
-    from train.run.files import check_orbax_name, check_writable, reachable  # here, as JAX takes seconds to import
+    from train.run.files import check_orbax_name, check_writable, reachable  # here, because it imports JAX
 
     reachable(workdir)
     check_writable(workdir)
@@ -91,7 +91,7 @@ def _check_workdir(workdir: str) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    """Check the objective, its arguments, and that it uses the options about labels that are set."""
+    """Check the objective, its arguments, and that it uses every option on labels that is set."""
     from train.build import objective_name
     from vit_jax.objectives import objective_arguments
 
@@ -99,7 +99,7 @@ def _check_objective(config: Config) -> None:
     given = parse_arguments("--objective-args", config.objective_args)
     accepted = objective_arguments(objective)
     _check_keys(f"--objective {objective}", f"objective {objective!r}", given, accepted)
-    recipe = base_config(config.recipe, config.model, config.data.name)  # may hold more than an objective needs
+    recipe = base_config(config.recipe, config.model, config.data.name)  # may set options that are not used
     for field, argument in OF_LABELS.items():
         value = getattr(config, field)
         if argument not in accepted and value not in (getattr(Config, field), getattr(recipe, field)):
@@ -107,7 +107,7 @@ def _check_objective(config: Config) -> None:
 
 
 def _check_networks(config: Config) -> None:
-    """Check the model, the teacher, their arguments, and the files that they start from."""
+    """Check the model, the teacher, their arguments, and the files of their weights."""
     from train.build import ARGUMENTS, model_name, network_arguments
     from train.pretrained import check_weights
     from train.run.files import is_workdir, reachable
@@ -139,12 +139,12 @@ def _check_keys(where: str, what: str, given: dict[str, Any], accepted: list[str
 
 
 def _check_views(config: Config) -> None:
-    """Check that fixed views, or no augmentation at all, go with the rest."""
+    """Check that --distill.views and --distill.cache fit the augmentation."""
     distill, augment = config.distill, config.augment
     if distill.views and (augment.mixup or augment.cutmix):
-        raise UserError("--distill.views cannot hold images mixed with others: set --augment.mixup and .cutmix to 0")
+        raise UserError("--distill.views excludes mixup and CutMix: set --augment.mixup and --augment.cutmix to 0")
     if distill.cache and not distill.views and (augment != Augment() or config.data.min_crop < 1):
         raise UserError(
-            "--distill.cache needs images that come again as they were: give a number of --distill.views, "
+            "--distill.cache needs the same images in every epoch: set --distill.views, "
             "or switch off the augmentation (--augment.* and --data.min-crop)"
         )

@@ -1,1 +1,1 @@
-"""Several processes of one run, and preemption."""
+"""Runs of several processes, and preemption."""

@@ -1,4 +1,4 @@
-"""The processes of one run: how they join, agree, and end together when one of them dies."""
+"""The processes of one run: joining, agreeing on a result, and ending together if one of them dies."""
 
 import contextlib
 import json
@@ -15,20 +15,20 @@ from jax.experimental import multihost_utils
 from train.config import Config
 from train.errors import Preempted, Stopped, UserError
 
-# Seconds without a sign of life after which JAX takes a process for dead, and ends all others. That is for machines
-# that freeze or lose their network: a process that dies closes its connections, which the next step notices at once.
+# Seconds without a heartbeat after which JAX considers a process dead and ends all others. This is for machines that
+# freeze or lose their network; a process that dies closes its connections, which fails the next step of the others.
 HEARTBEAT = 60
-AGAIN = "started again, all of them, they continue from the last checkpoint"
-BYTES = 4096  # of what `on_lead` hands round
+AGAIN = "restart all processes to continue from the last checkpoint"
+BYTES = 4096  # size of the message that `on_lead` broadcasts
 
 
 def is_lead() -> bool:
-    """Whether this process is the one that speaks and writes for all."""
+    """Whether this process is process 0, which prints and writes files for all."""
     return jax.process_index() == 0
 
 
 def join(config: Config) -> None:
-    """Join the other processes, where `config` names them or `--tpu` may find some. Raises UserError where it fails."""
+    """Join the other processes that `config` asks for. Raises UserError on failure."""
     if config.coordinator is None and not config.tpu:
         return
     address = {}
@@ -36,50 +36,50 @@ def join(config: Config) -> None:
         address = dict(
             coordinator_address=config.coordinator, num_processes=config.processes, process_id=config.process
         )
-    # Read on CPUs alone. It is the default of jax 0.7.2 and later, unless the environment says otherwise.
+    # Used on CPUs only. It is the default since jax 0.7.2, but the environment may have changed it.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**address, heartbeat_timeout_seconds=HEARTBEAT)
     except ValueError as error:
         if config.coordinator is not None:
-            raise UserError(f"--coordinator {config.coordinator}: {error}") from error  # with --tpu: a single host
+            raise UserError(f"--coordinator {config.coordinator}: {error}") from error  # --tpu may find a single host
     except RuntimeError as error:
-        if "must be called before" not in str(error):  # JAX is not merely in use already, as it is in a notebook
+        if "must be called before" not in str(error):  # in a notebook, JAX is already in use
             option = "--tpu" if config.coordinator is None else f"--coordinator {config.coordinator}"
             raise UserError(f"{option} could not join the other processes: {error}") from error
 
 
 def on_lead(function: Callable[[], Any]) -> Any:
-    """Call `function` on the lead process; all processes get its result (short, JSON-serialisable) or its UserError."""
+    """Call `function` on process 0. All processes get its result (short, JSON-serialisable) or its UserError."""
     if jax.process_count() == 1:
         return function()
-    told = {}
+    answer = {}
     if is_lead():
         try:
-            told = {"result": function()}
+            answer = {"result": function()}
         except UserError as error:
-            told = {"error": str(error)}
-    text = json.dumps(told).encode()[:BYTES].ljust(BYTES)
-    told = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8)))))
-    if "error" in told:
-        raise UserError(told["error"])
-    return told["result"]
+            answer = {"error": str(error)}
+    text = json.dumps(answer).encode()[:BYTES].ljust(BYTES)
+    answer = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8)))))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["result"]
 
 
 def is_joined() -> bool:
-    """Whether this process has been joined to others, even if they are none."""
+    """Whether `join` has succeeded, possibly with no other process."""
     return jax.distributed.is_initialized()
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once. An orderly end would wait for others, which may be dead or wait for this one."""
+    """End this process at once: a normal exit waits for the others, which may be dead or wait for this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether `error` came from others having gone. They are told apart by their words: jaxlib raises several kinds."""
+    """Whether other processes have gone, judged by the message of `error`: jaxlib raises several types of errors."""
     words = ("Gloo", "coordination service", "UNAVAILABLE", "DEADLINE_EXCEEDED", "arrier")
     return jax.process_count() > 1 and (
         isinstance(error, jax.errors.JaxRuntimeError) or any(word in str(error) for word in words)
@@ -88,9 +88,9 @@ def is_loss(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around what several processes do in step: one that cannot go on says why and ends at once.
+    """Context for work that several processes do together: a process that fails prints the reason and exits at once.
 
-    Else it would wait for the others in each thing that it closes, and they for it in their next step.
+    Otherwise it would wait for the others when it closes its resources, and they for it in their next step.
     """
     try:
         yield

@@ -1,1 +1,1 @@
-"""Options of the commands, and the terminal that they run in."""
+"""Command-line options, their ranges, and the terminal."""

@@ -1,7 +1,7 @@
 """Parse KEY=VALUE arguments of models and objectives as Python literals, within limits.
 
-The memory of a model is known only after it is built. These limits reject values for which building would take minutes
-or overflow.
+The memory of a model is known only after it is built, so limits reject values for which building takes minutes or
+overflows.
 """
 
 import ast
@@ -13,18 +13,26 @@ from typing import Any
 from train.errors import UserError, shortened
 
 LONGEST = 1000  # characters of a value
-DEEPEST = 8  # tuples and dicts in one another
-LARGEST = 2**20  # sizes and numbers of units
+DEEPEST = 8  # levels of nested tuples and dicts
+LARGEST = 2**20  # absolute value of an integer, such as a size or a number of units
 
-# Arguments that count separately built modules; large values compile for minutes.
+# Arguments that are numbers of modules; large values take minutes to compile.
 REPEATED = re.compile(r"(^|_)(depths?|layers|loops?|looped_blocks|block_repeats|stages|branches|orders|views)$")
 MOST_REPEATED = 256
 
 
 def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE strings as a dict; values are Python literals, or else strings.
+    """Parse KEY=VALUE strings.
 
-    Raises UserError for other forms, and for values beyond the limits of this file.
+    Args:
+        option: The command-line option that gave the strings, for messages.
+        pairs: The strings.
+
+    Returns:
+        Values by key: Python literals, or the text itself if it is not a literal.
+
+    Raises:
+        UserError: If a string is not KEY=VALUE, or a value is beyond the limits of this module.
     """
     arguments = {}
     for pair in pairs:
@@ -45,7 +53,7 @@ def parse_arguments(option: str, pairs: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _problem(key: str, value: Any) -> str | None:
-    """Why `value` is refused, or None."""
+    """The reason to refuse `value`, or None."""
     try:
         leaves = list(_leaves(value))
     except RecursionError:

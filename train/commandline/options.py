@@ -1,6 +1,6 @@
-"""Command-line parsing for all commands: a dataclass declares the options, and every mistake is one line.
+"""Command-line parsing for all commands: a dataclass declares the options, and every error is reported in one line.
 
-This module avoids slow imports, so that `--help` and misspelt options answer immediately.
+This module avoids slow imports, so that `--help` and errors in options appear immediately.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """An option and the values that follow it; the option is "" for values that belong to none."""
+    """An option and the values that follow it; values without an option have the option ""."""
 
     option: str
     values: tuple[str, ...]
@@ -40,11 +40,17 @@ MODULES = {"train": "main", "predict": "predict", "probe": "probe", "convert": "
 
 
 def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:
-    """Parse options into the dataclass `kind`, starting from `default`; `--help` prints and exits.
+    """Parse options into a dataclass; `--help` prints the help and exits.
 
-    A field annotated as `tyro.conf.Positional` is given without an option; `kind` may have one such field.
+    Args:
+        kind: The dataclass. One field may be annotated as `tyro.conf.Positional`: it has no option.
+        groups: The command line, from `split`.
+        command: Name of the command, for the usage line.
+        description: Description of the command, for the help.
+        default: Values of fields that are not given; the defaults of `kind` if None.
 
-    Raises UserError for an unknown or a missing option, an unreadable value, and a value out of range.
+    Raises:
+        UserError: For an unknown or missing option, an invalid value, or a value out of range.
     """
     known = options(kind)
     groups = _with_positional(groups, known)
@@ -80,9 +86,14 @@ def expand_user(argv: list[str]) -> list[str]:
 
 
 def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
-    """Group `argv` by option, replacing aliases in `short`, `_` in names by `-`, and `~` by the home folder.
+    """Group a command line by option.
 
-    After `--` nothing is an option.
+    In names of options, `_` becomes `-`; `~` at the start of a path becomes the home folder. Arguments after `--` are
+    not options.
+
+    Args:
+        argv: The arguments.
+        short: Full names of options by their short names.
     """
     groups: list[Group] = []
     tokens = iter(expand_user(argv))
@@ -101,7 +112,7 @@ def split(argv: list[str], short: dict[str, str] | None = None) -> list[Group]:
 
 
 def check_known(groups: list[Group], known: dict[str, Any]) -> None:
-    """Raises UserError for an option that is not `known`, and for values that it cannot take."""
+    """Raises UserError for an option that is not in `known`, or that has a wrong number of values."""
     for option, values in groups:
         if option in HELP:
             continue
@@ -119,7 +130,7 @@ def last(groups: list[Group], option: str) -> str | None:
 
 
 def options(kind: type, prefix: str = "--") -> dict[str, Any]:
-    """The option names generated from a dataclass, and their annotations; a positional argument is in capitals."""
+    """Annotations of a dataclass by option name; the name of a positional argument is in capitals."""
     found = {}
     for field, hint in hints(kind).items():
         name = _name(field, hint, prefix)
@@ -138,7 +149,7 @@ def _name(field: str, hint: Any, prefix: str = "--") -> str:
 
 
 def _with_positional(groups: list[Group], known: dict[str, Any]) -> list[Group]:
-    """Move values that no option takes to the positional argument, if there is one, as the first group."""
+    """Move values that no option accepts to the positional argument, if there is one, as the first group."""
     name = next((name for name in known if not name.startswith("-")), None)
     if name is None:
         return groups

@@ -1,7 +1,7 @@
-"""Allowed values of fields, declared in annotations and checked for options and files alike.
+"""Allowed values of dataclass fields, declared in annotations; options and JSON files are checked against them.
 
-`steps: Annotated[int, Range(1, 10)] | None` takes None and whole numbers from 1 to 10. A `float` without a range must
-be finite, and a `str` must not be empty.
+`steps: Annotated[int, Range(1, 10)] | None` accepts None and integers from 1 to 10. A `float` without a range must be
+finite, and a `str` must not be empty.
 """
 
 import dataclasses
@@ -19,9 +19,14 @@ from train.errors import UserError, shortened
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`.
+    """A range of numbers.
 
-    `open_low` and `open_high` exclude the bound itself; `or_zero` also allows 0, which often means off.
+    Attributes:
+        low: Smallest number.
+        high: Largest number.
+        open_low: Exclude `low` itself.
+        open_high: Exclude `high` itself.
+        or_zero: Also allow 0, which often means off.
     """
 
     low: int | float
@@ -42,7 +47,7 @@ class Range:
         return f"{'above' if self.open_low else 'at least'} {low} and {'below' if self.open_high else 'at most'} {high}"
 
 
-ANY = Range(-math.inf, math.inf, open_low=True, open_high=True)  # NaN and the infinities are in no range
+ANY = Range(-math.inf, math.inf, open_low=True, open_high=True)  # no range contains NaN or an infinity
 
 
 def hints(kind: type) -> dict[str, Any]:
@@ -51,20 +56,20 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 def inner_types(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type that `hint` is."""
+    """The members of a union; of any other type, the type itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def accepts(hint: Any, value: Any) -> bool:
     """Whether a field annotated as `hint` may have `value`.
 
-    Takes None, bool, int, float, str, Path, Literal, tuples, unions, and int or float Annotated with a Range.
+    Supports None, bool, int, float, str, Path, Literal, tuples, unions, and int or float annotated with a Range.
     """
     kind, limits = _limits(hint)
     if kind in (int, float):
         allowed = (int,) if kind is int else (int, float)
         return isinstance(value, allowed) and not isinstance(value, bool) and value in limits
-    if kind is numbers.Real:  # NaN and the infinities too, but no integer that is too large for a float
+    if kind is numbers.Real:  # including NaN and infinities, but no integer too large for a float
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (isinstance(value, float) or abs(value) <= sys.float_info.max)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
@@ -83,7 +88,7 @@ def accepts(hint: Any, value: Any) -> bool:
 
 
 def most_values(hint: Any) -> int | float:
-    """The largest number of values behind an option annotated as `hint`."""
+    """The largest number of values that an option annotated as `hint` accepts."""
     kind, _ = _limits(hint)
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
@@ -94,7 +99,7 @@ def most_values(hint: Any) -> int | float:
 
 
 def readable(hint: Any, texts: tuple[str, ...]) -> bool:
-    """Whether the values that the command line gives can be read as `hint`, within its range or not."""
+    """Whether texts from the command line can be parsed as `hint`. Ranges are not checked."""
     if any(not text or "\0" in text for text in texts):
         return False
     kind, _ = _limits(hint)
@@ -120,7 +125,7 @@ def readable(hint: Any, texts: tuple[str, ...]) -> bool:
 
 
 def expected(hint: Any) -> str:
-    """Describes the values that `hint` accepts, to follow "it must be"."""
+    """Describe the values that `hint` accepts, to follow "it must be"."""
     kind, limits = _limits(hint)
     if kind in (int, float):
         number = "a whole number" if kind is int else "a number"
@@ -139,7 +144,7 @@ def expected(hint: Any) -> str:
 
 
 def violations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(name, value, what was expected) of each invalid field of a dataclass, nested ones included."""
+    """Yield (name, value, expected values) for each invalid field of a dataclass, including nested ones."""
     for name, hint in hints(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
@@ -149,14 +154,14 @@ def violations(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Raises UserError for the first field of a dataclass, or of one in it, whose value is out of its range."""
+    """Raises UserError for the first invalid field of a dataclass, including nested ones."""
     for name, value, wanted in violations(config, prefix):
         option = name.replace("_", "-")
         raise UserError(f"--{option} is {shortened(value)}; it must be {wanted}")
 
 
 def _limits(hint: Any) -> tuple[Any, Range]:
-    """A hint without its annotation, and the range in it."""
+    """A type without its annotations, and the range in them."""
     if typing.get_origin(hint) is not Annotated:
         return hint, ANY
     kind, *annotations = typing.get_args(hint)

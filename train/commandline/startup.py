@@ -1,4 +1,4 @@
-"""Process-wide set-up of a command, which programs that import this package do not get."""
+"""Process-wide set-up of a command. Programs that import this package do not get it."""
 
 import inspect
 import io
@@ -11,25 +11,25 @@ import absl.logging
 
 
 def set_up_process() -> None:
-    """Prevent tracebacks on Ctrl-C and encoding errors. Call it before slow imports."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background jobs
+    """Prevent tracebacks on Ctrl-C and on encoding errors. Call it before slow imports."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # shells ignore it in background jobs
         signal.signal(signal.SIGINT, end_at_once)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
+            stream.reconfigure(errors="backslashreplace")  # file names may not be valid text
     silence_third_party_logging()
 
 
 def end_at_once(*_) -> None:
-    """Handler of Ctrl-C without state to save; raising could print a traceback from any library."""
-    os.write(2, b"interrupted\n")  # `print` may be at work already
+    """Handle Ctrl-C when there is no state to save; an exception could print a traceback from any library."""
+    os.write(2, b"interrupted\n")  # the signal may interrupt `print`, which cannot be called again
     os._exit(128 + signal.SIGINT)
 
 
 def silence_third_party_logging() -> None:
-    """Keep libraries from printing tracebacks of errors that end a run in one line of ours."""
+    """Keep libraries from printing tracebacks of errors that the command reports in one line."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax, Grain
-    # Orbax does not wait for all reads and writes once one has failed, and leaves their coroutines behind.
+    # After a failed read or write, Orbax does not await the others: their coroutines cause warnings.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     show = sys.unraisablehook
     left = lambda error: inspect.iscoroutine(error.object) or str(error.exc_value) == "Event loop is closed"

@@ -10,16 +10,14 @@ from typing import TextIO
 from train.commandline.startup import set_up_process
 from vit_jax.printable import printable
 
-BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report a process that the signal ended
+BROKEN_PIPE = 128 + signal.SIGPIPE  # as shells report a process killed by the signal
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command as the whole of this process.
-
-    It exits silently if the output pipe is closed, as in `... | head`.
+    """Run a command that is the whole of this process, and exit silently if the output pipe is closed (`... | head`).
 
     Args:
-        command: What to run; it returns the exit status.
+        command: The command; it returns the exit status.
 
     Returns:
         The exit status; BROKEN_PIPE if the output pipe is closed.
@@ -29,21 +27,21 @@ def run_command(command: Callable[[], int]) -> int:
         try:
             return command()
         finally:
-            sys.stdout.flush()  # which would otherwise fail when Python exits
+            sys.stdout.flush()  # otherwise Python flushes at exit, and reports the error itself
     except BrokenPipeError:
         if not any(map(_has_no_reader, (sys.stdout, sys.stderr))):
-            raise  # another pipe
+            raise  # the error is from another pipe
     except SystemExit as error:
-        if not isinstance(error.__context__, BrokenPipeError):  # which Rich turns into SystemExit
+        if not isinstance(error.__context__, BrokenPipeError):  # Rich turns BrokenPipeError into SystemExit
             raise
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())  # for what Python flushes when it exits
+        os.dup2(nowhere, stream.fileno())  # Python flushes them at exit
     return BROKEN_PIPE
 
 
 def tell(status: int, line: str) -> int:
-    """Show a last line to the user, and return `status`."""
+    """Print a line to stderr, and return `status`."""
     print(printable(line, None), file=sys.stderr)
     return status
 

@@ -1,4 +1,4 @@
-"""Images and labels for the trainer: any source in, batches of uint8 images out."""
+"""Datasets and batches: images and labels of several sources, as batches of uint8 images."""
 
 from train.data.dataset import Dataset, load_dataset
 from train.data.pipeline import eval_batches, image_to_input, train_batches, view_batches

@@ -1,7 +1,7 @@
 """Augmentation of a batch of training images on the device, inside the jitted step.
 
-Everything has static shapes and draws from `jax.random`, so that a step depends on its key alone and not on
-how many devices share the batch. A part that is off is not traced.
+All shapes are static and all random numbers come from `jax.random`, so the result of a step depends on its key and not
+on the number of devices. Augmentation that is off is not traced.
 
 Axes: b batch, h height, w width, c channels, k classes.
 """
@@ -16,10 +16,11 @@ from train.errors import UserError
 
 
 def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
-    """Augments uint8 images (b, h, w, c) and int labels (b,), in the order of the lines below.
+    """Augment uint8 images (b, h, w, c) with int labels (b,), in the order of the lines below.
 
-    Returns float32 images (b, h, w, c), normalised, and float32 targets (b, k) that sum to one: one-hot, or
-    mixed as the images are. `mean` and `std` hold one number per channel, of pixels in 0..1.
+    Returns normalised float32 images (b, h, w, c) and float32 targets (b, k), which are one-hot or mixed like the
+    images and sum to one. `mean` and `std` have one number per channel, for pixels in 0..1. Raises UserError for a
+    value of `config` that is out of range.
     """
     check_values(config, "augment.")
     crop_key, flip_key, randaugment_key, erase_key, mix_key = jax.random.split(key, 5)
@@ -42,7 +43,7 @@ def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
 
 
 def normalize(images, mean, std):
-    """Pixels (b, h, w, c) in 0..255 to float32: over 255, minus `mean`, over `std`, both per channel."""
+    """Normalise pixels (b, h, w, c) in 0..255: float32 (pixels / 255 - mean) / std, per channel."""
     channels = images.shape[-1]
     for option, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
@@ -52,7 +53,7 @@ def normalize(images, mean, std):
 
 
 def random_crop(key, images, padding):
-    """Moves each image by up to `padding` pixels along both axes; black comes in."""
+    """Shift each image by up to `padding` pixels along both axes, and fill with black."""
     batch, *shape = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
@@ -61,16 +62,16 @@ def random_crop(key, images, padding):
 
 
 def random_flip(key, images):
-    """Mirrors each image left to right with probability one half."""
+    """Flip each image horizontally with probability 0.5."""
     flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
 def random_erase(key, images, probability):
-    """Random erasing (Zhong et al. 2017, arXiv:1708.04896) with zeros, the mean colour.
+    """Erase a random rectangle of each image, with `probability` (Zhong et al. 2017, arXiv:1708.04896).
 
-    A rectangle has 2 to 33 % of the area and an aspect of 0.3 to 3.3. One that is longer than the image is
-    cut to it, where the paper draws again.
+    The rectangle is filled with zeros, the mean colour of normalised images. It has 2 to 33 % of the area and an aspect
+    ratio of 0.3 to 3.3. A rectangle that is longer than the image is cropped; the paper draws again.
     """
     batch, height, width, _ = images.shape
     choice_key, area_key, aspect_key, place_key = jax.random.split(key, 4)
@@ -90,12 +91,13 @@ def random_erase(key, images, probability):
 
 
 def mix(key, images, targets, mixup, cutmix):
-    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899); given both, an even draw.
+    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), each image with the one before it.
 
-    One weight map (h, w) serves the batch: constant for mixup, zero inside a box for CutMix. Its mean is the
-    share of the targets that stays, so that CutMix's share is exactly that of the pixels. The partner is the
-    image before in the batch: over a sharded batch each device needs one image of its neighbour's, where
-    reversing the batch would move all of them.
+    `mixup` and `cutmix` are the parameters of the Beta distributions; if both are positive, each is used with
+    probability 0.5. The whole batch has one map of weights (h, w), which is constant for mixup and zero inside a box
+    for CutMix. Targets are mixed with the mean of the map, for CutMix exactly the fraction of pixels kept. The partner
+    is the previous image because a device with a part of the batch then needs only one image of another device; with
+    a reversed batch it would need all of them.
     """
     choice_key, share_key, box_key = jax.random.split(key, 3)
     cut = jax.random.bernoulli(choice_key, 0.5 if mixup and cutmix else float(cutmix > 0))
@@ -108,7 +110,7 @@ def mix(key, images, targets, mixup, cutmix):
 
 
 def random_box(key, share, height, width):
-    """Mask (h, w) of a box around a random pixel, with that share of the area before the edges cut it."""
+    """Mask (h, w) of a box around a random pixel; `share` is its fraction of the area before it is cut at the edges."""
     row_key, column_key = jax.random.split(key)
     rows, columns = ((jnp.sqrt(share) * side).astype(int) for side in (height, width))
     top = jax.random.randint(row_key, (), 0, height) - rows // 2
@@ -117,6 +119,6 @@ def random_box(key, share, height, width):
 
 
 def rectangle(top, left, bottom, right, height, width):
-    """Mask (h, w): true in rows [top, bottom) and columns [left, right)."""
+    """Mask (h, w) that is true in rows [top, bottom) and columns [left, right)."""
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)

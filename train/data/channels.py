@@ -1,4 +1,4 @@
-"""Whether the images of a folder are read as greyscale or in colour."""
+"""Decide whether the images of a folder are read as greyscale or as RGB."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ import rich.progress
 
 from train.data.transforms import Unreadable, image_channels
 
-SAMPLE = 1000  # headers that are read of any folder; a dataset in colour needs no more
-CHUNK = 64  # headers that a thread reads at a time
+SAMPLE = 1000  # headers to read first; if one of them is in colour, no others are read
+CHUNK = 64  # headers per task of the thread pool
 
 
 def folder_channels(train: Sequence[str], evaluation: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-    """Number of channels that the images of a folder are read with: 3 if any training image is in colour, else 1.
+    """Number of channels to read the images of a folder with: 3 if any training image is in colour, otherwise 1.
 
     Args:
         train: Paths of the training images, one or more.
@@ -32,10 +32,10 @@ def folder_channels(train: Sequence[str], evaluation: Sequence[str]) -> tuple[in
     if 3 not in examples and len(train) > SAMPLE:
         examples = _examples(train, "Looking for images in colour")
     if len(examples) == 2:
-        return 3, (f"greyscale and colour are mixed, all is read as RGB: {examples[1]}, {examples[3]}",)
+        return 3, (f"greyscale and colour images are mixed; all are read as RGB: {examples[1]}, {examples[3]}",)
     (channels,) = examples
     if channels == 1 and (colour := _examples(_sample(evaluation)).get(3)):
-        return 1, (f"training images are all greyscale, so evaluation images in colour are read as such: {colour}",)
+        return 1, (f"all training images are greyscale; colour images for evaluation are read as greyscale: {colour}",)
     return channels, ()
 
 
@@ -45,7 +45,7 @@ def _sample(paths: Sequence[str]) -> Sequence[str]:
 
 
 def _examples(paths: Sequence[str], description: str | None = None) -> dict[int, str]:
-    """The first path of each number of channels. Reading ends once there are both 1 and 3."""
+    """The first path for each number of channels. Reading stops once both 1 and 3 are found."""
     examples: dict[int, str] = {}
     with contextlib.closing(_all_channels(paths)) as every:
         shown = rich.progress.track(every, description, total=len(paths)) if description else every
@@ -58,8 +58,8 @@ def _examples(paths: Sequence[str], description: str | None = None) -> dict[int,
 
 
 def _all_channels(paths: Sequence[str]) -> Iterator[int | None]:
-    """Number of channels of each image in order, None for those that cannot be read."""
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]  # as a future costs as much as a header
+    """Yield the number of channels of each image in order, None if it cannot be read."""
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]  # a future takes as long as a header
     with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(_chunk_channels, chunks)) as results:
         for chunk in results:
             yield from chunk

@@ -1,4 +1,4 @@
-"""A dataset ready to train on: opened, measured, and in memory if it is small."""
+"""Open a dataset, measure its means and deviations, and decode it into memory if it is small."""
 
 import dataclasses
 import itertools
@@ -25,17 +25,23 @@ from train.errors import UserError
 from train.memory import host_memory, in_words
 from vit_jax.printable import printable
 
-SAMPLE = 1000  # images on which sizes, means and deviations are measured
-MEMORY = 2**30  # bytes up to which a split is decoded once and kept
+SAMPLE = 1000  # images used to compare sizes, and to measure means and deviations
+MEMORY = 2**30  # bytes of the largest split that is decoded into memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Two splits and what a model must know about them.
+    """A training and an evaluation split, and their properties.
 
-    `image_shape` is (height, width, channels) as the model sees it, `mean` and `std` are per channel, of
-    pixels in 0..1, and `notes` are for the user to read at the start of a run. `fingerprints` are those of "train" and
-    "eval". If labels are not needed, they may all be 0, and there may be no `class_names`.
+    Attributes:
+        train: Training images and labels. If labels are not needed, they may all be 0.
+        eval: Evaluation images and labels.
+        class_names: Names of the classes; may be empty if labels are not needed.
+        image_shape: Height, width and channels of the model's input.
+        mean: Mean per channel, of pixels in 0..1.
+        std: Standard deviation per channel, of pixels in 0..1.
+        notes: Lines about the data, shown at the start of a run.
+        fingerprints: Fingerprints of "train" and "eval".
     """
 
     train: Source
@@ -49,14 +55,14 @@ class Dataset:
 
 
 def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
-    """Open `config.name`, and decode it at once if it is small.
+    """Open the dataset `config.name`, and decode it into memory if it is small.
 
     Args:
-        config: Which data, and how its images are cropped.
-        labels: Whether the labels are needed. Without them a folder of images needs no folders of classes.
+        config: The dataset and its preprocessing.
+        labels: Whether labels are needed. Otherwise a folder of images need not have a folder for each class.
 
     Raises:
-        UserError: A mistake in `config` or in the data.
+        UserError: If `config` is invalid, or the data cannot be used.
     """
     check_values(config, "data.")
     _check_image_size(config)
@@ -81,21 +87,21 @@ def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
 
 
 def _check_image_size(config: Data) -> None:
-    """Raises UserError for a size whose images would take more memory than there is."""
+    """Raises UserError for an image size that needs more memory than there is."""
     if config.image_size is None:
         return
     measured = config.mean is None or config.std is None
-    bytes_per_value = 20 if measured else 4  # an image and its resized copy, and the squares of the latter in float64
+    bytes_per_value = 20 if measured else 4  # an image, its resized copy, and the copy's squares in float64
     need = math.prod(config.image_size) * 3 * bytes_per_value * os.cpu_count()
     if need > host_memory():
         raise UserError(
-            f"--data.image-size is {config.image_size}: {os.cpu_count()} threads that decode such images need "
-            f"{in_words(need)}, but there are only {in_words(host_memory())} of memory"
+            f"--data.image-size is {config.image_size}: decoding images of this size in {os.cpu_count()} threads "
+            f"needs {in_words(need)}, but there are only {in_words(host_memory())} of memory"
         )
 
 
 def _image_shape(source: Source, config: Data) -> tuple[int, int, int]:
-    """Height, width and channels that the model sees."""
+    """Height, width and channels of the model's input."""
     first = read(source, 0)[0].shape
     if config.image_size is not None:
         return (*config.image_size, first[2])
@@ -107,7 +113,7 @@ def _image_shape(source: Source, config: Data) -> tuple[int, int, int]:
 
 
 def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tuple[tuple[float, ...], ...]:
-    """Mean and standard deviation per channel, as configured or else measured."""
+    """Mean and standard deviation per channel: those of `config`, otherwise measured."""
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != shape[2]:
             raise UserError(f"data.{name} has {len(given)} values: expected {shape[2]}, one per channel")
@@ -120,14 +126,14 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
 
     measured = _each(moments, _sample(source), "Measuring mean and deviation", source)
     mean, square = np.mean(list(measured), axis=0)
-    std = np.sqrt(np.maximum(square - mean**2, 1 / 255**2))  # a constant channel must not divide by zero
+    std = np.sqrt(np.maximum(square - mean**2, 1 / 255**2))  # avoids division by zero for a constant channel
     return config.mean or tuple(mean.tolist()), config.std or tuple(std.tolist())
 
 
 def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Source:
-    """The source decoded once, if that is small and all its images have `shape`; else the source itself.
+    """Decode a source into memory if it is small and all its images have `shape`; otherwise return it unchanged.
 
-    Others stand in for training images that cannot be read; of evaluation images those are left out.
+    An unreadable training image is replaced by another; an unreadable evaluation image is left out.
     """
     size = len(source)
     if isinstance(source, ArraySource) or size * math.prod(shape) > MEMORY or read(source, 0)[0].shape != shape:
@@ -151,7 +157,7 @@ def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Sour
 
 
 def warn(line: str) -> None:
-    """Shows a line to the user."""
+    """Print a line to stderr."""
     print(printable(line, None), file=sys.stderr)
 
 
@@ -162,11 +168,11 @@ def _sample(source: Source) -> Sequence[int]:
 
 
 def _each(function: Callable[[int], Any], indices: Sequence[int], description: str, source: Source) -> Iterator:
-    """`function` of every index in order, with threads and a progress bar if the source must decode."""
+    """Yield `function` of every index in order, with threads and a progress bar if images must be decoded."""
     if isinstance(source, ArraySource):
         yield from map(function, indices)
         return
-    # A future for each small image would cost as much as decoding it.
+    # For small images, a future for each would take as long as decoding it.
     chunks = [indices[i : i + 16] for i in range(0, len(indices), 16)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda chunk: [function(i) for i in chunk], chunks)

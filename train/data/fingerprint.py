@@ -1,6 +1,6 @@
 """Fingerprints of a run's inputs (data and teacher), to detect changes between restarts.
 
-File names are relative to the data folder, so that the folder may move.
+File names are relative to the data folder, so that the folder may be moved.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from train.run.files import write_atomically
 from train.run.json_files import read_json
 
 FILE = "fingerprints.json"
-ENTRIES, CHARACTERS = 50_000, 300_000  # limits up to which names are stored, so that messages can name a changed file
+ENTRIES, CHARACTERS = 50_000, 300_000  # most names that are stored, for messages about changed files
 
 
 class Fingerprint(NamedTuple):
@@ -63,7 +63,7 @@ def fingerprint_of_files(origin: str, files: Mapping[str, Sequence[str]]) -> Fin
 
 
 def difference(there: Fingerprint, here: Fingerprint) -> str:
-    """Describes how `here` differs from `there`; empty if they are equal."""
+    """Describe how `here` differs from `there`; empty if they are equal."""
     if there.digest == here.digest:
         return ""
     found = []
@@ -81,7 +81,7 @@ def difference(there: Fingerprint, here: Fingerprint) -> str:
 
 
 def _changed_classes(there: Mapping[str, tuple[int, str]], here: Mapping[str, tuple[int, str]]) -> list[str]:
-    """Describes the first three classes whose examples differ, and counts the rest."""
+    """Describe the first three classes whose examples differ, and count the others."""
     nothing = (0, "")
     changed = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
     found = []
@@ -95,7 +95,7 @@ def _changed_classes(there: Mapping[str, tuple[int, str]], here: Mapping[str, tu
 
 
 def changes(there: Mapping[str, Fingerprint], here: Mapping[str, Fingerprint]) -> str:
-    """Describes how the fingerprints in `here` differ from those of the same name in `there`; empty if equal."""
+    """Describe how the fingerprints in `here` differ from those of the same name in `there`; empty if equal."""
     found = {name: difference(there[name], here[name]) for name in here if name in there}
     return "; ".join(f"{name}: {how}" for name, how in found.items() if how)
 

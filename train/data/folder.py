@@ -1,4 +1,4 @@
-"""Images in a folder: a folder for each class, or all in one where labels are not needed."""
+"""Images in folders: one folder for each class or, if labels are not needed, any folders."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,7 @@ from train.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files, decoded when asked for."""
+    """Image files, decoded on access."""
 
     paths: list[str]
     labels: list[int]
@@ -35,7 +35,15 @@ class FolderSource:
 
 
 def open_folder(root: Path, config: Data) -> Parts:
-    """root/train/CLASS/FILE, and root/val, root/validation or root/test likewise."""
+    """Open a folder with a subfolder for each class.
+
+    Args:
+        root: The folder, with root/train/CLASS/FILE, and root/val, root/validation or root/test likewise.
+        config: Its name and evaluation split.
+
+    Raises:
+        UserError: If a folder or all images of a class are missing, or a class exists for evaluation only.
+    """
     if not (root / "train").is_dir():
         missing = root / "train" if root.is_dir() else root
         hint = _flat_hint([entry.path for entry in _entries(root) if _is_image(entry)]) if root.is_dir() else ""
@@ -68,9 +76,16 @@ def open_folder(root: Path, config: Data) -> Parts:
 
 
 def open_images(root: Path, config: Data) -> Parts:
-    """All images below root/train, or below root where there is no such folder, for objectives without labels.
+    """Open all images in a folder, for objectives without labels.
 
-    They are evaluated on root/val, root/validation or root/test, or else on a part of them that is held out.
+    Args:
+        root: The folder. Training images are all images below root/train, or below root if root/train does not exist;
+            evaluation images are those below root/val, root/validation or root/test, otherwise a part of the training
+            images is held out.
+        config: Its name and evaluation split.
+
+    Raises:
+        UserError: If the folder or its images are missing.
     """
     if not root.is_dir():
         raise UserError(f"{config.name}: there is no folder {root}")
@@ -98,14 +113,14 @@ def open_images(root: Path, config: Data) -> Parts:
 
 
 def _hold_out(paths: list[str]) -> tuple[list[str], list[str]]:
-    """Split paths into training and evaluation by a fixed random draw of HELD_OUT of them."""
+    """Split paths into training and evaluation: a fixed random choice, HELD_OUT of them, is for evaluation."""
     count = max(1, round(HELD_OUT * len(paths)))
     drawn = set(np.random.default_rng(0).permutation(len(paths))[:count].tolist())
     return [p for i, p in enumerate(paths) if i not in drawn], [p for i, p in enumerate(paths) if i in drawn]
 
 
 def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, list[str]]:
-    """Class name to image files, both sorted.
+    """Image files by class name, both sorted.
 
     Images outside split/CLASS/ are appended to `misplaced`, other files to `skipped`.
     """
@@ -131,7 +146,7 @@ def _images_below(folder: Path | str, skipped: list[str], without: Path | None =
     Other files are appended to `skipped`.
     """
     images = []
-    seen = {_identity(without)} if without else set()  # a link may lead back to a folder above
+    seen = {_identity(without)} if without else set()  # a link may lead back to a parent folder
 
     def walk(folder):
         if (found := _identity(folder)) in seen:
@@ -190,7 +205,7 @@ def _skipped_note(root: Path, skipped: list[str]) -> tuple[str, ...]:
     if not skipped:
         return ()
     names = ", ".join(os.path.relpath(path, root) for path in skipped[:3]) + (", ..." if skipped[3:] else "")
-    return (f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'} skipped, empty or no image: {names}",)
+    return (f"{len(skipped)} {'file' if len(skipped) == 1 else 'files'} skipped (empty or not an image): {names}",)
 
 
 def _misplaced_note(root: Path, misplaced: list[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Batches for the trainer, through Grain: order, decoding, crops, and each process's share.
+"""Batches for training and evaluation, built with Grain: order, decoding, crops, and the share of each process.
 
-The order is one endless sequence of positions, the same for any number of processes, and each process takes
-every process_count-th of them. What a position holds depends on the seed alone, so iterators resume exactly.
+The order is one endless sequence of positions, the same for any number of processes; of P processes each takes every
+P-th position. The example at a position depends only on the seed, so iterators resume exactly.
 """
 
 import contextlib
@@ -29,15 +29,27 @@ Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 def train_batches(
     dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0, start: int = 0, warn: Warn = warn
 ) -> grain.DatasetIterator:
-    """Endless batches, reshuffled every epoch: {"image": uint8 (b, h, w, c), "label": int32 (b,)}.
+    """Endless batches of training images, reshuffled every epoch.
 
-    b is this process's share of `batch_size`. The first `start` batches are left out at no cost: as nothing but the
-    position decides on a batch, this resumes exactly, with any number of workers. With `views`, epochs take turns with
-    so many views of every image, whose crops are always the same, and batches have a "sample" besides, int32 (b,):
-    view * number of examples + example. `warn` shows the user a line about images that cannot be read, for which others
-    stand in; UserError is raised when they are too many.
-    `get_state()` is JSON-able and `set_state()` resumes exactly, where the workers are as many.
-    Close the iterator when done with it, as `config.workers` are processes.
+    Args:
+        dataset: The dataset.
+        config: Its preprocessing.
+        batch_size: Images per batch, over all processes.
+        seed: Seed of the order and the crops, 0 or more.
+        views: Number of fixed views of every image, which epochs use in turn: the crop of a view is always the same. 0:
+            a new crop in every epoch.
+        start: Number of batches to skip, which takes no time. A batch depends only on its position, so this resumes
+            exactly, with any number of workers.
+        warn: Receives a line about unreadable images; readable ones replace them.
+
+    Returns:
+        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,)}, where b is this process's share of
+        `batch_size`; with `views` also "sample": int32 (b,), view * number of examples + example. `set_state` resumes
+        exactly from the JSON-serialisable `get_state()` of an iterator with as many workers. Close the iterator to end
+        its worker processes.
+
+    Raises:
+        UserError: If an argument is out of range or, later, if too many images are unreadable.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}: expected 0 or more")
@@ -49,9 +61,9 @@ def train_batches(
 
 
 def view_batches(dataset: Dataset, config: Data, batch_size: int, seed: int, views: int) -> Iterator[dict]:
-    """Every view of every training example once, in the order of "sample", as `train_batches` makes them.
+    """Yield every view of every training example once, in the order of "sample" (see `train_batches`).
 
-    On one process. The last batch holds what is left.
+    It supports a single process. The last batch may be smaller.
     """
     samples = grain.MapDataset.range(views * len(dataset.train)).seed(seed)
     batches = _train_batches(dataset, config, samples, batch_size, seed, views)
@@ -88,10 +100,17 @@ def _train_batches(
 def eval_batches(
     dataset: Dataset, config: Data, batch_size: int, skipped: Skipped | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every evaluation example once, in order: as `train_batches`, with "mask": float32 (b,).
+    """Yield every evaluation example once, in order.
 
-    Images that cannot be read have the mask 0, and are counted by `skipped`. The last batch is padded with zeros whose
-    mask is 0, so that all batches have one shape and all processes yield equally many.
+    Args:
+        dataset: The dataset.
+        config: Its preprocessing.
+        batch_size: Images per batch, over all processes.
+        skipped: Counts unreadable images; None: a new counter.
+
+    Yields:
+        Batches as from `train_batches`, with "mask": float32 (b,), which is 0 for unreadable images and for the padding
+        of the last batch. All batches have the same shape, and all processes yield the same number of batches.
     """
     source, size = dataset.eval, dataset.image_shape[:2]
     indices = grain.MapDataset.range(len(source)).seed(0)
@@ -112,19 +131,19 @@ def eval_batches(
 
 
 def image_to_input(path: str | os.PathLike, image_shape: tuple[int, int, int], config: Data) -> np.ndarray:
-    """One image file as evaluation sees it: uint8 of `image_shape` (height, width, channels)."""
+    """Read one image file as in evaluation: uint8 pixels of `image_shape` (height, width, channels)."""
     return center_crop(decode(path, image_shape[2], str(path)), image_shape[:2], config.eval_crop)
 
 
 def _sample(examples: int, seed: int, views: int, position: int, row: int) -> int:
-    """Which view of which example stands at a position of the endless order."""
+    """The sample (view * number of examples + example) at a position of the endless order."""
     epoch = position // examples
     return int(_permutation(examples, seed, epoch)[row]) + examples * (epoch % views)
 
 
-@functools.lru_cache(maxsize=2)  # batches, and threads that run ahead, straddle two epochs
+@functools.lru_cache(maxsize=2)  # a batch, and threads that prefetch, may span two epochs
 def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """One epoch's order; Grain's own shuffle costs 25 microseconds an example, more than all else here."""
+    """The order of an epoch. Grain's own shuffle takes 25 microseconds per example, more than everything else here."""
     return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
@@ -135,19 +154,19 @@ def _share(batch_size: int) -> int:
 
 
 def _is_ready(source: Source, size: tuple[int, int], crop: float) -> bool:
-    """Whether the images can go to the model as they lie in memory."""
+    """Whether images in memory need no crop and no resizing."""
     return isinstance(source, ArraySource) and source.images.shape[1:3] == size and crop == 1
 
 
 def _own(dataset: grain.MapDataset, first: int = 0) -> grain.MapDataset:
-    """This process's part of the one global order, from its position `first` on."""
+    """This process's positions of the global order, starting at `first`."""
     return dataset[first + jax.process_index() :: jax.process_count()]
 
 
 def _gathered(
     source: ArraySource, samples: grain.MapDataset, share: int, first: int = 0, *, with_sample: bool = False
 ) -> grain.IterDataset:
-    """Batches straight out of memory, by one fancy index each: Python's cost per example would be felt."""
+    """Batches from memory, with one indexing operation each: a Python call per example would be slow."""
 
     def gather(samples):
         rows = np.asarray(samples) % len(source)
@@ -155,7 +174,7 @@ def _gathered(
         return {"image": source.images[rows], "label": source.labels[rows], **sample}
 
     inline = grain.ReadOptions(num_threads=0)
-    # Batches of 1 leave no remainder. Asked to keep one, Grain rounds their number up beyond what an int can hold.
+    # Batches of one leave no remainder. If a remainder is kept, Grain rounds their number up, which overflows here.
     batches = _own(samples, first).batch(share, batch_fn=gather, drop_remainder=share == 1)
     return batches.to_iter_dataset(inline)
 
@@ -169,23 +188,23 @@ def _decoded(
     view_seed: int | None = None,
     first: int = 0,
 ) -> grain.IterDataset:
-    """Batches of examples that threads, or else worker processes, decode ahead of need.
+    """Batches of examples that threads or worker processes decode in advance.
 
-    They have "unreadable" besides, int (b,): the index of an example for which another stands in, -1 for the rest.
+    Batches also have "unreadable", int (b,): the index of an example that another one replaces, otherwise -1.
 
-    Crops belong to positions in the global order; with a `view_seed`, to the sample.
+    Crops depend on the position in the global order; with a `view_seed`, on the sample.
     """
     examples = indices.random_map(functools.partial(_example, source, crop, view_seed))
-    examples = _own(examples, first)  # not before the map, whose random numbers belong to positions
+    examples = _own(examples, first)  # after the map, whose random numbers depend on positions
     ahead = 2 * share
-    if isinstance(source, ArraySource):  # nothing to decode: threads would only fight for the interpreter
+    if isinstance(source, ArraySource):  # nothing to decode: threads would only compete for the interpreter lock
         threads, workers = 0, 0
     else:
         threads = 0 if workers else min(os.cpu_count(), ahead)
     examples = examples.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=ahead))
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which this program does not have
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which must have been parsed
         each = -(-ahead // workers)
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
         examples = examples.mp_prefetch(options, worker_init_fn=die_with_parent)
@@ -193,7 +212,7 @@ def _decoded(
 
 
 def _iterate(batches: grain.IterDataset, source: Source, config: Data) -> grain.DatasetIterator:
-    """An iterator that does not wait for workers which have died."""
+    """An iterator that does not wait for dead workers."""
     in_workers = config.workers and not isinstance(source, ArraySource)
     return Watched(iter(batches)) if in_workers else iter(batches)
 

@@ -19,10 +19,17 @@ MOST_CLASSES = 1_000_000
 
 
 def find_prepared(tfds: ModuleType, name: str, data_dir: Path) -> Path:
-    """The folder of the dataset `name`: data_dir/NAME[/CONFIG]/VERSION, of the highest version that matches.
+    """Find the folder of a dataset: data_dir/NAME[/CONFIG]/VERSION, with the highest version that matches.
 
-    TFDS's own search would import the Python module of a dataset to learn its default configuration.
-    Raises UserError if there is none.
+    TFDS itself would import the Python module of a dataset to find its default configuration.
+
+    Args:
+        tfds: The module tensorflow_datasets.
+        name: NAME, NAME/CONFIG or NAME:VERSION, where * in a version matches any number.
+        data_dir: The folder of all datasets.
+
+    Raises:
+        UserError: If there is no such folder.
     """
     parsed = NAME.fullmatch(name)
     if parsed is None:
@@ -58,7 +65,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def how_to_prepare(name: str, data_dir: Path) -> str:
-    """A command that prepares a dataset. TFDS's own, `tfds build`, needs Apache Beam as well."""
+    """A command that prepares a dataset. (TFDS's own command, `tfds build`, also needs Apache Beam.)"""
     arguments = f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record'"
     return (
         "to prepare it, in an environment with TensorFlow (pip install tensorflow tensorflow-datasets "
@@ -72,7 +79,7 @@ def check_metadata(tfds: ModuleType, folder: Path) -> None:
     with one_line_errors(f"{folder} cannot be read"):
         for path in folder.iterdir():
             if not (path.is_file() or path.is_dir()):
-                raise UserError(f"{path} is no regular file")
+                raise UserError(f"{path} is not a regular file")
         _check_classes(tfds, folder)
 
 
@@ -92,7 +99,7 @@ def _check_classes(tfds: ModuleType, folder: Path) -> None:
 
 
 def _named_classes(node: Any) -> Iterator[str]:
-    """Yields every class name in the JSON of features, in all forms that TFDS accepts."""
+    """Yield every class name in the JSON of features, in all forms that TFDS accepts."""
     left = [node]
     while left:
         node = left.pop()
@@ -102,7 +109,7 @@ def _named_classes(node: Any) -> Iterator[str]:
             left += node.values()
         elif isinstance(node, list):
             left += node
-        elif isinstance(node, str):  # some features hold others as JSON within a string
+        elif isinstance(node, str):  # some features contain others as JSON in a string
             with contextlib.suppress(ValueError):
                 left.append(json.loads(node))
 
@@ -118,7 +125,18 @@ def _read_json(path: Path) -> dict:
 
 
 def read_class_names(label: Any, key: str, folder: Path) -> tuple[str, ...]:
-    """The class names, or class numbers if the dataset has no names. TFDS itself ignores a mismatched file."""
+    """Read the class names; class numbers if the dataset has no names.
+
+    TFDS itself ignores a file with a wrong number of names.
+
+    Args:
+        label: The feature of the labels.
+        key: Its name.
+        folder: The folder of the dataset.
+
+    Raises:
+        UserError: If the number of classes is out of range, or the names do not match it.
+    """
     count, path = label.num_classes or 0, folder / f"{key.replace('/', '.')}.labels.txt"
     if not 0 < count <= MOST_CLASSES:
         raise UserError(f"{folder / 'features.json'} says {count} classes: expected 1 to {MOST_CLASSES:,}")
@@ -145,7 +163,7 @@ def check_shards(split: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Turns any error into a UserError that begins with `what`: TFDS raises all kinds for damaged files."""
+    """Convert any error to a UserError that begins with `what`: for damaged files, TFDS raises many types of errors."""
     try:
         yield
     except UserError:

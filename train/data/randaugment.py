@@ -1,11 +1,12 @@
-"""RandAugment: a few random operations per image, all of one strength.
+"""RandAugment: a few random operations per image, all of the same strength.
 
 Source: Cubuk et al. 2019, arXiv:1909.13719.
-Differs from the paper: `invert` is among the operations; every strength grows with the magnitude, which at 0
-changes nothing (the paper's colour operations do nothing at 5); signs are random; sampling is bilinear.
+Differs from the paper: `invert` is one of the operations; the strength of every operation grows with the magnitude,
+and at magnitude 0 none changes the image (in the paper, colour operations have no effect at 5); signs are random;
+sampling is bilinear.
 
-A switch under `vmap` computes all its branches, so there is none. An image passes through a table of tones, a
-blend and an affine map, and its operation sets one of them; the other two stay the identity, which is exact.
+Under `vmap` a switch would compute all its branches. Instead, each image passes through a table of tones, a blend and
+an affine map. Its operation sets one of the three; the others are exact identities.
 
 Axes: h height, w width, c channels, v the 256 values of a pixel.
 """
@@ -21,9 +22,9 @@ OPERATIONS = (*TONES, "color", "sharpness", *MOVES)
 
 
 def randaugment(key, images, layers, strength, fill):
-    """Applies `layers` random operations to each of the uint8 images (b, h, w, c); returns the same type.
+    """Apply `layers` random operations to each uint8 image (b, h, w, c); returns uint8 images.
 
-    `strength` is 0 to 1. `fill` is the colour, in 0..1 per channel, that comes in where an image moves away.
+    `strength` is from 0 to 1. `fill` is the colour, in 0..1 per channel, of areas outside of a moved image.
     """
     fill = jnp.asarray(fill, jnp.float32) * 255
 
@@ -40,9 +41,10 @@ def randaugment(key, images, layers, strength, fill):
 
 
 def apply(image, operation, strength, fill):
-    """One operation, by its index in OPERATIONS, on a uint8 image (h, w, c).
+    """Apply the operation with index `operation` in OPERATIONS to a uint8 image (h, w, c).
 
-    `strength` is -1 to 1; its sign is a direction, or less against more. `fill` is a colour (c,) in 0..255.
+    `strength` is from -1 to 1; its sign is the direction of a move, or reduces or enhances a colour. `fill` is a colour
+    (c,) in 0..255.
     """
     image = change_tones(image, operation, strength)
     image = change_detail(image, operation, strength)
@@ -50,7 +52,7 @@ def apply(image, operation, strength, fill):
 
 
 def change_tones(image, operation, strength):
-    """The operations that give each value of a pixel a new one, as a table (v, c)."""
+    """The operations that map each value of a pixel to a new one, by a table (v, c)."""
     channels = image.shape[-1]
     pixels = image.reshape(-1, channels)
     values = jnp.arange(256.0)[:, None]
@@ -75,7 +77,7 @@ def change_tones(image, operation, strength):
 
 
 def equalized(pixels):
-    """Table (v, c) that makes the histogram of each channel flat, in the integers of PIL."""
+    """Table (v, c) that equalises the histogram of each channel, with the integer arithmetic of PIL."""
     values = jnp.arange(256)[:, None]
     counts = jax.vmap(lambda channel: jnp.bincount(channel, length=256), in_axes=1, out_axes=1)(pixels)
     last = jnp.sum(jnp.where(values == pixels.max(0, keepdims=True), counts, 0), axis=0, keepdims=True)
@@ -85,7 +87,7 @@ def equalized(pixels):
 
 
 def change_detail(image, operation, strength):
-    """Color and sharpness: away from, or towards, the grey or the smooth image."""
+    """Color and sharpness: extrapolation from, or blending with, the grey or the smoothed image."""
     color, sharpness = (operation == OPERATIONS.index(name) for name in ("color", "sharpness"))
     pixels = image.astype(jnp.float32)
     poor = jnp.where(color, luma(image), smooth(pixels))
@@ -100,19 +102,19 @@ def luma(image):
 
 
 def smooth(pixels):
-    """Each inner pixel becomes the mean of its 3 x 3 square, itself counted five times."""
+    """Replace each inner pixel by the mean of its 3 x 3 square, with weight 5 for the pixel itself."""
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     squares = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     return pixels + jnp.pad((squares - 9 * pixels[1:-1, 1:-1]) / 13, ((1, 1), (1, 1), (0, 0)))
 
 
 def move(image, operation, strength, fill):
-    """Rotation, shear and translation: one affine map around the centre, from target to source."""
+    """Rotation, shear and translation: one affine map around the centre, from target to source pixels."""
     height, width, _ = image.shape
     amount = lambda name, most: jnp.where(operation == OPERATIONS.index(name), most * strength, 0)
     angle = amount("rotate", math.radians(30))
     y, x = jnp.meshgrid(jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij")
-    # All but one amount are zero, so sums stand for products.
+    # All amounts but one are zero, so that the sum of the maps equals their product.
     source_y = y * jnp.cos(angle) - x * (jnp.sin(angle) - amount("shear_y", 0.3))
     source_x = x * jnp.cos(angle) + y * (jnp.sin(angle) + amount("shear_x", 0.3))
     source_y += amount("translate_y", 0.45 * height) + (height - 1) / 2
@@ -121,7 +123,7 @@ def move(image, operation, strength, fill):
 
 
 def bilinear(image, y, x, fill):
-    """Samples (h, w, c) at rows and columns y, x (h, w); `fill` surrounds the image."""
+    """Sample an image (h, w, c) at rows `y` and columns `x` (h, w); outside of the image is `fill`."""
     height, width, _ = image.shape
     framed = jnp.tile(fill, (height + 2, width + 2, 1))
     framed = framed.at[1:-1, 1:-1].set(image.astype(jnp.float32))
@@ -133,5 +135,5 @@ def bilinear(image, y, x, fill):
 
 
 def to_uint8(pixels):
-    """Rounds and clips floats to pixels."""
+    """Round and clip floats to uint8 pixels."""
     return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Images that cannot be read: told, counted, and too many at some point."""
+"""Report and count unreadable images, and stop if there are too many."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterable
 from train.data.sources import Source
 from train.errors import UserError
 
-LIMIT = 0.01  # of a split's images; a single one is always let pass
-NAMED = 3  # how many are told by name
+LIMIT = 0.01  # largest fraction of a split's images; a single one is always tolerated
+NAMED = 3  # number of images that are named in messages
 
 
 class Skipped:
-    """The unreadable images of a split so far. `what`: "training" or "evaluation"; `warn` shows a line to the user."""
+    """The unreadable images of a split so far.
+
+    Args:
+        source: The images of the split.
+        what: "training" or "evaluation".
+        warn: Shows a line to the user.
+    """
 
     def __init__(self, source: Source, what: str, warn: Callable[[str], None]):
         self._source, self._what, self._warn = source, what, warn
@@ -19,7 +25,7 @@ class Skipped:
         self._lock = threading.Lock()
 
     def add(self, indices: Iterable[int]) -> None:
-        """Take note of some, again or for the first time. Raises UserError when they are more than LIMIT."""
+        """Add unreadable images; repeated ones count once. Raises UserError if there are more than LIMIT."""
         with self._lock:
             for index in sorted(set(indices) - self._seen):
                 self._seen.add(index)

@@ -1,6 +1,4 @@
-"""Where images come from: what all sources have in common, and the embedded digits.
-
-`folder.py` and `tfds.py` open the others.
+"""What all sources of images share, and the included digits; `folder.py` and `tfds.py` open the other sources.
 
 A source has a length, and its item i is (uint8 image (h, w, c) of the file's own size, int label).
 """
@@ -19,7 +17,7 @@ from train.data.transforms import Unreadable
 from train.errors import UserError
 
 EVAL_SPLITS = ("val", "validation", "test")
-STAND_INS = 100  # neighbours to try in place of an unreadable image; beyond that, the fault is not the image's
+STAND_INS = 100  # images to try in place of an unreadable one; if all fail, the fault is elsewhere
 
 HELD_OUT = 0.1  # share of the images for evaluation, if there is no split for it and labels are not needed
 
@@ -27,7 +25,7 @@ Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
 
 
 class Parts(NamedTuple):
-    """An opened dataset. If labels are not needed, they may all be 0, and there may be no class names."""
+    """An opened dataset. If labels are not needed, they may all be 0 and `class_names` may be empty."""
 
     train: Source
     eval: Source
@@ -38,7 +36,7 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images of one size, decoded, in memory."""
+    """Decoded images of one size, in memory."""
 
     images: np.ndarray  # uint8 (n, h, w, c)
     labels: np.ndarray  # int32 (n,)
@@ -51,10 +49,19 @@ class ArraySource:
 
 
 def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
-    """Image and label of an example, or where it cannot be read, of the next that can; and the index that was read.
+    """Read an example or, if it is unreadable, the next readable one.
 
-    The same stands in every time, so that a run which is resumed sees what it would have seen. Raises Unreadable after
-    STAND_INS in a row.
+    The replacement is always the same, so that a resumed run sees the same images.
+
+    Args:
+        source: The source.
+        index: Index of the example.
+
+    Returns:
+        The image, the label, and the index of the example that was read.
+
+    Raises:
+        Unreadable: If STAND_INS examples in a row are unreadable.
     """
     for used in ((index + ahead) % len(source) for ahead in range(min(STAND_INS, len(source)))):
         with contextlib.suppress(Unreadable):
@@ -63,7 +70,10 @@ def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
 
 
 def open_digits(config: Data) -> Parts:
-    """scikit-learn's 1,797 scans of 8x8 pixels (UCI's optdigits test set), a fifth of each class held out."""
+    """Open scikit-learn's 1,797 scans of 8x8 pixels (UCI's optdigits test set).
+
+    360 of them are held out for evaluation, stratified by class.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -91,9 +101,19 @@ def count_images(count: int) -> str:
 
 
 def choose_split(config: Data, splits: Sequence[str], *, required: bool = True) -> str | None:
-    """The evaluation split: the one asked for, or the first usual one, among `splits`.
+    """Choose the evaluation split.
 
-    None if it is not `required`, not asked for, and not there. Raises UserError if it is missing otherwise.
+    Args:
+        config: The configured split, if any.
+        splits: Names of the splits that exist.
+        required: Whether there must be one.
+
+    Returns:
+        The configured split, otherwise the first of EVAL_SPLITS that exists. None if there is none and `required` is
+        False.
+
+    Raises:
+        UserError: If the configured or the required split does not exist.
     """
     wanted = EVAL_SPLITS if config.eval_split is None else (config.eval_split,)
     for name in wanted:

@@ -1,4 +1,4 @@
-"""A dataset that TFDS has prepared as ArrayRecord, read without TensorFlow and without code of the dataset itself."""
+"""Read a dataset that TFDS has prepared as ArrayRecord, without TensorFlow and without Python code of the dataset."""
 
 import contextlib
 import dataclasses
@@ -25,13 +25,13 @@ from train.data.sources import HELD_OUT, Parts, choose_split, held_out_note
 from train.data.transforms import Unreadable, decode, image_channels
 from train.errors import UserError, one_line
 
-SAMPLE = 1000  # records of a split whose labels are read before training; reading an image checks its own
-UNLABELLED = -1  # TFDS's label where there is none
+SAMPLE = 1000  # records whose labels are checked before training; the others are checked when they are read
+UNLABELLED = -1  # TFDS's value for a missing label
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """Records of encoded images, decoded when asked for. Without a `label_key` every label is 0."""
+    """Records of encoded images, decoded on access. Without a `label_key` every label is 0."""
 
     records: Any  # serialized tf.train.Example messages
     image_key: str
@@ -61,7 +61,7 @@ class TfdsSource:
         return self._value(self._features(index), self.label_key, index)
 
     def check_label(self, label: int | float, index: int) -> int:
-        """The `label` of an example, if it is one of the classes; else raises UserError."""
+        """Convert the `label` of example `index` to an int. Raises UserError if it is not one of the classes."""
         if not (0 <= label < self.classes and label == int(label)):
             raise UserError(f"the label of {self.name_of(index)} is {label}: expected 0 to {self.classes - 1}")
         return int(label)
@@ -94,9 +94,15 @@ class Described(NamedTuple):
 
 
 def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
-    """The dataset `name` of TFDS, such as "mnist", "imagenet_resized/8x8" or "mnist:3.0.1", as prepared on this disk.
+    """Open a prepared TFDS dataset.
 
-    Raises UserError if it is not prepared, damaged, not for image classification, or has `labels` that are no classes.
+    Args:
+        name: Name of the dataset, such as "mnist", "imagenet_resized/8x8" or "mnist:3.0.1".
+        config: Its folder and evaluation split.
+        labels: Whether labels are needed.
+
+    Raises:
+        UserError: If the dataset is not prepared, is damaged, is not for image classification, or has invalid labels.
     """
     import tensorflow_datasets as tfds  # slow to import
 
@@ -134,7 +140,7 @@ def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
 
 
 def _described(tfds: ModuleType, folder: Path, config: Data, labels: bool) -> Described:
-    """Raises UserError for files that TFDS cannot read, and for a dataset of another kind."""
+    """Read the metadata. Raises UserError if TFDS cannot read it, or the dataset is not for image classification."""
     with one_line_errors(f"{config.name}: TFDS cannot read {folder}"):
         builder = tfds.builder_from_directory(folder)
         features = dict(builder.info.features.items())
@@ -158,7 +164,7 @@ def _records(tfds: ModuleType, builder: Any, split: str, folder: Path) -> Any:
 
 
 def _channels(image: Any, source: TfdsSource) -> int:
-    """The declared number of channels, or else 3 if any image of a sample is in colour."""
+    """The declared number of channels; if none is declared, 3 if any image of a sample is in colour, otherwise 1."""
     if declared := image.shape[-1]:
         return 1 if declared == 1 else 3
     kinds = set()

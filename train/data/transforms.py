@@ -1,6 +1,6 @@
 """Transforms of one image on the host: decode, crop, resize.
 
-Images are uint8 (h, w, c). In pixels, a size is (height, width) and a box (left, top, right, bottom).
+Images are uint8 (h, w, c). Sizes are (height, width) and boxes are (left, top, right, bottom), in pixels.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from train.errors import UserError
 File = str | os.PathLike | io.BytesIO
 Box = tuple[float, float, float, float]
 
-# Formats that Pillow decodes within this process. Of its others, some start a program (EPS starts Ghostscript), some
-# open a file of any format that they embed (IPTC), and some decode in slow Python what a few bytes expand to (QOI).
-# TGA is last as its files have no signature.
+# Formats that Pillow decodes safely within this process. Of the others, some start a program (EPS starts Ghostscript),
+# some open embedded files of any format (IPTC), and some decode in slow Python what expands from a few bytes (QOI).
+# TGA is last because its files have no signature.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PCX", "SGI", "SUN")
 FORMATS += ("TGA",)
 Image.init()
@@ -33,7 +33,7 @@ SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().it
 # Decoding takes 11 to 25 bytes a pixel, depending on the format, in each thread: up to 1.6 GiB.
 MAX_PIXELS = 2**26
 
-# Pillow's warnings about damage do not name the file; images that cannot be decoded raise Unreadable.
+# Pillow's warnings about damage do not name the file. For images that cannot be decoded, `decode` raises Unreadable.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
@@ -75,8 +75,8 @@ def image_channels(file: File, name: str) -> int:
 def decode(file: File, channels: int, name: str) -> np.ndarray:
     """Decode an image at its own size, rotated according to its EXIF orientation.
 
-    Palettes are resolved, alpha is dropped, samples of more than 8 bits are reduced to their upper 8, and of several
-    frames or pages the first is read.
+    Palettes are resolved, alpha is dropped, samples of more than 8 bits are reduced to their upper 8 bits, and of
+    several frames or pages only the first is read.
 
     Args:
         file: Path or contents of the file.
@@ -98,15 +98,19 @@ def decode(file: File, channels: int, name: str) -> np.ndarray:
 
 
 def center_crop(image: np.ndarray, size: tuple[int, int], share: float) -> np.ndarray:
-    """The central `share` of the shorter side, resized to `size`."""
+    """Resize the central crop to `size`; its sides are `share` of the largest crop with the aspect ratio of `size`."""
     return _resize(image, _center_box(image.shape[:2], size, share), size)
 
 
 def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: np.random.Generator) -> np.ndarray:
-    """A random part of random area and aspect, resized to `size` (Szegedy et al. 2015, arXiv:1409.4842).
+    """Resize a crop of random area and aspect ratio to `size` (Szegedy et al. 2015, arXiv:1409.4842).
 
-    Its share of the area is uniform in `min_area` to 1; its aspect is that of `size` times 3/4 to 4/3.
-    `min_area=1` gives the largest central crop instead.
+    Args:
+        image: The image, uint8 (h, w, c).
+        size: Height and width of the result. The aspect ratio of the crop is that of `size` times 3/4 to 4/3.
+        min_area: Smallest area of the crop, as a fraction of the image; the area is uniform between it and 1. With 1
+            the crop is the largest central one.
+        rng: Source of random numbers.
     """
     if min_area == 1:
         return center_crop(image, size, 1.0)
@@ -131,7 +135,7 @@ def _opened(file: File, name: str) -> Iterator[Image.Image]:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file whose `read` allocates no more than is left of it, whatever length a damaged image claims."""
+    """A file whose `read` never allocates more than the rest of the file, whatever length a damaged image claims."""
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(io.FileIO(path))
@@ -143,7 +147,7 @@ class _BoundedReader(io.BufferedReader):
 
 
 def _open_regular(path: str | os.PathLike) -> BinaryIO:
-    """A file open for reading. Raises OSError for a pipe or a device, whose reading may never end."""
+    """Open a file for reading. Raises OSError for a pipe or a device, where reading may never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise OSError("it is a folder; name the image files in it")
@@ -153,7 +157,7 @@ def _open_regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def _check(image: Image.Image) -> None:
-    """Raises ValueError for an image that is too large, or whose samples have no fixed range or would be misread."""
+    """Raises ValueError for an image that is too large, has samples without a fixed range, or would be misread."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
@@ -168,12 +172,12 @@ def _check(image: Image.Image) -> None:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet is greyscale: Pillow reads 16-bit grey with alpha as RGBA."""
+    """Whether an image that is not yet decoded is greyscale. Pillow reads 16-bit grey with alpha as RGBA."""
     return image.mode in GREY_MODES or any(tile[3] == "LA;16B" for tile in image.tile)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's Orientation of a decoded image; 1, which is upright, if there is none or EXIF is damaged."""
+    """EXIF's Orientation of a decoded image; 1 (upright) if it is missing or EXIF is damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # as in _opened
@@ -187,26 +191,26 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         image = _upper_bits(image)
     elif image.mode in ("La", "RGBa"):  # premultiplied by alpha
         image = image.convert(image.mode.upper())
-    elif image.mode not in GREY_MODES:  # Pillow converts LAB to RGB alone
+    elif image.mode not in GREY_MODES:  # Pillow converts LAB only to RGB
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
 def _upper_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 bits of greyscale samples, as Pillow itself reduces RGB of 16 bits."""
-    samples, bits = np.asarray(image), 16  # of any depth up to 16, Pillow makes 16 bits; except in TIFF
+    """The upper 8 bits of greyscale samples, as Pillow itself reduces 16-bit RGB."""
+    samples, bits = np.asarray(image), 16  # Pillow scales any depth up to 16 to 16 bits, except in TIFF
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if tags:
         (bits,) = tags[TiffImagePlugin.BITSPERSAMPLE]
     if bits == 32:
         samples = samples.view(np.uint32)  # Pillow says int32
     samples = (samples >> (bits - 8)).astype(np.uint8)
-    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO  # Pillow inverts 8 bits alone
+    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO  # Pillow inverts only 8 bits
     return Image.fromarray(255 - samples if inverted else samples)
 
 
 def _center_box(full: tuple[int, int], size: tuple[int, int], share: float) -> Box:
-    """The central box with the aspect of `size` and `share` of the largest one's sides."""
+    """The central box with the aspect ratio of `size`; its sides are `share` of the largest such box."""
     scale = share * min(full[0] / size[0], full[1] / size[1])
     top, left = (max(0.0, (f - scale * s) / 2) for f, s in zip(full, size, strict=True))
     return left, top, full[1] - left, full[0] - top
@@ -225,7 +229,7 @@ def _random_box(full: tuple[int, int], size: tuple[int, int], min_area: float, r
 
 
 def _resize(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
-    """The part of the image inside `box`, resized to `size` in one antialiased step."""
+    """Crop the image to `box` and resize it to `size`, in one antialiased operation."""
     channels = image.shape[2]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
     resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)

@@ -1,4 +1,4 @@
-"""Worker processes of the data pipeline: when one dies the run stops, and when the run dies they do."""
+"""Worker processes of the data pipeline: if one dies the run stops, and if the run dies they exit."""
 
 import gc
 import multiprocessing
@@ -12,10 +12,10 @@ import grain
 
 from train.errors import Stopped
 
-GRACE = 15.0  # seconds for Grain to notice by itself, which it does unless the worker died in the middle of a message
+GRACE = 15.0  # seconds for Grain to notice a dead worker; it cannot if the worker died while it sent a message
 NAME = "grain-process-prefetch"  # of Grain's workers
 DIED = (
-    "a data worker died; where the system ended it for want of memory, use fewer --data.workers. "
+    "a data worker died; if the system killed it because memory ran out, use fewer --data.workers. "
     "The same command continues from the last checkpoint"
 )
 
@@ -35,8 +35,15 @@ def die_with_parent(*_) -> None:
 
 
 class Watched(grain.DatasetIterator):
-    """An iterator over batches of workers. A worker that dies raises Stopped; if that comes to nothing, as a queue can
-    be left half written and a lock locked, the process is ended with the same line."""
+    """An iterator over batches of workers that raises Stopped if a worker dies.
+
+    If the iterator is blocked, because the worker left a message unfinished or a lock held, the process exits with the
+    same message.
+
+    Args:
+        batches: The iterator over batches.
+        end: Ends the process with an exit status.
+    """
 
     def __init__(self, batches: grain.DatasetIterator, end: Callable[[int], None] = os._exit):
         super().__init__(batches)
@@ -61,8 +68,8 @@ class Watched(grain.DatasetIterator):
     def close(self) -> None:
         self._parent.close()
         self._done.set()
-        # Grain's error at the end of the examples, and with it those of the last batch, is in a reference cycle. Their
-        # shared memory is freed with them.
+        # The error that Grain raises at the end of the examples is in a reference cycle and refers to the last batch,
+        # whose shared memory is freed only when the cycle is collected.
         gc.collect()
 
     def _watch(self) -> None:

@@ -1,1 +1,1 @@
-"""The teacher of a run, and its cached logits."""
+"""The teacher in distillation, and its cached logits."""

@@ -1,4 +1,4 @@
-"""A teacher's logits for every view of every training image, computed once and kept in the workdir."""
+"""A teacher's logits for every view of every training image, computed once and stored in the workdir."""
 
 import atexit
 import dataclasses
@@ -30,14 +30,14 @@ FINGERPRINTS = "teacher_logits.json"  # of the images and the teacher
 
 
 def with_views(config: Config) -> Config:
-    """`config` with a single view where the teacher's logits are kept and nothing varies.
+    """`config` with at least one fixed view if the teacher's logits are cached.
 
-    Raises UserError where several processes would keep them.
+    Raises UserError if they are cached in a run of several processes.
     """
     if not config.distill.cache:
         return config
     if jax.process_count() > 1:
-        raise UserError(f"--distill.cache works on one host, not on {jax.process_count()}")
+        raise UserError(f"--distill.cache supports a single process; this run has {jax.process_count()}")
     return dataclasses.replace(config, distill=dataclasses.replace(config.distill, views=config.distill.views or 1))
 
 
@@ -50,10 +50,22 @@ def cached_logits(
     prepare: Callable,
     mesh: Mesh,
 ) -> np.ndarray:
-    """Logits (views * examples, k), float32, in the order of "sample", from `workdir` if they are there.
+    """Read a teacher's logits from a workdir, or compute and store them. Without fingerprints they are computed again.
 
-    `prepare(key, batch)` makes the images of a batch. Raises UserError for logits of other images or another teacher.
-    A cache without fingerprints (from an older version) is computed again.
+    Args:
+        workdir: The workdir.
+        config: Config of the run.
+        dataset: The training images.
+        teacher: The teacher.
+        variables: Its variables.
+        prepare: Function from (key, batch) to the student's images and targets; see `train.program.prepare_training`.
+        mesh: Devices that compute the logits.
+
+    Returns:
+        Logits (views * examples, k), float32, in the order of "sample" (see `train.data.train_batches`).
+
+    Raises:
+        UserError: If the stored logits are damaged, or belong to other images or another teacher.
     """
     path = epath.Path(workdir) / FILE
     fingerprints = {"train": dataset.fingerprints["train"], "teacher": fingerprint_of_weights(variables)}
@@ -62,7 +74,7 @@ def cached_logits(
     if is_known and (found := changes(read_fingerprints(path.parent / FINGERPRINTS), fingerprints)):
         raise UserError(f"{path} belongs to other images or another teacher ({found}): delete it to compute them again")
     local = Path(workdir) / FILE
-    if is_remote(path):  # it is read at random: from a copy on the disk
+    if is_remote(path):  # random access needs a local copy
         local = Path(tempfile.mkdtemp()) / FILE
         atexit.register(shutil.rmtree, local.parent, ignore_errors=True)
         if path.exists():
@@ -97,7 +109,7 @@ def cached_logits(
 def _loaded(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Memory-map the table in a file. Raises UserError for a damaged one."""
     try:
-        os.close(open_regular(path))  # no link, no pipe
+        os.close(open_regular(path))  # raises OSError for links and pipes
         table = np.load(path, mmap_mode="r")
         if (table.shape, table.dtype) == (shape, np.float32):
             return table
@@ -108,17 +120,17 @@ def _loaded(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def reserve(file: Path) -> None:
-    """Claim the disk space of a sparse file. Where there is too little, writing to its map would end the process."""
+    """Allocate the disk space of a sparse file: if the disk fills up, a write to the memory map kills the process."""
     if hasattr(os, "posix_fallocate"):
         with open(file, "r+b") as content:
             os.posix_fallocate(content.fileno(), 0, file.stat().st_size)
 
 
 def with_teacher(batch: Mapping[str, np.ndarray], logits: np.ndarray | None) -> Mapping[str, np.ndarray]:
-    """`batch` with the teacher's logits for its samples, if they are kept."""
+    """`batch`, with the teacher's logits for its samples if they are cached."""
     return batch if logits is None else {**batch, "teacher": logits[batch["sample"]]}
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows`, and the first of them again up to `size`, so that all batches have one shape."""
+    """Pad `rows` to `size` with copies of the first row, so that all batches have one shape."""
     return np.concatenate([rows, np.repeat(rows[:1], size - len(rows), axis=0)])

@@ -1,4 +1,4 @@
-"""The teacher of a run: frozen, and shown the student's images as it learned to see images."""
+"""Load a frozen teacher; it gets the student's images normalised and resized as in its own training."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
 
 
 def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree]:
-    """The teacher of `config.distill` and its frozen variables; (None, {}) where there is none."""
+    """Load the teacher of `config.distill`, and its variables as {"teacher": ...}; (None, {}) without a teacher."""
     distill = config.distill
     if distill.teacher is None:
         return None, {}
@@ -31,13 +31,13 @@ def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree
 
 
 def fingerprint_of_weights(variables: PyTree) -> Fingerprint:
-    """The fingerprint of a teacher's variables, to detect a continued run or a replaced file."""
+    """The fingerprint of a teacher's variables, to detect that the teacher was trained further or replaced."""
     fingerprint = fingerprint_of_arrays("", 1, jax.tree.leaves(variables))
     return fingerprint._replace(origin=f"weights {fingerprint.digest[:8]}")
 
 
 def _teacher_of_run(run: Run, config: Config, info: DataInfo) -> tuple[Teacher, PyTree]:
-    """A run of this trainer as teacher, which sees images as it did when it learned."""
+    """Use a run of this trainer as teacher, with the mean, deviation and image size of its own training."""
     teacher = f"--distill.teacher {config.distill.teacher}"
     if not isinstance(run.objective, Classifier):
         raise UserError(f"{teacher} is an encoder without classes: expected a classifier")
@@ -53,7 +53,7 @@ def _teacher_of_run(run: Run, config: Config, info: DataInfo) -> tuple[Teacher, 
 
 
 def _class_order(teacher: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[int, ...] | None:
-    """The teacher's index of each of the student's classes, matched by name; None if the order is the same.
+    """The teacher's index for each of the student's classes, matched by name; None if the order is the same.
 
     Raises UserError unless both have the same names.
     """
@@ -66,13 +66,13 @@ def _class_order(teacher: str, theirs: tuple[str, ...], ours: tuple[str, ...]) -
 
 
 def _only(names: tuple[str, ...], others: tuple[str, ...]) -> str:
-    """Up to three of the `names` that `others` lack."""
+    """Up to three of the names that are missing in `others`."""
     found = sorted(set(names) - set(others))
     return ", ".join((*found[:3], *(["..."] if found[3:] else []))) or "none"
 
 
 def _teacher_of_weights(path: str, config: Config, info: DataInfo) -> tuple[Teacher, PyTree]:
-    """A network with torch weights as teacher; torchvision's see images as those weights were trained with."""
+    """Use a network with torch weights as teacher. Published weights get images preprocessed as in their training."""
     name = config.distill.teacher
     published = preprocessing_of(name, Path(path).name) if name in WEIGHTS else None
     seen = _image_seen(config, info, own=(published.crop, published.crop) if published else None)
@@ -86,9 +86,9 @@ def _teacher_of_weights(path: str, config: Config, info: DataInfo) -> tuple[Teac
 
 
 def _image_seen(config: Config, info: DataInfo, own: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Height, width and channels of what a teacher sees. Raises UserError for an `own` size that nobody knows."""
+    """Height, width and channels of the teacher's input. Raises UserError if "own" is configured and `own` is None."""
     height, width, channels = info.image_shape
     size = config.distill.image_size or (height, width)
     if size == "own" and own is None:
-        raise UserError(f"--distill.image-size own: {config.distill.teacher} has none that is known; give two numbers")
+        raise UserError(f"--distill.image-size own: {config.distill.teacher} has no known size: pass height and width")
     return (*(own if size == "own" else size), channels)

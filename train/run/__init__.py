@@ -1,1 +1,1 @@
-"""Files that a run keeps on disk, and its output."""
+"""A run on disk and on the terminal: workdir, checkpoints, metrics and progress."""

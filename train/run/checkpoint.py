@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the state together with the position in the data, written by Orbax in the background.
+"""Checkpoints of a run: the state and the progress of the run, written by Orbax in the background.
 
-A checkpoint appears under its final name only once it is complete, so a run killed at any moment finds whole ones.
-What happens to them afterwards is noticed by their checksums.
+A checkpoint gets its final name only once it is complete, so after a kill at any moment all named checkpoints are
+complete. Checksums detect later damage.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from train.run.json_files import from_json
 
 
 class Unsaved(OSError):
-    """A checkpoint could not be written: most often, the disk is full."""
+    """A checkpoint cannot be written, in most cases because the disk is full."""
 
 
 class Position(NamedTuple):
@@ -38,9 +38,14 @@ class Position(NamedTuple):
 
 
 def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp.CheckpointManager:
-    """The manager of `workdir`'s checkpoints, which keeps the `keep` latest and the best by `score`.
+    """Open the checkpoints of a workdir.
 
-    Without `keep` it only reads.
+    Args:
+        workdir: The workdir.
+        keep: Number of latest checkpoints to keep, in addition to the best by `score`; None: read only.
+
+    Raises:
+        UserError: If Orbax cannot read its metadata.
     """
     folder = orbax_path(workdir) / FOLDER
     policies = [
@@ -49,7 +54,7 @@ def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp
     ]
 
     def seal_newest():
-        # Orbax calls this when all is written and not yet renamed.
+        # Orbax calls this when everything is written, before it renames the folder.
         if is_lead():
             saved = {step_of(p.name.partition(".orbax-checkpoint-tmp")[0]) or 0: p for p in folder.iterdir()}
             seal(saved[max(saved)], max(saved))
@@ -58,42 +63,51 @@ def open_checkpoints(workdir: os.PathLike | str, keep: int | None = None) -> ocp
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=score,
         read_only=keep is None,
-        cleanup_tmp_directories=keep is not None,  # what saves leave that were killed
+        cleanup_tmp_directories=keep is not None,  # folders of interrupted saves
         async_options=ocp.AsyncOptions(post_finalization_callback=seal_newest),
     )
     try:
         return ocp.CheckpointManager(folder, options=options)
-    except Exception as error:  # Orbax reads its own small files, and raises many kinds
+    except Exception as error:  # Orbax raises many types of errors for damaged metadata
         raise UserError(f"the checkpoints in {_place(folder)} cannot be read: {one_line(error)}") from error
 
 
 def save(
     manager: ocp.CheckpointManager, step: int, state: PyTree, position: Position, metrics: dict[str, float] | None
 ) -> None:
-    """Start to write `state` and `position` as the checkpoint of `step`.
+    """Start to write a checkpoint.
 
-    `metrics` are those of the evaluation at this step, None between evaluations. The first checkpoint of a run is read
-    back at once, so that a run does not continue for days with unreadable checkpoints. Raises Unsaved when this
-    checkpoint or the one before it cannot be written.
+    The metadata of the first checkpoint of a run is read back at once, so that a run cannot continue for days with
+    unreadable checkpoints.
+
+    Args:
+        manager: The checkpoints of the run.
+        step: The step of the state.
+        state: The state.
+        position: Progress of the run.
+        metrics: Metrics of the evaluation after this step; None between evaluations.
+
+    Raises:
+        Unsaved: If this checkpoint or the previous one cannot be written.
     """
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position._asdict()))
     first = manager.latest_step() is None
     _or_stop(lambda: manager.save(step, args=items, metrics=metrics or {}))
     if first:
         finish(manager)
-        # Opens every array, but reads none: their bytes are covered by the checksums.
+        # Opens every array without reading it; the checksums cover the bytes.
         _or_stop(lambda: manager.item_metadata(step))
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Wait until all is written. Raises Unsaved when it cannot be."""
+    """Wait until everything is written. Raises Unsaved if something cannot be written."""
     _or_stop(manager.wait_until_finished)
 
 
 def _or_stop(action: Callable[[], Any]) -> None:
     try:
         action()
-    except Exception as error:  # Orbax and tensorstore raise many kinds, full disks among them
+    except Exception as error:  # Orbax and tensorstore raise many types of errors, also for full disks
         if is_loss(error):
             raise
         raise Unsaved(f"a checkpoint cannot be written: {one_line(error)}") from error
@@ -101,27 +115,33 @@ def _or_stop(action: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def closing(manager: ocp.CheckpointManager) -> Iterator[ocp.CheckpointManager]:
-    """Close `manager` in the end. Raises Unsaved when something is left that cannot be written."""
+    """Context that closes `manager` at its end. Raises Unsaved if the rest cannot be written."""
     try:
         yield manager
     except BaseException:
-        with contextlib.suppress(Exception):  # the first error is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to report
             manager.close()
         raise
     _or_stop(manager.close)
 
 
 def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[PyTree, Position]:
-    """The state and the position of `step`. `state`: abstract, with shardings; another mesh than the one saved will do.
+    """Read a checkpoint.
 
-    Raises UserError for a checkpoint that is damaged, of another model or of another step.
+    Args:
+        manager: The checkpoints of the run.
+        step: The step of the checkpoint.
+        state: The abstract state, with shardings; the mesh may differ from that of the saved state.
+
+    Raises:
+        UserError: If the checkpoint is damaged, or belongs to another model or another step.
     """
     place = _place(manager.directory / str(step))
     items = ocp.args.Composite(state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore())
     try:
         restored = manager.restore(step, args=items)
         position = from_json(restored["data"], Position)
-    except Exception as error:  # see save
+    except Exception as error:  # as in _or_stop
         raise UserError(f"the checkpoint {place} cannot be read: {one_line(error)}") from error
     if int(restored["state"].step) != step:
         raise UserError(f"the checkpoint {place} is that of step {int(restored['state'].step)}, renamed")
@@ -129,5 +149,5 @@ def restore(manager: ocp.CheckpointManager, step: int, state: PyTree) -> tuple[P
 
 
 def _place(folder: epath.Path) -> epath.Path:
-    """`folder` by the name that the user knows, if `orbax_path` gave another."""
+    """`folder` by its real name, where `orbax_path` returned another path to it."""
     return folder if is_remote(folder) else epath.Path(os.path.realpath(folder))

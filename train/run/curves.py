@@ -1,4 +1,4 @@
-"""Curves of a run's metrics, drawn once it is over."""
+"""Draw the curves of a finished run's metrics."""
 
 import io
 import os
@@ -10,8 +10,8 @@ from train.run.records import read_records
 
 
 def draw_curves(workdir: os.PathLike | str) -> epath.Path:
-    """Draw loss, and accuracy where there is one, of both splits over steps into curves.png."""
-    import matplotlib.figure  # slow to import, and only needed once the run is over
+    """Draw loss, and accuracy if there is any, of both splits over steps, and write curves.png into the workdir."""
+    import matplotlib.figure  # slow to import, and not needed before the run has finished
 
     records = read_records(workdir)
     names = [name for name in ("loss", "accuracy") if any(name in record for record in records)] or ["loss"]

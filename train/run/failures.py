@@ -1,4 +1,4 @@
-"""Failures of the disk and of a device's memory, which end a run in one line."""
+"""Turn errors of the disk and of device memory into messages of one line."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from train.run.inventory import last_step
 
 
 def last_usable_checkpoint(workdir: os.PathLike | str) -> str:
-    """Describes the last usable checkpoint of a workdir."""
+    """Describe the last usable checkpoint of a workdir."""
     last = last_step(workdir)
-    return f"In {workdir} " + (f"the last good checkpoint is step {last}" if last else "no checkpoint precedes it")
+    return f"In {workdir} " + (f"the last good checkpoint is step {last}" if last else "there is no checkpoint yet")
 
 
 @contextlib.contextmanager
 def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
-    """Around all that writes to a workdir: a full disk, or one that is gone, is Stopped in one line."""
+    """Context for everything that writes to a workdir: an OSError, such as of a full disk, becomes Stopped."""
     try:
         yield
     except OSError as error:
@@ -29,7 +29,7 @@ def disk_trouble(workdir: os.PathLike | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_trouble(workdir: os.PathLike | str) -> Iterator[None]:
-    """Around all that devices compute: one whose memory runs out is Stopped in one line."""
+    """Context for everything that devices compute: exhausted device memory becomes Stopped."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,7 +1,7 @@
-"""Files of a run, on a local disk or wherever etils.epath reaches (gs://, s3://, ...).
+"""Files of a run, on a local disk or in an object store that etils.epath supports (gs://, s3://, ...).
 
-A workdir may come from an untrusted source: links in it are not followed, as they could point outside, and only regular
-files are opened, as reading a pipe or a device may never end.
+A workdir may come from an untrusted source. Links in it are not followed, because they could point outside, and only
+regular files are opened, because reading a pipe or a device may never end.
 """
 
 import errno
@@ -18,34 +18,34 @@ from etils import epath
 from train.config import CHECKPOINTS
 from train.errors import UserError
 
-SMALL = 2**24  # bytes; far more than any config.json, checksum file or metrics record
+SMALL = 2**24  # bytes; much larger than any config.json, checksum file or metrics record
 
 
 def is_remote(path: os.PathLike | str) -> bool:
-    """Whether `path` lies in an object store, where files are whole or absent and nothing can be appended or locked."""
+    """Whether `path` is in an object store, where writes are atomic, and files cannot be appended to or locked."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
 
 
 def reachable(path: os.PathLike | str) -> epath.Path:
-    """`path` as an epath; it need not exist. Raises UserError if its store cannot be reached."""
+    """`path` as an epath; it need not exist. Raises UserError if its object store cannot be reached."""
     try:
         place = epath.Path(path)
         if is_remote(place):
             place.exists()
     except KeyError:
         raise UserError(f"{path}: expected a local path, or one that begins with gs:// or s3://") from None
-    except Exception as error:  # every store has its own kinds: no library, no credentials, no network
+    except Exception as error:  # each store raises its own types of errors: no library, no credentials, no network
         raise UserError(f"{path} cannot be reached: {' '.join(str(error).split())[:300]}") from error
     return place
 
 
 def is_workdir(path: os.PathLike | str) -> bool:
-    """Whether `path` holds a run with checkpoints. Raises UserError for a store that cannot be reached."""
+    """Whether `path` contains a run with checkpoints. Raises UserError if its object store cannot be reached."""
     return (reachable(path) / CHECKPOINTS).is_dir()
 
 
 def check_writable(folder: os.PathLike | str) -> None:
-    """Raises UserError if a local folder plainly cannot be created or written to; nothing is tried."""
+    """Raises UserError if permissions forbid creating or writing a local folder. Nothing is written."""
     if is_remote(folder):
         return
     absolute = Path(os.path.abspath(folder))
@@ -57,8 +57,9 @@ def check_writable(folder: os.PathLike | str) -> None:
 def orbax_path(folder: os.PathLike | str) -> epath.Path:
     """An absolute path of the existing `folder` that Orbax and tensorstore interpret correctly.
 
-    They treat a backslash as a slash, brackets and wildcards as a pattern, and `gs:/` as a store; they accept only
-    UTF-8. A folder with such a name is reached through a file descriptor, which stays open until the process ends.
+    They treat a backslash as a slash, brackets and wildcards as a pattern, and `gs:/` as an object store, and accept
+    only UTF-8. For a folder with such a name, this is a path through a file descriptor, which stays open until the
+    process ends.
     """
     check_orbax_name(folder)
     path = epath.Path(folder)
@@ -71,7 +72,7 @@ def orbax_path(folder: os.PathLike | str) -> epath.Path:
 
 
 def check_orbax_name(folder: os.PathLike | str) -> None:
-    """Raises UserError for a folder that `orbax_path` cannot handle: here, or where several processes share it."""
+    """Raises UserError for a folder that `orbax_path` cannot handle on this system or with several processes."""
     if is_remote(folder) or _is_plain(epath.Path(folder).resolve()):
         return
     if jax.process_count() > 1 or not os.path.isdir(DESCRIPTORS):
@@ -81,7 +82,7 @@ def check_orbax_name(folder: os.PathLike | str) -> None:
         )
 
 
-DESCRIPTORS = "/proc/self/fd"  # Linux: a link to each open file and folder, by the descriptor's number
+DESCRIPTORS = "/proc/self/fd"  # Linux: links to all open files and folders, named by descriptor
 
 
 def _is_plain(path: os.PathLike | str) -> bool:
@@ -118,16 +119,16 @@ def read_small(path: os.PathLike | str, limit: int = SMALL) -> bytes:
 
 
 def draft(path: PurePath) -> PurePath:
-    """A random temporary name beside `path`, for a file that is then moved to `path`."""
+    """A random temporary name in the folder of `path`, for a file that is then moved to `path`."""
     return path.parent / f"{path.name}.{secrets.token_hex(8)}.tmp"
 
 
 def write_atomically(path: os.PathLike | str, content: str | bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one whole."""
+    """Write a file so that after a kill at any moment either the old or the new file is complete."""
     path = epath.Path(path)
     content = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_bytes(content)  # a store's files are whole or absent
+        path.write_bytes(content)  # writes to an object store are atomic
         return
     part = draft(path)
     try:
@@ -140,7 +141,7 @@ def write_atomically(path: os.PathLike | str, content: str | bytes) -> None:
 
 
 class StagedDirectory:
-    """A folder for files that are appended to. For a remote folder, `path` is a local copy that `publish` uploads."""
+    """A folder for files that are appended to. If it is remote, `path` is a local folder, which `publish` uploads."""
 
     def __init__(self, folder: os.PathLike | str):
         self._folder = epath.Path(folder)
@@ -148,7 +149,7 @@ class StagedDirectory:
         self.path = Path(self._temporary.name if self._temporary else folder)
 
     def publish(self) -> None:
-        """Bring the folder up to date."""
+        """Upload the files if the folder is remote."""
         if self._temporary:
             for file in self.path.iterdir():
                 epath.Path(file).copy(self._folder / file.name, overwrite=True)

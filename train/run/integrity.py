@@ -1,7 +1,7 @@
-"""Checksums of a checkpoint: written just before it appears under its final name, compared before it is read.
+"""Checksums of a checkpoint: written just before it gets its final name, compared before it is read.
 
-Orbax notices damage in its own small files, but the parameters' bytes it takes as they come. An object store checks
-what it hands out, so of files there only the sizes are compared.
+Orbax detects damage in its metadata, but not in the bytes of the parameters. Object stores verify contents themselves,
+so only the sizes of remote files are compared.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from train.run.files import is_remote, open_regular, read_small
 from train.run.json_files import parse_json
 
 FILE = "checksums.json"
-# Written at the moment of completion, after the checksums, and read for nothing that a run needs.
+# Orbax writes these files after the checksums. They contain nothing that a run uses.
 LATE = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
@@ -36,7 +36,7 @@ def seal(folder: epath.Path, step: int) -> None:
 
 
 def damage(folder: os.PathLike | str, only: str = "") -> str | None:
-    """Describes the first defect of a sealed checkpoint, or None. `only` limits the check to names with that prefix.
+    """Describe the first defect of a sealed checkpoint, or return None. `only` checks just names with that prefix.
 
     Only files found in the folder are opened, whatever names the checksums contain.
     """
@@ -64,7 +64,7 @@ def damage(folder: os.PathLike | str, only: str = "") -> str | None:
 
 
 def files_below(folder: PurePath) -> Iterator[str]:
-    """Names of all files below `folder`. Raises OSError for anything else than files and folders, such as a link."""
+    """Names of all files below `folder`. Raises OSError if there is anything but files and folders, such as a link."""
     folders = [""]
     while folders:
         prefix = folders.pop()

@@ -1,4 +1,4 @@
-"""The checkpoints in a workdir: which there are, the best of them, and damaged ones moved aside."""
+"""The checkpoints of a workdir: list them, find the best, and move damaged ones away."""
 
 import math
 import numbers
@@ -16,13 +16,13 @@ from train.run.integrity import damage
 from train.run.json_files import read_json
 
 ASIDE = "damaged"  # folder in a workdir
-METRICS = "metrics/metrics"  # in a checkpoint, as Orbax names it
+METRICS = "metrics/metrics"  # Orbax's file in a checkpoint
 
 
 def score(metrics: Mapping[str, float]) -> float:
-    """The score of an evaluation, higher is better: accuracy, or for non-classifiers the negated loss.
+    """The score of an evaluation (higher is better): accuracy, or for non-classifiers the negated loss.
 
-    A checkpoint between evaluations has no metrics, and scores below every evaluated one.
+    Checkpoints between evaluations have no metrics; their score is lower than any other.
     """
     return metrics.get("accuracy", -metrics["loss"]) if metrics else -math.inf
 
@@ -44,7 +44,7 @@ def last_step(workdir: os.PathLike | str) -> int | None:
 
 
 def best_step(workdir: os.PathLike | str) -> int:
-    """The step of the best checkpoint. Raises UserError where there is none, and where it is damaged."""
+    """The step of the best checkpoint. Raises UserError if there is none or it is damaged."""
     folder = own_folder(workdir, FOLDER)
     scores = {}
     for step in steps_of(workdir):
@@ -62,14 +62,24 @@ def own_folder(workdir: os.PathLike | str, name: str) -> epath.Path:
     """The folder `name` of a workdir; it need not exist. Raises UserError for a link, which could point outside."""
     folder = epath.Path(workdir) / name
     if not is_remote(folder) and os.path.lexists(folder) and not stat.S_ISDIR(os.lstat(folder).st_mode):
-        raise UserError(f"{folder} is not a folder (a workdir may be a link, but not what is in it)")
+        raise UserError(f"{folder} is not a folder (a workdir may be a link, but it must not contain links)")
     return folder
 
 
 def set_damaged_aside(workdir: os.PathLike | str, warn: Callable[[str], None]) -> int | None:
-    """The step of the latest good checkpoint, None where a run is new. Later ones are moved out of the way.
+    """Move damaged checkpoints away, and find the latest good one.
 
-    Call it on one process, before `open_checkpoints`. Raises UserError where all are damaged.
+    Call it on one process, before `open_checkpoints`.
+
+    Args:
+        workdir: The workdir.
+        warn: Shows a line to the user.
+
+    Returns:
+        The step of the latest good checkpoint; None if the run is new.
+
+    Raises:
+        UserError: If all checkpoints are damaged, or a damaged one cannot be moved.
     """
     aside, checkpoints = own_folder(workdir, ASIDE), own_folder(workdir, FOLDER)
     found, last = 0, None
@@ -78,7 +88,7 @@ def set_damaged_aside(workdir: os.PathLike | str, warn: Callable[[str], None]) -
     for folder in sorted(checkpoints.iterdir(), key=lambda p: (step_of(p.name) or 0, p.name), reverse=True):
         step = step_of(folder.name)
         if step is None and not folder.name.isdigit() and (is_remote(folder) or not os.path.islink(folder)):
-            continue  # what saves leave that were killed, which Orbax removes
+            continue  # a folder of an interrupted save, which Orbax removes
         found += 1
         trouble = _trouble(folder, step, older=last is not None)
         if trouble is None:
@@ -92,19 +102,21 @@ def set_damaged_aside(workdir: os.PathLike | str, warn: Callable[[str], None]) -
             raise UserError(f"the checkpoint {folder} is damaged ({trouble}) and cannot be moved: {error}") from error
         warn(f"warning: the checkpoint {folder} is damaged ({trouble}): moved to {place}")
     if found and last is None:
-        raise UserError(f"no checkpoint of {workdir} can be read; they are in {aside}. Start anew in another --workdir")
+        raise UserError(
+            f"no checkpoint of {workdir} can be read; they are in {aside}. Start again in another --workdir"
+        )
     return last
 
 
 def _trouble(folder: epath.Path, step: int | None, older: bool) -> str | None:
-    """The defect of a checkpoint, or None. Only the metrics are checked if it is `older` than a good one."""
+    """The defect of a checkpoint, or None. If it is `older` than a good one, only its metrics are checked."""
     if not is_remote(folder) and os.path.islink(folder):
         return "it is a link"
     if not folder.is_dir():
         return "it is not a folder"
     if step is None:
         return "its name is not a step"
-    # Orbax reads the metrics of all of them. A kill while it removes an old one leaves some of its files.
+    # Orbax reads the metrics of all checkpoints. A kill while it removes an old one leaves some of its files.
     if older and not _has_metrics(folder):
         return None
     if trouble := damage(folder, METRICS if older else ""):
@@ -117,7 +129,7 @@ def _trouble(folder: epath.Path, step: int | None, older: bool) -> str | None:
 
 
 def _read_score(folder: epath.Path) -> float:
-    """The score of a checkpoint. Raises UserError where its metrics are damaged."""
+    """The score of a checkpoint. Raises UserError if its metrics are damaged."""
     metrics = read_json(folder / METRICS, dict[str, numbers.Real])
     if metrics and not math.isfinite(metrics.get("loss", math.nan)):
         raise UserError(f"{folder / METRICS} cannot be read: it has no loss")
@@ -129,7 +141,7 @@ def _has_metrics(folder: epath.Path) -> bool:
 
 
 def _free(path: epath.Path) -> epath.Path:
-    """`path`, or where something is there already, a name like it."""
+    """`path`, or if it exists, the first free name with a number appended."""
     number, place = 1, path
     while place.exists():
         number += 1

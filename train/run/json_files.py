@@ -1,4 +1,4 @@
-"""Read and validate the small JSON files of a run, which may be damaged or untrusted.
+"""Read and validate the small JSON files of a run, which may be damaged or come from an untrusted source.
 
 A dataclass or NamedTuple declares the content of a file; its annotations give types and ranges.
 """
@@ -35,10 +35,16 @@ def parse_json(content: str | bytes, kind: Any) -> Any:
 
 
 def from_json(value: Any, kind: Any, name: str = "") -> Any:
-    """Convert parsed JSON to `kind`: the inverse of `dataclasses.asdict` or `_asdict`.
+    """Convert parsed JSON to a type: the inverse of `dataclasses.asdict` or `_asdict`.
 
-    `kind` is a dataclass, a NamedTuple, a dict[str, ...], a tuple of any of these, or what
-    `train.commandline.ranges` accepts. Keys with a default may be missing. Raises ValueError naming the invalid key.
+    Args:
+        value: The parsed JSON. Keys with a default may be missing.
+        kind: A dataclass, a NamedTuple, a dict[str, ...], a tuple of these, or a type that `train.commandline.ranges`
+            supports.
+        name: Name of the value, for messages.
+
+    Raises:
+        ValueError: If the value is invalid; the message names the key.
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is dict:
@@ -60,7 +66,7 @@ def _record(value: dict[str, Any], kind: Any, name: str) -> Any:
     hints = typing.get_type_hints(kind, include_extras=True)
     if unknown := value.keys() - hints.keys():
         raise ValueError(f"{_below(name, min(unknown))} is not a key of this version")
-    optional = getattr(kind, "_field_defaults", hints)  # a dataclass of ours has defaults for all
+    optional = getattr(kind, "_field_defaults", hints)  # all our dataclasses have defaults for all fields
     if missing := hints.keys() - value.keys() - optional.keys():
         raise ValueError(f"{_below(name, min(missing))} is missing")
     return kind(**{key: from_json(inner, hints[key], _below(name, key)) for key, inner in value.items()})

@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""A lock on a workdir, so that only one run writes to it."""
 
 import contextlib
 import datetime
@@ -15,11 +15,11 @@ FILE = "lock"
 
 
 def check_free(workdir: os.PathLike | str) -> None:
-    """Raises UserError if another process has the lock of `workdir`. Takes and writes nothing."""
+    """Raises UserError if another process holds the lock of `workdir`. Nothing is locked or written."""
     path = epath.Path(workdir) / FILE
     if is_remote(path):
         return
-    with contextlib.suppress(OSError):  # no lock file yet, or what `Lock` refuses
+    with contextlib.suppress(OSError):  # there is no lock file yet, or `Lock` reports the problem
         file = open_regular(path)
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -30,10 +30,17 @@ def check_free(workdir: os.PathLike | str) -> None:
 
 
 class Lock:
-    """The right to write into a workdir. Raises UserError where another process has it.
+    """The exclusive right to write to a workdir.
 
-    The system holds it for as long as this process lives, so that nothing is left behind by a kill. Where there is no
-    such lock (object stores, some network file systems), the last to come has the right, and `check` stops the others.
+    The operating system releases the lock when the process ends, so that a kill leaves no lock behind. Where files
+    cannot be locked (object stores, some network file systems), the process that starts last owns the workdir, and
+    `check` stops the others.
+
+    Args:
+        workdir: The workdir, which must exist.
+
+    Raises:
+        UserError: If another process holds the lock.
     """
 
     def __init__(self, workdir: os.PathLike | str):
@@ -44,9 +51,9 @@ class Lock:
         self._write(self._owner)
 
     def check(self) -> None:
-        """Raises Stopped if another process took over the workdir. Call it before irreversible writes.
+        """Raises Stopped if another process has taken over the workdir. Call it before irreversible writes.
 
-        A deleted lock file is created again.
+        If the lock file has been deleted, it is created again.
         """
         if self._file is not None and not os.path.lexists(self._path):
             self.close()
@@ -63,7 +70,7 @@ class Lock:
             self._file = None
 
     def _locked(self) -> int | None:
-        """The descriptor of the lock file, locked; None where the file system has no locks."""
+        """Lock the lock file, and return its descriptor; None if the file system does not support locks."""
         while True:
             file = open_regular(self._path, os.O_RDWR | os.O_CREAT)
             try:
@@ -76,7 +83,7 @@ class Lock:
                 return None
             if self._is_in_place(file):
                 return file
-            os.close(file)  # deleted before it was locked: what is locked must be what others find
+            os.close(file)  # the file was deleted before it was locked; others would lock a new one
 
     def _is_in_place(self, file: int) -> bool:
         return os.path.lexists(self._path) and os.path.samestat(os.fstat(file), os.lstat(self._path))
@@ -93,7 +100,7 @@ class Lock:
 
 
 def _in_use(path: epath.Path) -> UserError:
-    return UserError(f"--workdir {path.parent} is in use by {_holder(path)}: name another, or wait")
+    return UserError(f"--workdir {path.parent} is in use by {_holder(path)}: pass another, or wait")
 
 
 def _holder(path: epath.Path) -> str:

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: a progress bar, or lines where the output is a file."""
+"""Progress of a run: a bar on a terminal, lines in a log file."""
 
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,12 @@ from vit_jax.printable import printable
 
 
 class Progress:
-    """A bar on a terminal; elsewhere, lines. `message` prints above the bar."""
+    """A progress bar on a terminal; without one, lines. Only process 0 prints.
+
+    Args:
+        start: The step that the run starts from.
+        total: Number of steps of the run.
+    """
 
     def __init__(self, start: int, total: int):
         self._console = rich.console.Console(file=sys.stdout, highlight=False, soft_wrap=True, quiet=not is_lead())
@@ -35,14 +40,14 @@ class Progress:
         self._bar.stop()
 
     def begin(self, step: int) -> None:
-        """Count from `step`, which took no time: the remaining time is estimated from the steps after it."""
+        """Restart the clock at `step`; only later steps are used to estimate the remaining time."""
         self._bar.reset(self._task, completed=step)
 
     def message(self, text: str) -> None:
         self._console.print(printable(text, None), markup=False)
 
     def warn(self, text: str) -> None:
-        """A message that is seen from every process."""
+        """Print a message, from any process."""
         if is_lead():
             self.message(text)
         else:
@@ -52,7 +57,7 @@ class Progress:
         self._bar.update(self._task, completed=step)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Show training metrics: beside the bar, or as a line."""
+        """Show training metrics, next to the bar or as a line."""
         accuracy = f"  accuracy {values['accuracy']:.1%}" if "accuracy" in values else ""
         text = f"loss {values['loss']:.4f}{accuracy}  {values['images_per_second']:,.0f} images/s"
         self._bar.update(self._task, values=text)

@@ -1,4 +1,4 @@
-"""Records of a run's metrics: one per line in metrics.jsonl, and the same numbers as TensorBoard events."""
+"""Records of a run's metrics: one per line in metrics.jsonl, and the same values as TensorBoard events."""
 
 import io
 import json
@@ -31,12 +31,12 @@ def check_finite(loss: float, where: str) -> None:
 
 
 def read_records(workdir: os.PathLike | str) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; what is none, such as a last line that a kill cut short, is left out."""
+    """The records of metrics.jsonl. Invalid lines, such as a last line that a kill cut off, are ignored."""
     return [record for record in _records(workdir) if record]
 
 
 def _records(workdir: os.PathLike | str) -> Iterator[dict[str, Any] | None]:
-    """Yields the record of each complete line of metrics.jsonl, or None for an invalid line.
+    """Yield the record of each complete line of metrics.jsonl, or None for an invalid line.
 
     Raises OSError if it is not a regular file.
     """
@@ -59,9 +59,15 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 class Metrics:
-    """The writer of a workdir's metrics, starting after `step`: a continued run drops records of steps it repeats.
+    """The writer of a workdir's metrics. Only process 0 writes.
 
-    `records` counts the records so far. `warn` is called about invalid lines.
+    Args:
+        workdir: The workdir.
+        step: The step that the run continues from; records of later steps are removed, because the run repeats them.
+        warn: Shows a line about invalid lines to the user.
+
+    Attributes:
+        records: Number of records so far.
     """
 
     def __init__(self, workdir: os.PathLike | str, step: int, warn: Callable[[str], None] = print):
@@ -77,14 +83,14 @@ class Metrics:
         self._staged = StagedDirectory(workdir)
         path = self._staged.path / "metrics.jsonl"
         write_atomically(path, "".join(kept))
-        self._lines = open(open_regular(path, os.O_WRONLY | os.O_APPEND), "a", buffering=1)  # noqa: SIM115, for the run
-        # Not tensorboardX's SummaryWriter: it writes in a thread, which a full disk would end, and then wait for ever.
-        # EventsWriter opens its file by name, so the name is random: no link can exist there.
+        self._lines = open(open_regular(path, os.O_WRONLY | os.O_APPEND), "a", buffering=1)  # noqa: SIM115, closed by `close`
+        # Not tensorboardX's SummaryWriter: a full disk ends the thread in which it writes, and it then waits forever.
+        # EventsWriter opens its file by name. The name is random, so that no link can exist under it.
         self._events = EventsWriter(str(self._staged.path / "events"), f".{secrets.token_hex(8)}")
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One record: {"step", "split", **values}."""
+        """Write the record {"step": step, "split": split, **values}."""
         if not is_lead():
             return
         self._lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
@@ -93,7 +99,7 @@ class Metrics:
         self._events.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
 
     def publish(self) -> None:
-        """Bring the workdir up to date, as it must be before a checkpoint says that a step is done."""
+        """Bring the files in the workdir up to date. Call it before a checkpoint is saved."""
         if is_lead():
             self._events.flush()
             self._staged.publish()
@@ -106,10 +112,18 @@ class Metrics:
 
 
 class TrainLog:
-    """Means of the training metrics over windows of steps.
+    """Write means of the training metrics over windows of steps.
 
-    A window's numbers are fetched one step late, while the device is busy with the next step. Raises Diverged when a
-    loss among them is not finite.
+    The values of a window are fetched one step late, while the device computes the next step. The methods raise
+    Diverged if a loss is not finite.
+
+    Args:
+        metrics: The writer of records.
+        progress: The progress bar.
+        schedule: Learning rate by step.
+        batch_size: Images per step, for the speed.
+        window: Number of steps per record.
+        begun: (step, metrics) of the steps of an unfinished window, from `pause`.
     """
 
     def __init__(
@@ -128,11 +142,11 @@ class TrainLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave the time since the last window out of the speed."""
+        """Exclude the time since the last window from the speed."""
         self._since = time.perf_counter()
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
-        """Take the metrics of a step that has just been dispatched."""
+        """Add the metrics of a step that has just been dispatched."""
         self._progress.advance(step)
         if self._due:
             self._write(self._due)
@@ -142,14 +156,14 @@ class TrainLog:
             self._due, self._window = self._window, []
 
     def flush(self) -> None:
-        """Write what has not been written, without waiting for a next step."""
+        """Write all remaining records, without waiting for another step."""
         for steps in (self._due, self._window):
             if steps:
                 self._write(steps)
         self._due, self._window = [], []
 
     def pause(self) -> list[tuple[int, dict[str, float]]]:
-        """The `begun` argument for a later TrainLog that continues the open window; earlier windows are written."""
+        """Write finished windows, and return the unfinished one, as the argument `begun` of a later TrainLog."""
         if self._due:
             self._write(self._due)
         self._due = []

@@ -1,4 +1,4 @@
-"""The lines in which a run says what it will do."""
+"""Describe a run for the user before it starts."""
 
 import dataclasses
 
@@ -21,7 +21,20 @@ def describe(
     eval_every: int,
     init: InitReport | None,
 ) -> list[str]:
-    """Lines of "name  value" for the user. `state` may be abstract."""
+    """Describe a run.
+
+    Args:
+        config: Config of the run.
+        dataset: The data.
+        state: The state, which may be abstract.
+        mesh: The devices.
+        total: Number of steps.
+        eval_every: Number of steps between evaluations.
+        init: Report on initial weights, if any.
+
+    Returns:
+        Lines of "name  value".
+    """
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     height, width, channels = dataset.image_shape
     classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"

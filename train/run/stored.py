@@ -1,4 +1,4 @@
-"""A run as its workdir stores it: config.json, and the parameters of its best checkpoint."""
+"""Load a run from its workdir: config.json, and the parameters of its best checkpoint."""
 
 import contextlib
 import os
@@ -24,24 +24,24 @@ from vit_jax.objectives.protocol import Objective
 
 
 class InitReport(NamedTuple):
-    """The source of a run's initial weights, and the names of the variables loaded from it or left random."""
+    """The source of a run's initial weights, and the names of the variables that were loaded or left random."""
 
     source: str = ""
     loaded: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
-    """Subset of `loaded`; currently always empty, because shapes must agree."""
+    """Subset of `loaded`; at present always empty, because shapes must be equal."""
     random: tuple[str, ...] = ()
 
 
 class RunFile(NamedTuple):
-    """The part of config.json that a continued or loaded run uses."""
+    """The part of config.json that is needed to continue or load a run."""
 
     config: Config
     dataset: DataInfo
 
 
 class StoredRun(NamedTuple):
-    """The whole content of config.json."""
+    """The content of config.json."""
 
     config: Config
     dataset: DataInfo
@@ -49,7 +49,7 @@ class StoredRun(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A trained run, ready to predict with."""
+    """A trained run: its config and data, and the parameters and extras of its objective."""
 
     config: Config
     info: DataInfo
@@ -74,7 +74,7 @@ def read_run_file(workdir: os.PathLike | str) -> RunFile:
 
 
 def load_run(workdir: os.PathLike | str) -> Run:
-    """The run of `workdir` at its best checkpoint. Raises UserError where there is none."""
+    """Load the best checkpoint of a run. Raises UserError if there is none, or it cannot be read."""
     config, info = read_run_file(workdir)
     try:
         objective = build_objective(config, info)
@@ -91,8 +91,10 @@ def load_run(workdir: os.PathLike | str) -> Run:
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
-    """The model of a run and its variables: of a distilled run the student without its token, of another objective's
-    the encoder."""
+    """The model of a run, and its variables.
+
+    For a classifier it is the classifier, for distillation the student without its token, otherwise the encoder.
+    """
     if isinstance(run.objective, Classify):
         return run.objective.model, {"params": run.params, **run.extras}
     trunk, variables = run.objective.trunk(run.params, run.extras)
@@ -100,7 +102,7 @@ def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
 
 
 def abstract_state(config: Config, objective: Objective, info: DataInfo) -> TrainState:
-    """Shapes and types of a run's state, on one device."""
+    """The abstract state of a run, on one device."""
 
     def init(key):
         params = jax.eval_shape(objective.init, key, info.images)[0]

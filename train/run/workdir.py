@@ -1,4 +1,4 @@
-"""The folder of a run, which holds one configuration only."""
+"""The folder of a run. It belongs to one configuration."""
 
 import dataclasses
 import json
@@ -28,14 +28,14 @@ NONE: Mapping[str, Fingerprint] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
-    """A workdir that this run may write to, and the step after which it continues (0: it is new)."""
+    """A workdir that this run may write to, and the step that it continues from (0: it is new)."""
 
     workdir: epath.Path
     start: int
     lock: Lock | None
 
     def check(self) -> None:
-        """Raises Stopped where the workdir has another owner by now."""
+        """Raises Stopped if another process has taken over the workdir."""
         if self.lock:
             self.lock.check()
 
@@ -51,10 +51,17 @@ def claim(
     *,
     fingerprints: Mapping[str, Fingerprint] = NONE,
 ) -> Claim:
-    """The workdir of `config`, for this run alone; damaged checkpoints are set aside. All processes ask together.
+    """Claim the workdir of `config` for this run, and move damaged checkpoints away. All processes must call it.
 
-    Raises UserError when another run has it, on a process whose inputs are not those of process 0, and as
-    `claim_workdir`.
+    Args:
+        config: Config of the run.
+        info: Properties of the data.
+        init: Report on initial weights, if any.
+        fingerprints: Fingerprints of the inputs by name.
+
+    Raises:
+        UserError: If another run holds the workdir, if the inputs of this process differ from those of process 0, or
+            for the same reasons as in `claim_workdir`.
     """
     locks: list[Lock] = []
     digests = {name: fingerprint.digest for name, fingerprint in fingerprints.items()}
@@ -86,12 +93,17 @@ def claim_workdir(
     *,
     fingerprints: Mapping[str, Fingerprint] = NONE,
 ) -> epath.Path:
-    """Create the workdir of `config` with its config.json, which also stores `init`.
+    """Create the workdir of `config`, with config.json and the fingerprints, or check those that it contains.
 
-    The `fingerprints` of what the run reads are kept beside it.
+    Args:
+        config: Config of the run.
+        info: Properties of the data.
+        init: Report on initial weights, stored in config.json.
+        fingerprints: Fingerprints of the inputs by name.
 
-    Raises UserError when it cannot be written, or holds a run of another configuration or with other inputs (and names
-    the difference).
+    Raises:
+        UserError: If the workdir cannot be written, or contains a run of another configuration or with other inputs;
+            the message names the differences.
     """
     workdir = epath.Path(config.workdir)
     mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
@@ -110,12 +122,12 @@ def claim_workdir(
 
 
 def check_continues(config: Config, info: DataInfo, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Check that the run in the workdir, if there is one, can be continued. All processes ask together.
+    """Check that the run in the workdir, if there is one, can continue. All processes must call it.
 
-    Writes nothing, so that it can be called long before `claim`, which checks again.
+    Nothing is written, so that it can be called long before `claim`, which checks again.
 
     Raises:
-        UserError: If another process has the workdir, or as `claim_workdir`.
+        UserError: If another process holds the workdir, or for the same reasons as in `claim_workdir`.
     """
 
     def lead() -> None:
@@ -134,12 +146,12 @@ def is_finished(workdir: os.PathLike | str, total: int) -> bool:
     """Whether there is a checkpoint of step `total`, which may be damaged."""
     try:
         return (last_step(workdir) or 0) >= total
-    except OSError:  # which `claim` reports
+    except OSError:  # `claim` reports it
         return False
 
 
 def _check_same(config: Config, info: DataInfo) -> None:
-    """Raises UserError if the workdir holds a run of another configuration, and names the difference."""
+    """Raises UserError, with the differences, if the workdir contains a run of another configuration."""
     workdir = epath.Path(config.workdir)
     mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
     there_config, there_info = read_run_file(workdir)
@@ -159,7 +171,7 @@ def _check_same(config: Config, info: DataInfo) -> None:
 
 
 def _check_fingerprints(workdir: epath.Path, fingerprints: Mapping[str, Fingerprint]) -> None:
-    """Raises UserError if the run of `workdir` began with other inputs. One that kept no fingerprints gets today's."""
+    """Raises UserError if the run in `workdir` began with other inputs. Missing fingerprints are written."""
     path = workdir / FINGERPRINTS
     if not path.exists():
         line = f"warning: {path} is missing: changes of the data since the run began go unnoticed"
@@ -173,9 +185,9 @@ def _check_fingerprints(workdir: epath.Path, fingerprints: Mapping[str, Fingerpr
 
 
 def as_begun(config: Config, info: DataInfo) -> DataInfo:
-    """`info` with the mean and deviation that the run of the workdir has begun with, where today's are close.
+    """`info`, with the mean and deviation that the run in the workdir began with, if they are close to the new ones.
 
-    They are measured on images, of which one may have become unreadable since: that must not keep a run from going on.
+    They are measured on images, one of which may have become unreadable since. Such a run must be able to continue.
     """
     try:
         there = read_run_file(config.workdir).dataset
