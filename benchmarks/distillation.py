@@ -1,13 +1,14 @@
-"""The benefit of a distillation token: a ViT with and without a teacher, on the same images, for the same epochs.
+"""Measure the benefit of a distillation token: a ViT with and without a teacher, on the same images and epochs.
 
     python benchmarks/distillation.py --data PATH                   # some images of CIFAR-10, 1 to 2 hours on 2 cores
     python benchmarks/distillation.py --data PATH --scale full      # all 50,000, on a GPU
 
-PATH holds train/CLASS/*.jpg and test/CLASS/*.jpg. The teacher, a convolutional transformer, is trained first, by the
-same trainer; then students with three seeds, each with the teacher and without it. On two cores the teacher learns from
-5,000 images and the students from 2,000 of them, as published teachers have seen more than those who use them; on a GPU
-all learn from all. Every test image is evaluated. All runs are `python -m train.main`; their logs and a figure are put
-beside the result, in benchmarks/results/distillation-SCALE.*. The same command continues where it stopped.
+PATH contains train/CLASS/*.jpg and test/CLASS/*.jpg. First the teacher, a convolutional transformer, is trained with
+the same trainer; then students with three seeds, each with and without the teacher. On two cores the teacher is
+trained on 5,000 images and the students on 2,000 of them, because published teachers have seen more images than their
+users have; on a GPU all are trained on all images. All test images are evaluated. Every run is a command
+`python -m train.main`. The result, the logs and a figure are written to benchmarks/results/distillation-SCALE.*. If
+stopped, the same command continues.
 """
 
 import dataclasses
@@ -30,21 +31,21 @@ from train.run.records import read_records
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which images, and how much of everything."""
+    """Images, and size of the experiment."""
 
     data: Path
     """Folder with train/CLASS/* and test/CLASS/*."""
     scale: Literal["small", "full"] = "small"
     """`small` for two cores, `full` for a GPU."""
     work: Path = ROOT / "runs/distillation"
-    """Where the runs are kept."""
+    """Folder for the runs."""
     seeds: int = 3
-    """Students of each kind."""
+    """Number of students with the teacher, and of students without it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Training images of each class, for the teacher and for students (None: all), and the options of the runs."""
+    """Training images per class for the teacher and for students (None: all), and options of the runs."""
 
     teacher_images: int | None
     student_images: int | None
@@ -80,7 +81,7 @@ SCALES = {
 
 
 def main(options: Options) -> None:
-    """Run what is missing, then write the result down."""
+    """Run the missing runs, then write the result."""
     scale = SCALES[options.scale]
     folder = options.work / options.scale
     data, teacher = options.data.expanduser().absolute(), folder / "teacher"
@@ -107,7 +108,7 @@ def main(options: Options) -> None:
 
 
 def reduced(data: Path, folder: Path, count: int | None) -> Path:
-    """`data`, or a folder of links to the first `count` training images of each of its classes and all test images."""
+    """A folder of links to the first `count` training images of each class and all test images; `data` for None."""
     if count is None:
         return data
     for split, most in (("train", count), ("test", None)):
@@ -121,7 +122,7 @@ def reduced(data: Path, folder: Path, count: int | None) -> Path:
 
 
 def summary(options: Options, runs: dict, curves: dict) -> dict:
-    """Summary of the last evaluations."""
+    """Summarise the last evaluations of all runs."""
     last = {name: records[-1] for name, records in curves.items()}
     of_kind = lambda kind: [last[f"{kind}-{seed}"]["accuracy"] for seed in range(options.seeds)]
     alone, distilled = of_kind("alone"), of_kind("distilled")
@@ -143,7 +144,7 @@ def summary(options: Options, runs: dict, curves: dict) -> dict:
 
 
 def draw(curves: dict, path: Path) -> None:
-    """Accuracy over steps."""
+    """Plot the accuracy of all runs over their steps."""
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")

@@ -1,12 +1,13 @@
-"""Feed damaged files to everything that reads files: `python benchmarks/fuzz.py --files 100000`.
+"""Fuzz all readers of files: `python benchmarks/fuzz.py --files 100000`.
 
-Valid files of each kind (`fuzz_kinds.py`) are damaged (`fuzz_mutations.py`, the same for the same --seed) and read by
-the project's own readers, in processes of their own. A reader may read the file or raise the error that it declares, in
-a short printable message. Findings are: any other exception, a crash, too much processor time, more memory than the
-file's size and 2 GiB, and code that runs: evaluated or compiled, imported from outside of the installed packages, a
-process started, a connection opened, or a file written outside of the folder that was given.
+Valid files of each kind (`fuzz_kinds.py`) are damaged at random (`fuzz_mutations.py`; the same --seed gives the same
+damage) and read by the project's own readers, in separate processes. A reader may read the file, or raise a declared
+error with a short printable message. Everything else is a finding: another exception, a crash, too much processor
+time, more memory than 2 GiB plus the size of the file, and execution of code, that is code evaluated or compiled, a
+module imported from outside of the installed packages, a process started, a connection opened, or a file written
+outside of the given folder.
 
-Prints a table, keeps the offending files, and exits with status 1 if there is a finding. Linux only.
+It prints a table, keeps the files of findings, and exits with status 1 if there are any. Linux only.
 """
 
 import argparse
@@ -36,13 +37,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from benchmarks.fuzz_mutations import mutate
 
-MEMORY = 2 << 30  # bytes of address space beyond a file's own size
-CHUNK = 1000  # files that one process reads
+MEMORY = 2 << 30  # bytes of address space, in addition to the size of the file
+CHUNK = 1000  # files per process
 LONGEST = 4000  # characters of a message
 
 
 class Task(NamedTuple):
-    """The files `start` to `stop` of a kind."""
+    """The damaged files `start` to `stop` - 1 of a kind."""
 
     kind: str
     start: int
@@ -50,7 +51,7 @@ class Task(NamedTuple):
 
 
 class Tally:
-    """Counts of a process, in memory that its parent shares: they outlive a crash."""
+    """Counts of a process, in memory shared with its parent, so that they survive a crash."""
 
     FORM = struct.Struct("qqq")
 
@@ -58,16 +59,16 @@ class Tally:
         self._shared = mmap.mmap(-1, self.FORM.size)
 
     def write(self, number: int, read: int, refused: int) -> None:
-        """Say which file is next, and how many before it were read and refused."""
+        """Store the number of the next file, and how many files before it were read and refused."""
         self.FORM.pack_into(self._shared, 0, number, read, refused)
 
     def read(self) -> tuple[int, int, int]:
-        """The values written last."""
+        """The values stored last."""
         return self.FORM.unpack_from(self._shared)
 
 
 class Guard:
-    """An audit hook that notices, and prevents, what no reader of files needs."""
+    """An audit hook that detects and prevents actions that no reader of files needs."""
 
     STARTS = (
         "os.system",
@@ -99,7 +100,7 @@ class Guard:
     def _hook(self, event: str, args: tuple) -> None:
         if not self._armed:
             return
-        self._armed = False  # what the hook does is no finding
+        self._armed = False  # the hook's own actions are not findings
         what = self._objection(event, args)
         if what:
             self.caught.append(what + "\n" + "".join(traceback.format_stack(limit=12)))
@@ -118,8 +119,8 @@ class Guard:
                 return f"imports {args[0]}" if self._is_foreign(args[0].partition(".")[0]) else None
             case "exec" | "compile":
                 file = args[0].co_filename if event == "exec" else str(args[1])
-                parsed = event == "compile" and file == "<unknown>"  # by ast.literal_eval, which runs nothing
-                made = file.startswith("<") and _imports()  # as dataclasses make their methods
+                parsed = event == "compile" and file == "<unknown>"  # by ast.literal_eval, which executes nothing
+                made = file.startswith("<") and _imports()  # dataclasses compile their methods
                 return None if parsed or made or file.startswith(self._places) else f"{event} of {file}"
             case "pickle.find_class":
                 return f"unpickles {args}"
@@ -130,7 +131,7 @@ class Guard:
         return None
 
     def _is_foreign(self, package: str) -> bool:
-        """Whether a package would come from a place where nothing is installed."""
+        """Whether a package would be imported from outside of the installed packages."""
         if package in self._trusted:
             return False
         spec = importlib.machinery.PathFinder.find_spec(package)
@@ -152,7 +153,7 @@ def _imports() -> bool:
 
 
 def damaged(kind: str, template: Path, targets: str, seed: int, number: int) -> tuple[Path, bytes]:
-    """The damaged file `number`: which file of the template it is, and its content."""
+    """The damaged file `number`: its path in the template, and its content."""
     rng = random.Random(f"{seed} {kind} {number}")
     files = sorted(path for path in template.glob(targets) if path.is_file())
     file = rng.choice(files)
@@ -160,7 +161,7 @@ def damaged(kind: str, template: Path, targets: str, seed: int, number: int) -> 
 
 
 def objection(error: BaseException, declared: tuple[type, ...]) -> str | None:
-    """The fault of an error that a reader raised; None if it is declared and has a suitable message."""
+    """The kind of finding that an error is; None if it is declared and has a suitable message."""
     chain, message = error, str(error)
     while chain is not None:
         if isinstance(chain, MemoryError):
@@ -176,18 +177,18 @@ def objection(error: BaseException, declared: tuple[type, ...]) -> str | None:
 
 
 def work(task: Task, kind, template: Path, out: Path, tally: Tally, seed: int, seconds: float) -> None:
-    """Read the files of `task`. Ends by a signal where a reader crashes or takes too long."""
+    """Read the files of `task`. A signal ends the process if a reader crashes or takes too long."""
     warnings.simplefilter("ignore")
     scratch = Path(tempfile.mkdtemp(dir=out)).resolve()
     shutil.copytree(template, scratch / "files")
     folder = scratch / "files"
     os.chdir(scratch)
-    sys.path.insert(0, "")  # as `python -m` does
+    sys.path.insert(0, "")  # as with `python -m`
     with open(os.devnull, "w") as nothing, open(out / "findings.jsonl", "a", buffering=1) as findings:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
         signal.setitimer(signal.ITIMER_REAL, 60 * seconds)
-        for path in sorted(folder.glob(kind.targets)):  # what is loaded at first use is loaded here
+        for path in sorted(folder.glob(kind.targets)):  # first use may import modules, which the guard forbids
             with contextlib.suppress(Exception):
                 kind.read(folder, path)
         guard, baseline = Guard(scratch), _address_space()
@@ -198,7 +199,7 @@ def work(task: Task, kind, template: Path, out: Path, tally: Tally, seed: int, s
             (folder / name).write_bytes(content)
             resource.setrlimit(resource.RLIMIT_AS, (baseline + len(content) + MEMORY, resource.RLIM_INFINITY))
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            signal.setitimer(signal.ITIMER_REAL, 20 * seconds)  # for what waits
+            signal.setitimer(signal.ITIMER_REAL, 20 * seconds)  # a reader may wait, which takes no processor time
             error = None
             with guard:
                 try:
@@ -224,7 +225,7 @@ def _address_space() -> int:
 
 
 def record(findings, out: Path, kind: str, number: int, trouble: str, details: str, name: Path, content: bytes) -> None:
-    """Keep a finding and its file."""
+    """Store a finding and its file."""
     kept = out / f"{kind}-{number}-{name.name}"
     kept.write_bytes(content)
     entry = dict(kind=kind, number=number, trouble=trouble, file=str(kept), of=str(name), details=details)
@@ -232,7 +233,7 @@ def record(findings, out: Path, kind: str, number: int, trouble: str, details: s
 
 
 def in_a_process(function, *arguments) -> int:
-    """The id of a new process that runs `function` and ends."""
+    """Run `function` in a new process, and return its id."""
     if process := os.fork():
         return process
     status = 1
@@ -248,7 +249,19 @@ def in_a_process(function, *arguments) -> int:
 
 
 def fuzz(kinds: Mapping, files: int, jobs: int, seed: int, seconds: float, out: Path) -> dict[str, Counter]:
-    """Read `files` damaged files of `kinds`. Returns counts of each: files, read, refused, and findings."""
+    """Read damaged files of all kinds.
+
+    Args:
+        kinds: Kinds of files by name.
+        files: Number of files, over all kinds.
+        jobs: Number of processes at a time.
+        seed: Random seed of the damage.
+        seconds: Processor time that a file may take.
+        out: Folder for findings.
+
+    Returns:
+        For each kind, the number of files, read files, refused files, and findings of each type.
+    """
     out = out.resolve()
     templates = {kind.make: out / f"template-{kind.make.__name__}" for kind in kinds.values()}
     for make, template in templates.items():
@@ -309,7 +322,7 @@ def main(argv: list[str] | None = None, kinds: Mapping | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10, help="processor time that a file may take")
-    parser.add_argument("--out", type=Path, help="folder for findings; default: a new one")
+    parser.add_argument("--out", type=Path, help="folder for findings; default: a new temporary folder")
     options = parser.parse_args(argv)
     out = options.out or Path(tempfile.mkdtemp(prefix="fuzz-"))
     chosen = {name: kinds[name] for name in options.kinds}

@@ -1,4 +1,4 @@
-"""Kinds of files for `fuzz.py`: valid ones, the project's reader, and the errors that the reader declares."""
+"""Kinds of files for `fuzz.py`: how to write valid files, their reader, and the errors that the reader declares."""
 
 import dataclasses
 import io
@@ -29,20 +29,20 @@ class Kind:
     make: Callable[[Path], None]
     """Writes valid files into an empty folder."""
     targets: str
-    """Which of them are damaged: a pattern for Path.glob."""
+    """Files to damage: a pattern for Path.glob."""
     read: Callable[[Path, Path], object]
     """Reads a damaged file, given the folder and the file."""
     declared: tuple[type[Exception], ...]
-    """Errors that `read` may raise; for UserError subclasses too, for ValueError only the class itself."""
+    """Errors that `read` may raise. Subclasses are included, except those of ValueError."""
     share: float
-    """Of all files."""
+    """Fraction of all damaged files."""
 
 
 # Weights.
 
 
 def make_weights(folder: Path) -> None:
-    """State dicts and checkpoints in every format that torch and safetensors write, and some that are refused."""
+    """Write state dicts and checkpoints in all formats of torch and safetensors, and in formats that are refused."""
     rng = np.random.default_rng(0)
     state = {f"block.{i}.weight": rng.normal(size=(4, 3)).astype(np.float32) for i in range(3)}
     state["steps"] = np.array(7)
@@ -60,13 +60,13 @@ def make_weights(folder: Path) -> None:
     for name, content in (("flat", tensors), ("checkpoint", checkpoint), ("keys", {0: tensors, 1: {2: 3}})):
         torch.save(content, folder / f"{name}.pth")
         torch.save(content, folder / f"{name}-old.pt", _use_new_zipfile_serialization=False)
-    with zipfile.ZipFile(folder / "script.pt", "w") as archive:  # as TorchScript arranges it
+    with zipfile.ZipFile(folder / "script.pt", "w") as archive:  # the layout of TorchScript
         for entry, content in {"data.pkl": pickle.dumps({}, 2), "code/__torch__.py": b"", "constants.pkl": b""}.items():
             archive.writestr(f"script/{entry}", content)
 
 
 def read_weights(folder: Path, file: Path) -> None:
-    """As `from_torch` begins."""
+    """The first steps of `from_torch`."""
     check_names("weights", load_torch_file(file), "Net", {"block.0.weight", "block.1.weight", "steps"})
 
 
@@ -74,7 +74,7 @@ def read_weights(folder: Path, file: Path) -> None:
 
 
 def make_images(folder: Path) -> None:
-    """An image of every format and mode that Pillow writes and the trainer opens."""
+    """Write an image of every format and mode that Pillow writes and the trainer reads."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def make_images(folder: Path) -> None:
         for mode, image in modes.items():
             try:
                 image.save(folder / f"{form}-{mode}.{form.lower()}", form, exif=exif)
-            except (OSError, ValueError, KeyError, TypeError):  # a mode that the format does not have
+            except (OSError, ValueError, KeyError, TypeError):  # the format does not support the mode
                 (folder / f"{form}-{mode}.{form.lower()}").unlink(missing_ok=True)
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4"):
         image = modes["1"] if compression == "group4" else colour
@@ -100,7 +100,7 @@ def make_images(folder: Path) -> None:
 
 
 def read_image(folder: Path, file: Path) -> None:
-    """As training does: channels first, then pixels."""
+    """Read it as training does: first the number of channels, then the pixels."""
     transforms.image_channels(str(file), file.name)
     for channels in (1, 3):
         pixels = transforms.decode(str(file), channels, file.name)
@@ -112,30 +112,30 @@ def read_image(folder: Path, file: Path) -> None:
 
 
 def make_workdir(folder: Path) -> None:
-    """A run of one step."""
+    """Write the workdir of a run of one step."""
     if status := run_trainer(folder / "run", "--steps=1", "--epochs=1"):
         raise SystemExit(f"the trainer ended with status {status}")
 
 
 def read_configuration(folder: Path, file: Path) -> None:
-    """As every command that is given a workdir begins."""
+    """The first step of every command that reads a workdir."""
     read_run_file(folder / "run")
 
 
 def read_metrics(folder: Path, file: Path) -> None:
-    """As a run that continues does."""
+    """Read the records as a continued run does."""
     for record in read_records(folder / "run"):
         assert isinstance(record["step"], int)
         assert isinstance(record["split"], str)
 
 
 def read_sums(folder: Path, file: Path) -> str | None:
-    """Damage is no error here but the answer."""
+    """Verify the checksums. Damage is the result, not an error."""
     return damage(file.parent)
 
 
 def read_checkpoint(folder: Path, file: Path) -> None:
-    """Under right checksums, as a stranger would make them."""
+    """Load the run after its checksums are corrected, as an attacker would do."""
     step = next(parent for parent in file.parents if parent.name.isdigit())
     sums = step / "checksums.json"
     stored = sums.read_bytes()
@@ -159,7 +159,7 @@ def read_checkpoint(folder: Path, file: Path) -> None:
 
 
 def make_tfds(folder: Path) -> None:
-    """A dataset of four images, as TFDS prepares it."""
+    """Prepare a TFDS dataset of four images."""
     import tensorflow_datasets as tfds
     from PIL import Image
 
@@ -190,7 +190,7 @@ def make_tfds(folder: Path) -> None:
 
 
 def read_tfds(folder: Path, file: Path) -> None:
-    """All examples of both splits."""
+    """Read all examples of both splits."""
     dataset = load_dataset(Data(name="tfds:blobs", dir=str(folder)))
     for source in (dataset.train, dataset.eval):
         for i in range(len(source)):

@@ -1,4 +1,4 @@
-"""Random damage for files: bytes, values of JSON, and members of archives under right checksums."""
+"""Random damage to files: bytes, values of JSON, and members of archives, whose checksums are corrected."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import zlib
 
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 TEXTS = ("", "\x00", "\x1b[2J", "\u202e", "\ud800", "../../x", "/dev/zero", "a" * 100_000, "1e400", "%s{}", "nan")
-# Parts of pickles: marks, containers, numbers, references and calls, some of them deep or of a length that is a lie.
+# Parts of pickles: marks, containers, numbers, references and calls; some nest deeply or state a false length.
 OPCODES = (b"(", b"t", b"R", b"Q", b"]", b"}", b")", b"s", b"e", b"u", b"0", b"N", b"b", b"K\x01", b"J\xff\xff\xff\x7f")
 OPCODES += (b"h\x00", b"q\x00", b"r\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"cos\nsystem\n", b"\x85" * 20_000)
 OPCODES += (b"](" * 5_000, b"\x8a\xff" + b"\x7f" * 255, b"}(K\x00K\x00u", b"ccollections\nOrderedDict\n)R")
@@ -18,7 +18,7 @@ DEEP = ("[" * 20_000 + "]" * 20_000, '{"a":' * 20_000 + "1" + "}" * 20_000)
 
 
 def mutate(content: bytes, name: str, rng: random.Random) -> bytes:
-    """`content` of a file called `name` with one to a few faults."""
+    """Damage the content of a file called `name` in one or a few places."""
     if content[:4] == b"PK\x03\x04" and rng.random() < 0.75:
         return _archive(content, rng)
     if content[:8] == b"\x89PNG\r\n\x1a\n" and rng.random() < 0.75:
@@ -88,7 +88,7 @@ def _json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _places(value, depth: int = 0):
-    """Pairs of a container and a key in it."""
+    """Yield pairs of a container and a key in it, for all nested values."""
     for key in value if isinstance(value, dict) else range(len(value)):
         yield value, key
         if isinstance(value[key], dict | list):
@@ -96,7 +96,7 @@ def _places(value, depth: int = 0):
 
 
 def _archive(content: bytes, rng: random.Random) -> bytes:
-    """One member changed, and the rest with right checksums."""
+    """Change one member of an archive, and correct the checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     names = list(members)
@@ -117,7 +117,7 @@ def _archive(content: bytes, rng: random.Random) -> bytes:
 
 
 def _png(content: bytes) -> bytes:
-    """The chunks of `content` under right checksums, as far as they go."""
+    """Correct the checksums of the chunks of a PNG, up to the first chunk with an impossible length."""
     data, at = bytearray(content), 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")

@@ -1,8 +1,8 @@
-"""Import time of vit_jax, compared with flax.
+"""Measure the import time of vit_jax, relative to flax.
 
     python benchmarks/import_time.py
 
-Each import runs in a fresh interpreter, in turns, after one untimed round that fills the caches.
+Each import runs in a new interpreter. The imports take turns; an untimed first round fills the caches.
 """
 
 import statistics
@@ -18,7 +18,7 @@ STATEMENTS = {
 
 
 def seconds(statement: str) -> float:
-    """How long a fresh interpreter takes for `statement`."""
+    """Seconds that a new interpreter takes for `statement`."""
     code = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
 

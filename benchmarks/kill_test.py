@@ -1,9 +1,9 @@
-"""Kill one run again and again, at random moments, and compare what it ends with: `--kills 50 --signal KILL`.
+"""Kill a run repeatedly at random moments, and compare its result with an undisturbed run: `--kills 50 --signal KILL`.
 
-Every second life ends somewhere in its start-up, the others while they train and save, after a save of their own, such
-that all of them together come to a part of the run. Every process is started by the same command. In the end the
-parameters, the optimizer's state and the metrics must be those of a run that was left alone, bit for bit, and every
-checkpoint must have been readable all along.
+Every process is started by the same command. Every second one is killed during start-up; the others are killed while
+they train or save, after they have saved a checkpoint, early enough that all kills happen within the length of the
+run. In the end, parameters, optimizer state and metrics must equal those of the undisturbed run, bit for bit, and
+every checkpoint must have been readable after every kill.
 """
 
 import argparse
@@ -24,12 +24,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from tests.runs import RANDOM, TINY, records, stored
 from train.run.integrity import damage
 
-# A life is mostly start-up. A save every second step puts many kills into one.
+# Most of a process's time is start-up. With a save every second step, many kills happen during a save.
 OPTIONS = (*TINY, *RANDOM, "--eval-epochs=0.2", "--save-steps=2", "--keep=2")
 
 
 def start(workdir: Path, cache: Path, steps: int) -> subprocess.Popen:
-    """The run in a process of its own, which says what it does into a file beside the workdir."""
+    """Start the run in a new process, with its output in WORKDIR.log."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -49,13 +49,13 @@ def latest(workdir: Path) -> int:
 
 
 def await_save(process: subprocess.Popen, workdir: Path, before: int) -> None:
-    """Returns when a run has a checkpoint of a step after `before`, or has ended."""
+    """Wait until a run has a checkpoint of a step after `before`, or has ended."""
     while process.poll() is None and latest(workdir) <= before:
         time.sleep(0.05)
 
 
 def same(workdir: Path, other: Path, step: int) -> bool:
-    """Whether two runs ended alike in every bit, and said the same of themselves."""
+    """Whether two runs ended with the same state, bit for bit, and the same metrics."""
     (state, _), (expected, _) = stored(workdir, step), stored(other, step)
     return (
         state.keys() == expected.keys()
@@ -65,8 +65,8 @@ def same(workdir: Path, other: Path, step: int) -> bool:
 
 
 def undisturbed(workdir: Path, cache: Path, steps: int) -> tuple[float, float]:
-    """Seconds until a run has its first checkpoint, and until its end. Exits if it fails."""
-    start(workdir.with_name("first"), cache, 1).wait()  # compiles, so that what follows is like the lives to come
+    """Seconds until the first checkpoint of a run, and until its end. Exits if the run fails."""
+    start(workdir.with_name("first"), cache, 1).wait()  # fills the compilation cache, which later processes use too
     since = time.monotonic()
     process = start(workdir, cache, steps)
     await_save(process, workdir, 0)
@@ -77,12 +77,12 @@ def undisturbed(workdir: Path, cache: Path, steps: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Run it, print a verdict, write it to results/, and return 0 if nothing was lost."""
+    """Run the test, print the verdict, write it to results/, and return 0 if the runs are equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="how often to kill")
-    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL", help="by which signal")
-    parser.add_argument("--steps", type=int, default=800, help="length of the run, which must outlast all kills")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL", help="signal to kill with")
+    parser.add_argument("--steps", type=int, default=800, help="length of the run; it must last longer than all kills")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     number = getattr(signal, f"SIG{args.signal}")
@@ -102,7 +102,7 @@ def main() -> int:
             else:
                 wait = rng.uniform(0, begin)
             try:
-                unexpected.append(f"a life of its own ended with status {process.wait(wait)}")
+                unexpected.append(f"a process ended before it was killed, with status {process.wait(wait)}")
                 break
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
@@ -111,14 +111,14 @@ def main() -> int:
             moments.append(round(moment, 2))
             if status not in expected:
                 unexpected.append(f"status {status}")
-            # Of those that Orbax was removing just now some files are left; the latest is never among them.
+            # A kill can leave some files of a checkpoint that Orbax was removing; it never removes the latest.
             step = latest(killed)
             unreadable += bool(step and damage(killed / "checkpoints" / str(step))) + (killed / "damaged").exists()
             at = f"after step {step}" if step else "before a checkpoint"
             print(f"{len(moments)}/{args.kills}  {args.signal} at {moment:.2f} s, status {status}, {at}", flush=True)
         status = start(killed, cache, args.steps).wait()
         if status:
-            unexpected.append(f"the last life ended with status {status}")
+            unexpected.append(f"the last process ended with status {status}")
         alike = status == 0 and same(killed, alone, args.steps)
         log = Path(f"{killed}.log").read_text()
         print(log[-2000:] if unexpected or not alike else log.splitlines()[-2])

@@ -1,10 +1,10 @@
-"""The benefit of self-supervised learning: probes of encoders before and after, on scikit-learn's digits.
+"""Measure the benefit of self-supervised learning: probes of encoders before and after it, on scikit-learn's digits.
 
     python benchmarks/pretraining.py
 
-Each objective trains a small ViT with three seeds, by `python -m train.main --objective=...`, and `train.probe` asks
-each encoder, and the same encoder untrained, for the classes of the test images. The table and the losses are written
-to benchmarks/results/pretraining.json. The same command continues where it stopped.
+Each objective trains a small ViT with three seeds, with `python -m train.main --objective=...`. `train.probe` then
+measures the accuracy of each encoder, and of the same encoder untrained, on the test images. The table and the losses
+are written to benchmarks/results/pretraining.json. If stopped, the same command continues.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from train.run.records import read_records
 
 COMMON = ("--model=vit", "--data.image-size", "16", "16", "--eval-epochs=10")
 MODEL = ("--model-args", "patch_size=4", "pool=mean")
-UPRIGHT = ("--epochs=30", "--objective-args", "flip=0.0")  # a mirrored digit is none
+UPRIGHT = ("--epochs=30", "--objective-args", "flip=0.0")  # most flipped digits are not digits
 ARGUMENTS = {
     "mae": ("--epochs=30",),
     "simmim": ("--epochs=300", "--objective-args", "masking_ratio=0.75"),  # it learns slowly
@@ -37,18 +37,18 @@ ARGUMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How much of everything."""
+    """Objectives and repetitions."""
 
     objectives: tuple[str, ...] = tuple(ARGUMENTS)
-    """Which objectives."""
+    """Objectives to measure."""
     seeds: int = 3
-    """Runs of each."""
+    """Number of runs of each objective."""
     work: Path = ROOT / "runs/pretraining"
-    """Where the runs are kept."""
+    """Folder for the runs."""
 
 
 def main(options: Options) -> None:
-    """Run what is missing, then write the result down."""
+    """Run the missing runs, then write the result."""
     table = {}
     for name in options.objectives:
         rows = []

@@ -1,4 +1,4 @@
-"""Runs of the trainer that an experiment is made of."""
+"""Runs of the trainer, for experiments."""
 
 import subprocess
 import sys
@@ -8,9 +8,17 @@ ROOT = Path(__file__).parent.parent
 
 
 def train_run(workdir: Path, arguments: tuple[str, ...]) -> str:
-    """Train, or go on with what a call before has left, and return what was printed, which is in WORKDIR.log as well.
+    """Train, or continue a run that an earlier call began.
 
-    Ends the experiment where the run fails.
+    Args:
+        workdir: The workdir.
+        arguments: Options of the trainer.
+
+    Returns:
+        The output of the run, which is also in WORKDIR.log.
+
+    Raises:
+        SystemExit: If the run fails.
     """
     command = [sys.executable, "-m", "train.main", f"--workdir={workdir}", *arguments]
     workdir.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""How long a TPU's compiler takes for equal blocks in a loop, against the same blocks one after the other, and for one.
+"""Measure how long a TPU compiler takes for equal blocks as a loop, unrolled, and for a single block.
 
     pip install '.[train,tpu]'
     python benchmarks/scan_compile.py
 
-What is compiled is value and gradients of a stack of transformer blocks in bfloat16, ahead of time, for a topology that
-need not be there. All forms take turns. The compiler translates equal operations once, so that the loop saves what
-depends on the depth alone; and single operations may take it half a minute, in either form. What it expects of the
-programs is told as well: memory, and cycles of all operations together.
+It compiles value and gradients of a stack of transformer blocks in bfloat16, ahead of time, for a topology that need
+not exist. The three forms take turns. The compiler translates equal operations only once, so a loop saves less than
+the number of blocks suggests, and a single operation can take half a minute in any form. The compiler's estimates of
+the programs are printed too: memory, and the sum of the cycles of all operations.
 """
 
 import dataclasses
@@ -40,23 +40,23 @@ class Options:
     """Models to compile, and repetitions."""
 
     sizes: tuple[str, ...] = tuple(WIDTHS)
-    """ViTs whose blocks are compiled."""
+    """Sizes of ViT whose blocks are compiled."""
     depths: tuple[int, ...] = (12, 24)
     """Numbers of blocks."""
     tokens: int = 197
-    """Tokens of an image."""
+    """Tokens per image."""
     batch_size: int = 256
     """Images over all chips."""
     repeats: int = 3
-    """How often each form is compiled; medians are reported."""
+    """Number of times that each form is compiled; medians are reported."""
     topology: str = "v5e:2x4"
     """TPU topology."""
     json: Path | None = None
-    """File to write the table to as well."""
+    """File that the table is also written to."""
 
 
 class Compiled(NamedTuple):
-    """Compile time, and the compiler's estimates: memory besides arguments and results, and millions of cycles."""
+    """Compile time, and the compiler's estimates: memory of temporaries, and millions of cycles."""
 
     seconds: float
     mib: float
@@ -64,7 +64,7 @@ class Compiled(NamedTuple):
 
 
 def main(options: Options) -> None:
-    """Print a line per stack: seconds to compile it in a loop, unrolled, their ratio, and what the programs need."""
+    """Print a line per stack: seconds to compile a loop and unrolled blocks, their ratio, memory and cycles."""
     devices, _ = open_topology(options.topology)
     mesh = make_mesh(devices=devices)
     print(f"jax {jax.__version__}, {mesh.size} x {devices[0].device_kind}, bfloat16, {options.batch_size} images")

@@ -1,9 +1,9 @@
-"""Our forward pass and train step against upstream's in PyTorch, on the same weights and the same batch.
+"""Compare the speed of our forward pass and training step with upstream in PyTorch, on the same weights and batch.
 
     python benchmarks/step_time.py --model vit/ti16
 
-Each library runs in a process of its own, so that their thread pools do not meet; the two are timed in turns, so that
-whatever else the machine does falls on both. A ratio above 1 means that ours is the faster.
+Each library runs in its own process, so that the thread pools do not compete. The two are timed in turns, so that other
+work of the machine affects both. A ratio above 1 means that ours is faster.
 """
 
 import dataclasses
@@ -26,27 +26,27 @@ class Options:
     """Options of the measurement."""
 
     model: str = "vit/ti16"
-    """NAME or NAME/PRESET of `vit_jax.list_models()`; NAME alone is NAME/tiny."""
+    """Model to time, as NAME or NAME/PRESET; NAME alone is NAME/tiny."""
     image_size: int | None = None
     """Height and width in pixels; default: the preset's."""
     model_args: tuple[str, ...] = ()
-    """Arguments over the preset's, as KEY=VALUE."""
+    """Arguments of the model that override its preset, as KEY=VALUE."""
     batch_size: int = 8
     """Images per step."""
     threads: int = 2
-    """Threads that each library computes with."""
+    """Number of threads of each library."""
     repeats: int = 20
-    """Timed blocks of each library, after one untimed."""
+    """Number of timed blocks of each library, after an untimed one."""
     seconds: float = 0.5
-    """Least length of a block; it is as many calls as fill that."""
+    """Length of a block; it has as many calls as fit, and at least one."""
     forward_only: bool = False
     """Leave out the train step."""
     compiled: bool = False
     """Compile upstream's model with `torch.compile`."""
     python: str = sys.executable
-    """Interpreter for our side, to measure another jax than the one beside torch."""
+    """Python interpreter for our side, to measure a jax that is installed in another environment than torch."""
     json: Path | None = None
-    """File to write the result to as well."""
+    """File that the result is also written to."""
 
 
 def main(options: Options) -> None:
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options) -> dict:
-    """Times of both libraries, their versions, and how far their logits differ."""
+    """Times and versions of both libraries, and the difference of their logits."""
     torch, ours = Worker("torch", sys.executable, options), Worker("jax", options.python, options)
     logits = torch.call("logits"), ours.call("load", torch.call("state"))
     result = {
@@ -74,10 +74,10 @@ def measure(options: Options) -> dict:
 
 
 def compare(what: str, torch: "Worker", ours: "Worker", options: Options) -> dict[str, float]:
-    """Milliseconds per call of both, and the ratios torch / ours of the medians and of neighbouring blocks."""
+    """Milliseconds per call of both, and the ratio torch / ours: of the medians, and its range over pairs of blocks."""
     calls = {}
     for worker in (torch, ours):
-        worker.call("milliseconds", what, 2)  # compiles, allocates, spreads the threads
+        worker.call("milliseconds", what, 2)  # compiles, allocates memory and starts threads
         calls[worker] = max(1, round(1000 * options.seconds / worker.call("milliseconds", what, 2)))
     pairs = [
         [worker.call("milliseconds", what, calls[worker]) for worker in (torch, ours)] for _ in range(options.repeats)
@@ -94,7 +94,7 @@ def compare(what: str, torch: "Worker", ours: "Worker", options: Options) -> dic
 
 
 def report(result: dict) -> None:
-    """Print `result` for a reader."""
+    """Print a result of `measure`."""
     options = result["options"]
     print(f"{options['model']}, batch {options['batch_size']}, float32, {options['threads']} threads")
     print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
@@ -108,7 +108,7 @@ def report(result: dict) -> None:
 
 
 class Worker:
-    """A process that holds one library's side and answers calls, one at a time."""
+    """A process with one library, which answers calls one at a time."""
 
     def __init__(self, side: str, python: str, options: Options):
         threads = str(options.threads)
@@ -136,9 +136,9 @@ class Worker:
 
 
 def work(side: str) -> None:
-    """The other end of `Worker`: answer requests on stdin until it closes."""
+    """Run in the process of a `Worker`: answer requests from stdin until it is closed."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with the answers
     (options,) = pickle.load(sys.stdin.buffer)
     sys.path.insert(0, str(Path(__file__).parent.parent))
     worker = {"torch": TorchSide, "jax": JaxSide}[side](Options(**options))
@@ -154,7 +154,7 @@ def work(side: str) -> None:
 
 
 def make_model(options: Options):
-    """Our Flax module; upstream's is made from its fields."""
+    """Our Flax module. Upstream's module is created from its fields."""
     from train.build import model_name
     from train.commandline.arguments import parse_arguments
     from vit_jax import create_model
@@ -165,7 +165,7 @@ def make_model(options: Options):
 
 
 def make_batch(model, batch_size: int):
-    """Images (b, H, W, c) and labels (b), the same for both sides."""
+    """Images (b, H, W, c) and labels (b,), the same for both sides."""
     import numpy as np
 
     from vit_jax.layers.check import pair
@@ -236,9 +236,10 @@ class TorchSide:
 
 
 def torch_twin(ours):
-    """Upstream's module with the arguments of `ours`, as far as it takes them, modules among them too.
+    """Upstream's module, with those arguments of `ours` that it accepts, including modules.
 
-    Where upstream's crashes, it is repaired as in the first row of its tests, which may make it take further arguments.
+    If upstream's code crashes, it is repaired as in the first row of its tests. The repaired module may accept more
+    arguments.
     """
     from tests.cases import FIRST
     from tests.cases.case import build_upstream
@@ -258,7 +259,7 @@ def torch_twin(ours):
 
 
 class JaxSide:
-    """Our model and the trainer's own step, jitted and with donated state as in train/loop.py."""
+    """Our model and the trainer's own step, jitted and with donated state as in the trainer."""
 
     def __init__(self, options: Options):
         import jax
@@ -303,7 +304,7 @@ class JaxSide:
         start = time.perf_counter()
         for _ in range(calls):
             if what == "forward":
-                jax.block_until_ready(self.forward(self.variables, self.images))  # or passes would overlap
+                jax.block_until_ready(self.forward(self.variables, self.images))  # otherwise passes overlap
             else:
                 batch = {"image": self.images, "label": self.labels}
                 self.state, _ = self.train(self.state, batch, {})

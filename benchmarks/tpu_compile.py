@@ -1,14 +1,14 @@
-"""Compile a step of every model for a TPU v5e, on a machine that has none.
+"""Compile a training step of every model for a TPU v5e, on a machine without TPUs.
 
     pip install '.[train,tpu]'
     python benchmarks/tpu_compile.py                                       # every model of the registry
     python benchmarks/tpu_compile.py --models vit/b16 --image-size 224     # any image classifier and preset
 
-Image classifiers are compiled as their tiny preset, in the trainer's own step: augmentation, bfloat16, gradients,
-AdamW, over all chips of the topology. What takes other inputs (videos, series, actions) or is a part of another model
-is compiled at the size of its first row in tests/cases, in a bare step: gradients of its outputs' mean square in
-bfloat16, AdamW. Memory is the compiler's; `python -m train.plan` says more of a single model. Ends with status 1 when a
-model does not compile.
+Of image classifiers, the tiny preset is compiled in the trainer's own step: augmentation, bfloat16, gradients and
+AdamW, over all chips of the topology. Models with other inputs (videos, series, actions) and parts of models are
+compiled at the size of their first row in tests/cases, in a bare step: gradients of the mean square of the outputs in
+bfloat16, and AdamW. The compiler reports the memory; `python -m train.plan` prints more about a single model. The exit
+status is 1 if a model does not compile.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Options:
     """Models to compile, and the topology."""
 
     models: tuple[str, ...] = ()
-    """NAME or NAME/PRESET each, of image classifiers; default: every model, those as their tiny preset."""
+    """Image classifiers, as NAME or NAME/PRESET; default: all models, image classifiers as their tiny preset."""
     image_size: int = 32
     """Height and width in pixels."""
     batch_size: int = 32
@@ -51,11 +51,11 @@ class Options:
     topology: str = "v5e:2x4"
     """TPU topology."""
     json: Path | None = None
-    """File to write the table to as well."""
+    """File that the table is also written to."""
 
 
 def main(options: Options) -> int:
-    """Print a line per model: seconds to compile, FLOPs of an example and memory of a chip. Returns the exit status."""
+    """Print a line per model: compile time, FLOPs per example and memory per chip. Returns the exit status."""
     devices, _ = open_topology(options.topology)
     mesh = make_mesh(devices=devices)
     print(f"jax {jax.__version__}, {len(devices)} x {devices[0].device_kind}, bfloat16, batch {options.batch_size}")
@@ -65,7 +65,7 @@ def main(options: Options) -> int:
             row = bare_step(FIRST[model], mesh) if model in FIRST else trainers_step(model, mesh, options)
         except UserError:
             raise
-        except Exception as error:  # whatever the compiler objects to, the other models are wanted too
+        except Exception as error:  # if one model fails, the others are still compiled
             failed.append(model)
             print(f"{model:44} FAILED: {type(error).__name__}: {str(error).splitlines()[0][:300]}", flush=True)
             continue
@@ -79,7 +79,7 @@ def main(options: Options) -> int:
 
 
 def every_model() -> list[str]:
-    """NAME/tiny of what the trainer can feed, NAME of all others."""
+    """NAME/tiny of models that the trainer supports, NAME of all others."""
     return [f"{name}/tiny" if takes_images(name) else name for name in list_models()]
 
 
@@ -91,7 +91,7 @@ def takes_images(name: str) -> bool:
 
 
 def trainers_step(model: str, mesh: Mesh, options: Options) -> dict[str, str | float]:
-    """A row of the table, of the step that the trainer runs."""
+    """A row of the table, for the trainer's own step."""
     side = options.image_size
     info = DataInfo(tuple(map(str, range(1000))), (side, side, 3), (0.5,) * 3, (0.25,) * 3)
     augment = Augment(crop_padding=4, flip=True, mixup=0.2)
@@ -105,7 +105,7 @@ def trainers_step(model: str, mesh: Mesh, options: Options) -> dict[str, str | f
 
 
 def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
-    """A row of the table, of gradients and AdamW alone, with one example for each chip where there is a batch."""
+    """A row of the table, for a step of gradients and AdamW only, with one example per chip if inputs are batches."""
     model, (x, keywords) = build(case), case.inputs(np.random.default_rng(0))
     optimizer, batch = optax.adamw(1e-3), 2
     variables = dict(jax.eval_shape(model.init, jax.random.key(0), x, **keywords))
@@ -124,7 +124,7 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
         return optax.apply_updates(params, updates), state
 
     def place(leaf):
-        """An abstract leaf: on every chip, or one example of a batch on each."""
+        """An abstract leaf: on every chip, or if it is a batch, one example on each."""
         shared = not case.takes_list and leaf.ndim > 0 and leaf.shape[0] == batch
         shape = (mesh.size, *leaf.shape[1:]) if shared else leaf.shape
         sharding = NamedSharding(mesh, PartitionSpec("data") if shared else PartitionSpec())
@@ -132,7 +132,7 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     held, inputs = (params, jax.eval_shape(optimizer.init, params), variables), jax.tree.map(np.asarray, (x, keywords))
-    flops = jax.jit(step).lower(*held, *inputs).cost_analysis()["flops"]  # for the CPU: before a TPU's compiler none
+    flops = jax.jit(step).lower(*held, *inputs).cost_analysis()["flops"]  # for the CPU: for TPUs there are none
     held = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), held)
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*held, *jax.tree.map(place, inputs))
     since = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Our speed over upstream's, in eager PyTorch, for the tiny preset of every classifier.
+"""Measure our speed relative to upstream in eager PyTorch, for the tiny preset of every classifier.
 
     python benchmarks/zoo.py
 
-Each model is timed as `step_time.py` times it, in a few minutes for a dozen models; results are kept model by model in
-benchmarks/results/zoo.json, which docs/make_models.py reads. Models that are in it are not measured again.
+Each model is timed as in `step_time.py`; a dozen models take a few minutes. The result of each model is written to
+benchmarks/results/zoo.json, which docs/make_models.py reads. Models that it already contains are not measured again.
 """
 
 import json
@@ -21,17 +21,17 @@ from benchmarks.step_time import Options, measure
 from tests.cases import holds_for
 
 RESULTS = ROOT / "benchmarks/results/zoo.json"
-MODEL_ARGS = {"pit": ("mlp_dim=96",)}  # upstream's takes a single number
+MODEL_ARGS = {"pit": ("mlp_dim=96",)}  # upstream accepts a single number
 
 
 def main() -> None:
-    """Measure what is missing and write it down."""
+    """Measure the models without a result, and write the results."""
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}}
     for name in rich.progress.track([name for name in holds_for("step_time") if name not in result["models"]]):
         options = Options(model=name, model_args=MODEL_ARGS.get(name, ()), batch_size=64, repeats=5, seconds=0.2)
         try:
             measured = measure(options)
-        except SystemExit as error:  # the others are wanted all the same
+        except SystemExit as error:  # the other models are still measured
             print(f"{name:44} not measured: {error}", flush=True)
             continue
         ratios = {what: measured[what]["ratio"] for what in ("forward", "train")}
