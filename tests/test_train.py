@@ -458,7 +458,7 @@ def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
 
 @pytest.mark.parametrize("image_size", [("8", "8"), pytest.param(("own",), marks=pytest.mark.slow)])
 def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_size, tmp_path, monkeypatch):
-    """A student with larger, otherwise normalised images learns from the logits that the teacher has on its own images."""
+    """The student sees larger images, normalised otherwise, and learns the teacher's logits for the teacher's own."""
     seen = {}
     apply = Teacher.apply
     monkeypatch.setattr(Teacher, "apply", lambda self, *args: apply(seen.setdefault("teacher", self), *args))
