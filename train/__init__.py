@@ -1,4 +1,4 @@
-"""The trainer: `python -m train.main`, `python -m train.predict`."""
+"""The trainer and its commands, such as `python -m train.main` and `python -m train.predict`."""
 
 import absl.logging
 

@@ -1,4 +1,4 @@
-"""The installed command: `vit-jax train --model=t2t` equals `python -m train.main --model=t2t`, as do the others.
+"""The installed command: `vit-jax train --model=t2t` runs `train.main`, and so on for the other commands.
 
 It also works in a folder that contains another `train.py` or `train/`, which `python -m train.main` would run instead.
 """

@@ -124,7 +124,7 @@ def write(out: Path, network: nn.Module, variables: PyTree) -> None:
                 checkpointer.wait_until_finished()
                 checkpointer.metadata(part)  # opens every array, to detect a checkpoint that cannot be read back
             os.rename(part, out)
-        except ValueError as error:  # tensorstore's
+        except ValueError as error:  # from tensorstore
             raise OSError(one_line(error)) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)

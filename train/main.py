@@ -81,7 +81,7 @@ def parse_groups(groups: list[Group]) -> Config:
     return with_absolute_paths(config)
 
 
-# The model that an objective trains without --model, where the default of the config does not fit.
+# Default models of objectives for which the default model of `Config` is unsuitable.
 ENCODERS = {
     "deep_supervision": "looped_vit",
     "dino": "vit",

@@ -57,7 +57,7 @@ RECIPES = {
             "t2t": ("t2t_layers=((3, 1), (3, 1))",),
             "pit": ("patch_size=2",),
         },
-        # Tiny presets expect 32x32 images, and models with stages need as many: digits are enlarged for them.
+        # Tiny presets are for 32x32 images, and models with stages need that many pixels, so digits are enlarged.
         other_settings=dict(data=Data(name="digits", image_size=(32, 32)), augment=Augment(crop_padding=4)),
     ),
     "cifar10": Recipe(

@@ -85,7 +85,7 @@ def start(setup: Setup) -> Iterator[Session]:
                 train_step = compile_train_step(setup.program, setup.frozen, config, setup.mesh)
         state, window = first_state(setup, claimed, checkpoints, metrics)
         frozen, logits = placed_teacher(setup, claimed.workdir)
-        # Only placed copies of what was loaded are needed from here on.
+        # From here on, only the copies on the devices are needed.
         setup = setup._replace(frozen={}, initial=None)
         yield Session(
             setup=setup,

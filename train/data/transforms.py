@@ -203,7 +203,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
     if tags:
         (bits,) = tags[TiffImagePlugin.BITSPERSAMPLE]
     if bits == 32:
-        samples = samples.view(np.uint32)  # Pillow says int32
+        samples = samples.view(np.uint32)  # Pillow returns int32
     samples = (samples >> (bits - 8)).astype(np.uint8)
     inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO  # Pillow inverts only 8 bits
     return Image.fromarray(255 - samples if inverted else samples)
