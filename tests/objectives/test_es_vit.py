@@ -107,6 +107,6 @@ def test_features_of_every_form():
 
 
 def test_a_run_of_tokens_and_smaller_views(tmp_path):
-    arguments = ("--objective-args", "num_classes_K=32", "num_local_views=1", "projection_hidden_size=16")
+    arguments = ("--objective-args", "num_classes_K=32", "num_local_views=1", "projection_layers=2")
     assert train(tmp_path, "--steps=2", "--objective=es_vit", *arguments) == 0
     assert all(np.isfinite(record["loss"]) for record in records(tmp_path, "train"))
