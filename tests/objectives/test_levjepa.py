@@ -11,6 +11,7 @@ from tests.cases import FIRST
 from tests.cases.case import build, build_upstream
 from tests.compiler import DEFAULT_FUSION
 from tests.runs import records
+from tests.test_models import variables_of
 from train.main import main
 from vit_jax import create_model
 from vit_jax.convert import from_torch
@@ -24,6 +25,12 @@ SETTINGS = [
     dict(drop_ratio=0.5, sigreg_loss_weight=0.3),
     dict(drop_ratio=0.7, use_batch_norm=False, use_weight_standardization=True, invariance_loss_weight=0.6),
 ]
+
+
+def draw(objective, images) -> dict:
+    """What `objective` draws, but for the views."""
+    drawn = jax.jit(lambda key: {**objective.draw(key, images), "views": None})(jax.random.key(0))
+    return {name: value for name, value in drawn.items() if name != "views"}
 
 
 @pytest.mark.parametrize("kwargs", SETTINGS, ids=["batch-norm", "standardized"])
@@ -51,7 +58,7 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
     shake(learner).train()
 
     images = jnp.zeros((batch, *shape))
-    drawn = objective.draw(jax.random.key(0), images)
+    drawn = draw(objective, images)
     directions = torch.from_numpy(np.array(drawn["directions"]).T)
     kept = [np.array(patches) for patches in drawn["kept"]]
     count = kept[0].shape[1]
@@ -113,14 +120,14 @@ def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
 def test_upstream_mixes_images():
     """Equal views of an image have distance 0. Upstream compares them with views of another image."""
     model = build(VIDEO)
-    images = jax.random.normal(jax.random.key(0), (3, *VIDEO.input_shape[1:]))
+    images = jax.device_put(np.random.default_rng(0).standard_normal((3, *VIDEO.input_shape[1:]), np.float32))
     losses = []
     for mixed in (False, True):
         objective = LeVJEPA(model, num_local_views=2, mix_images=mixed, sigreg_loss_weight=0.0, **SIZES)
-        alike = jnp.stack([images] * 3, axis=1)
-        drawn = objective.draw(jax.random.key(1), images) | {"views": [alike[:, :1], alike[:, 1:]]}
-        variables = objective.model.init(jax.random.key(2), images, **drawn)
-        losses.append(float(objective.model.apply(variables, images, **drawn).mean()))
+        alike = np.stack([images] * 3, axis=1)
+        drawn = draw(objective, images) | {"views": [alike[:, :1], alike[:, 1:]]}
+        variables = variables_of(objective.model, images, drawn)
+        losses.append(float(jax.jit(objective.model.apply)(variables, images, **drawn).mean()))
     assert losses[0] < 1e-10 < 1e-3 < losses[1]
 
 
@@ -132,25 +139,26 @@ def test_patches_stay_as_the_ratio_says():
     assert np.abs(np.bincount(kept.ravel(), minlength=16) / 500 - 0.25).max() < 0.1
     assert model.draw_kept(jax.random.key(0), (2, 16, 16, 3), 0.99).shape == (2, 1)
     x = jnp.ones((2, 16, 16, 3))
-    variables = model.init(jax.random.key(0), x)
-    apply = lambda **kwargs: model.apply(variables, x, rngs={"dropout": jax.random.key(1)}, **kwargs)
+    variables, rngs = jax.eval_shape(model.init, jax.random.key(0), x), {"dropout": jax.random.key(1)}
+    apply = lambda **kwargs: jax.eval_shape(lambda v: model.apply(v, x, rngs=rngs, **kwargs), variables)
     assert apply(drop_ratio=0.5, train=True).shape == (2, 9, 24)
     assert apply(drop_ratio=0.5).shape == apply(train=True).shape == (2, 17, 24)
 
 
 def test_an_image_is_a_video_of_one_frame():
-    model, images = build(VIDEO), jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    out, variables = model.init_with_output(jax.random.key(0), images)
-    np.testing.assert_array_equal(out, model.apply(variables, images[:, None]))
+    model, images = build(VIDEO), jax.device_put(np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32))
+    variables, apply = variables_of(model, images, {}), jax.jit(model.apply)
+    np.testing.assert_array_equal(apply(variables, images), apply(variables, images[:, None]))
 
 
 def test_frames_share_the_draw_of_their_video():
     frame = jax.random.uniform(jax.random.key(0), (2, 1, 8, 8, 3))
     objective = LeVJEPA(build(VIDEO), local_size=(4, 4), num_local_views=3)
-    large, small = objective.draw(jax.random.key(1), jnp.repeat(frame, 3, axis=1))["views"]
+    draw = jax.jit(lambda key: objective.draw(key, jnp.repeat(frame, 3, axis=1))["views"])
+    large, small = draw(jax.random.key(1))
     assert (large.shape, small.shape) == ((2, 1, 3, 8, 8, 3), (2, 3, 3, 4, 4, 3))
     np.testing.assert_array_equal(small[:, :, 0], small[:, :, 2])
-    assert (jnp.abs(small[:, 0] - small[:, 1]).max(axis=(1, 2, 3, 4)) > 1e-3).all()
+    assert (np.abs(small[:, 0] - small[:, 1]).max(axis=(1, 2, 3, 4)) > 1e-3).all()
 
 
 def test_other_encoders_keep_their_patches():
