@@ -10,6 +10,7 @@ import pytest
 from tests.cases.case import INPUT, Case, build, build_upstream
 from tests.cases.looped_vit import LOOPED, PLAIN
 from tests.runs import records, train
+from tests.test_models import variables_of
 from train.main import parse
 from vit_jax import create_model
 from vit_jax.objectives import create_objective
@@ -25,8 +26,15 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("kwargs", TWINS, ids=lambda kwargs: str(kwargs.get("deep_supervision_weighting")))
+ROWS = [(kwargs, 0.1) for kwargs in TWINS] + [(GATED, 0.0)]
+ROWS += [pytest.param(kwargs, 0.0, marks=pytest.mark.exhaustive) for kwargs in TWINS if kwargs is not GATED]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "smoothing"),
+    ROWS,
+    ids=lambda value: str(value.get("deep_supervision_weighting") if isinstance(value, dict) else value),
+)
 def test_losses_and_gradients_equal_upstreams(kwargs, smoothing):
     torch = pytest.importorskip("torch")
     from tests.upstream import channels_first, shake  # first: it lets upstream be imported
@@ -65,15 +73,20 @@ def test_losses_and_gradients_equal_upstreams(kwargs, smoothing):
 
 def test_accuracy_is_that_of_the_last_loop():
     model = create_model("looped_vit", **PLAIN)
-    images = jax.random.normal(jax.random.key(0), (64, *INPUT[1:]))
-    params = model.init(jax.random.key(1), images)["params"]
-    first, last = model.apply({"params": params}, images, return_all_logits=True).argmax(axis=-1)
-    assert jnp.any(first != last)
-    batch = {"image": images, "target": jax.nn.one_hot(last, 5)}
-    objective = create_objective("deep_supervision", model)
-    _, (metrics, _) = objective.loss(params, {}, batch, {}, train=True)
-    assert metrics["accuracy"] == 1
-    assert jnp.all(objective.evaluate(params, {}, batch)["accuracy"] == 1)
+    images = jax.device_put(np.random.default_rng(0).standard_normal((64, *INPUT[1:]), np.float32))
+    variables, objective = variables_of(model, images, {}), create_objective("deep_supervision", model)
+
+    @jax.jit
+    def run(params):
+        loops = model.apply({"params": params}, images, return_all_logits=True).argmax(axis=-1)
+        batch = {"image": images, "target": jax.nn.one_hot(loops[-1], 5)}
+        _, (metrics, _) = objective.loss(params, {}, batch, {}, train=True)
+        return loops, metrics["accuracy"], objective.evaluate(params, {}, batch)["accuracy"]
+
+    (first, last), accuracy, of_each = run(variables["params"])
+    assert np.any(first != last)
+    assert accuracy == 1
+    assert np.all(of_each == 1)
 
 
 def test_the_gate_learns_from_the_best_of_what_is_ahead():
