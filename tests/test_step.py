@@ -2,6 +2,7 @@
 
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import optax
 import pytest
 from flax import linen as nn
 
+from tests.objectives.starts import started
 from tests.runs import assert_same, flat
+from tests.test_models import variables_of
 from train.build import DataInfo, build_objective
 from train.config import Augment, Config
 from train.planning import lowered
@@ -45,7 +48,9 @@ def set_up(objective=None, optimizer=None, prepare=prepare, ema_decay=0.0, **opt
     objective = objective or Classify(create_model("vit", **SIZES))
     optimizer = optimizer or optax.adam(1e-2)
     images = jnp.zeros((1, 8, 8, 1))
-    state = init_state(objective, optimizer, jax.random.key(1), images, ema=ema_decay > 0)
+    start = started(objective, images)
+    with mock.patch.object(type(objective), "init", return_value=start):  # whose random numbers compile slowly
+        state = init_state(objective, optimizer, jax.random.key(1), images, ema=ema_decay > 0)
     options = {"seed": 0, **options}
     return state, jax.jit(make_train_step(objective, optimizer, prepare, ema_decay=ema_decay, **options))
 
@@ -56,7 +61,7 @@ def dropping():
 
 def distilling():
     teacher = create_model("vit", **SIZES)
-    frozen = {"teacher": teacher.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1)))}
+    frozen = {"teacher": variables_of(teacher, jnp.zeros((1, 8, 8, 1)), {})}
     return Distill(create_model("vit", **SIZES), teacher), frozen
 
 
@@ -66,17 +71,17 @@ def test_step_is_the_gradient_of_the_mean_loss_through_the_optimizer():
     images, targets = prepare(None, BATCH)
 
     def loss_of(params):
-        return -(targets * jax.nn.log_softmax(model.apply({"params": params}, images))).sum() / 16
+        logits = model.apply({"params": params}, images)
+        return -(targets * jax.nn.log_softmax(logits)).sum() / 16, logits
 
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    (loss, logits), grads = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(state.params)
     new, metrics = step(state, BATCH, {})
     assert int(new.step) == 1
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
-    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(grads)))
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    logits = model.apply({"params": state.params}, images)
     assert metrics["accuracy"] == pytest.approx(np.mean(logits.argmax(1) == BATCH["label"]))
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - np.float32(0.1) * np.asarray(g), state.params, grads)
     for got, want in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -173,10 +178,9 @@ def test_slices_drop_out_differently():
     _, metrics = step(state, twice, {})
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))[1]
     images, targets = prepare(None, jax.tree.map(lambda x: x[:8], BATCH))
-    losses = [
-        dropping().loss(state.params, {}, {"image": images, "target": targets}, {"dropout": k}, True)[0]
-        for k in jax.random.split(key, 2)
-    ]
+    batch = {"image": images, "target": targets}
+    loss = jax.jit(lambda key: dropping().loss(state.params, {}, batch, {"dropout": key}, True)[0])
+    losses = [loss(key) for key in jax.random.split(key, 2)]
     assert float(losses[0]) != pytest.approx(float(losses[1]), rel=1e-4)
     assert metrics["loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
 
@@ -308,13 +312,13 @@ def test_frozen_variables_teach_and_stay_out_of_the_state():
 def test_evaluation_sums_what_the_mask_counts():
     model = create_model("vit", **SIZES, dropout=0.5)
     objective = Classify(model, label_smoothing=0.3)  # evaluation has neither dropout nor smoothing
-    params, _ = objective.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    params, _ = started(objective, jnp.zeros((1, 8, 8, 1)))
     mask = jnp.asarray([1.0] * 11 + [0.0] * 5)
     step = jax.jit(make_eval_step(objective, functools.partial(prepare, None)))
     sums = step(params, {}, {**BATCH, "mask": mask})
 
     images, _ = prepare(None, jax.tree.map(lambda x: x[:11], BATCH))
-    logits = np.asarray(model.apply({"params": params}, images), np.float64)
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, images), np.float64)
     labels = np.asarray(BATCH["label"][:11])
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert sums["count"] == 11
@@ -324,10 +328,10 @@ def test_evaluation_sums_what_the_mask_counts():
 
 def test_evaluation_in_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
     objective = Classify(create_model("vit", **SIZES))
-    params, _ = objective.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    params, _ = started(objective, jnp.zeros((1, 8, 8, 1)))
     step = make_eval_step(objective, functools.partial(prepare, None), dtype="bfloat16")
     batch = {**BATCH, "mask": jnp.ones(16)}
     jaxpr = jax.make_jaxpr(step)(params, {}, batch)
     operands = {v.aval.dtype for e in equations(jaxpr.jaxpr) if e.primitive.name == "dot_general" for v in e.invars}
     assert operands == {jnp.dtype("bfloat16")}
-    assert {x.dtype for x in jax.tree.leaves(step(params, {}, batch))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(step, params, {}, batch))} == {jnp.dtype("float32")}
