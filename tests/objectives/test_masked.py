@@ -128,7 +128,7 @@ def test_fresh_encoders_guess():
     """Without information, the loss is 1 for normalised pixels, else the logarithm of the number of classes."""
     expected = {"mae": 1.0, "mpp": np.log(512), "mp3": np.log(16)}
     for name, value in expected.items():
-        objective = objective_of(name, depth=1)
+        objective = objective_of(name)
         loss = lambda key, objective=objective: objective.evaluate(*objective.init(key, IMAGES), {"image": IMAGES})
         assert value < jax.jit(loss)(jax.random.key(0))["loss"].mean() < 2.5 * value
 
