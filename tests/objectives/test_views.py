@@ -28,8 +28,11 @@ BOXES = [(0, 0, 12, 16), (3, 5, 7, 4), (2, 1, 9, 14), (11, 15, 1, 1)]
 
 
 def draws(count: int) -> dict:
-    numbers = jax.random.uniform(jax.random.key(0), (count, sum(DRAWS.values())))
-    return jax.vmap(by_name)(numbers)
+    draw = lambda key: jax.vmap(by_name)(jax.random.uniform(key, (count, sum(DRAWS.values()))))
+    return jax.jit(draw)(jax.random.key(0))
+
+
+RESIZE = jax.jit(resize_box, static_argnums=(2, 3))
 
 
 @pytest.mark.parametrize("box", BOXES)
@@ -39,12 +42,13 @@ def test_a_box_is_resized_as_pil_does(box, size, kernel, name):
     top, left, height, width = box
     part = PIXELS[top : top + height, left : left + width]
     channels = [Image.fromarray(part[..., i]).resize(size[::-1], Image.Resampling[name]) for i in range(3)]
-    ours = resize_box(jnp.asarray(PIXELS), jnp.array(box), size, kernel)
+    ours = RESIZE(PIXELS, np.array(box), size, kernel)
     np.testing.assert_allclose(ours, np.stack([np.asarray(channel) for channel in channels], axis=-1), atol=2e-5)
 
 
 def test_boxes_keep_their_bounds():
-    boxes = np.array(jax.vmap(lambda d: choose_box(d, 20, 30, (0.1, 0.5), (0.5, 2.0)))(draws(4000)))
+    choose = jax.jit(jax.vmap(lambda d: choose_box(d, 20, 30, (0.1, 0.5), (0.5, 2.0))))
+    boxes = np.array(choose(draws(4000)))
     top, left, height, width = boxes.T
     assert (boxes >= 0).all()
     assert ((top + height <= 20) & (left + width <= 30)).all()
@@ -73,7 +77,7 @@ def test_hues_turn_as_in_colorsys():
         for place in np.ndindex(pixels.shape[:2]):
             hue, saturation, value = colorsys.rgb_to_hsv(*pixels[place].astype(float))
             expected[place] = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
-        np.testing.assert_allclose(turn_hue(jnp.asarray(pixels), jnp.float32(turn)), expected, atol=1e-5)
+        np.testing.assert_allclose(jax.jit(turn_hue)(pixels, np.float32(turn)), expected, atol=1e-5)
 
 
 def test_colours_and_blur_are_torchvisions():
@@ -91,7 +95,8 @@ def test_colours_and_blur_are_torchvisions():
     ours = color_jitter(jnp.array([1.0, 0.0, 1.0, 1.0]), jnp.asarray(PIXELS), 0.4, 0.3, 0.3, 0.1)
     np.testing.assert_allclose(ours, last(theirs), atol=1e-5)
     theirs = functional.gaussian_blur(image, [9, 9], [1.7, 1.7])
-    np.testing.assert_allclose(blur(jnp.asarray(PIXELS), 9, jnp.float32(1.7)), last(theirs), atol=1e-5)
+    ours = jax.jit(lambda deviation: blur(jnp.asarray(PIXELS), 9, deviation))(jnp.float32(1.7))
+    np.testing.assert_allclose(ours, last(theirs), atol=1e-5)
     assert torch.is_tensor(theirs)
 
 
@@ -125,20 +130,25 @@ def test_probabilities_are_kept():
     """For each change after the crop separately."""
     image = jnp.asarray(PIXELS * 0.4)  # so dark that a solarized pixel would not be changed
     whole = dict(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3), flip=0.0, jittered=0.0, grey=0.0, blurred=0.0)
+
+    def make(image, count, **probabilities):
+        views = lambda key: make_views(key, image[None], View(**whole | probabilities), count, (0.0,), (1.0,))[0]
+        return jax.jit(views)(jax.random.key(0))
+
     for name in ("flip", "jittered", "grey", "blurred"):
-        views = make_views(jax.random.key(0), image[None], View(**{**whole, name: 0.3}), 2000, (0.0,), (1.0,))[0]
+        views = make(image, 2000, **{name: 0.3})
         changed = np.abs(np.array(views) - np.array(image)[None]).max(axis=(1, 2, 3)) > 1e-4
         assert abs(changed.mean() - 0.3) < 0.05, name
-    flipped = make_views(jax.random.key(0), image[None], View(**{**whole, "flip": 1.0}), 1, (0.0,), (1.0,))
-    np.testing.assert_allclose(flipped[0, 0], image[:, ::-1], atol=1e-6)
-    grey = make_views(jax.random.key(0), image[None], View(**{**whole, "grey": 1.0}), 1, (0.0,), (1.0,))[0, 0]
+    np.testing.assert_allclose(make(image, 1, flip=1.0)[0], image[:, ::-1], atol=1e-6)
+    grey = make(image, 1, grey=1.0)[0]
     np.testing.assert_allclose(grey[..., 0], np.array(image) @ [0.2989, 0.587, 0.114], atol=1e-5)
-    bright = make_views(jax.random.key(0), 1 - image[None], View(**whole, solarized=1.0), 1, (0.0,), (1.0,))[0, 0]
+    bright = make(1 - image, 1, solarized=1.0)[0]
     np.testing.assert_allclose(bright, image, atol=1e-5)
 
 
 def test_narrow_images_stay_narrow():
-    views = make_views(jax.random.key(0), jnp.ones((2, 8, 8, 3), jnp.bfloat16), View((0.5, 1.0)), 1, (0.0,), (1.0,))
+    make = lambda key, images: make_views(key, images, View((0.5, 1.0)), 1, (0.0,), (1.0,))
+    views = jax.eval_shape(make, jax.random.key(0), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.bfloat16))
     assert views.dtype == jnp.bfloat16
 
 
