@@ -10,9 +10,10 @@ from flax import linen as nn
 from flax.errors import InvalidRngError
 
 from tests.cases.case import BLOCKS, IMAGE
+from tests.test_models import variables_of
 from vit_jax import create_model
 
-VIDEO = jax.random.normal(jax.random.key(0), (2, 3, 16, 16, 3))
+VIDEO = jax.device_put(np.random.default_rng(0).standard_normal((2, 3, 16, 16, 3), np.float32))
 VIT = create_model("vit", **IMAGE | BLOCKS | dict(depth=1))
 TOKENS = dict(image_net=VIT, forward_function="encode")
 MOSS = dict(dim=24, hidden_dim=8, causal=True)
@@ -23,7 +24,7 @@ def wrapper(**kwargs):
 
 
 def initial(model, video=VIDEO):
-    """Variables of `model`, compiled as one program."""
+    """Variables as `model` starts with, whose biases are zero, compiled as one program."""
     return jax.jit(model.init)(jax.random.key(1), video)
 
 
@@ -43,7 +44,7 @@ class Several(nn.Module):
 
 def test_every_frame_is_an_image():
     model = wrapper()
-    variables = initial(model)
+    variables = variables_of(model, VIDEO, {})
     logits = apply(model, variables, VIDEO)
     assert logits.shape == (2, 3, 5)
     net = {"params": variables["params"]["image_net"]}
@@ -54,7 +55,7 @@ def test_every_frame_is_an_image():
 def test_methods_and_tokens():
     """A classifier keeps its head; its tokens equal those of a model without a head."""
     model = wrapper(forward_function="encode")
-    variables = initial(model)
+    variables = variables_of(model, VIDEO, {})
     assert "mlp_head" in variables["params"]["image_net"]
     tokens = apply(model, variables, VIDEO)
     assert tokens.shape == (2, 3, 17, 24)
@@ -103,7 +104,7 @@ def test_moss_reads_the_patches_behind_other_tokens():
     trunk = create_model("learnable_memory_vit", **IMAGE | BLOCKS)
     adapter = create_model("learnable_memory_vit:Adapter", vit=trunk, num_classes=0)
     model = wrapper(image_net=adapter, moss=MOSS)
-    variables = initial(model)
+    variables = variables_of(model, VIDEO, {})
     plain = apply(wrapper(image_net=adapter), variables, VIDEO)
     out = apply(model, variables, VIDEO)
     np.testing.assert_allclose(out[:, :, :2], plain[:, :, :2], atol=1e-6)
@@ -117,7 +118,7 @@ def test_moss_reads_the_patches_behind_other_tokens():
 def test_a_frozen_model_is_evaluated_and_gets_no_gradient():
     net = VIT.clone(dropout=0.5)
     model = wrapper(image_net=net, dim_emb=5, proj_embed_to_dim=2)
-    variables = initial(model)
+    variables = variables_of(model, VIDEO, {})
     loss = lambda variables, video: model.apply(variables, video, eval_with_no_grad=True, train=True).sum()
     gradient, of_video = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, VIDEO)
     zero = lambda tree: not any(jnp.any(leaf) for leaf in jax.tree.leaves(tree))
