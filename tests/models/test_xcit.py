@@ -8,6 +8,7 @@ import pytest
 from tests.cases import FIRST
 from tests.cases.case import build, build_upstream
 from tests.models.test_cait import starts
+from tests.test_models import variables_of
 from vit_jax import create_model, list_presets
 
 
@@ -29,23 +30,22 @@ def test_layer_scale_can_start_everywhere_alike():
 def test_a_dropped_layer_is_left_out():
     """With one of two layers kept, the output is that of a model with only that layer."""
     model, x = build(FIRST["xcit"], layer_dropout=1.0, layer_scale_init=1.0), jnp.ones((2, 16, 16, 3))
-    variables = model.init(jax.random.key(0), x)
-    noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape)
-    params = jax.tree.map(noise, variables["params"])
+    full, rngs = variables_of(model, x, {}), {"dropout": jax.random.key(0)}
 
-    def run(model, variables):
-        out, _ = model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
-        return out
+    def compiled(model):
+        return jax.jit(lambda v: model.apply(v, x, train=True, rngs=rngs, mutable=["batch_stats"])[0])
+
+    run_alone = compiled(build(FIRST["xcit"], depth=1))
 
     def alone(layer):
         def keep(blocks):
             return {key[:-1] + "0": value for key, value in blocks.items() if key.endswith(f"_{layer}")}
 
         swapped = {name: {**tree, "xcit_transformer": keep(tree["xcit_transformer"])} for name, tree in full.items()}
-        return run(build(FIRST["xcit"], depth=1), swapped)
+        return run_alone(swapped)
 
-    full = {"params": params, "batch_stats": variables["batch_stats"]}
-    errors = [float(np.abs(run(model, full) - alone(layer)).max()) for layer in (0, 1)]
+    out = compiled(model)(full)
+    errors = [float(np.abs(out - alone(layer)).max()) for layer in (0, 1)]
     assert min(errors) < 1e-5 < 1e-3 < max(errors)
 
 
