@@ -92,7 +92,8 @@ def test_colours_and_blur_are_torchvisions():
     theirs = functional.adjust_saturation(theirs, 1.3)
     theirs = functional.adjust_hue(theirs, 0.1)
     # Half of the way from none to most, or of the way back: 1 + 0.4, 1 - 0.3, 1 + 0.3, a turn of 0.1.
-    ours = color_jitter(jnp.array([1.0, 0.0, 1.0, 1.0]), jnp.asarray(PIXELS), 0.4, 0.3, 0.3, 0.1)
+    jitter = jax.jit(lambda order, image: color_jitter(order, image, 0.4, 0.3, 0.3, 0.1))
+    ours = jitter(np.array([1.0, 0.0, 1.0, 1.0], np.float32), PIXELS)
     np.testing.assert_allclose(ours, last(theirs), atol=1e-5)
     theirs = functional.gaussian_blur(image, [9, 9], [1.7, 1.7])
     ours = jax.jit(lambda deviation: blur(jnp.asarray(PIXELS), 9, deviation))(jnp.float32(1.7))

@@ -238,9 +238,9 @@ def turn_hue(x: Float[Array, "*f h w 3"], turn: Float[Array, ""]) -> Float[Array
     chroma = value - least
     red, green, blue = jnp.moveaxis(x, -1, 0)
     along = lambda a, b: (a - b) / jnp.where(chroma > 0, chroma, 1)
-    sixth = jnp.where(
-        value == red, along(green, blue), jnp.where(value == green, 2 + along(blue, red), 4 + along(red, green))
-    )
+    # Not `value == red`: a compiler may compute the maximum again with another rounding, and no channel would equal it.
+    is_red, is_green = (red >= green) & (red >= blue), green >= blue
+    sixth = jnp.where(is_red, along(green, blue), jnp.where(is_green, 2 + along(blue, red), 4 + along(red, green)))
     place = lambda start: (start + sixth + 6 * turn) % 6
     fall = lambda start: jnp.clip(jnp.minimum(place(start), 4 - place(start)), 0, 1)
     return jnp.stack([value - chroma * fall(start) for start in (5.0, 3.0, 1.0)], axis=-1)
