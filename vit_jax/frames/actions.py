@@ -17,12 +17,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vit_jax.frames.arguments import check_arguments
-from vit_jax.layers.blocks import NormedBlocks
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.repeat import block_output
 from vit_jax.layers.shapes import Tokens
 
 Video = Float[Array, "b v f H W c"] | Float[Array, "b _ H W c"] | Float[Array, "b H W c"]
@@ -30,25 +28,6 @@ Extra = Float[Array, "b e"] | Float[Array, "b _ e"]
 Contexts = Sequence[Float[Array, "b m w"]]
 Actions = Float[Array, "b k a"] | Float[Array, ""] | tuple[Float[Array, "b k a"], Float[Array, "l b t d"]]
 _learned = nn.initializers.normal(0.01)
-
-
-class Trajectory(NormedBlocks):
-    """`NormedBlocks` that return the input of every block, then the output of the norm: depth + 1 arrays."""
-
-    @nn.compact
-    def __call__(self, x: Tokens, *, train: bool = False) -> list[Tokens]:
-        trajectory = []
-        for i in range(self.depth):
-            trajectory.append(x)
-            x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = block_output(self, x + self.feed_forward(name=f"ff_{i}")(x, train=train))
-        return [*trajectory, self.norm(name="norm")(x)]
-
-
-def with_hiddens(trajectory: Sequence[Tokens]) -> tuple[Tokens, Float[Array, "l b n d"]]:
-    """The last tokens of a trajectory, and the inputs of the blocks, stacked: upstream's `return_hiddens`."""
-    *hiddens, last = trajectory
-    return last, jnp.stack(hiddens)
 
 
 class FiLM(nn.Module):

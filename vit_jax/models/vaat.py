@@ -24,9 +24,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vit_jax.frames import ActionTransformer, Trajectory
-from vit_jax.frames.actions import Actions, Contexts, Extra, Video, no_registers, take_module, with_hiddens
+from vit_jax.frames.actions import Actions, Contexts, Extra, Video, no_registers, take_module
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.rules import TRANSFORMER_RULES, feed_forward_rules, sequential_rules
+from vit_jax.frames.trajectory import with_hiddens
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, prepend, sincos_2d
 from vit_jax.layers.check import at_least, check_floating, expect, one_of, pair
 from vit_jax.layers.shapes import Tokens

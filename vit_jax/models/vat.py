@@ -26,9 +26,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vit_jax.frames import ActionTransformer, PlainViT, Trajectory
-from vit_jax.frames.actions import Actions, Extra, Video, no_registers, take_module, with_hiddens
+from vit_jax.frames.actions import Actions, Extra, Video, no_registers, take_module
 from vit_jax.frames.presets import TINY
 from vit_jax.frames.rules import feed_forward_rules
+from vit_jax.frames.trajectory import with_hiddens
 from vit_jax.layers import Dense, LayerNorm, ToHeads, add_positions, append, attend, pool_tokens, prepend
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens

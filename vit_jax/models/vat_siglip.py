@@ -25,9 +25,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from vit_jax.frames import ActionTransformer, Trajectory
-from vit_jax.frames.actions import Actions, Extra, Video, with_hiddens
+from vit_jax.frames.actions import Actions, Extra, Video
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import attention_rules, sequential_rules
+from vit_jax.frames.trajectory import with_hiddens
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchProjection, ToHeads, add_positions, attend
 from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
