@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(config, items):
 def _is_chosen(config, item) -> bool:
     if "exhaustive" in item.keywords and not config.getoption("--exhaustive"):
         return False
-    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    case = params.get("case", params.get("row"))  # test_parity.py has rows as a fixture
     return not config.getoption("--first") or not getattr(case, "note", "")
 
 

@@ -46,8 +46,11 @@ class Row:
         return jax.tree.map(np.asarray, from_torch(self.model, self.state, self.inputs, **self.floats, **self.fixed))
 
     def apply(self, variables, inputs, floats, fixed):
+        """Outputs; what the trace collects on its way is noted in `maps`."""
         self.traces += 1
-        return jax.tree.leaves(self.model.apply(variables, inputs, **floats, **fixed))
+        outputs, collected = self.model.apply(variables, inputs, **floats, **fixed, mutable=["intermediates"])
+        self.maps = {jax.tree_util.keystr(path): leaf.ndim for path, leaf in jax.tree.leaves_with_path(collected)}
+        return jax.tree.leaves(outputs)
 
     @cached_property
     def gradients(self):
@@ -103,16 +106,17 @@ class Row:
             {"/".join(path) for path, gradient in flatten_dict(params_grad).items() if not np.any(gradient)},
         )
 
-    def one_by_one(self) -> list[np.ndarray]:
-        """Outputs of a forward pass for each image separately; a scalar output is averaged over images."""
-        apply = lambda variables, inputs: self.apply(variables, inputs, self.floats, self.fixed)
-        if self.case.takes_list:
-            each = [jax.jit(apply)(self.variables, [image]) for image in self.inputs]
-            outputs = [np.stack(outs) for outs in zip(*each, strict=True)]
-        else:
-            outputs = jax.jit(jax.vmap(apply, in_axes=(None, 0)))(self.variables, self.inputs[:, None])
-            outputs = jax.tree.map(np.asarray, outputs)
-        return [out[:, 0] if out.ndim > 1 else out.mean() for out in outputs]
+    def among_others(self) -> list[list[np.ndarray]]:
+        """Outputs for every image: of the same program, for a batch whose other images are replaced."""
+        cotangents = [np.zeros(np.shape(ours), np.float32) for ours, _ in self.compared[1.0][0].values()]
+        outputs = lambda batch: self.gradients(self.variables, batch, self.floats, self.fixed, cotangents)[1]
+        return [outputs(self.replaced(kept)) for kept in range(len(self.inputs))]
+
+    def replaced(self, kept: int):
+        """A batch with nothing but copies of one image; where images have sizes of their own, with others beside it."""
+        if not self.case.takes_list:
+            return np.repeat(self.inputs[kept : kept + 1], len(self.inputs), axis=0)
+        return [image if i == kept else image[::-1] + np.float32(1) for i, image in enumerate(self.inputs)]
 
 
 def inputs_by_name(inputs) -> dict:
@@ -130,6 +134,7 @@ def test_upstream_loads_what_we_export(row):
     exported = to_torch(row.model, row.variables)
     twin.load_state_dict({key: torch.from_numpy(value) for key, value in exported.items()}, strict=True)
     assert exported.keys() == row.state.keys()
+    assert {"params"} <= row.variables.keys() <= {"params", "batch_stats"}
     constants = {name for name, _ in twin.named_buffers() if "running_" not in name}  # `from_torch` has compared them
     for key in row.state.keys() - constants:
         np.testing.assert_array_equal(exported[key], row.state[key], err_msg=key, strict=True)
@@ -138,17 +143,22 @@ def test_upstream_loads_what_we_export(row):
 def test_values_and_gradients_equal_upstreams(row):
     """At usual and at small activations, with one trace. Every parameter has a gradient, except those the row names."""
     assert_parity(row, row.case.tolerance, row.case.tolerance)
-    assert row.traces == 1
     *_, idle = row.compared[1.0]
     assert {name for name in idle if not row.case.is_faint(name)} == set(row.case.unused)
+    assert len(row.maps) == row.case.maps
+    assert all("'attn'" in path and axes >= 4 for path, axes in row.maps.items())
     if row.case is FIRST[row.case.name]:
         assert_no_image_reads_another(row)
+    assert row.traces == 1
 
 
 def assert_no_image_reads_another(row: Row):
     outputs, *_ = row.compared[1.0]
-    for (what, (ours, _)), alone in zip(outputs.items(), row.one_by_one(), strict=True):
-        assert_close(alone, ours, 2e-6, f"{what} of single images")
+    others = zip(*row.among_others(), strict=True)
+    for (what, (ours, _)), outs in zip(outputs.items(), others, strict=True):
+        # A single number is a mean over images.
+        kept = [out[i] for i, out in enumerate(outs)] if ours.ndim else np.mean(outs)
+        assert_close(kept, ours, 2e-6, f"{what} of an image among others")
 
 
 def assert_parity(row: Row, value_tolerance: float, gradient_tolerance: float):
