@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from tests.cases import FIRST, holds_for
 from tests.cases.case import build
+from tests.initial import initial
 from vit_jax.objectives.classify import Classify
 
 
@@ -30,8 +31,8 @@ EVERYWHERE = {"vit", "simple_vit", "t2t", "cait", "levit", "max_vit", "na_vit", 
 def test_the_loss_falls(name):
     case = FIRST[name]
     shape = case.input_shape[0] if case.takes_list else case.input_shape[1:]
-    batch, objective = digits(24, *shape), Classify(build(case, num_classes=10))
-    params, extras = jax.device_get(jax.jit(objective.init)(jax.random.key(0), batch["image"]))
+    batch, objective = digits(12, *shape), Classify(build(case, num_classes=10))
+    params, extras = jax.device_get(initial(objective.init, jax.random.key(0), batch["image"]))
 
     @jax.jit
     def gradients(params, extras, key):
