@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.initial import initial
 from tests.runs import train as train_run
 from train.attention_picture import Panels, attention_panels, draw_attention, last_of_one_shape
 from train.build import DataInfo, build_objective
@@ -31,7 +32,7 @@ def untrained(model: str, *pairs: str, distill: bool = False, shape: tuple[int, 
     config = Config(model=model, model_args=pairs, distill=Distill(teacher="t" if distill else None))
     info = INFO._replace(image_shape=shape, mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
     objective = build_objective(config, info)
-    params, extras = jax.jit(objective.init)(jax.random.key(0), info.images)
+    params, extras = initial(objective.init, jax.random.key(0), info.images)
     return Run(config, info, objective, jax.tree.map(lambda x: 3 * x, params), extras)
 
 
@@ -86,7 +87,7 @@ def test_a_distillation_token_is_no_patch():
     ("name", "pairs", "grid", "layers"),
     [
         ("t2t", (*SIZES, "t2t_layers=((3, 2), (3, 2))"), (2, 3), 2),  # without the layers that make tokens
-        pytest.param("vit_b_32", (), (1, 1), 12, marks=pytest.mark.slow),
+        ("vit_b_32", ("num_layers=3", "num_heads=3", "hidden_dim=24", "mlp_dim=32"), (1, 1), 3),
     ],
 )
 def test_stages_are_drawn_by_their_last(name, pairs, grid, layers):
@@ -145,7 +146,7 @@ def test_bright_patches_are_drawn_where_they_are(tmp_path):
 def workdir(tmp_path_factory):
     """A run of two steps."""
     path = tmp_path_factory.mktemp("run")
-    assert train_run(path, "--model=vit", "--steps=2", "--model-args", *SIZES, base=()) == 0
+    assert train_run(path, "--steps=2") == 0
     return path
 
 
@@ -238,8 +239,8 @@ def test_probabilities_are_those_that_the_loss_trains(loss, head, is_sigmoid):
     distill = Distill(teacher="t", predict=head) if head else Distill()
     config = Config(model="vit", model_args=PATCHES, loss=loss, distill=distill)
     objective = build_objective(config, INFO)
-    params, extras = jax.jit(objective.init)(jax.random.key(0), INFO.images)
-    run = Run(config, INFO, objective, jax.tree.map(lambda x: 3 * x, params), extras)
+    params, extras = initial(objective.init, jax.random.key(0), INFO.images)
+    run = Run(config, INFO, objective, params, extras)
     pixels = pixels_of(run, 3)
     images = jnp.asarray(((pixels / 255 - 0.5) / 0.25).astype(np.float32))
     logits = np.asarray(objective.predict(run.params, run.extras, images), np.float64)
