@@ -49,7 +49,8 @@ class Row:
         """Outputs; what the trace collects on its way is noted in `maps`."""
         self.traces += 1
         outputs, collected = self.model.apply(variables, inputs, **floats, **fixed, mutable=["intermediates"])
-        self.maps = {jax.tree_util.keystr(path): leaf.ndim for path, leaf in jax.tree.leaves_with_path(collected)}
+        axes = {jax.tree_util.keystr(path): leaf.ndim for path, leaf in jax.tree.leaves_with_path(collected)}
+        self.maps = {path: count for path, count in axes.items() if "'block'" not in path}  # outputs of blocks
         return jax.tree.leaves(outputs)
 
     @cached_property

@@ -39,7 +39,7 @@ def test_images_leave_a_pixel_to_the_last_block():
 
 def test_new_features_drop_in_training_alone():
     model = create_teacher("densenet121", **SMALL, drop_rate=0.5)
-    images = np.random.default_rng(1).standard_normal((2, 32, 32, 3), np.float32)
+    images = jax.device_put(np.random.default_rng(1).standard_normal((2, 32, 32, 3), np.float32))
     variables = variables_of(model, images, {})
     plain = create_teacher("densenet121", **SMALL)
     program = lambda model: str(jax.make_jaxpr(model.apply)(variables, images))
