@@ -97,6 +97,7 @@ def assert_logits_equal(name, arguments, sizes):
     ours = create_teacher(name, **arguments)
     apply = jax.jit(ours.apply)
     rng = np.random.default_rng(0)
+    expected_norms = their_norms(theirs)  # before `settled` sets their momentum
     least = (299, 299) if name == "inception_v3" else sizes[0]  # its auxiliary head trains on no fewer pixels
     theirs = settled(theirs, channels_first(rng.standard_normal((4, *least, 3), np.float32)))
     variables = None
@@ -105,7 +106,7 @@ def assert_logits_equal(name, arguments, sizes):
         if variables is None:
             state_dict = {key: value.numpy() for key, value in theirs.state_dict().items()}
             variables, norms = converted(ours, state_dict, images)
-            assert norms == their_norms(theirs)
+            assert norms == expected_norms
             assert_same(to_torch(ours, variables), state_dict)
         with torch.no_grad():
             expected = theirs(channels_first(images)).numpy()
