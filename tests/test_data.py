@@ -281,7 +281,7 @@ def test_an_image_size_beyond_memory_is_refused_unseen(monkeypatch, numbers, byt
     need = 16_000 * 10_000 * 3 * bytes_per_value * os.cpu_count()
     monkeypatch.setattr("train.data.dataset.host_memory", lambda: need - 1)
     monkeypatch.setattr("train.data.dataset.open_digits", lambda config: pytest.fail("the data was opened"))
-    with pytest.raises(UserError, match=rf"\(16000, 10000\): .* need {need / 2**30:.2f} GiB, but there are only "):
+    with pytest.raises(UserError, match=rf"\(16000, 10000\): .* needs {need / 2**30:.2f} GiB, but there are only "):
         load_dataset(config)
 
 

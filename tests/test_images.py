@@ -435,7 +435,7 @@ def test_evaluation_images_in_colour_are_told(tmp_path):
     dataset = load_dataset(Data(f"folder:{tmp_path}"))
     assert dataset.image_shape == (6, 4, 1)
     (note,) = dataset.notes
-    assert "evaluation images in colour" in note
+    assert "colour images for evaluation are read as greyscale" in note
     assert "0002.png" in note
 
 

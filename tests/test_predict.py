@@ -33,7 +33,7 @@ def untrained(model: str, *pairs: str, distill: bool = False, shape: tuple[int, 
     info = INFO._replace(image_shape=shape, mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
     objective = build_objective(config, info)
     params, extras = initial(objective.init, jax.random.key(0), info.images)
-    return Run(config, info, objective, jax.tree.map(lambda x: 3 * x, params), extras)
+    return Run(config, info, objective, jax.tree.map(lambda x: 2 * x, params), extras)
 
 
 def pixels_of(run: Run, count: int = 2) -> np.ndarray:
@@ -239,8 +239,8 @@ def test_probabilities_are_those_that_the_loss_trains(loss, head, is_sigmoid):
     distill = Distill(teacher="t", predict=head) if head else Distill()
     config = Config(model="vit", model_args=PATCHES, loss=loss, distill=distill)
     objective = build_objective(config, INFO)
-    params, extras = initial(objective.init, jax.random.key(0), INFO.images)
-    run = Run(config, INFO, objective, params, extras)
+    params, extras = jax.jit(objective.init)(jax.random.key(0), INFO.images)
+    run = Run(config, INFO, objective, jax.tree.map(lambda x: 3 * x, params), extras)
     pixels = pixels_of(run, 3)
     images = jnp.asarray(((pixels / 255 - 0.5) / 0.25).astype(np.float32))
     logits = np.asarray(objective.predict(run.params, run.extras, images), np.float64)

@@ -80,7 +80,8 @@ def networks(name):
         return [(dict(image_size=size), [(size, size)]) for size in (224, 5 * patch_size)]
     if name.startswith("maxvit_"):
         return [(dict(input_size=(size, size)), [(size, size)]) for size in (224, 222)]
-    return [({}, [(224, 224), (160, 192)])]
+    largest = (299, 299) if name == "inception_v3" else (224, 224)  # as it is published
+    return [({}, [largest, (160, 192)])]
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
