@@ -20,7 +20,7 @@ train: .venv/.train
 	$(BIN)/python -m train.main $(ARGS)
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n 2 tests $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
