@@ -1,4 +1,4 @@
-"""What all sources of images share, and the included digits; `folder.py` and `tfds.py` open the other sources.
+"""The interface of all sources of images, and the included digits; `folder.py` and `tfds.py` open the other sources.
 
 A source has a length, and its item i is (uint8 image (h, w, c) of the file's own size, int label).
 """

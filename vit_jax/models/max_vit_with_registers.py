@@ -108,7 +108,7 @@ class MaxViTWithRegisters(MaxViT):
         return RegisterBlock(w, mbconv, attention, feed_forward, m, name=name)
 
     def torch_rules(self) -> Rules:
-        """Upstream's blocks are lists of a convolution and two pairs; their registers stand in a list of their own."""
+        """Upstream's blocks are lists of a convolution and two pairs; a second list holds their registers."""
         names = (f"stage_{i}_block_{j}" for i, depth in enumerate(self.depth) for j in range(depth))
         registers = ((f"{name}/register_tokens", f"register_tokens.{n}") for n, name in enumerate(names))
         return (*registers, *super().torch_rules(("1.0", "1.1", "2.0", "2.1")))

@@ -35,7 +35,7 @@ class Projector(nn.Module):
         return Dense(self.features, name="last")(self.normalize(x))
 
     def torch_rules(self) -> Rules:
-        """Those of upstream's `MLP`, whose Sequential holds linear maps and what stands between them."""
+        """Rules for upstream's `MLP`, a Sequential in which the linear layers are followed by other modules."""
         hidden = ((f"fc_{i}", f"net.{2 * i}") for i in range(self.layers - 1))
         return (*hidden, ("last", f"net.{2 * self.layers - 1}"))
 
