@@ -24,7 +24,7 @@ SHARED = 3  # models that make a deviation a common one
 # Wordings of one deviation, and the sentence that stands for them. Others are common if they are equal.
 COMMON = (
     (
-        r"[a-z ,]+ (has|have) an initial std of 0\.02 \(upstream: 1\)(, as in the authors' code)?",
+        r"[a-z ,]+ (has|have) an initial std of 0\.02 \(upstream: 1\)(, as in the authors' code for positions)?",
         "learned tokens, registers, queries and positions have an initial standard deviation of 0.02 (upstream: 1)",
     ),
     (r"`num_classes=0` gives (the patches' )?tokens", "`num_classes=0` gives tokens"),

@@ -243,8 +243,12 @@ def test_images_of_many_sizes_have_features():
     assert found.pooled.shape == (3, model.dim)
 
 
+WITH_HEADS = [name for name in CLASSIFIERS if all(hasattr(build(FIRST[name]), part) for part in ("encode", "head"))]
+OWN_HEADS = ("vit", "t2t", "jumbo_vit", "vivit", "normalized_vit")  # the others' are those of frames
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in CLASSIFIERS if all(hasattr(build(FIRST[name]), part) for part in ("encode", "head"))]
+    "name", [pytest.param(name, marks=[] if name in OWN_HEADS else pytest.mark.exhaustive) for name in WITH_HEADS]
 )
 def test_the_head_makes_logits_of_embeddings(name):
     case = FIRST[name]

@@ -10,7 +10,7 @@ from tests.runs import RANDOM, assert_same, records, start, stored
 from train.cluster.processes import HEARTBEAT
 from train.run.lock import Lock
 
-STEPS = 40
+STEPS = 20
 OPTIONS = (*RANDOM, f"--steps={STEPS}", "--eval-epochs=0.2", "--save-steps=3", "--keep=2")
 
 

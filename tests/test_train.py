@@ -554,7 +554,7 @@ def test_init_starts_at_the_weights(teacher, weights, tmp_path, monkeypatch):
         (("patch_size=2", "--model=cait", "--distill.teacher={teacher}"), "student=CaiT: expected .* vit, "),
         (("dim=8", "--init={weights}"), "--init.*does not fit"),
         (("--init=/nowhere.pth",), "--init.*/nowhere.pth"),
-        (("--teacher={teacher}", "--cache-teacher", "--augment.flip"), "number of --distill.views"),
+        (("--teacher={teacher}", "--cache-teacher", "--augment.flip"), "set --distill.views"),
         (("--teacher={teacher}", "--distill.views=2", "--augment.mixup=0.2"), "--augment.mixup"),
         (("--cache-teacher",), "without --distill.teacher"),
     ],

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 COLLECTION = "intermediates"  # the collection in which modules sow, under these names:
-MAP, BLOCK = "attn", "block"  # attention maps, and the outputs of blocks (`vit_jax.layers.block_output`)
+MAP, BLOCK = "attn", "block"  # attention maps, and the outputs of blocks (`vit_jax.layers.sow_block`)
 
 
 def attention(

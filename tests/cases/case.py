@@ -70,8 +70,19 @@ class Inner:
     kwargs: dict[str, Any]
 
 
+_BUILT = {}  # models of rows, by id: modules never change, and most tests of a row begin with its model
+
+
 def build(case: Case | Inner, **overrides):
     """The Flax model of a row."""
+    if overrides:
+        return _build(case, **overrides)
+    if id(case) not in _BUILT:
+        _BUILT[id(case)] = case, _build(case)  # the case too, so that no other gets its id
+    return _BUILT[id(case)][1]
+
+
+def _build(case: Case | Inner, **overrides):
     kwargs = {**case.kwargs, **overrides}
     model = create_model(case.name, **{k: build(v) if isinstance(v, Inner) else v for k, v in kwargs.items()})
     return _called_as(case, model)

@@ -10,12 +10,12 @@ import pytest
 from tests.cases import FIRST
 from tests.cases.case import build, build_upstream
 from vit_jax import create_model
-from vit_jax.models.t2t import NarrowTransformer
+from vit_jax.models.t2t import NarrowBlock
 
 
 def test_token_transformer_by_hand():
     x = np.random.default_rng(0).standard_normal((2, 5, 7))
-    model = NarrowTransformer(4, 0.0)
+    model = NarrowBlock(4, 0.0)
     params = model.init(jax.random.key(0), jnp.asarray(x, jnp.float32))["params"]
     params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape), params)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)

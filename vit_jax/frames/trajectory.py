@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.blocks import NormedBlocks
-from vit_jax.layers.repeat import block_output
+from vit_jax.layers.run_blocks import sow_block
 from vit_jax.layers.shapes import Tokens
 
 
@@ -20,7 +20,7 @@ class Trajectory(NormedBlocks):
         for i in range(self.depth):
             trajectory.append(x)
             x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = block_output(self, x + self.feed_forward(name=f"ff_{i}")(x, train=train))
+            x = sow_block(self, x + self.feed_forward(name=f"ff_{i}")(x, train=train))
         return [*trajectory, self.norm(name="norm")(x)]
 
 

@@ -20,8 +20,8 @@ from vit_jax.layers.patch_embed import PatchEmbed, VideoPatchEmbed
 from vit_jax.layers.patch_projection import PatchProjection
 from vit_jax.layers.pointwise import PointwiseConv
 from vit_jax.layers.positions import relative_positions, sincos_1d, sincos_2d
-from vit_jax.layers.repeat import block_output, repeat
 from vit_jax.layers.rotary import rotate
+from vit_jax.layers.run_blocks import run_blocks, sow_block
 from vit_jax.layers.softmax import softmax
 from vit_jax.layers.squeeze_excitation import SqueezeExcitation
 from vit_jax.layers.to_heads import ToHeads
@@ -59,17 +59,17 @@ __all__ = [
     "append",
     "array_grid",
     "attend",
-    "block_output",
     "gelu",
     "l2_normalize",
     "pool_tokens",
     "prepend",
     "relative_positions",
-    "repeat",
     "rotate",
+    "run_blocks",
     "sincos_1d",
     "sincos_2d",
     "softmax",
+    "sow_block",
     "standardize",
     "unfold",
     "unfold_grid",

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.execution import current_execution
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.repeat import block_output, rematerialized, repeat
+from vit_jax.layers.run_blocks import rematerialized, run_blocks, sow_block
 
 Part = Callable[..., nn.Module]
 
@@ -36,7 +36,7 @@ class Blocks(nn.Module):
             x = x + self.attention(name=f"attn_{i}")(x, *context, train=train)
             return x + self.feed_forward(name=f"ff_{i}")(x, train=train)
 
-        return repeat(self, self.depth, block, x, *context, train=train)
+        return run_blocks(self, self.depth, block, x, *context, train=train)
 
     def _with_own_residuals(self, x: Array, *context, train: bool) -> Array:
         """Apply the blocks without a loop: a subclass's `add` may have parameters and differ between blocks."""
@@ -47,7 +47,7 @@ class Blocks(nn.Module):
                 x = module.add(x, self.attention(name=f"attn_{i}")(x, *context, train=train), "attn", i)
                 return module.add(x, self.feed_forward(name=f"ff_{i}")(x, train=train), "ff", i)
 
-            x = block_output(self, rematerialized(block)(self, x, *context))
+            x = sow_block(self, rematerialized(block)(self, x, *context))
         return x
 
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.repeat import repeat
+from vit_jax.layers.run_blocks import run_blocks
 from vit_jax.layers.shapes import Tokens
 
 
@@ -27,4 +27,4 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        return LayerNorm(name="norm")(repeat(self, self.depth, block, x, train=train))
+        return LayerNorm(name="norm")(run_blocks(self, self.depth, block, x, train=train))

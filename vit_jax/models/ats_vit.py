@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
-from vit_jax.layers import Attention, Blocks, Dense, ToHeads, block_output, softmax
+from vit_jax.layers import Attention, Blocks, Dense, ToHeads, softmax, sow_block
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import Images, Output, Patches, Tokens
 
@@ -105,7 +105,7 @@ class Transformer(Blocks):
                 token_ids = jnp.take_along_axis(token_ids, ids, axis=1)
             x = x + out
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return jnp.where(mask[:, :, None], x, 0), token_ids
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.frames.simple_vit import BaseSimpleViT
-from vit_jax.layers import Blocks, Dense, LayerNorm, PatchEmbed, attend, block_output, gelu, sincos_2d, softmax
+from vit_jax.layers import Blocks, Dense, LayerNorm, PatchEmbed, attend, gelu, sincos_2d, softmax, sow_block
 from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
@@ -109,7 +109,7 @@ class Transformer(Blocks):
             if self.ffn_heads > 1:
                 (ff_input,) = DepthMix(1, self.ffn_heads, self.norm, name=f"ffn_res_{i}")([*history, x])
             history = [*history, x + self.feed_forward(name=f"ff_{i}")(ff_input)]
-            block_output(self, history[-1])
+            sow_block(self, history[-1])
         return self.norm(name="norm")(history[-1])
 
 

@@ -4,7 +4,8 @@ Source: Touvron et al. 2021, arXiv:2103.17239. Upstream: vit_pytorch/cait.py.
 Differs from upstream: layers are skipped only when `train` (upstream: at evaluation too); images and patches may
 be non-square, of any number of `channels`; `num_classes=0` gives the class token, (b, 1, d); tokens and positions
 have an initial std of 0.02 (upstream: 1).
-Differs from the paper: class attention has talking heads; by default the initial LayerScale depends on the layer's
+Differs from the paper: class attention has talking heads, and the patches that it reads are not normalised; a block is
+skipped for the whole batch; by default the initial LayerScale depends on the layer's
 index, as upstream's does (paper: on the depth of the model, as the paper's presets set `layer_scale_init`).
 Axes: b batch, n tokens, m context, d dim, h heads in, g heads out, i query, j key, k classes.
 """
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, block_output, gelu, softmax
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, gelu, softmax, sow_block
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         attn = softmax(jnp.einsum("bhij,hg->bgij", scores, mix_before))
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         attn = jnp.einsum("bhij,hg->bgij", attn, mix_after)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention: mixed, so its rows do not sum to one
 
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
@@ -65,6 +66,14 @@ class FeedForward(nn.Module):
         hidden = gelu(Dense(self.hidden_dim, name="fc1")(LayerNorm(name="norm")(x)))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
+
+
+def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
+    """Mask of the blocks to keep. Each is dropped with probability `rate`; if all would be, a random one is kept."""
+    key_keep, key_spare = jax.random.split(key)
+    keep = jax.random.bernoulli(key_keep, 1 - rate, (depth,))
+    spare = jnp.arange(depth) == jax.random.randint(key_spare, (), 0, depth)
+    return jnp.where(keep.any(), keep, spare)
 
 
 class Transformer(nn.Module):
@@ -87,9 +96,9 @@ class Transformer(nn.Module):
         drops = train and self.layer_dropout > 0
         kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
         for i in range(self.depth):
-            block = self.block(i, x, *context, train=train)
-            x = jnp.where(kept[i], block, x) if drops else block
-            block_output(self, x)
+            out = self.block(i, x, *context, train=train)
+            x = jnp.where(kept[i], out, x) if drops else out
+            sow_block(self, x)
         return x
 
     def block(self, i: int, x: Tokens, *context: Float[Array, "b m d"], train: bool) -> Tokens:
@@ -101,21 +110,13 @@ class Transformer(nn.Module):
         return x + out * self.param(f"ff_scale_{i}", init, shape)
 
 
-def keep_layers(key: Array, depth: int, rate: float) -> Bool[Array, "depth"]:
-    """Mask of the layers to keep, each dropped with probability `rate`; if all are, one drawn uniformly is kept."""
-    key_keep, key_last = jax.random.split(key)
-    keep = jax.random.bernoulli(key_keep, 1 - rate, (depth,))
-    last = jnp.arange(depth) == jax.random.randint(key_last, (), 0, depth)
-    return jnp.where(keep.any(), keep, last)
-
-
 class CaiT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the class token (b, 1, d).
 
-    An image may be smaller than `image_size`; it then gets the first positions.
+    An image may be smaller than `image_size`: its n tokens get the first n positions.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         patch_size: pixels, or (height, width).
         num_classes: number of classes; 0 for the class token.
         dim: width of a token.
@@ -126,10 +127,10 @@ class CaiT(nn.Module):
         dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the patches before the first block.
-        layer_dropout: probability that a block is skipped in training.
+        layer_dropout: probability that a block is skipped in training, for the whole batch.
         channels: channels of an image.
-        layer_scale_init: initial value of every LayerScale; with None 0.1 in blocks 1 to 18, 1e-5 in 19 to 24, and 1e-6
-            from 25.
+        layer_scale_init: initial value of every LayerScale. With None it is 0.1 in blocks 1 to 18, 1e-5 in 19 to 24,
+            and 1e-6 from 25, and the blocks of the class token count from 1 again.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`.
@@ -165,13 +166,13 @@ class CaiT(nn.Module):
         x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
         x = x + pos_embedding[:, : x.shape[1]]
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
-        x = self.transformer(self.depth, "patch_transformer")(x, train=train)
+        x = self.make_transformer(self.depth, "patch_transformer")(x, train=train)
 
-        token = jnp.broadcast_to(cls_token, (len(x), 1, self.dim))
-        token = self.transformer(self.cls_depth, "cls_transformer")(token, x, train=train)
+        token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.dim))
+        token = self.make_transformer(self.cls_depth, "cls_transformer")(token, x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
 
-    def transformer(self, depth: int, name: str) -> Transformer:
+    def make_transformer(self, depth: int, name: str) -> Transformer:
         """Make a stack of `depth` blocks."""
         by_index = (0.1 if i < 18 else 1e-5 if i < 24 else 1e-6 for i in range(depth))
         fixed = self.layer_scale_init

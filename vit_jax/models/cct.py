@@ -24,11 +24,11 @@ from vit_jax.layers import (
     ToHeads,
     add_positions,
     attend,
-    block_output,
     gelu,
     prepend,
     sincos_1d,
     softmax,
+    sow_block,
 )
 from vit_jax.layers.check import at_least, check_sides, expect, one_of, pair
 from vit_jax.layers.shapes import Inputs, Output, Tokens
@@ -190,7 +190,7 @@ class CCT(ImageInput):
         sizes = (self.num_heads, mlp_dim, self.dropout_rate, self.attention_dropout)
         for i, drop_path in enumerate(np.linspace(0, self.stochastic_depth_rate, self.num_layers).tolist()):
             x = Block(*sizes, drop_path, name=f"blocks_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         x = LayerNorm(name="norm")(x)
         if not self.num_classes:
             return x

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
-from vit_jax.layers import ContextAttention, Dense, FeedForward, NormedBlocks, NormHead, PatchEmbed, block_output
+from vit_jax.layers import ContextAttention, Dense, FeedForward, NormedBlocks, NormHead, PatchEmbed, sow_block
 from vit_jax.layers.check import at_least, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.layers.tokens import add_positions, prepend
@@ -57,7 +57,7 @@ class CrossTransformer(nn.Module):
         for i in range(self.depth):
             small = AttendAcross(self.attention, name=f"small_to_large_{i}")(small, large, train=train)
             large = AttendAcross(self.attention, name=f"large_to_small_{i}")(large, small, train=train)
-            block_output(self, (small, large))
+            sow_block(self, (small, large))
         return small, large
 
 

@@ -28,8 +28,8 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     attend,
-    block_output,
     relative_positions,
+    sow_block,
 )
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps
@@ -170,7 +170,7 @@ class CrossFormer(MapViT, kw_only=True):
                     x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
                     rates = dict(dropout=self.ff_dropout, last_dropout=0.0)
                     x = x + ConvFeedForward(4 * dim, **rates, name=f"{reach}_ff_{i}_{j}")(x, train=train)
-                    block_output(self, x)
+                    sow_block(self, x)
         return x
 
     torch_rules = (

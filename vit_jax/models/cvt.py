@@ -25,7 +25,7 @@ from vit_jax.layers import (
     DepthwiseConv,
     PointwiseConv,
     attend,
-    block_output,
+    sow_block,
 )
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps
@@ -149,7 +149,7 @@ class CvT(MapViT, kw_only=True):
             for j in range(depth):
                 x = x + Attention(heads, proj_kernel, kv_stride, self.dropout, name=f"attn_{i}_{j}")(x, train=train)
                 x = x + ConvFeedForward(mlp_mult * dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
-                block_output(self, x)
+                sow_block(self, x)
         return x
 
     torch_rules = (

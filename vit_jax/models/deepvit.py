@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         mix = self.param("reattn_weights", nn.initializers.normal(1.0), (self.heads, self.heads))
         attn = LayerNorm(name="reattn_norm")(jnp.einsum("bhij,hg->bijg", attn, mix))
         attn = rearrange(attn, "b i j g -> b g i j")
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention: mixed, so its rows do not sum to one
 
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
@@ -75,16 +75,17 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        return repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
 
 
 class DeepViT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d) before the norm,
+    which is part of the head.
 
-    An image may be smaller than `image_size`; it then gets the first positions.
+    An image may be smaller than `image_size`: its n tokens get the first n positions.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         patch_size: pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
         dim: width of a token.
@@ -154,7 +155,8 @@ class DeepViT(nn.Module):
     ) -> Tokens:
         """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without.
 
-        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        `extra_tokens` (e, d) are the same for every image. `patches` (b, p, d) replace the embedded patches of `images`
+        one for one, as objectives need that put a mask token in place of some.
         """
         check_images(images, self.channels, self.image_size)
         x = self.to_patch_embedding(images) if patches is None else patches
@@ -169,7 +171,7 @@ class DeepViT(nn.Module):
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 

@@ -1,8 +1,11 @@
 """The distillable ViT: a ViT with an optional extra token that learns from a teacher.
 
 Source: Touvron et al. 2020 (DeiT), arXiv:2012.12877. Upstream: vit_pytorch/distill.py.
-Differs from upstream: the token and its head belong to `vit_jax.objectives.distill`, which trains any model with
-`encode` and `head` (ViT, T2TViT, EfficientViT), without a class per model; `num_classes=0` works.
+Differs from upstream: the distillation token, its head and the loss are in `vit_jax.objectives.distill`, which also
+trains models without this argument (as `vit`, `t2t`, `efficient`); `num_classes=0` gives tokens; tokens and positions
+have an initial std of 0.02 (upstream: 1).
+Differs from the paper: a norm before and after the patch projection, no bias in query, key and value; the distillation
+token is the last one and has no position (paper: the second one, with a position).
 Axes: b batch, n tokens, e distillation tokens, d dim, h heads, i query, j key, k classes.
 """
 
@@ -15,7 +18,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
@@ -33,11 +36,11 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.heads == 1 and self.dim_head == dim:
-            return out  # upstream has no projection here
+            return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
@@ -69,21 +72,21 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        x = repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
         return LayerNorm(name="norm")(x)
 
 
 class DistillableViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    With `distill_token` (e, d) the call returns a pair: this output and the embedding (b, d) of the last distillation
-    token. The parameters are the same as those of `vit`.
+    This is `vit` with one more argument of the call: with `distill_token` (e, d), usually e = 1, it returns a pair of
+    this output and the embedding (b, d) of the last distillation token. The parameters and presets are `vit`'s.
 
-    An image may be smaller than `image_size`; it then gets the first positions. With `pool="mean"` there is no class
-    token.
+    An image may be smaller than `image_size`: its n tokens get the first n positions. With `pool="mean"` there
+    is no class token.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         patch_size: pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
         dim: width of a token.
@@ -119,11 +122,11 @@ class DistillableViT(nn.Module):
 
     def setup(self):
         rows, columns = patch_grid(self.image_size, self.patch_size)
-        first = 1 if self.pool == "cls" else 0
+        cls_tokens = 1 if self.pool == "cls" else 0
         init = nn.initializers.normal(0.02)
         self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
-        self.cls_token = self.param("cls_token", init, (1, self.dim)) if first else None
-        self.pos_embedding = self.param("pos_embedding", init, (first + rows * columns, self.dim))
+        self.cls_token = self.param("cls_token", init, (1, self.dim)) if cls_tokens else None
+        self.pos_embedding = self.param("pos_embedding", init, (cls_tokens + rows * columns, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
         self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
         if self.num_classes:
@@ -133,10 +136,10 @@ class DistillableViT(nn.Module):
         self, images: Images, *, distill_token: ExtraTokens | None = None, train: bool = False
     ) -> Output | tuple[Output, Float[Array, "b d"]]:
         tokens = self.encode(images, distill_token, train=train)
-        extra = 0 if distill_token is None else len(distill_token)
-        own, distilled = tokens[:, : tokens.shape[1] - extra], tokens[:, -1]
-        output = self.head(own) if self.num_classes else own
-        return output if distill_token is None else (output, distilled)
+        if distill_token is None:
+            return self.head(tokens) if self.num_classes else tokens
+        tokens, distilled = tokens[:, : -len(distill_token)], tokens[:, -1]
+        return (self.head(tokens) if self.num_classes else tokens), distilled
 
     def encode(
         self,
@@ -159,7 +162,8 @@ class DistillableViT(nn.Module):
     ) -> Tokens:
         """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without.
 
-        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        `extra_tokens` (e, d) are the same for every image. `patches` (b, p, d) replace the embedded patches of `images`
+        one for one, as objectives need that put a mask token in place of some.
         """
         check_images(images, self.channels, self.image_size)
         x = self.to_patch_embedding(images) if patches is None else patches
@@ -175,7 +179,7 @@ class DistillableViT(nn.Module):
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, WindowAttention, block_output
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, WindowAttention, sow_block
 from vit_jax.layers.check import expect, patch_grid
 from vit_jax.layers.shapes import Images, Patches, Tokens
 
@@ -109,7 +109,7 @@ class Transformer(nn.Module):
             draws = train and len(names) > 1 and not self.is_initializing()
             x = x + (self._draw(names, i, x) if draws else self._attend(names[0], i, x, self.grid, train))
             x = x + self.ff[i](x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return self.norm(x)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.frames.simple_vit import BaseSimpleViT
-from vit_jax.layers import Blocks, FeedForward, LayerNorm, block_output, prepend
+from vit_jax.layers import Blocks, FeedForward, LayerNorm, prepend, sow_block
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 
@@ -47,7 +47,7 @@ class Transformer(Blocks):
             jumbo = rearrange(pieces, "b (j p) d -> b j (p d)", p=self.pieces)
             pieces = rearrange(jumbo + jumbo_ff(jumbo), "b j (p d) -> b (j p) d", p=self.pieces)
             x = jnp.concatenate([pieces, patches + self.feed_forward(name=f"ff_{i}")(patches)], axis=1)
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

@@ -22,7 +22,7 @@ from vit_jax.frames import PlainViT
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES
-from vit_jax.layers import Blocks, ContextAttention, NormHead, block_output, prepend
+from vit_jax.layers import Blocks, ContextAttention, NormHead, prepend, sow_block
 from vit_jax.layers.check import at_least, expect, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -39,7 +39,7 @@ class Transformer(Blocks):
         for i in range(self.depth):
             x = x + self.attention(name=f"attn_{i}")(x, contexts[i], mask, train=train)
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

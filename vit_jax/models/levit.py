@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import sequential_rules
-from vit_jax.layers import BatchNorm, Dense, PointwiseConv, attend, block_output, gelu
+from vit_jax.layers import BatchNorm, Dense, PointwiseConv, attend, gelu, sow_block
 from vit_jax.layers.check import at_least, check_sides, expect, pair
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -183,7 +183,7 @@ class LeViT(nn.Module):
                 y = Attention(self.paper, stride, *attn, name=f"attn_{n}_{i}")(x, train=train)
                 x = x + y if stride == 1 else y
                 x = x + FeedForward(self.paper, *ff, name=f"ff_{n}_{i}")(x, train=train)
-                block_output(self, x)
+                sow_block(self, x)
         if not self.num_classes:
             return x
         logits, pooled = [], x.mean(axis=(1, 2))

@@ -20,7 +20,7 @@ from flax import linen as nn
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, sequential_rules
-from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, ToHeads, attend, block_output
+from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, ToHeads, attend, sow_block
 from vit_jax.layers.check import patch_grid
 from vit_jax.layers.shapes import Images, Maps, Patches, Tokens
 
@@ -60,7 +60,7 @@ class Transformer(Blocks):
             grid = rearrange(x[:, 1:], "b (h w) d -> b h w d", h=rows)
             grid = grid + self.feed_forward(name=f"ff_{i}")(grid, train=train)
             x = jnp.concatenate([x[:, :1], rearrange(grid, "b h w d -> b (h w) d")], axis=1)
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import feed_forward_rules
-from vit_jax.layers import Dense, FeedForward, block_output, sincos_2d, softmax, standardize
+from vit_jax.layers import Dense, FeedForward, sincos_2d, softmax, sow_block, standardize
 from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 
@@ -150,7 +150,7 @@ class LookViT(nn.Module):
             highres = highres + cross(name=f"highres_attn_{i}")(highres, x, scores.swapaxes(-1, -2), train=train)[0]
             highres = OffsetNorm(name=f"highres_norm_{i}")(highres)
             highres = highres + feed_forward(self.highres_mlp_factor, f"highres_ff_{i}")(highres, train=train)
-            block_output(self, (x, highres))
+            sow_block(self, (x, highres))
 
         x, highres = OffsetNorm(name="norm")(x), OffsetNorm(name="highres_norm")(highres)
         if not self.num_classes:

@@ -29,8 +29,8 @@ from vit_jax.layers import (
     FeedForward,
     PointwiseConv,
     WindowAttention,
-    block_output,
     gelu,
+    sow_block,
 )
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps
@@ -143,7 +143,7 @@ class MaxViT(MapViT, kw_only=True):
             for j in range(depth):
                 mbconv = functools.partial(MBConv, dim, j == 0, *rates)
                 x = self.make_block(mbconv, feed_forward, f"stage_{i}_block_{j}")(x, train=train)
-                block_output(self, x)
+                sow_block(self, x)
         return x
 
     def torch_rules(self, parts: tuple[str, ...] = ("2.fn", "3.fn.net", "6.fn", "7.fn.net")) -> Rules:

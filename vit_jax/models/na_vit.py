@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import feed_forward_rules, sequential_rules
-from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, block_output, l2_normalize, packing
+from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, l2_normalize, packing, sow_block
 from vit_jax.layers.check import check_floating, expect, pair, patch_grid
 from vit_jax.layers.shapes import Tokens
 
@@ -228,7 +228,7 @@ class NaViT(nn.Module):
         for i in range(self.depth):
             x = x + self.make_attention(self.dropout, f"attn_{i}")(x, same_image, train=train)
             x = x + FeedForward(self.mlp_dim, self.dropout, Norm, name=f"ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         x = Norm(name="norm")(x)
 
         query = self.param("attn_pool_queries", init, (self.dim,))

@@ -13,7 +13,7 @@ from flax import linen as nn
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_PROJECTION_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Blocks, PatchProjection, block_output
+from vit_jax.layers import Blocks, PatchProjection, sow_block
 from vit_jax.layers.check import at_least, pair
 from vit_jax.layers.shapes import Tokens
 
@@ -28,7 +28,7 @@ class Transformer(Blocks):
         for i in range(self.depth):
             x = x + sum(self.attention(name=f"attn_{i}_{j}")(x, train=train) for j in range(self.branches))
             x = x + sum(self.feed_forward(name=f"ff_{i}_{j}")(x, train=train) for j in range(self.branches))
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

@@ -3,8 +3,8 @@
 Source: Heo et al. 2021, arXiv:2103.16302. Upstream: vit_pytorch/pit.py.
 Differs from upstream: images and patches may be non-square; `mlp_dim` may be a tuple, one number per stage, as the
 paper needs; `num_classes=0` gives tokens; tokens and positions have an initial std of 0.02 (upstream: 1).
-Differs from the paper: pooling ends with a 1x1 convolution; `dim_head` is the same in every stage.
-Axes: b batch, n tokens, d dim, h heads or rows, w columns, i query, j key, k classes.
+Differs from the paper: pooling ends with a 1x1 convolution; the class token has a position, too.
+Axes: b batch, n tokens, d dim, h heads, or rows of a grid, w its columns, i query, j key, k classes.
 """
 
 import math
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import HEAD_RULES, TRANSFORMER_RULES
 from vit_jax.frames.stages import per_stage
-from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, ToHeads, gelu, repeat, softmax
+from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, ToHeads, gelu, run_blocks, softmax
 from vit_jax.layers.check import expect, pair
 from vit_jax.layers.shapes import Images, Output, Tokens
 from vit_jax.layers.tokens import prepend
@@ -37,11 +37,11 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.heads == 1 and self.dim_head == dim:
-            return out  # upstream has no projection here
+            return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
@@ -73,11 +73,14 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        return repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
 
 
 class Pool(nn.Module):
-    """Halves a grid of `rows` and doubles the width: (b, 1 + n, d) to (b, 1 + n / 4, 2 d), the class token first."""
+    """Halve the sides of a grid of `rows`, rounded up, and double the width of tokens; the class token stays first.
+
+    (b, 1 + rows * columns, d) to (b, 1 + ceil(rows / 2) * ceil(columns / 2), 2 d).
+    """
 
     rows: int
 
@@ -91,13 +94,15 @@ class Pool(nn.Module):
 
 
 class PiT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, last d).
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d * 2**(stages - 1))
+    before the norm, which is part of the head.
 
-    Patches overlap by half. From each stage to the next the grid of patches halves and the width of a token doubles.
-    An image may be smaller than `image_size`; it then gets the first positions.
+    Patches overlap by half. From each stage to the next the sides of the grid of patches halve, rounded up, and
+    the width of a token doubles.
+    An image may be smaller than `image_size`: its n tokens get the first n positions.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         patch_size: pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
         dim: width of a token in the first stage.
@@ -110,7 +115,8 @@ class PiT(nn.Module):
         channels: channels of an image.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size` or is 1, or `depth` is not a tuple.
+        ValueError: if `patch_size` does not divide `image_size` or is 1, `depth` is not a tuple, or
+            `heads` or `mlp_dim` has another number of stages.
     """
 
     image_size: int | tuple[int, int]
@@ -129,8 +135,8 @@ class PiT(nn.Module):
         check_arguments(self)
         overlap = min(pair("patch_size", self.patch_size)) >= 2
         expect(self, "patch_size", overlap, "at least 2, as patches overlap by half")
-        several = isinstance(self.depth, tuple | list) and len(self.depth) > 0
-        expect(self, "depth", several, "a tuple, the number of blocks in each stage")
+        has_stages = isinstance(self.depth, tuple | list) and len(self.depth) > 0
+        expect(self, "depth", has_stages, "a tuple, the number of blocks in each stage")
         for name in ("heads", "mlp_dim"):
             per_stage(self, name, len(self.depth))
         super().__post_init__()
@@ -145,18 +151,18 @@ class PiT(nn.Module):
         cls_token = self.param("cls_token", init, (1, 1, self.dim))
         pos_embedding = self.param("pos_embedding", init, (1, positions, self.dim))
 
-        x = unfold(images, patch, stride)  # (b, rows, columns, pixels of a patch)
+        x = unfold(images, patch, stride)  # (b, rows, columns, values of a patch)
         rows = x.shape[1]
         x = Dense(self.dim, name="to_patch_embedding")(rearrange(x, "b h w c -> b (h w) c"))
         x = prepend(cls_token, x)
         x = x + pos_embedding[:, : x.shape[1]]
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
 
-        heads, mlp_dims = (per_stage(self, name, len(self.depth)) for name in ("heads", "mlp_dim"))
+        heads, mlp_dims = per_stage(self, "heads", len(self.depth)), per_stage(self, "mlp_dim", len(self.depth))
         for i, depth in enumerate(self.depth):
             if i > 0:
                 x = Pool(rows, name=f"pool_{i - 1}")(x)
-                rows = (rows + 1) // 2
+                rows = (rows + 1) // 2  # as `Pool` rounds
             stage = Transformer(depth, heads[i], self.dim_head, mlp_dims[i], self.dropout, name=f"stage_{i}")
             x = stage(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x

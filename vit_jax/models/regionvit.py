@@ -26,8 +26,8 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     attend,
-    block_output,
     gelu,
+    sow_block,
 )
 from vit_jax.layers.check import at_least, check_sides
 from vit_jax.layers.shapes import Images, Maps, Tokens
@@ -80,7 +80,7 @@ class RegionalToLocal(nn.Module):
             feed_forward = FeedForward(4 * x.shape[-1], self.ff_dropout, last_dropout=0.0, name=f"ff_{i}")
             x = x + feed_forward(x, train=train)
             regions, local = rearrange(x[:, 0], "(b n) d -> b n d", n=rows * columns), x[:, 1:]
-            block_output(self, (local, regions))
+            sow_block(self, (local, regions))
         local = rearrange(local, "(b r s) (p q) d -> b (r p) (s q) d", r=rows, s=columns, **window)
         return local, rearrange(regions, "b (r s) d -> b r s d", r=rows)
 

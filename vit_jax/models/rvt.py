@@ -29,8 +29,8 @@ from vit_jax.layers import (
     PatchProjection,
     PointwiseConv,
     attend,
-    block_output,
     gelu,
+    sow_block,
 )
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.rotary import rotate
@@ -163,7 +163,7 @@ class RvT(PlainViT):
         for attn, ff in zip(self.attn, self.ff, strict=True):
             x = x + attn(x, *context, train=train)
             x = x + ff(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
     torch_rules = (

@@ -19,7 +19,7 @@ from flax import linen as nn
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.frames.stages import check_depth, check_windows, per_stage
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, PointwiseConv, attend, block_output
+from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, PointwiseConv, attend, sow_block
 from vit_jax.layers.check import at_least, pair
 from vit_jax.layers.shapes import Images, Maps
 
@@ -92,7 +92,7 @@ class Stage(nn.Module):
                 x = x + DepthwiseConv(kernel=3, name="positions")(x)
             x = x + self.feed_forward(name=f"ff2_{i}")(x, train=train)
             x = x + self.iwsa(name=f"iwsa_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

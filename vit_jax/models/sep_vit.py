@@ -25,8 +25,8 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     attend,
-    block_output,
     gelu,
+    sow_block,
 )
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import Images, Maps
@@ -122,7 +122,7 @@ class SepViT(MapViT, kw_only=True):
                 x = x + attention(x, train=train)
                 ff = ConvFeedForward(int(self.ff_mult * dim), self.dropout, name=f"stage_{i}_ff_{j}")
                 x = x + ff(x, train=train)
-                block_output(self, x)
+                sow_block(self, x)
         return x
 
     torch_rules = (

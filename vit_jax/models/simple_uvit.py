@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Blocks, Dense, LayerNorm, block_output
+from vit_jax.layers import Blocks, Dense, LayerNorm, sow_block
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit_with_register_tokens as registers
 
@@ -37,7 +37,7 @@ class Transformer(Blocks):
                 x = Dense(x.shape[-1], name=f"skip_{i}")(jnp.concatenate([skips.pop(), x], axis=-1))
             x = x + self.attention(name=f"attn_{i}")(x, train=train)
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return LayerNorm(name="norm")(x)
 
 

@@ -2,7 +2,7 @@
 
 Source: Beyer et al. 2022, arXiv:2205.01580. Upstream: vit_pytorch/simple_vit.py.
 Differs from upstream: `num_classes=0` gives tokens.
-Differs from the paper: a norm before and after the patch projection, no biases in attention.
+Differs from the paper: a norm before and after the patch projection, no biases in the projections of attention.
 Axes: b batch, n patches, d dim, h heads, i query, j key, k classes.
 """
 
@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, repeat, sincos_2d, softmax
+from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, run_blocks, sincos_2d, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
 
 class Attention(nn.Module):
-    """Pre-norm multi-head self-attention without biases, without the residual: (b, n, d) to the same shape."""
+    """Pre-norm multi-head self-attention with neither biases nor the residual: (b, n, d) to the same shape."""
 
     heads: int
     dim_head: int
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         return Dense(dim, use_bias=False, name="to_out")(out)
 
@@ -61,7 +61,7 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
             return x + FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
 
-        x = repeat(self, self.depth, block, x)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x)  # for i in range(depth): x = block(i, x)
         return LayerNorm(name="norm")(x)
 
 
@@ -74,7 +74,7 @@ class SimpleViT(nn.Module):
         image_size: pixels, or (height, width); only checked against `patch_size`.
         patch_size: pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
-        dim: width of a token, a multiple of 4.
+        dim: width of a token, a multiple of 4, at least 8.
         depth: number of blocks.
         heads: attention heads in each block.
         mlp_dim: hidden width of each feed-forward.
@@ -82,7 +82,7 @@ class SimpleViT(nn.Module):
         dim_head: width of a head.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4 above 4.
+        ValueError: if `patch_size` does not divide `image_size`, or `dim` is another number.
     """
 
     image_size: int | tuple[int, int]
@@ -131,7 +131,8 @@ class SimpleViT(nn.Module):
     ) -> Tokens:
         """Tokens before the transformer: the patches with positions, then `extra_tokens` without.
 
-        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        `extra_tokens` (e, d) are the same for every image. `patches` (b, p, d) replace the embedded patches of `images`
+        one for one, as objectives need that put a mask token in place of some.
         """
         check_images(images, self.channels)
         x = self.to_patch_embedding(images) if patches is None else patches
@@ -144,7 +145,7 @@ class SimpleViT(nn.Module):
         return self.transformer(tokens)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         return self.linear_head(tokens.mean(axis=1))
 
     torch_rules = (

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.frames.simple_vit import BaseSimpleViT, BiasFreeAttention
-from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend, block_output
+from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend, sow_block
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models import simple_vit
 
@@ -71,7 +71,7 @@ class Transformer(Blocks):
             x = pool(f"attn_pool_{i}") if i else x
             history.append(self.attention(name=f"attn_{i}")(x, train=train))
             history.append(self.feed_forward(name=f"ff_{i}")(pool(f"ff_pool_{i}"), train=train))
-            block_output(self, history[-1])
+            sow_block(self, history[-1])
         return LayerNorm(name="norm")(pool("final_pool")), history
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Blocks, LayerNorm, block_output
+from vit_jax.layers import Blocks, LayerNorm, sow_block
 from vit_jax.layers.check import at_least
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit_with_register_tokens as registers
@@ -67,7 +67,7 @@ class Transformer(Blocks):
             attn, ff = self.attention(name=f"attn_{i}"), self.feed_forward(name=f"ff_{i}")
             streams = HyperConnection(i, name=f"attn_connection_{i}")(streams, attn, train=train)
             streams = HyperConnection(i, name=f"ff_connection_{i}")(streams, ff, train=train)
-            block_output(self, streams)
+            sow_block(self, streams)
         return LayerNorm(name="norm")(streams.sum(axis=2))
 
 

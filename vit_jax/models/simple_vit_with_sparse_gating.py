@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.simple_vit import BiasFreeAttention
-from vit_jax.layers import Blocks, Dense, LayerNorm, attend, block_output, prepend
+from vit_jax.layers import Blocks, Dense, LayerNorm, attend, prepend, sow_block
 from vit_jax.layers.check import at_least, one_of
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.models import simple_vit
@@ -58,7 +58,7 @@ class Transformer(Blocks):
             out, openness = self.attention(name=f"attn_{i}")(x, train=train)
             x, mean_openness = x + out, mean_openness + openness / self.depth
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return LayerNorm(name="norm")(x), mean_openness
 
 

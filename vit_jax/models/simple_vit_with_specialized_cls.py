@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.rules import PATCH_EMBED_RULES, sequential_rules
 from vit_jax.frames.simple_vit import BaseSimpleViT
-from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, attend, block_output, prepend
+from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, attend, prepend, sow_block
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
 from vit_jax.models.simple_vit import PRESETS
@@ -65,7 +65,7 @@ class Transformer(Blocks):
         for i in range(self.depth):
             x = x + self.attention(specialize_qkv=i < self.specialize_qkv_depth, name=f"attn_{i}")(x)
             x = x + self.feed_forward(name=f"ff_{i}")(x)
-            block_output(self, x)
+            sow_block(self, x)
         return norms()(x)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.frames.simple_vit import BaseSimpleViT, BiasFreeAttention
-from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend, block_output
+from vit_jax.layers import Blocks, Dense, LayerNorm, ToHeads, attend, sow_block
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
 
@@ -51,7 +51,7 @@ class Transformer(Blocks):
             first_values = values if i == 0 else first_values
             x = x + attended
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return LayerNorm(name="norm")(x)
 
 

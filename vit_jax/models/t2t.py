@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, ToHeads, append, gelu, prepend, repeat, softmax, unfold, unfold_grid
+from vit_jax.layers import Dense, LayerNorm, ToHeads, append, gelu, prepend, run_blocks, softmax, unfold, unfold_grid
 from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 
@@ -35,11 +35,11 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.heads == 1 and self.dim_head == dim:
-            return out  # upstream has no projection here
+            return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
@@ -71,12 +71,15 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        x = repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
         return LayerNorm(name="norm")(x)
 
 
-class NarrowTransformer(nn.Module):
-    """The paper's block of a merging stage: one head narrows tokens to `dim`, and its values are the residual."""
+class NarrowBlock(nn.Module):
+    """The paper's block of a merging stage: tokens (b, n, c) to (b, n, dim).
+
+    One head narrows the tokens; its values take the place of the residual input. There is no last norm.
+    """
 
     dim: int
     dropout: float
@@ -94,8 +97,9 @@ class NarrowTransformer(nn.Module):
 class TokensToToken(nn.Module):
     """Image (b, H, W, c) to tokens (b, n, dim).
 
-    Each of `t2t_layers`, (kernel, stride), makes one token of every window of `kernel` by `kernel` pixels. After each
-    but the last a transformer attends over the tokens, which become the pixels of the next layer.
+    Each stage of `t2t_layers`, (kernel, stride), makes one token of every window of `kernel` by `kernel` pixels. After
+    each stage but the last a transformer attends over the tokens, which are the pixels of the next stage. A linear map
+    to `dim` comes last.
     """
 
     dim: int
@@ -118,17 +122,18 @@ class TokensToToken(nn.Module):
         """Apply the transformer of stage `i`, which is `token_dim` wide if given, else as wide as the tokens."""
         width, name = x.shape[-1], f"transformer_{i}"
         if self.token_dim is not None:
-            return NarrowTransformer(self.token_dim, self.dropout, name=name)(x, train=train)
-        return Transformer(1, 1, width, width, self.dropout, name=name)(x, train=train)
+            return NarrowBlock(self.token_dim, self.dropout, name=name)(x, train=train)
+        sizes = dict(depth=1, heads=1, dim_head=width, mlp_dim=width)
+        return Transformer(**sizes, dropout=self.dropout, name=name)(x, train=train)
 
 
 class T2TViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    An image may be smaller than `image_size`; it then gets the first positions.
+    An image may be smaller than `image_size`: its n tokens get the first n positions.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
         dim: width of a token.
         depth: number of blocks; not needed with `transformer`.
@@ -140,13 +145,14 @@ class T2TViT(nn.Module):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         transformer: a module that maps tokens (b, n, dim) to the same shape and takes `train=`.
-        t2t_layers: (kernel, stride) in pixels of each merging stage.
-        token_dim: width of each merging stage, 64 in the paper; with None a stage is as wide as its tokens, which
-            upstream's weights need.
+        t2t_layers: (kernel, stride) of each merging stage, in pixels for the first stage and in tokens for the others;
+            the padding is stride // 2.
+        token_dim: width of each merging stage but the last, 64 in the paper; None, which upstream's weights need, for
+            stages as wide as their tokens.
 
     Raises:
-        ValueError: if neither `depth`, `heads` and `mlp_dim` nor `transformer` are given, if the image is smaller than
-            a window of `t2t_layers`, or `pool` is neither "cls" nor "mean".
+        ValueError: if `depth`, `heads` or `mlp_dim` is missing without a `transformer`, if the image is smaller than a
+            window of `t2t_layers`, or `pool` is neither "cls" nor "mean".
     """
 
     image_size: int | tuple[int, int]
@@ -188,7 +194,8 @@ class T2TViT(nn.Module):
         self.pos_embedding = self.param("pos_embedding", init, (1, 1 + math.prod(self._grid()), self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
         sizes = self.depth, self.heads, self.dim_head, self.mlp_dim
-        self.blocks = self.transformer or Transformer(*sizes, self.dropout, name="transformer")
+        given = self.transformer is not None
+        self.blocks = self.transformer if given else Transformer(*sizes, self.dropout, name="transformer")
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
 
@@ -201,7 +208,7 @@ class T2TViT(nn.Module):
         return self.transform(self.embed(images, extra_tokens, train=train), train=train)
 
     def embed(self, images: Images, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without."""
+        """Tokens before the transformer: class token and patches, with positions; then `extra_tokens`, (e, d)."""
         check_images(images, self.channels, self.image_size)
         x = prepend(self.cls_token, self.to_patch_embedding(images, train=train))
         x = x + self.pos_embedding[:, : x.shape[1]]
@@ -214,7 +221,7 @@ class T2TViT(nn.Module):
         return self.blocks(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend, block_output
+from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend, sow_block
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps
 
@@ -89,7 +89,7 @@ class Transformer(nn.Module):
                 x = x + ConvFeedForward(4 * x.shape[-1], self.dropout, name=f"local_ff_{i}")(x, train=train)
             x = x + GlobalAttention(self.stride, self.dropout, name=f"global_attn_{i}")(x, train=train)
             x = x + ConvFeedForward(4 * x.shape[-1], self.dropout, name=f"global_ff_{i}")(x, train=train)
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

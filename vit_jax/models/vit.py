@@ -1,7 +1,8 @@
 """ViT: a plain transformer over the sequence of an image's patches.
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Upstream: vit_pytorch/vit.py.
-Differs from upstream: tokens and positions have an initial std of 0.02 (upstream: 1), as in the authors' code.
+Differs from upstream: tokens and positions have an initial std of 0.02 (upstream: 1), as in the authors' code
+for positions.
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value.
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
@@ -33,11 +34,11 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.heads == 1 and self.dim_head == dim:
-            return out  # upstream has no projection here
+            return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
@@ -89,7 +90,7 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        x = repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
         return LayerNorm(name="norm")(x)
 
     torch_rules = TRANSFORMER_RULES
@@ -98,11 +99,11 @@ class Transformer(nn.Module):
 class ViT(nn.Module):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
 
-    An image may be smaller than `image_size`; it then gets the first positions. With `pool="mean"` there is no class
-    token.
+    An image may be smaller than `image_size`: its n tokens get the first n positions. With `pool="mean"` there
+    is no class token.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         patch_size: pixels, or (height, width).
         num_classes: number of classes; 0 for tokens.
         dim: width of a token.
@@ -138,14 +139,20 @@ class ViT(nn.Module):
 
     def setup(self):
         rows, columns = patch_grid(self.image_size, self.patch_size)
-        first = 1 if self.pool == "cls" else 0
+        cls_tokens = 1 if self.pool == "cls" else 0
         init = nn.initializers.normal(0.02)
         self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
-        self.cls_token = self.param("cls_token", init, (1, self.dim)) if first else None
-        self.pos_embedding = self.param("pos_embedding", init, (first + rows * columns, self.dim))
+        self.cls_token = self.param("cls_token", init, (1, self.dim)) if cls_tokens else None
+        self.pos_embedding = self.param("pos_embedding", init, (cls_tokens + rows * columns, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
-        sizes = self.dim, self.depth, self.heads, self.dim_head, self.mlp_dim
-        self.transformer = Transformer(*sizes, self.dropout)
+        self.transformer = Transformer(
+            dim=self.dim,
+            depth=self.depth,
+            heads=self.heads,
+            dim_head=self.dim_head,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+        )
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
 
@@ -174,7 +181,8 @@ class ViT(nn.Module):
     ) -> Tokens:
         """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without.
 
-        `patches` replace the embedded patches of `images`, for objectives that mask some.
+        `extra_tokens` (e, d) are the same for every image. `patches` (b, p, d) replace the embedded patches of `images`
+        one for one, as objectives need that put a mask token in place of some.
         """
         check_images(images, self.channels, self.image_size)
         x = self.to_patch_embedding(images) if patches is None else patches
@@ -190,7 +198,7 @@ class ViT(nn.Module):
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_array, check_fits
 from vit_jax.frames.presets import TINY_SERIES
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, run_blocks, softmax
 from vit_jax.layers.check import patch_count
 from vit_jax.layers.shapes import ExtraTokens, Output, Tokens
 
@@ -33,11 +33,11 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.heads == 1 and self.dim_head == dim:
-            return out  # upstream has no projection here
+            return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
@@ -69,13 +69,14 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        return repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
 
 
 class ViT1D(nn.Module):
-    """Classifier: series (b, s, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d).
+    """Classifier: series (b, s, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d) before the norm,
+    which is part of the head. The head reads the class token.
 
-    A series may be shorter than `seq_len`; it then gets the first positions.
+    A series may be shorter than `seq_len`; its tokens then get the first positions.
 
     Args:
         seq_len: largest number of steps.
@@ -135,7 +136,7 @@ class ViT1D(nn.Module):
     def embed(
         self, series: Float[Array, "b s c"], extra_tokens: ExtraTokens | None = None, *, train: bool = False
     ) -> Tokens:
-        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without."""
+        """Tokens before the transformer: class token and patches, with positions; then `extra_tokens`, (e, d)."""
         check_array("series", series, "length", self.channels)
         check_fits("series", series, (self.seq_len,), "seq_len")
         patch_count("seq_len", series.shape[1], "patch_size", self.patch_size)
@@ -150,7 +151,7 @@ class ViT1D(nn.Module):
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         return self.mlp_head(tokens[:, 0])
 
     torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES, *HEAD_RULES)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_fits, check_video
 from vit_jax.frames.presets import TINY_VIDEO
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, repeat, softmax
+from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair, patch_count, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Output, Tokens, Videos
 
@@ -36,11 +36,11 @@ class Attention(nn.Module):
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
         attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
-        self.sow("intermediates", "attn", attn)  # kept only if the caller collects intermediates
+        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.heads == 1 and self.dim_head == dim:
-            return out  # upstream has no projection here
+            return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
 
 
@@ -72,16 +72,17 @@ class Transformer(nn.Module):
             x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
             return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
 
-        return repeat(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
 
 
 class ViT3D(nn.Module):
-    """Classifier: video (b, F, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d), frame by frame.
+    """Classifier: video (b, F, H, W, c) to logits (b, k); with `num_classes=0` to tokens (b, n, d) before the norm,
+    which is part of the head. Tokens are the class token, then the patches by frame, row and column.
 
     A video may be shorter than `frames` and smaller than `image_size`; it then gets the first positions.
 
     Args:
-        image_size: pixels, or (height, width).
+        image_size: side of the largest image in pixels, or (height, width).
         image_patch_size: pixels, or (height, width).
         frames: largest number of frames.
         frame_patch_size: frames of a patch.
@@ -118,16 +119,16 @@ class ViT3D(nn.Module):
 
     def __post_init__(self):
         check_arguments(self)
-        self.grid(self.frames, *pair("image_size", self.image_size))
+        self.grid(self.frames, self.image_size)
         super().__post_init__()
 
-    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    def grid(self, frames: int, size: int | tuple[int, int]) -> tuple[int, int, int]:
         """Patches along each axis of a video of this size. Raises ValueError if patches do not fill it."""
         count = patch_count("frames", frames, "frame_patch_size", self.frame_patch_size)
-        return count, *patch_grid((height, width), self.image_patch_size, "image_patch_size")
+        return count, *patch_grid(size, self.image_patch_size, "image_patch_size")
 
     def setup(self):
-        patches = math.prod(self.grid(self.frames, *pair("image_size", self.image_size)))
+        patches = math.prod(self.grid(self.frames, self.image_size))
         sides = (self.frame_patch_size, *pair("image_patch_size", self.image_patch_size))
         init = nn.initializers.normal(0.02)
         self.to_patch_embedding = PatchEmbed(sides, self.dim)
@@ -147,10 +148,10 @@ class ViT3D(nn.Module):
         return self.transform(self.embed(video, extra_tokens, train=train), train=train)
 
     def embed(self, video: Videos, extra_tokens: ExtraTokens | None = None, *, train: bool = False) -> Tokens:
-        """Tokens before the transformer: class token and patches, with positions, then `extra_tokens` without."""
+        """Tokens before the transformer: class token and patches, with positions; then `extra_tokens`, (e, d)."""
         check_video(video, self.channels)
         check_fits("video", video, (self.frames, *pair("image_size", self.image_size)), "frames, image_size")
-        self.grid(*video.shape[1:4])
+        self.grid(video.shape[1], video.shape[2:4])
         x = prepend(self.cls_token, self.to_patch_embedding(video))
         x = x + self.pos_embedding[:, : x.shape[1]]
         if extra_tokens is not None:
@@ -162,7 +163,7 @@ class ViT3D(nn.Module):
         return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
-        """Logits from the tokens of `encode`, without the extra ones."""
+        """Logits from the tokens of `encode`, after the extra ones are cut off."""
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, attention_rules, sequential_rules
-from vit_jax.layers import Blocks, Dense, LayerNorm, block_output
+from vit_jax.layers import Blocks, Dense, LayerNorm, sow_block
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -45,7 +45,7 @@ class Transformer(Blocks):
                 read.append(LayerNorm(name=f"{layer.name}_norm")(x))
                 written.append(layer(read[-1], train=train))
                 x = x + written[-1]
-            block_output(self, x)
+            sow_block(self, x)
         stack = lambda tokens: jnp.stack(tokens) if tokens else jnp.zeros((0, *x.shape), x.dtype)
         return LayerNorm(name="norm")(x), stack(read), stack(written)
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Blocks, Dense, LayerNorm, block_output
+from vit_jax.layers import Blocks, Dense, LayerNorm, sow_block
 from vit_jax.layers.check import at_least
 from vit_jax.layers.shapes import Tokens
 
@@ -36,7 +36,7 @@ class Transformer(Blocks):
             out = branch(x, train=train)
             x = x + out if i == 0 else Norm(name=f"post_norm_{i - 1}")(self.residual_scale * x + out)
             if i % 2:
-                block_output(self, x)
+                sow_block(self, x)
         return x
 
 

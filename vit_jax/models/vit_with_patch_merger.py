@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Blocks, Dense, LayerNorm, attend, block_output
+from vit_jax.layers import Blocks, Dense, LayerNorm, attend, sow_block
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Patches, Tokens
 
@@ -49,7 +49,7 @@ class Transformer(Blocks):
             x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
             if i + 1 == self.merge_layer:
                 x = merge(x)
-            block_output(self, x)
+            sow_block(self, x)
         if self.merge_layer == 0 and self.is_initializing():
             merge(x)  # creates its parameters: upstream has them even so
         return LayerNorm(name="norm")(x)

@@ -30,9 +30,9 @@ from vit_jax.layers import (
     ToHeads,
     VideoPatchEmbed,
     attend,
-    block_output,
     pool_tokens,
     prepend,
+    sow_block,
 )
 from vit_jax.layers.check import at_least, expect, one_of, pair, patch_grid
 from vit_jax.layers.shapes import Output, Tokens, Videos
@@ -87,7 +87,7 @@ class FactorizedTransformer(NormedBlocks):
             x = swap(x + self.attention(name=f"spatial_attn_{i}")(x, train=train), shape[1])
             x = x + self.attention(name=f"temporal_attn_{i}")(x, mask, train=train)
             x = swap(x + self.feed_forward(name=f"ff_{i}")(x, train=train), shape[2])
-            block_output(self, x.reshape(shape))
+            sow_block(self, x.reshape(shape))
         return self.norm(name="norm")(x.reshape(shape))
 
 

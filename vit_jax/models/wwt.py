@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import PATCH_EMBED_RULES
-from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, PointwiseConv, block_output, softmax
+from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, PointwiseConv, softmax, sow_block
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Images
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
@@ -242,7 +242,7 @@ class WWT(nn.Module):
         masks = [jnp.zeros(shape(i, j), x[0].dtype) for i, j in pairs]
         for layer in range(self.depth):
             x, masks = self.block(layer, x, masks, train=train)
-            block_output(self, tuple(x))
+            sow_block(self, tuple(x))
 
         tokens, *slots = levels = tuple(level[:, count:] for level, count in zip(x, registers, strict=True))
         masks = [mask[..., registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, pairs, strict=True)]

@@ -35,10 +35,10 @@ from vit_jax.layers import (
     ToHeads,
     add_positions,
     attend,
-    block_output,
     gelu,
     l2_normalize,
     prepend,
+    sow_block,
 )
 from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
                 out = make(name=f"{name}_{i}")(y, *(context if name == "attn" else ()), train=train)
                 y = y + out * self.param(f"{name}_scale_{i}", init, x.shape[-1:])[None, None]
             x = jnp.where(kept[i], y, x) if drops else y
-            block_output(self, x)
+            sow_block(self, x)
         return x
 
 

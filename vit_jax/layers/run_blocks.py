@@ -15,13 +15,13 @@ Block = Callable[..., Array]
 UNROLLED = ("params", "batch_stats", "intermediates")  # collections that a loop cannot write
 
 
-def repeat(
+def run_blocks(
     module: nn.Module, depth: int, block: Block, x: Float[Array, "*batch d"], *context, train: bool = False
 ) -> Float[Array, "*batch d"]:
     """Run `for i in range(depth): x = block(i, x, *context)` with the settings of `execution`.
 
     Args:
-        module: module that the blocks belong to. `repeat` must be called in its compact method.
+        module: module that the blocks belong to. `run_blocks` must be called in its compact method.
         depth: number of blocks.
         block: function that creates the modules of block i, with names that end in `_i`, and applies them. Blocks may
             differ only in the values of their parameters.
@@ -38,11 +38,11 @@ def repeat(
         return _scan(module, stacked, block, x, *context, train=train)
     for i in range(depth):
         x = rematerialized(lambda _, *arrays, i=i: block(i, *arrays))(module, x, *context)
-        x = block_output(module, x)
+        x = sow_block(module, x)
     return x
 
 
-def block_output(module: nn.Module, x: PyTree) -> PyTree:
+def sow_block(module: nn.Module, x: PyTree) -> PyTree:
     """Sow `x`, one or several outputs of a block of `module`, for `vit_jax.capture.features`, and return it."""
     module.sow("intermediates", "block", x)  # kept only if the caller collects intermediates
     return x
