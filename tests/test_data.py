@@ -486,6 +486,7 @@ def test_random_crops_differ_between_epochs_and_seeds(tmp_path):
     assert_equal([again], [first])
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_resume(tmp_path):
     dataset, config = lazy(tmp_path, min_crop=0.3)
     expected = take(train_batches(dataset, config, 6, seed=0), 5)

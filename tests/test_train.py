@@ -456,6 +456,7 @@ def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
     check_student(tmp_path, alpha=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [("8", "8"), pytest.param(("own",), marks=pytest.mark.slow)])
 def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_size, tmp_path, monkeypatch):
     """The student sees larger images, normalised otherwise, and learns the teacher's logits for the teacher's own."""
@@ -478,6 +479,7 @@ def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, image_
     assert (seen["teacher"].student_mean, seen["teacher"].image_size) == ((0.5,), (8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [("--augment.flip", "--distill.views=2"), pytest.param(("--augment.crop-padding=0",), marks=pytest.mark.slow)],
@@ -517,6 +519,7 @@ def weights(teacher, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_teacher_from_torch_weights_equals_the_one_in_the_workdir(student, weights, tmp_path):
     arguments = ("patch_size=(1, 8)", *TINY[TINY.index("--model-args") + 1 :])
     named = ("--distill.teacher=vit/tiny", f"--distill.weights={weights}", "--distill.args", *arguments)
