@@ -28,7 +28,7 @@ SETTINGS = [
 
 
 def draw(objective, images) -> dict:
-    """What `objective` draws, but for the views."""
+    """The random draws of `objective`, except those of the views."""
     drawn = jax.jit(lambda key: {**objective.draw(key, images), "views": None})(jax.random.key(0))
     return {name: value for name, value in drawn.items() if name != "views"}
 
