@@ -6,6 +6,7 @@ import os
 from tests import compiler
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads the source lines of operations
 # With eight devices, tests can show that sharding does not change results.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.flags(devices=8)}"
 

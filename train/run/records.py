@@ -13,12 +13,10 @@ from typing import Any
 import jax
 from etils import epath
 from jaxtyping import Array
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from train.cluster.processes import is_lead
 from train.errors import Diverged
+from train.run.events import Event, EventsWriter, SessionLog, Summary
 from train.run.files import StagedDirectory, is_remote, open_regular, write_atomically
 from train.run.json_files import parse_json
 from train.run.progress import Progress
@@ -135,7 +133,8 @@ class TrainLog:
         window: int,
         begun: Sequence = (),
     ):
-        self._metrics, self._progress, self._schedule = metrics, progress, schedule
+        self._metrics, self._progress = metrics, progress
+        self._schedule = jax.jit(schedule)  # a dozen operations, each of which would be compiled by itself
         self._batch_size, self._length = batch_size, window
         self._window: list[tuple[int, Mapping[str, Array | float]]] = [(step, values) for step, values in begun]
         self._due: list[tuple[int, Mapping[str, Array]]] = []
