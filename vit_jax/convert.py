@@ -16,11 +16,13 @@ The rules serve both directions, because every Flax leaf asks for exactly one to
 Only kernels have another layout, the same for Dense, Conv (of any rank, grouped or not) and
 ConvTranspose(transpose_kernel=True): torch's first two axes come last in Flax, swapped.
 
-A class may have three more attributes. The first two are pairs too, or methods that return them:
+A class may have four more attributes. The first two are pairs too, or methods that return them:
 
     torch_former_keys   pairs (pattern of a key in older files, torch key of today)
     torch_aliases       pairs (pattern of a torch key, second key under which upstream stores the same tensor)
     torch_constants     a method without arguments: torch key to the value of a buffer that the model computes itself
+    torch_layout        an object for files whose tensors are not one for each leaf: its method `read` turns the state
+                        dict of a file into one with a tensor for each leaf, and `write` does the inverse
 
 Classes inherit and override all of them as any other attribute. A module that is an argument of the model
 (`transformer=`, or one of a tuple) goes by those of its own class.
@@ -82,6 +84,8 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
     keys = {path: _torch_key(model, path) for path in targets}
     check_names(source, state_dict, type(model).__name__, set(keys.values()))
     state = {_current_key(model, key): _to_numpy(source, key, value) for key, value in state_dict.items()}
+    if hasattr(model, "torch_layout"):
+        state = model.torch_layout.read(state)
 
     variables, problems = {}, []
     for path, target in targets.items():
@@ -131,7 +135,7 @@ def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.nda
     state |= {key: np.zeros((), np.int64) for key in _counters(keys)}
     for key, origin in _derived(model, keys.values()).items():
         state[key] = np.array(state[origin] if isinstance(origin, str) else origin)
-    return state
+    return model.torch_layout.write(state) if hasattr(model, "torch_layout") else state
 
 
 def _abstract_variables(model: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> dict:

@@ -14,7 +14,7 @@ _AT_LEAST = dict(
     dim=1, heads=1, dim_head=1, mlp_dim=1, channels=1, depth=0, cls_depth=0, num_classes=0, num_register_tokens=0
 )
 _RATES = ("dropout", "emb_dropout", "layer_dropout", "attn_dropout", "ff_dropout")
-_RATES += ("dropout_rate", "attention_dropout", "stochastic_depth_rate")
+_RATES += ("drop_path", "dropout_rate", "attention_dropout", "stochastic_depth_rate")
 
 
 def check_arguments(model: nn.Module) -> None:
@@ -24,7 +24,8 @@ def check_arguments(model: nn.Module) -> None:
 
     Raises:
         ValueError: for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
-            than "cls" and "mean", or a `patch_size` that does not divide `image_size`.
+            than "cls" and "mean", or than those in the model's `pools`, or a `patch_size` that does not divide
+            `image_size`.
     """
     for field in dataclasses.fields(model):
         if field.init and field.name not in ("parent", "name"):
@@ -35,7 +36,7 @@ def check_arguments(model: nn.Module) -> None:
         if not 0 <= arguments.get(name, 0) <= 1:
             raise ValueError(f"{name}={arguments[name]!r}: expected 0 to 1")
     if "pool" in arguments:
-        one_of("pool", model.pool, ("cls", "mean"))
+        one_of("pool", model.pool, getattr(model, "pools", ("cls", "mean")))
     if {"image_size", "patch_size"} <= arguments.keys() and arguments.get("input_shape") is None:
         patch_grid(model.image_size, model.patch_size)
     elif arguments.get("image_size") is not None:
