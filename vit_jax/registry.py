@@ -115,7 +115,8 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
     """Build a model by name.
 
     Args:
-        name: a model ("vit"), or a model and one of its presets ("vit/tiny").
+        name: a model ("vit"), a model and one of its presets ("vit/tiny"), or "timm/" and timm's name of a vision
+            transformer with published weights ("timm/vit_small_patch16_224").
         **kwargs: arguments of the model, with the names of the upstream constructor. They override the preset.
 
     Raises:
@@ -123,6 +124,8 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
             an invalid value.
     """
     name, slash, preset = name.partition("/")
+    if name == "timm":
+        return _create_timm(preset, kwargs)
     model_class = _model_class(name)
     if slash:
         presets = _presets(model_class)
@@ -130,6 +133,13 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
             raise ValueError(unknown(f"preset of model {name!r}", preset, list(presets)))
         kwargs = {**presets[preset], **kwargs}
     check_keywords(name, model_class, kwargs)
+    return model_class(**kwargs)
+
+
+def _create_timm(name: str, kwargs: dict[str, Any]) -> "nn.Module":
+    arguments = importlib.import_module("vit_jax.pretrained.architectures").architecture(name)
+    model_class = importlib.import_module("vit_jax.pretrained.vision_transformer").VisionTransformer
+    check_keywords(f"timm/{name}", model_class, kwargs := arguments | kwargs)
     return model_class(**kwargs)
 
 

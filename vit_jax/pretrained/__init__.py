@@ -1,0 +1,1 @@
+"""Networks whose trained weights people publish."""

@@ -1,0 +1,169 @@
+"""How publishers' state dicts become the canonical form of `VisionTransformer`, and back, as data.
+
+A layout is a tuple of operations on a state dict. `read` applies them in order, `write` undoes them in reverse order.
+Keys are templates: "blocks.{i}.gamma_{n}" matches keys with anything but a dot in place of {i} and {n}. An operation
+does nothing to keys that it does not find.
+
+The canonical form has timm's names, in which layouts of the same network differ: queries, keys and values in one map,
+the gate and value of SwiGLU in one map, positions of patches alone, frequencies of each block, LayerScale as `gamma`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+State = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """The key `source` is `canonical` here."""
+
+    source: str
+    canonical: str
+
+    def read(self, state: State) -> State:
+        return {_renamed(key, self.source, self.canonical): value for key, value in state.items()}
+
+    def write(self, state: State) -> State:
+        return {_renamed(key, self.canonical, self.source): value for key, value in state.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """The arrays `parts`, of equal size, are one array `whole` here, one after the other along the first axis."""
+
+    parts: tuple[str, ...]
+    whole: str
+
+    def read(self, state: State) -> State:
+        state = dict(state)
+        for names in _matches(state, self.parts[0]):
+            keys = [part.format(**names) for part in self.parts]
+            if len({np.shape(state.get(key)) for key in keys}) == 1:
+                state[self.whole.format(**names)] = np.concatenate([state.pop(key) for key in keys])
+        return state
+
+    def write(self, state: State) -> State:
+        state = dict(state)
+        for names in _matches(state, self.whole):
+            pieces = np.split(state.pop(self.whole.format(**names)), len(self.parts))
+            state |= {part.format(**names): piece for part, piece in zip(self.parts, pieces, strict=True)}
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstack:
+    """The array `source` holds, along `axis`, an array for each block, which is `canonical` here, with {i} counting."""
+
+    source: str
+    canonical: str
+    axis: int = 0
+
+    def read(self, state: State) -> State:
+        state = dict(state)
+        if self.source in state:
+            arrays = np.moveaxis(state.pop(self.source), self.axis, 0)
+            state |= {self.canonical.format(i=i): array for i, array in enumerate(arrays)}
+        return state
+
+    def write(self, state: State) -> State:
+        numbers = sorted(int(names["i"]) for names in _matches(state, self.canonical))
+        arrays = [state[self.canonical.format(i=i)] for i in numbers]
+        if not arrays:
+            return state
+        state = {key: value for key, value in state.items() if _match(key, self.canonical) is None}
+        return state | {self.source: np.stack(arrays, axis=self.axis)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixPositions:
+    """The table `positions` begins with positions of the first `tokens`. Here they are added to these tokens.
+
+    `write` adds zeros to the table instead, since it cannot know which part of a token was its position.
+    """
+
+    positions: str
+    tokens: tuple[str, ...]
+
+    def read(self, state: State) -> State:
+        if self.positions not in state:
+            return state
+        state = dict(state)
+        table = state[self.positions]
+        for token in self.tokens:
+            if token in state:
+                count = state[token].shape[1]
+                state[token] = state[token] + table[:, :count]
+                table = table[:, count:]
+        return state | {self.positions: table}
+
+    def write(self, state: State) -> State:
+        if self.positions not in state:
+            return state
+        table = state[self.positions]
+        zeros = [np.zeros_like(state[token]) for token in self.tokens if token in state]
+        return state | {self.positions: np.concatenate([*zeros, table], axis=1)}
+
+
+Operation = Rename | Join | Unstack | PrefixPositions
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Operations from a publisher's state dict to the canonical form."""
+
+    operations: tuple[Operation, ...]
+
+    def read(self, state: Mapping[str, np.ndarray]) -> State:
+        """Bring a publisher's state dict to the canonical form."""
+        state = dict(state)
+        for operation in self.operations:
+            state = operation.read(state)
+        return state
+
+    def write(self, state: Mapping[str, np.ndarray]) -> State:
+        """Bring a state dict in canonical form to that of the publisher."""
+        state = dict(state)
+        for operation in reversed(self.operations):
+            state = operation.write(state)
+        return state
+
+
+_ATTENTION = "blocks.{i}.attn"
+_QKV = tuple(f"{_ATTENTION}.{name}_proj" for name in "qkv")
+TIMM = {
+    "prefix_positions": (PrefixPositions("pos_embed", ("cls_token", "dist_token", "reg_token")),),
+    "gamma": (Rename("blocks.{i}.gamma_{n}", "blocks.{i}.ls{n}.gamma"),),
+    "split_qkv": (
+        Join(tuple(f"{key}.weight" for key in _QKV), f"{_ATTENTION}.qkv.weight"),
+        Join(tuple(f"{key}.bias" for key in _QKV), f"{_ATTENTION}.qkv.bias"),
+        Rename(f"{_ATTENTION}.q_proj.bias", f"{_ATTENTION}.q_bias"),  # where keys have no bias
+        Rename(f"{_ATTENTION}.v_proj.bias", f"{_ATTENTION}.v_bias"),
+    ),
+    "split_swiglu": (Join(("blocks.{i}.mlp.fc1_g.{p}", "blocks.{i}.mlp.fc1_x.{p}"), "blocks.{i}.mlp.fc1.{p}"),),
+    "mixed_rotary": (Unstack("rope.freqs", f"{_ATTENTION}.freqs", axis=1),),
+}
+
+
+def timm_layout(parts: tuple[str, ...]) -> Layout:
+    """The layout of a file of timm's that differs from the canonical form in these `parts`, keys of `TIMM`."""
+    return Layout(tuple(operation for part in parts for operation in TIMM[part]))
+
+
+def _match(key: str, template: str) -> dict[str, str] | None:
+    """The parts of `key` in place of the names of `template`, or None if it does not match."""
+    pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(template))
+    match = re.fullmatch(pattern, key)
+    return match and match.groupdict()
+
+
+def _matches(state: State, template: str) -> list[dict[str, str]]:
+    return [names for key in state if (names := _match(key, template)) is not None]
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    names = _match(key, old)
+    return key if names is None else new.format(**names)
