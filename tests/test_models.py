@@ -140,11 +140,16 @@ def test_bfloat16_policy(case):
     """Matrix products are bfloat16 forward and backward; what softmax and norms reduce is float32."""
     if case is FIRST[case.name]:
         model, variables, x, kwargs = abstract(case.name)
-        variables = dict(variables)
     else:
         model, (x, kwargs) = build(case), inputs_of(case)
         variables = jax.eval_shape(model.init, jax.random.key(0), x, **kwargs)
+    assert_bfloat16(model, variables, x, kwargs)
+
+
+def assert_bfloat16(model, variables, x, kwargs):
+    """Assert the policy for `model`, given its variables and inputs or their shapes."""
     narrow = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.dtype == jnp.float32 else leaf.dtype)
+    variables = dict(variables)
     params, x, kwargs = jax.tree.map(narrow, (variables.pop("params"), x, kwargs))
 
     def loss(params, statistics, x, kwargs):

@@ -4,7 +4,8 @@ The encoder must have the fields `patch_size` and `dim`, and the methods `to_pat
 embedded patches; `embed(images)`, which returns the tokens before the transformer; `transform(tokens)`, which applies
 the transformer; and `encode(images)`, which does both. Tokens have the patches last, row by row. The argument `patches`
 of `embed` and `encode` replaces the embedded patches. A model sets `patches_leak` if tokens depend on the pixels of
-other patches before the transformer, and `patches_lost` if the transformer returns other tokens than the patches.
+other patches before the transformer, `patches_lost` if the transformer returns other tokens than the patches, and
+`patches_fixed` if the transformer needs all of them.
 Axes: b batch, n patches, m masked or seen patches, l tokens before the patches, d dim, p values of a patch.
 """
 
@@ -41,6 +42,8 @@ def check_encoder(encoder: nn.Module, *, methods: tuple[str, ...], sealed: bool 
         expected.append(f"an encoder of non-overlapping patches, with {', '.join(f'`{name}`' for name in missing)}")
     elif movable and "extra_tokens" not in inspect.signature(encoder.encode).parameters:
         expected.append("an encoder that takes any number of patches (whose `encode` takes `extra_tokens`)")
+    elif movable and getattr(encoder, "patches_fixed", False):
+        expected.append("an encoder that takes any number of patches, without rotary positions")
     if getattr(encoder, "patches_lost", False):
         expected.append("an encoder that returns a token for every patch")
     if sealed and getattr(encoder, "patches_leak", False):

@@ -106,3 +106,8 @@ class Arguments(nn.Module):
     def tokens_before(self) -> int:
         """Number of tokens before the patches."""
         return self.class_token + self.distilled + self.registers
+
+    @property
+    def patches_fixed(self) -> bool:
+        """Whether the blocks need all patches of an image, for `vit_jax.objectives.masked`."""
+        return self.rotary is not None

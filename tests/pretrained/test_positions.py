@@ -1,0 +1,47 @@
+"""Positions at another resolution, against timm's."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.pretrained.timm_models import timm
+from tests.upstream import channels_first, shake, torch
+from vit_jax import create_model
+from vit_jax.convert import from_torch
+from vit_jax.pretrained.positions import resample_positions
+
+GRIDS = [((7, 7), (9, 9)), ((7, 7), (4, 4)), ((8, 8), (5, 13)), ((3, 10), (8, 4)), ((2, 3), (3, 2)), ((5, 5), (5, 5))]
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
+def test_positions_equal_timms(old, new):
+    positions = np.random.default_rng(0).standard_normal((1, old[0] * old[1], 8), np.float32)
+    resample = timm.layers.resample_abs_pos_embed
+    expected = resample(torch.from_numpy(positions), new_size=new, old_size=old, num_prefix_tokens=0).numpy()
+    ours = resample_positions(positions, old, new)
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.filterwarnings("ignore:.*trunc_normal_:UserWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",  # learned positions, with rows for the class token
+        "vit_small_patch16_rope_ape_224",  # learned ones, and rotary ones that count patches
+        "vit_small_patch16_rope_mixed_224",
+        "vit_small_patch16_dinov3_qkvb",
+        "eva02_tiny_patch14_224",  # rotary ones rescaled to a reference
+    ],
+)
+def test_images_of_another_size_equal_timms(name):
+    sizes = dict(patch_size=4, embed_dim=32, depth=1, num_heads=4, num_classes=5)
+    theirs = shake(timm.create_model(name, img_size=(8, 12), dynamic_img_size=True, **sizes))
+    mlp_dim = theirs.blocks[0].mlp.fc2.in_features
+    sizes = dict(patch_size=4, dim=32, depth=1, heads=4, num_classes=5, mlp_dim=mlp_dim)
+    ours = create_model(f"timm/{name}", image_size=(8, 12), **sizes)
+    images = np.random.default_rng(0).standard_normal((2, 20, 8, 3), np.float32)
+    variables = from_torch(ours, {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}, images)
+    with torch.no_grad():
+        expected = theirs(channels_first(images)).numpy()
+    assert np.abs(jax.jit(ours.apply)(variables, images) - expected).max() <= 1e-5 * np.abs(expected).max()
