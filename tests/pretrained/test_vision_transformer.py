@@ -84,16 +84,42 @@ def test_small_networks_equal_timms(name):
     assert_equal(theirs, ours, images)
 
 
-def assert_equal(theirs, ours, images):
+WIDE = {(facts(name), *[ARCHITECTURES[name].get(size) for size in SIZES[1:]]): name for name in ARCHITECTURES}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore:.*trunc_normal_:UserWarning")
+@pytest.mark.parametrize("name", WIDE.values())
+def test_two_blocks_of_full_width_equal_timms(name):
+    """Of every architecture, for images of 2 x 3 patches; names that differ in the image size alone are one."""
+    patch_size = ARCHITECTURES[name]["patch_size"]
+    size = (2 * patch_size, 3 * patch_size)
+    heads = heads_of_block(constructor_arguments(name), 2)
+    theirs = timm.create_model(name, img_size=size, depth=2, num_classes=5, **heads)
+    ours = create_model(f"timm/{name}", image_size=size, depth=2, num_classes=5)
+    images = np.random.default_rng(0).standard_normal((1, *size, 3), np.float32)
+    assert_equal(theirs, ours, images, perturb=shake_wide)
+
+
+def shake_wide(module, scale: float):
+    """`shake`, with linear layers whose outputs have the size that they have in narrow networks."""
+    shake(module, scale=scale)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan_in = parameter[0].numel()
+            if parameter.ndim in (2, 4) and fan_in > 48:
+                parameter.mul_((48 / fan_in) ** 0.5)
+
+
+def assert_equal(theirs, ours, images, perturb=shake):
+    """Assert that outputs, gradients and exported weights are equal at usual and at small activations."""
     run = compiled(ours)
-    reloaded = theirs.state_dict().keys()
     for scale in (1.0, 0.1):
-        shake(theirs, scale=scale)
+        perturb(theirs, scale=scale)
         state, scaled = state_of(theirs), (images * scale).astype(np.float32)
         variables = from_torch(ours, state, scaled)
         exported = to_torch(ours, variables)
-        assert exported.keys() == reloaded
-
+        assert exported.keys() == state.keys()
         theirs.zero_grad()
         torch_images = channels_first(scaled).requires_grad_()
         expected = outputs_of_timm(theirs, torch_images)
