@@ -209,6 +209,12 @@ MODELS = {
         {"cls_transformer/ff_1/fc1/kernel"},
         {"mlp_head/norm/scale"},
     ],
+    "timm": [
+        {"to_patch_embedding/proj/kernel", "cls_token", "reg_token", "pos_embedding", "norm_pre/scale"},
+        {"transformer/block_0/norm1/scale", "transformer/block_0/attn/qkv/kernel", "transformer/block_0/ls1/gamma"},
+        {"transformer/block_1/mlp/fc1/kernel"},
+        {"norm/scale", "attn_pool/latent", "classifier/kernel"},
+    ],
 }
 
 

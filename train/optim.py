@@ -78,7 +78,7 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: names(path)[-1] == "kernel", params)
 
 
-EMBEDDINGS = {"to_patch_embedding", "cls_token", "distillation_token", "pos_embedding"}
+EMBEDDINGS = {"to_patch_embedding", "cls_token", "distillation_token", "reg_token", "pos_embedding", "norm_pre"}
 FIRST, LAST = (-1,), (2,)  # sort before and after every block
 
 

@@ -95,6 +95,9 @@ MODELS = {
     "xcit": "vit_jax.models.xcit:XCiT",
 }
 
+# The model "timm", whose presets are the names of timm's vision transformers with published weights.
+TIMM = "vit_jax.pretrained.vision_transformer:VisionTransformer"
+
 
 def list_models() -> list[str]:
     """Names that `create_model` takes, in alphabetical order."""
@@ -124,11 +127,10 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
             an invalid value.
     """
     name, slash, preset = name.partition("/")
-    if name == "timm":
-        return _create_timm(preset, kwargs)
     model_class = _model_class(name)
     if slash:
         presets = _presets(model_class)
+        preset = getattr(model_class, "preset_of", str)(preset)
         if preset not in presets:
             raise ValueError(unknown(f"preset of model {name!r}", preset, list(presets)))
         kwargs = {**presets[preset], **kwargs}
@@ -136,17 +138,10 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
     return model_class(**kwargs)
 
 
-def _create_timm(name: str, kwargs: dict[str, Any]) -> "nn.Module":
-    arguments = importlib.import_module("vit_jax.pretrained.architectures").architecture(name)
-    model_class = importlib.import_module("vit_jax.pretrained.vision_transformer").VisionTransformer
-    check_keywords(f"timm/{name}", model_class, kwargs := arguments | kwargs)
-    return model_class(**kwargs)
-
-
 def _model_class(name: str) -> type:
-    if name not in MODELS:
+    if name not in MODELS and name != "timm":
         raise ValueError(unknown("model", name, list_models()))
-    file, _, class_name = MODELS[name].partition(":")
+    file, _, class_name = MODELS.get(name, TIMM).partition(":")
     return getattr(importlib.import_module(file), class_name)
 
 

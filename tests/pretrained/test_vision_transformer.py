@@ -8,7 +8,7 @@ import pytest
 
 from tests.pretrained.timm_models import CONFIGS, NAMES, constructor_arguments, facts, timm
 from tests.upstream import channels_first, shake, torch
-from vit_jax import create_model
+from vit_jax import create_model, list_presets
 from vit_jax.convert import from_torch, to_torch
 from vit_jax.pretrained.architectures import ARCHITECTURES, UNSUPPORTED
 
@@ -181,7 +181,10 @@ def test_sizes_equal_timms():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_smal_patch16_224", "unknown model of timm: 'vit_smal_patch16_224'; did you mean vit_small_patch16_224"),
+        (
+            "vit_smal_patch16_224",
+            "unknown preset of model 'timm': 'vit_smal_patch16_224'; did you mean vit_small_patch16_224",
+        ),
         ("vit_5b_patch16_sapiens2.fb", "vit_5b_patch16_sapiens2 is not supported: .* keys and values that several"),
         ("vit_pwee_patch16_reg1_gap_256", "not supported: .* attention in parallel with the feed-forward"),
     ],
@@ -194,5 +197,7 @@ def test_what_is_not_supported_is_refused(name, message):
 def test_arguments_override_the_architecture():
     model = create_model("timm/vit_small_patch16_224", num_classes=10, image_size=(160, 256), depth=2)
     assert (model.dim, model.depth, model.num_classes, model.grid) == (384, 2, 10, (10, 16))
-    with pytest.raises(ValueError, match="unknown argument of model 'timm/vit_small_patch16_224': 'deph'"):
+    assert create_model("timm/vit_small_patch16_224.augreg_in1k") == create_model("timm/vit_small_patch16_224")
+    assert set(list_presets("timm")) == ARCHITECTURES.keys()
+    with pytest.raises(ValueError, match="unknown argument of model 'timm': 'deph'"):
         create_model("timm/vit_small_patch16_224", deph=2)

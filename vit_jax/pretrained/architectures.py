@@ -7,7 +7,6 @@ facts that all members share. Sizes are (dim, depth, heads, mlp_dim). The refere
 from typing import Any, NamedTuple
 
 from vit_jax.pretrained.rotary import Rotary
-from vit_jax.registry import unknown
 
 SIZES = {
     "tiny": (192, 12, 3, 768),
@@ -283,15 +282,9 @@ for _size in ("large", "huge", "giant", "5b"):
     UNSUPPORTED[f"vit_{_size}_patch16_sapiens2"] = "keys and values that several heads share"
 
 
-def architecture(name: str) -> dict[str, Any]:
-    """Return the arguments of `VisionTransformer` for timm's model `name`; what follows a dot, a tag, is ignored.
-
-    Raises:
-        ValueError: for an unknown name, and for one whose network is not supported.
-    """
+def supported(name: str) -> str:
+    """Return timm's `name` of a model without its tag. Raises ValueError if the network is not supported."""
     plain = name.partition(".")[0]
     if plain in UNSUPPORTED:
         raise ValueError(f"timm/{plain} is not supported: its blocks have {UNSUPPORTED[plain]}")
-    if plain not in ARCHITECTURES:
-        raise ValueError(unknown("model of timm", plain, list(ARCHITECTURES)))
-    return dict(ARCHITECTURES[plain])
+    return plain

@@ -21,6 +21,7 @@ from vit_jax.frames.arguments import check_images
 from vit_jax.layers import Dense, LayerNorm, ToHeads, append, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
+from vit_jax.pretrained.architectures import ARCHITECTURES, supported
 from vit_jax.pretrained.arguments import Arguments
 from vit_jax.pretrained.layouts import timm_layout
 from vit_jax.pretrained.parts import ACTIVATIONS, AttentionPool, LayerScale, Norm, PatchEmbed, RMSNorm
@@ -163,7 +164,7 @@ class VisionTransformer(Arguments):
         self.to_patch_embedding = PatchEmbed(patch, self.dim, not self.pre_norm, norm if self.patch_norm else None)
         self.cls_token = token("cls_token", int(self.class_token))
         self.distillation_token = token("distillation_token", int(self.distilled))
-        self.register_tokens = token("register_tokens", self.registers)
+        self.reg_token = token("reg_token", self.registers)
         self.pos_embedding = token("pos_embedding", math.prod(self.grid) if self.positions else 0)
         self.embedding_dropout = nn.Dropout(self.dropout)
         if self.pre_norm:
@@ -218,7 +219,7 @@ class VisionTransformer(Arguments):
         x = self.to_patch_embedding(images) if patches is None else patches
         if self.pos_embedding is not None:
             x = x + resample_positions(self.pos_embedding, self.grid, patch_grid(images.shape[1:3], self.patch_size))
-        for tokens in (self.register_tokens, self.distillation_token, self.cls_token):
+        for tokens in (self.reg_token, self.distillation_token, self.cls_token):
             x = x if tokens is None else prepend(tokens, x)
         if extra_tokens is not None:
             x = append(x, extra_tokens)
@@ -264,7 +265,6 @@ class VisionTransformer(Arguments):
         ("to_patch_embedding", "patch_embed"),
         ("pos_embedding", "pos_embed"),
         ("distillation_token", "dist_token"),
-        ("register_tokens", "reg_token"),
         (r"transformer/block_(\d+)", r"blocks.\1"),
         ("classifier", "head"),
         ("classifier_dist", "head_dist"),
@@ -274,3 +274,8 @@ class VisionTransformer(Arguments):
     def torch_layout(self):
         """Between state dicts of timm and the canonical form."""
         return timm_layout(self.layout)
+
+    preset_of = staticmethod(supported)  # "vit_small_patch16_224.augreg_in1k" is the preset "vit_small_patch16_224"
+
+
+PRESETS = ARCHITECTURES
