@@ -1,5 +1,6 @@
 """Import vit-pytorch with a CPU build of torch, and perturb the parameters of its models."""
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -34,7 +35,8 @@ class Spectrogram(torch.nn.Module):
 
 
 if importlib.util.find_spec("torchaudio") is None:
-    sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    spec = importlib.machinery.ModuleSpec("torchaudio", None)  # transformers asks for it
+    sys.modules["torchaudio"] = importlib.util.module_from_spec(spec)
     sys.modules["torchaudio.transforms"] = types.ModuleType("torchaudio.transforms")
     sys.modules["torchaudio.transforms"].Spectrogram = Spectrogram
 

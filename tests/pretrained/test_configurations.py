@@ -1,0 +1,92 @@
+"""`VisionTransformer` against Hugging Face's transformers, with the folders that its `save_pretrained` writes."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+from tests.upstream import channels_first, shake, torch
+
+transformers = pytest.importorskip("transformers")
+from safetensors.numpy import load_file  # noqa: E402
+
+from vit_jax.convert import from_torch  # noqa: E402
+from vit_jax.pretrained.configurations import arguments_of  # noqa: E402
+from vit_jax.pretrained.publishers import read, recognise  # noqa: E402
+from vit_jax.pretrained.vision_transformer import VisionTransformer  # noqa: E402
+
+DIMS = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, patch_size=4)
+SIZES = DIMS | dict(intermediate_size=48, image_size=8)
+WIDE = SIZES | dict(image_size=[8, 12])
+DINO = DIMS | dict(mlp_ratio=2, image_size=8)
+TEXT = DIMS | dict(intermediate_size=48, vocab_size=9, bos_token_id=1, eos_token_id=2)
+DINOV3 = SIZES | dict(num_register_tokens=3)
+TOKENS, LOGITS, POOLED = dict(tokens="last_hidden_state"), dict(logits="logits"), dict(pooled="pooler_output")
+
+# Class, arguments of its configuration, and what outputs of ours its outputs are.
+ROWS = [
+    ("ViTModel", WIDE | dict(hidden_act="gelu_pytorch_tanh"), TOKENS),
+    ("ViTForImageClassification", WIDE | dict(num_labels=5, qkv_bias=False), LOGITS),
+    ("ViTMAEForPreTraining", SIZES | dict(mask_ratio=0.0), TOKENS),
+    ("ViTMSNModel", SIZES, TOKENS),
+    ("IJepaForImageClassification", WIDE | dict(num_labels=5), LOGITS),
+    ("DeiTModel", WIDE, TOKENS),
+    ("DeiTForImageClassification", WIDE, LOGITS),
+    ("DeiTForImageClassificationWithTeacher", WIDE | dict(num_labels=5), LOGITS),
+    ("Dinov2Model", DINO, TOKENS | POOLED),
+    ("Dinov2WithRegistersModel", DINO | dict(use_swiglu_ffn=True, num_register_tokens=3), TOKENS | POOLED),
+    ("DINOv3ViTModel", DINOV3, TOKENS | POOLED),
+    ("DINOv3ViTModel", DINOV3 | dict(use_gated_mlp=True, hidden_act="silu", key_bias=True), TOKENS | POOLED),
+    ("SiglipVisionModel", SIZES, TOKENS | POOLED),
+    ("SiglipModel", dict(vision_config=SIZES, text_config=TEXT), POOLED),
+    ("SiglipForImageClassification", dict(vision_config=SIZES, num_labels=5), LOGITS),
+    ("Siglip2VisionModel", DIMS | dict(intermediate_size=48, num_patches=4), TOKENS | POOLED),
+    ("CLIPVisionModel", SIZES, POOLED),
+    ("CLIPVisionModelWithProjection", SIZES | dict(projection_dim=16), dict(logits="image_embeds")),
+    ("CLIPModel", dict(vision_config=SIZES, text_config=TEXT, projection_dim=16), dict(logits="pooler_output")),
+]
+
+
+def outputs_of(theirs, images):
+    pixels, name = channels_first(images), type(theirs).__name__
+    if name == "ViTMAEForPreTraining":
+        patches = pixels.shape[-1] * pixels.shape[-2] // 16
+        return theirs.vit(pixels, noise=torch.arange(patches)[None].expand(2, -1))
+    if name == "Siglip2VisionModel":
+        patches = pixels.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(2, 4, 48)
+        return theirs(patches, torch.ones(2, 4), torch.tensor([[2, 2], [2, 2]]))
+    return theirs.get_image_features(pixels) if hasattr(theirs, "get_image_features") else theirs(pixels)
+
+
+def outputs(model, images):
+    tokens = model.encode(images)
+    made = {"tokens": tokens, "pooled": model.pooled(tokens)}
+    return made | {"logits": model.head(tokens)} if model.num_classes else made
+
+
+@pytest.mark.parametrize(("name", "config", "compared"), ROWS)
+def test_saved_folders_give_the_same_features(name, config, compared, tmp_path):
+    model_class = getattr(transformers, name)
+    theirs = model_class(model_class.config_class(**config))
+    ours = run = None
+    for scale in (1.0, 0.1):
+        shake(theirs, scale=scale).save_pretrained(tmp_path)
+        arguments, layout = arguments_of(json.loads((tmp_path / "config.json").read_text()))
+        state = load_file(tmp_path / "model.safetensors")
+        assert recognise(state) == layout
+
+        ours = ours or VisionTransformer(**arguments)
+        run = run or jax.jit(functools.partial(ours.apply, method=outputs))
+        sides = (8, 12) if "rope_theta" in vars(theirs.config) or config.get("image_size") == [8, 12] else (8, 8)
+        images = np.random.default_rng(0).standard_normal((2, *sides, 3), np.float32) * np.float32(scale)
+        made = run(from_torch(ours, read(layout, state, ours), images), images)
+        with torch.no_grad():
+            expected = outputs_of(theirs, images)
+        for what, attribute in compared.items():
+            value = getattr(expected, attribute).numpy()
+            error = np.abs(np.asarray(made[what]) - value).max() / np.abs(value).max()
+            assert made[what].shape == value.shape
+            assert error <= 1e-5, f"{what}, {scale=}: relative error {error:.2g}"
