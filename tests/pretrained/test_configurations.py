@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import load_file  # noqa: E402
 
 from vit_jax.convert import from_torch  # noqa: E402
-from vit_jax.pretrained.configurations import arguments_of  # noqa: E402
+from vit_jax.pretrained.configurations import FAMILIES, arguments_of  # noqa: E402
 from vit_jax.pretrained.publishers import read, recognise  # noqa: E402
 from vit_jax.pretrained.vision_transformer import VisionTransformer  # noqa: E402
 
@@ -90,3 +90,46 @@ def test_saved_folders_give_the_same_features(name, config, compared, tmp_path):
             error = np.abs(np.asarray(made[what]) - value).max() / np.abs(value).max()
             assert made[what].shape == value.shape
             assert error <= 1e-5, f"{what}, {scale=}: relative error {error:.2g}"
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_defaults_are_those_of_transformers(kind):
+    theirs = transformers.AutoConfig.for_model(kind)
+    tower = getattr(theirs, "vision_config", theirs).to_dict() | dict(
+        projection_dim=getattr(theirs, "projection_dim", 0)
+    )
+    ours = FAMILIES[kind].defaults
+    assert {key: value for key, value in ours.items() if key in tower} == {
+        key: tower[key] for key in ours if key in tower
+    }
+    assert arguments_of({"model_type": kind}) == arguments_of(json.loads(theirs.to_json_string(use_diff=False)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "swin"}, "model_type='swin': expected one of vit, vit_mae, .*clip_vision_model$"),
+        ({}, "model_type=None: expected one of vit"),
+        ({"model_type": "vit", "hidden_act": "relu"}, "hidden_act='relu': expected 'gelu' or 'gelu_pytorch_tanh' or"),
+        ({"model_type": "vit", "hidden_size": "768"}, "hidden_size='768': expected an integer"),
+        ({"model_type": "vit", "image_size": 224.5}, "image_size=224.5: expected an integer"),
+        ({"model_type": "vit", "layer_norm_eps": None}, "layer_norm_eps=None: expected a number"),
+        ({"model_type": "vit", "qkv_bias": "no"}, "qkv_bias='no': expected True or False"),
+        ({"model_type": "clip", "vision_config": [1]}, r"vision_config=\[1\]: expected an object"),
+        (
+            {"model_type": "dinov2", "architectures": ["Dinov2ForImageClassification"]},
+            "architectures=.*: expected one of",
+        ),
+        ({"model_type": "dinov3_vit", "value_bias": False}, "query_bias, key_bias, value_bias='q': expected those of"),
+        ({"model_type": "dinov3_vit", "mlp_bias": False}, "mlp_bias=False: expected True"),
+    ],
+)
+def test_what_is_not_supported_is_refused(config, message):
+    with pytest.raises(ValueError, match=f"^config.json: {message}"):
+        arguments_of(config)
+
+
+def test_older_configurations_have_a_second_one_of_the_tower():
+    """As OpenAI's CLIP on the hub: the values of `vision_config_dict` hold."""
+    config = {"model_type": "clip", "vision_config": {"hidden_size": 768}, "vision_config_dict": {"hidden_size": 1024}}
+    assert arguments_of(config)[0]["dim"] == 1024

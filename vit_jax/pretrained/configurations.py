@@ -74,16 +74,15 @@ def _one_of(config: Config, key: str, *values: Any) -> Any:
     return config[key]
 
 
-def _number(config: Config, key: str) -> int | float:
-    if isinstance(config[key], bool) or not isinstance(config[key], int | float) or not config[key] >= 0:
-        raise _unsupported(key, config[key], "a number")
-    return config[key]
+def _number(config: Config, key: str, kind: Any = int | float, expected: str = "a number") -> int | float:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, kind) or not value >= 0:
+        raise _unsupported(key, value, expected)
+    return value
 
 
 def _integer(config: Config, key: str) -> int:
-    if not isinstance(_number(config, key), int):
-        raise _unsupported(key, config[key], "an integer")
-    return config[key]
+    return _number(config, key, int, "an integer")
 
 
 def _sides(config: Config, key: str) -> int | tuple[int, ...]:

@@ -12,167 +12,136 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from vit_jax.pretrained.layouts import TIMM, Join, PrefixPositions, Rename, State
-from vit_jax.pretrained.reading import AddAxes, Drop, FlatPatches, Projection, Published, Undo
+from vit_jax.pretrained.huggingface import TRANSFORMERS
+from vit_jax.pretrained.layouts import Join, State, Unstack
+from vit_jax.pretrained.reading import (
+    CLASS_POSITION,
+    POOL_KEYS_AND_VALUES,
+    POSITIONS,
+    AddAxes,
+    Drop,
+    FromFlax,
+    Projection,
+    Published,
+    Reader,
+    Undo,
+    join,
+    rename,
+)
 from vit_jax.pretrained.vision_transformer import VisionTransformer
 from vit_jax.printable import printable
 
-
-def _rename(*pairs: tuple[str, str]) -> tuple[Rename, ...]:
-    return tuple(Rename(source, canonical) for source, canonical in pairs)
-
-
-def _join(parts: tuple[str, ...], whole: str) -> tuple[Join, ...]:
-    """Weights and biases of the linear layers `parts` are those of `whole`."""
-    return tuple(Join(tuple(f"{part}.{p}" for part in parts), f"{whole}.{p}") for p in ("weight", "bias"))
-
-
-_CLASS_POSITION = PrefixPositions("pos_embed", ("cls_token",))
-(_POSITIONS,) = TIMM["prefix_positions"]  # of class token, distillation token and registers
-_POOL = ("attn_pool.q", "attn_pool.k", "attn_pool.v")
-_POOL_KEYS_AND_VALUES = _join(_POOL[1:], "attn_pool.kv")
-
-# Hugging Face's transformers.
-_BLOCK = "encoder.layer.{i}"
-_EMBEDDINGS = _rename(
-    ("embeddings.cls_token", "cls_token"),
-    ("embeddings.position_embeddings", "pos_embed"),
-    ("embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
-    ("layernorm.{p}", "norm.{p}"),
-    ("classifier.{p}", "head.{p}"),
-)
-_ATTENTION = (
-    *_join(tuple(f"{_BLOCK}.attention.attention.{n}" for n in ("query", "key", "value")), "blocks.{i}.attn.qkv"),
-    Rename(f"{_BLOCK}.attention.output.dense.{{p}}", "blocks.{i}.attn.proj.{p}"),
-)
-_VIT = (
-    Drop(r"pooler\..*|embeddings\.mask_token|decoder\..*"),
-    *_EMBEDDINGS,
-    *_ATTENTION,
-    *_rename(
-        (f"{_BLOCK}.layernorm_before.{{p}}", "blocks.{i}.norm1.{p}"),
-        (f"{_BLOCK}.layernorm_after.{{p}}", "blocks.{i}.norm2.{p}"),
-        (f"{_BLOCK}.intermediate.dense.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
-        (f"{_BLOCK}.output.dense.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
-    ),
-)
-_DEIT_TEACHER = (
-    *_VIT,
-    *_rename(
-        ("embeddings.distillation_token", "dist_token"),
-        ("cls_classifier.{p}", "head.{p}"),
-        ("distillation_classifier.{p}", "head_dist.{p}"),
-    ),
-    _POSITIONS,
-)
+# Meta.
 _DINOV2 = (
-    Drop(r"embeddings\.mask_token"),
-    *_EMBEDDINGS,
-    *_ATTENTION,
-    *_rename(
-        ("embeddings.register_tokens", "reg_token"),
-        (f"{_BLOCK}.norm{{n}}.{{p}}", "blocks.{i}.norm{n}.{p}"),
-        (f"{_BLOCK}.layer_scale{{n}}.lambda1", "blocks.{i}.ls{n}.gamma"),
-        (f"{_BLOCK}.mlp.fc{{n}}.{{p}}", "blocks.{i}.mlp.fc{n}.{p}"),
-        (f"{_BLOCK}.mlp.weights_in.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
-        (f"{_BLOCK}.mlp.weights_out.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
+    Drop("mask_token"),
+    *rename(
+        ("register_tokens", "reg_token"),
+        ("blocks.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
+        ("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
     ),
-    _CLASS_POSITION,
+    CLASS_POSITION,
 )
+_BIASES = tuple(f"blocks.{{i}}.attn.{n}_bias" for n in "qkv")
 _DINOV3 = (
-    Drop(r"embeddings\.mask_token"),
-    *_join(tuple(f"layer.{{i}}.attention.{n}_proj" for n in "qkv"), "blocks.{i}.attn.qkv"),
-    *_join(("layer.{i}.mlp.gate_proj", "layer.{i}.mlp.up_proj"), "blocks.{i}.mlp.fc1"),
-    *_rename(
-        ("embeddings.cls_token", "cls_token"),
-        ("embeddings.register_tokens", "reg_token"),
-        ("embeddings.patch_embeddings.{p}", "patch_embed.proj.{p}"),
-        ("layer.{i}.attention.q_proj.bias", "blocks.{i}.attn.q_bias"),  # where keys have no bias
-        ("layer.{i}.attention.v_proj.bias", "blocks.{i}.attn.v_bias"),
-        ("layer.{i}.attention.o_proj.{p}", "blocks.{i}.attn.proj.{p}"),
-        ("layer.{i}.norm{n}.{p}", "blocks.{i}.norm{n}.{p}"),
-        ("layer.{i}.layer_scale{n}.lambda1", "blocks.{i}.ls{n}.gamma"),
-        ("layer.{i}.mlp.up_proj.{p}", "blocks.{i}.mlp.fc1.{p}"),
-        ("layer.{i}.mlp.down_proj.{p}", "blocks.{i}.mlp.fc2.{p}"),
-    ),
+    Drop(r"mask_token|rope_embed\.periods|local_cls_norm\..*|.*\.bias_mask"),
+    Undo(Join(_BIASES, "blocks.{i}.attn.qkv.bias")),
+    Drop(r".*\.k_bias"),  # the mask makes it zero
+    *join(("blocks.{i}.mlp.w1", "blocks.{i}.mlp.w2"), "blocks.{i}.mlp.fc1"),
+    *rename(("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"), ("storage_tokens", "reg_token")),
 )
-_TOWER = (  # of CLIP and SigLIP
-    Drop(r"embeddings\.position_ids"),
-    *_join(tuple(f"encoder.layers.{{i}}.self_attn.{n}_proj" for n in "qkv"), "blocks.{i}.attn.qkv"),
-    *_rename(
-        ("embeddings.class_embedding", "cls_token"),
-        ("embeddings.position_embedding.weight", "pos_embed"),
-        ("embeddings.patch_embedding.{p}", "patch_embed.proj.{p}"),
-        ("encoder.layers.{i}.self_attn.out_proj.{p}", "blocks.{i}.attn.proj.{p}"),
-        ("encoder.layers.{i}.layer_norm{n}.{p}", "blocks.{i}.norm{n}.{p}"),
-        ("encoder.layers.{i}.mlp.{layer}.{p}", "blocks.{i}.mlp.{layer}.{p}"),
-        ("pre_layrnorm.{p}", "norm_pre.{p}"),
-        ("post_layernorm.{p}", "norm.{p}"),
-        ("classifier.{p}", "head.{p}"),
+
+# OpenAI's CLIP, and OpenCLIP.
+_RESBLOCK = "transformer.resblocks.{i}"
+_CLIP = (
+    *rename(
+        ("class_embedding", "cls_token"),
+        ("positional_embedding", "pos_embed"),
+        ("conv1.weight", "patch_embed.proj.weight"),
+        ("ln_pre.{p}", "norm_pre.{p}"),
+        ("ln_post.{p}", "norm.{p}"),
+        (f"{_RESBLOCK}.ln_{{n}}.{{p}}", "blocks.{i}.norm{n}.{p}"),
+        (f"{_RESBLOCK}.attn.in_proj_{{p}}", "blocks.{i}.attn.qkv.{p}"),
+        (f"{_RESBLOCK}.attn.out_proj.{{p}}", "blocks.{i}.attn.proj.{p}"),
+        (f"{_RESBLOCK}.mlp.c_fc.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
+        (f"{_RESBLOCK}.mlp.c_proj.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
     ),
     AddAxes("cls_token", 3),
     AddAxes("pos_embed", 3),
-    FlatPatches("patch_embed.proj.weight"),
+    CLASS_POSITION,
+    Projection("proj", transposed=True),
 )
-_CLIP = (*_TOWER, _CLASS_POSITION, Projection("visual_projection.weight"))
-_SIGLIP = (
-    *_rename(
-        ("head.probe", "attn_pool.latent"),
-        ("head.attention.in_proj_weight", "head.attention.in_proj.weight"),
-        ("head.attention.in_proj_bias", "head.attention.in_proj.bias"),
-        ("head.attention.out_proj.{p}", "attn_pool.proj.{p}"),
-        ("head.layernorm.{p}", "attn_pool.norm.{p}"),
-        ("head.mlp.{layer}.{p}", "attn_pool.mlp.{layer}.{p}"),
-    ),
-    *map(Undo, _join(_POOL, "head.attention.in_proj")),
-    *_POOL_KEYS_AND_VALUES,
-    *_TOWER,
+
+
+# Google's vision_transformer and big_vision.
+def _google(attention: str, norm: str, mlp: str) -> tuple[Reader, ...]:
+    block = "Transformer.encoderblock_{i}"
+    return (
+        FromFlax(),
+        *join(tuple(f"{block}.{attention}.{n}" for n in ("query", "key", "value")), "blocks.{i}.attn.qkv"),
+        *rename(
+            ("cls", "cls_token"),
+            ("embedding.{p}", "patch_embed.proj.{p}"),
+            ("Transformer.encoder_norm.{p}", "norm.{p}"),
+            (f"{block}.{attention}.out.{{p}}", "blocks.{i}.attn.proj.{p}"),
+            (f"{block}.LayerNorm_0.{{p}}", "blocks.{i}.norm1.{p}"),
+            (f"{block}.{norm}.{{p}}", "blocks.{i}.norm2.{p}"),
+            (f"{block}.{mlp}.Dense_0.{{p}}", "blocks.{i}.mlp.fc1.{p}"),
+            (f"{block}.{mlp}.Dense_1.{{p}}", "blocks.{i}.mlp.fc2.{p}"),
+        ),
+    )
+
+
+_ATTENTION = "MultiHeadDotProductAttention_0"
+_LEAVES = (  # of a block
+    *(f"{_ATTENTION}/{n}/{p}" for n in ("query", "key", "value", "out") for p in ("kernel", "bias")),
+    *(f"LayerNorm_{n}/{p}" for n in (0, 1) for p in ("scale", "bias")),
+    *(f"MlpBlock_0/Dense_{n}/{p}" for n in (0, 1) for p in ("kernel", "bias")),
 )
-_SIGLIP_CLASSIFIER = (Drop(r"head\..*"), *_TOWER)  # it reads the mean, not the attention pooling in its file
+_BIG_VISION = (
+    *(Unstack(f"Transformer/encoderblock/{leaf}", f"Transformer/encoderblock_{{i}}/{leaf}") for leaf in _LEAVES),
+    *_google(_ATTENTION, "LayerNorm_1", "MlpBlock_0"),
+    *rename(
+        ("pos_embedding", "pos_embed"),
+        ("MAPHead_0.probe", "attn_pool.latent"),
+        (f"MAPHead_0.{_ATTENTION}.query.{{p}}", "attn_pool.q.{p}"),
+        (f"MAPHead_0.{_ATTENTION}.key.{{p}}", "attn_pool.k.{p}"),
+        (f"MAPHead_0.{_ATTENTION}.value.{{p}}", "attn_pool.v.{p}"),
+        (f"MAPHead_0.{_ATTENTION}.out.{{p}}", "attn_pool.proj.{p}"),
+        ("MAPHead_0.LayerNorm_0.{p}", "attn_pool.norm.{p}"),
+        ("MAPHead_0.MlpBlock_0.Dense_0.{p}", "attn_pool.mlp.fc1.{p}"),
+        ("MAPHead_0.MlpBlock_0.Dense_1.{p}", "attn_pool.mlp.fc2.{p}"),
+    ),
+    *POOL_KEYS_AND_VALUES,
+)
+_VISION_TRANSFORMER = (
+    *_google("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
+    *rename(("Transformer.posembed_input.pos_embedding", "pos_embed")),
+    POSITIONS,
+)
 
-_VIT_SIGNS = ("embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layernorm_before.weight")
-_DISTILLED = "embeddings.distillation_token"
-_TOWER_SIGNS = ("embeddings.patch_embedding.weight", "encoder.layers.0.layer_norm1.weight", "post_layernorm.weight")
-_TIMM_SIGNS = ("patch_embed.proj.weight", "blocks.0.norm1.weight")
-_CLASSIFIER = ("classifier.weight", "classifier.bias")
-_TEACHER = tuple(f"{name}_classifier.{p}" for name in ("cls", "distillation") for p in ("weight", "bias"))
-_TOWER_PREFIXES = ("", "vision_model.")
-
-LAYOUTS = {
-    "transformers_vit": Published(
-        _VIT_SIGNS, (*_VIT, _POSITIONS), ("", "vit.", "ijepa."), beside=_CLASSIFIER, foreign=(_DISTILLED,)
+_ZERO = (".attn.q_bias", ".attn.v_bias")
+_TIMM = ("patch_embed.proj.weight", "blocks.0.norm1.weight")
+_OPENCLIP_HEAD = "visual.head.proj.weight"
+LAYOUTS = TRANSFORMERS | {
+    "timm": Published(
+        _TIMM, foreign=("decoder_pos_embed", "mask_token", "register_tokens", "storage_tokens"), as_timm=True
     ),
-    "transformers_deit": Published(
-        (*_VIT_SIGNS, _DISTILLED),
-        (*_VIT, Rename(_DISTILLED, "reg_token"), _POSITIONS),
-        ("", "deit."),
-        beside=_CLASSIFIER,
-        foreign=_TEACHER,
+    "openclip_timm": Published(
+        _TIMM, (Projection(_OPENCLIP_HEAD),), ("visual.trunk.",), beside=(_OPENCLIP_HEAD,), as_timm=True
     ),
-    "transformers_deit_teacher": Published(
-        (*_VIT_SIGNS, _DISTILLED), _DEIT_TEACHER, ("deit.",), beside=_TEACHER, needs=_TEACHER
+    "meta_mae": Published((*_TIMM, "decoder_pos_embed"), (Drop("mask_token|decoder_.*"),), as_timm=True),
+    "meta_dinov2": Published((*_TIMM, "mask_token", "pos_embed", "blocks.0.ls1.gamma"), _DINOV2),
+    "meta_dinov3": Published((*_TIMM, "storage_tokens", "blocks.0.ls1.gamma"), _DINOV3),
+    "openai_clip": Published(
+        ("class_embedding", "conv1.weight", "ln_pre.weight", "transformer.resblocks.0.ln_1.weight"),
+        _CLIP,
+        ("visual.", ""),
     ),
-    "transformers_dinov2": Published(
-        ("embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layer_scale1.lambda1"),
-        _DINOV2,
-        ("", "dinov2.", "dinov2_with_registers."),
+    "vision_transformer": Published(
+        ("embedding/kernel", "Transformer/posembed_input/pos_embedding"), _VISION_TRANSFORMER, ("", "opt/target/")
     ),
-    "transformers_dinov3": Published(
-        ("embeddings.patch_embeddings.weight", "layer.0.layer_scale1.lambda1"), _DINOV3, ("", "dinov3_vit.")
-    ),
-    "transformers_siglip": Published(
-        _TOWER_SIGNS, _SIGLIP, _TOWER_PREFIXES, foreign=("embeddings.class_embedding", *_CLASSIFIER)
-    ),
-    "transformers_siglip_classifier": Published(
-        _TOWER_SIGNS,
-        _SIGLIP_CLASSIFIER,
-        ("vision_model.",),
-        beside=_CLASSIFIER,
-        needs=_CLASSIFIER,
-        foreign=("embeddings.class_embedding",),
-    ),
-    "transformers_clip": Published(
-        (*_TOWER_SIGNS, "pre_layrnorm.weight"), _CLIP, _TOWER_PREFIXES, beside=("visual_projection.weight",)
+    "big_vision": Published(
+        ("embedding/kernel", "pos_embedding"), _BIG_VISION, ("", "params/", "params/img/", "opt/target/")
     ),
 }
 
@@ -187,8 +156,9 @@ def recognise(keys: Collection[str]) -> str:
     if len(found) == 1:
         return found[0]
     some = ", ".join(repr(printable(key, 60)) for key in list(keys)[:3]) or "none"
-    fit = f"fit {' and '.join(found)}" if found else f"fit no layout of a vision transformer: {', '.join(LAYOUTS)}"
-    raise ValueError(f"the names of the weights ({some}, ...) {fit}")
+    which = f"these fit several layouts: {' and '.join(found)}"
+    none = f"no layout of a vision transformer has these: {', '.join(LAYOUTS)}"
+    raise ValueError(f"names of weights {some}, ...: {which if found else none}")
 
 
 def read(name: str, state: Mapping[str, np.ndarray], model: VisionTransformer) -> State:
@@ -197,4 +167,8 @@ def read(name: str, state: Mapping[str, np.ndarray], model: VisionTransformer) -
     state = layout.below_prefix(state)
     for operation in layout.operations:
         state = operation.read(state)
-    return model.torch_layout.read(state) if layout.as_timm else state
+    if layout.as_timm:
+        state = model.torch_layout.read(state)
+    if not model.qkv_bias:  # timm leaves out those of DINOv3, which are zero
+        state = {key: value for key, value in state.items() if not key.endswith(_ZERO) or value.any()}
+    return state

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.pretrained.layouts import Operation, State
+from vit_jax.pretrained.layouts import TIMM, Join, Operation, PrefixPositions, Rename, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,3 +136,19 @@ class Published:
             return dict(state)
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         return inside | {key: state[key] for key in self.beside if key in state}
+
+
+def rename(*pairs: tuple[str, str]) -> tuple[Rename, ...]:
+    """Operations that rename the keys of `pairs` (source, canonical)."""
+    return tuple(Rename(source, canonical) for source, canonical in pairs)
+
+
+def join(parts: tuple[str, ...], whole: str) -> tuple[Join, ...]:
+    """Operations that make one linear layer `whole` of `parts`, weights and biases."""
+    return tuple(Join(tuple(f"{part}.{p}" for part in parts), f"{whole}.{p}") for p in ("weight", "bias"))
+
+
+POOL = ("attn_pool.q", "attn_pool.k", "attn_pool.v")
+POOL_KEYS_AND_VALUES = join(POOL[1:], "attn_pool.kv")
+CLASS_POSITION = PrefixPositions("pos_embed", ("cls_token",))
+(POSITIONS,) = TIMM["prefix_positions"]  # of class token, distillation token and registers
