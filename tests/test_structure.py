@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "frames": {"frames", "layers"},
     "capture": set(),
     "models": {"frames", "layers", "models"},
-    "pretrained": {"frames", "layers", "pretrained", "printable", "registry"},
+    "pretrained": {"frames", "layers", "pretrained", "printable", "registry", "state_dict"},
     "teachers": {"frames", "layers", "registry", "teachers"},
     "objectives": {"frames", "layers", "objectives", "registry"},
     "convert": {"printable", "state_dict", "torch_file"},

@@ -101,7 +101,7 @@ def check_names(source: str, state: Mapping, model: str, expected: Collection[st
 def _prefixes(state: Mapping, expected: Collection[str]) -> list[str]:
     """Prefixes under which at least half of the `expected` names are found, and more than without any prefix."""
     counts = collections.Counter()
-    for name in _names(state, "", set()):
+    for name in nested_names(state):
         start = 0
         for _ in range(_DEEPEST + 1):
             if name[start:] in expected:
@@ -111,6 +111,11 @@ def _prefixes(state: Mapping, expected: Collection[str]) -> list[str]:
                 break
     least = max(len(expected) / 2, counts[""] + 1)
     return [prefix for prefix, count in counts.most_common(3) if prefix and count >= least]
+
+
+def nested_names(state: Mapping) -> Iterator[str]:
+    """The names of all tensors in `state`; those of nested mappings are joined by dots, as `select` does."""
+    return _names(state, "", set())
 
 
 def _names(state: Mapping, prefix: str, seen: set[int]) -> Iterator[str]:

@@ -196,18 +196,29 @@ def test_biases_of_dinov3_are_left_out_only_where_they_are_zero():
     assert read("meta_dinov3", random(DINOV3), model).keys() - canonical.keys() == set(biases)
 
 
+BACKBONE = below("backbone.", tower(**CLASS_TOKEN))
+
+
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("state", "message"),
     [
-        (["conv1.weight", "layer1.0.conv1.weight"], "'conv1.weight', 'layer1.0.conv1.weight', ...: no layout .* has"),
-        ([], r"none, ...: no layout .* has these: transformers_vit, .*big_vision$"),
-        ([f"module.{key}" for key in DINOV2], "no layout of a vision transformer has these"),
-        ([*DINOV2, *clip()], "these fit several layouts: meta_dinov2 and openai_clip"),
+        (
+            dict.fromkeys(["conv1.weight", "layer1.0.bn1.bias"]),
+            "'conv1.weight', 'layer1.0.bn1.bias', ...: no layout of",
+        ),
+        ({}, r"none, ...: no layout of a vision transformer has these: transformers_vit, .*big_vision$"),
+        (DINOV2 | clip(), "these fit several layouts: meta_dinov2 and openai_clip"),
+        (below("module.", clip()), r"below 'module\.' \(openai_clip\): .*select\(state, 'module\.'\)"),
+        ({"model": DINOV2, "epoch": 3}, r"below 'model\.' \(meta_dinov2\): .*select\(state, 'model\.'\)"),
+        (
+            {"student": below("module.", BACKBONE), "teacher": BACKBONE},
+            r"below 'teacher\.backbone\.' \(timm\) and 'student\.module\.backbone\.' \(timm\): .*'teacher\.backbone\.'",
+        ),
     ],
 )
-def test_what_is_not_recognised_is_refused_in_one_line(keys, message):
+def test_what_is_not_recognised_is_refused_in_one_line(state, message):
     with pytest.raises(ValueError, match=message) as error:
-        recognise(keys)
+        recognise(state)
     assert "\n" not in str(error.value)
 
 

@@ -8,7 +8,8 @@ They are those of timm (Meta's DeiT, DINO and MAE's encoder have it, too), Huggi
 DINOv3 and MAE with its decoder, OpenAI's and OpenCLIP's CLIP, and Google's vision_transformer and big_vision.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from vit_jax.pretrained.reading import (
 )
 from vit_jax.pretrained.vision_transformer import VisionTransformer
 from vit_jax.printable import printable
+from vit_jax.state_dict import nested_names
 
 # Meta.
 _DINOV2 = (
@@ -119,6 +121,7 @@ _VISION_TRANSFORMER = (
     POSITIONS,
 )
 
+_MOST_PREFIXES = 8  # which bounds the time that a hostile file can take
 _ZERO = (".attn.q_bias", ".attn.v_bias")
 _TIMM = ("patch_embed.proj.weight", "blocks.0.norm1.weight")
 _OPENCLIP_HEAD = "visual.head.proj.weight"
@@ -146,23 +149,50 @@ LAYOUTS = TRANSFORMERS | {
 }
 
 
-def recognise(keys: Collection[str]) -> str:
-    """Return the name of the layout, one of `LAYOUTS`, of a state dict with these `keys`.
+def recognise(state: Mapping[str, Any]) -> str:
+    """Return the name of the layout of `state`, one of `LAYOUTS`.
 
     Raises:
-        ValueError: unless exactly one layout fits.
+        ValueError: unless exactly one layout fits. The message says below which prefix one does.
     """
-    found = [name for name, layout in LAYOUTS.items() if layout.prefix_in(keys) is not None]
+    found = [name for name, layout in LAYOUTS.items() if layout.prefix_in(state) is not None]
     if len(found) == 1:
         return found[0]
-    some = ", ".join(repr(printable(key, 60)) for key in list(keys)[:3]) or "none"
-    which = f"these fit several layouts: {' and '.join(found)}"
-    none = f"no layout of a vision transformer has these: {', '.join(LAYOUTS)}"
-    raise ValueError(f"names of weights {some}, ...: {which if found else none}")
+    if found:
+        which = f"these fit several layouts: {' and '.join(found)}"
+    elif below := layouts_below(state):
+        places = " and ".join(f"{printable(prefix)!r} ({name})" for prefix, name in below.items())
+        which = f"a network is below {places}: pass vit_jax.convert.select(state, {printable(next(iter(below)))!r})"
+    else:
+        which = f"no layout of a vision transformer has these: {', '.join(LAYOUTS)}"
+    some = ", ".join(repr(printable(key, 60)) for key in list(state)[:3]) or "none"
+    raise ValueError(f"names of weights {some}, ...: {which}")
+
+
+def layouts_below(state: Mapping[str, Any]) -> dict[str, str]:
+    """The layouts that fit below a prefix such as "module." or "model.", by the prefix.
+
+    The names of nested dicts are joined by dots, as `vit_jax.convert.select` does, which removes a prefix.
+    """
+    names, found = list(nested_names(state)), {}
+    for name, layout in LAYOUTS.items():
+        signs = [f".{prefix}{layout.signs[0]}" for prefix in layout.prefixes]
+        prefixes = {key.removesuffix(sign) + "." for key in names for sign in signs if key.endswith(sign)}
+        for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]:
+            inside = {key.removeprefix(prefix) for key in names if key.startswith(prefix)}
+            if layout.prefix_in(inside) is not None and not any(prefix.startswith(other) for other in found):
+                found[prefix] = name
+    return found
 
 
 def read(name: str, state: Mapping[str, np.ndarray], model: VisionTransformer) -> State:
-    """Bring `state`, in the layout `name`, to the canonical form, which `model.clone(layout=())` takes."""
+    """Bring a state dict to the canonical form, which `model.clone(layout=())` takes.
+
+    Args:
+        name: the layout of `state`, as `recognise` returns it.
+        state: the contents of a file.
+        model: the network, whose own layout is that of timm's files.
+    """
     layout = LAYOUTS[name]
     state = layout.below_prefix(state)
     for operation in layout.operations:
