@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.numpy import load_file  # noqa: E402
 
 from vit_jax.convert import from_torch  # noqa: E402
-from vit_jax.pretrained.architectures import architecture  # noqa: E402
+from vit_jax.pretrained.architectures import ARCHITECTURES  # noqa: E402
 from vit_jax.pretrained.configurations import FAMILIES, arguments_of  # noqa: E402
 from vit_jax.pretrained.publishers import read, recognise  # noqa: E402
 from vit_jax.pretrained.vision_transformer import VisionTransformer  # noqa: E402
@@ -140,7 +140,7 @@ def test_the_giant_of_dinov2_is_that_of_timm():
     """Its width of SwiGLU is computed from a ratio."""
     giant = dict(hidden_size=1536, num_hidden_layers=40, num_attention_heads=24, use_swiglu_ffn=True, image_size=518)
     arguments, _ = arguments_of({"model_type": "dinov2", **giant})
-    theirs = architecture("vit_giant_patch14_dinov2")
+    theirs = ARCHITECTURES["vit_giant_patch14_dinov2"]
     assert arguments["mlp_dim"] == theirs["mlp_dim"] == 4096
     alike = theirs.keys() & arguments.keys() - {"layer_scale"}  # whose initial value is another
     assert {key: arguments[key] for key in alike} == {key: theirs[key] for key in alike}
