@@ -18,6 +18,7 @@ from train.errors import UserError
 from train.run.integrity import damage
 from train.run.records import read_records
 from train.run.stored import load_run, read_run_file
+from vit_jax.images import FORMATS
 from vit_jax.state_dict import PrefixError, check_names
 from vit_jax.torch_file import load_torch_file
 
@@ -83,7 +84,7 @@ def make_images(folder: Path) -> None:
     modes = {mode: colour.convert(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")} | {"I16": deep}
     exif = Image.Exif()
     exif[0x0112] = 6
-    for form in getattr(transforms, "FORMATS", ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")):
+    for form in FORMATS:
         if form not in Image.SAVE:
             continue
         for mode, image in modes.items():

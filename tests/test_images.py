@@ -19,8 +19,9 @@ from tests.image_files import chunk, exif, png, pnm, tiff, with_exif
 from train.config import Data
 from train.data import image_to_input, load_dataset, transforms
 from train.data.channels import folder_channels
-from train.data.transforms import FORMATS, MAX_PIXELS, SUFFIXES, Unreadable, decode, image_channels
+from train.data.transforms import Unreadable, decode, image_channels
 from train.errors import UserError
+from vit_jax.images import FORMATS, MAX_PIXELS, SUFFIXES
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
 WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB, CMYK, YCBCR, LAB = 0, 1, 2, 5, 6, 8  # photometric interpretations of TIFF

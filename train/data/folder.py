@@ -12,8 +12,9 @@ from train.config import Data
 from train.data.channels import folder_channels
 from train.data.fingerprint import Fingerprint, fingerprint_of_files
 from train.data.sources import HELD_OUT, Parts, choose_split, count_images, held_out_note
-from train.data.transforms import SUFFIXES, decode
+from train.data.transforms import decode
 from train.errors import UserError
+from vit_jax.images import SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
