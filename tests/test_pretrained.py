@@ -22,8 +22,9 @@ from train.distill.teacher import load_teacher
 from train.errors import UserError
 from vit_jax import create_model
 from vit_jax.convert import to_torch
+from vit_jax.pretrained.preprocessing import HALF, IMAGENET, Preprocessing
 from vit_jax.teachers import TEACHERS, create_teacher
-from vit_jax.teachers.weights import HALF, IMAGENET, WEIGHTS, Weights, preprocessing_of, published_weights
+from vit_jax.teachers.weights import WEIGHTS, Weights, preprocessing_of, published_weights
 
 
 class Server(urllib.request.BaseHandler):
@@ -179,9 +180,9 @@ def test_every_teacher_has_published_weights():
 
 
 def test_preprocessing_follows_the_weights():
-    assert preprocessing_of("resnet50") == (224, 256, "bilinear", *IMAGENET)
-    assert preprocessing_of("resnet50", "resnet50-11ad3fa6.pth").resize == 232
-    assert preprocessing_of("googlenet")[3:] == HALF
+    assert preprocessing_of("resnet50") == Preprocessing((224, 224), 224 / 256, "center", "bilinear", *IMAGENET)
+    assert preprocessing_of("resnet50", "resnet50-11ad3fa6.pth").resized(500, 500) == (232, 232)
+    assert preprocessing_of("googlenet").mean == HALF[0]
 
 
 def test_the_table_is_torchvisions():
@@ -196,8 +197,8 @@ def test_the_table_is_torchvisions():
         for name, ours in WEIGHTS[teacher].items():
             assert theirs[name].url == pretrained.URL + ours.file
             seen, shown = ours.preprocessing, theirs[name].transforms()
-            assert [seen.crop] == shown.crop_size
-            assert [seen.resize] == shown.resize_size
+            assert seen.image_size == (*shown.crop_size, *shown.crop_size)
+            assert seen.resized(100, 200) == (shown.resize_size[0], 2 * shown.resize_size[0])
             assert seen.interpolation == shown.interpolation.value
             if teacher not in ("googlenet", "inception_v3"):
                 assert (seen.mean, seen.std) == (tuple(shown.mean), tuple(shown.std))
@@ -221,7 +222,7 @@ def test_a_teacher_of_torchvisions_sees_images_as_its_weights_did(tmp_path):
     assert (teacher.mean, teacher.std, teacher.interpolation) == (*IMAGENET, preprocessing.interpolation)
     assert (teacher.student_mean, teacher.student_std, teacher.image_size) == (info.mean, info.std, (32, 48))
     teacher, _ = load_teacher(Config(distill=dataclasses.replace(distill, image_size="own")), info)
-    assert teacher.image_size == (preprocessing.crop, preprocessing.crop) == (224, 224)
+    assert teacher.image_size == preprocessing.image_size == (224, 224)
 
     save_file(to_torch(model := create_model("vit/tiny", num_classes=2), zeros(model)), file)
     ours = Distill(teacher="vit/tiny", weights=file, image_size="own")

@@ -15,6 +15,7 @@ MODEL_FILES = [path for path in sorted((ROOT / "vit_jax/models").glob("*.py")) i
 ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {
     "vit_jax/images.py": {"PIL"},
+    "vit_jax/pretrained/preprocessing.py": {"PIL"},  # for a type
     "vit_jax/torch_file.py": {"safetensors"},
     "vit_jax/torch_pickle.py": {"ml_dtypes"},
 }
@@ -60,6 +61,8 @@ MAY_IMPORT = {
     "models": {"frames", "layers", "models"},
     "pretrained": {"frames", "layers", "pretrained", "printable", "registry", "state_dict"},
     "teachers": {"frames", "layers", "registry", "teachers"},
+    "pretrained": {"frames", "images", "layers", "pretrained", "printable", "registry"},
+    "teachers": {"frames", "layers", "pretrained", "registry", "teachers"},
     "objectives": {"frames", "layers", "objectives", "registry"},
     "convert": {"printable", "state_dict", "torch_file"},
     "state_dict": {"printable", "torch_file"},

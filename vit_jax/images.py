@@ -1,6 +1,6 @@
 """Decode image files: the formats, colours and sizes that are read, and how. Needs Pillow.
 
-Images are uint8 (h, w, c).
+Arrays of pixels are uint8 (h, w, c).
 """
 
 import contextlib
@@ -85,6 +85,34 @@ def decode(file: File, channels: int, name: str) -> np.ndarray:
         image = _converted(image, "L" if channels == 1 else "RGB")
         pixels = np.asarray(image if turn is None else image.transpose(turn))
         return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
+    """Return an RGB image of Pillow.
+
+    Args:
+        image: Path of a file, which is decoded as by `decode`; an image of Pillow, which is converted as by its
+            `convert("RGB")` and not rotated; or pixels, uint8 (h, w, 3).
+
+    Raises:
+        Unreadable: If the file is not a whole image of a supported format.
+        ValueError: For an array of another type or shape.
+    """
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(image, str | os.PathLike):
+        return Image.fromarray(decode(image, 3, os.fspath(image)))
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"image of shape {pixels.shape}, {pixels.dtype}: expected uint8 (height, width, 3)")
+    return Image.fromarray(pixels)
+
+
+def window(image: Image.Image, top: int, left: int, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+    """Crop `size` = (height, width) at `top` and `left`. Pixels outside of the image get the colour `fill`."""
+    canvas = Image.new(image.mode, size[::-1], fill)
+    canvas.paste(image, (-left, -top))
+    return canvas
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ def _teacher_of_weights(path: str, config: Config, info: DataInfo) -> tuple[Teac
     """Use a network with torch weights as teacher. Published weights get images preprocessed as in their training."""
     name = config.distill.teacher
     published = preprocessing_of(name, Path(path).name) if name in WEIGHTS else None
-    seen = _image_seen(config, info, own=(published.crop, published.crop) if published else None)
+    seen = _image_seen(config, info, own=published.image_size if published else None)
     network = build_model(name, config.distill.args, info._replace(image_shape=seen), option="--distill.teacher")
     prefix = config.distill.weights_prefix
     variables = load_weights(network, path, prefix, info._replace(image_shape=seen), "--distill.weights")

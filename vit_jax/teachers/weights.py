@@ -5,21 +5,10 @@ Source: the weights enums of torchvision 0.28. The name of a file ends in the fi
 
 from typing import NamedTuple
 
+from vit_jax.pretrained.preprocessing import HALF, IMAGENET, Preprocessing, fraction
 from vit_jax.registry import unknown
 
 URL = "https://download.pytorch.org/models/"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of pixels in 0..1
-HALF = ((0.5,) * 3, (0.5,) * 3)
-
-
-class Preprocessing(NamedTuple):
-    """Preprocessing of an image: resize the shorter side to `resize` pixels, crop the central `crop`, normalise."""
-
-    crop: int
-    resize: int
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 class Weights(NamedTuple):
@@ -56,13 +45,15 @@ def _parse(table: str) -> dict[str, dict[str, Weights]]:
     weights = {}
     for line in table.strip().splitlines():
         teacher, name, file, crop, resize, interpolation, *half = line.split()
-        seen = Preprocessing(int(crop), int(resize), interpolation, *(HALF if half else IMAGENET))
+        size, full = (int(crop),) * 2, (int(resize),) * 2
+        seen = Preprocessing(size, fraction(size, full), "center", interpolation, *(HALF if half else IMAGENET))
         weights.setdefault(teacher, {})[name] = Weights(file, seen)
     return weights
 
 
-# Teacher, weights, file, crop, resize, interpolation; "half": mean and standard deviation 0.5 for all three channels.
-# (For GoogLeNet and Inception V3, torchvision normalises by ImageNet's values and converts to these in the network.)
+# Teacher, weights, file, side of the central crop, shorter side of the image before it, interpolation; "half": mean and
+# standard deviation 0.5 for all three channels. (For GoogLeNet and Inception V3, torchvision normalises by ImageNet's
+# values and converts to these in the network.)
 WEIGHTS = _parse("""
 alexnet IMAGENET1K_V1 alexnet-owt-7be5be79.pth 224 256 bilinear
 convnext_base IMAGENET1K_V1 convnext_base-6075fbad.pth 224 232 bilinear
