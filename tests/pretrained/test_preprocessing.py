@@ -215,6 +215,7 @@ def test_files_of_transformers(config, expected):
         ("size", {"shortest_edge": 256, "longest_edge": 500}),
         ("size", {"height": 224, "width": "224"}),
         ("size", {"shortest_edge": 0}),
+        ("size", {"height": 10**400, "width": 224}),
         ("size", "large"),
         ("crop_size", {"height": 224, "width": 192}),
         ("crop_size", {"height": 224}),

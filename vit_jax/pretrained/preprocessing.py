@@ -61,14 +61,12 @@ class Preprocessing:
     std: Sequence[float] = IMAGENET[1]
 
     def __post_init__(self):
-        object.__setattr__(self, "image_size", pair("image_size", self.image_size))
+        object.__setattr__(self, "image_size", sides("image_size", self.image_size))
         object.__setattr__(self, "mean", three("mean", self.mean, least=-LARGEST))
         object.__setattr__(self, "std", three("std", self.std, least=1 / LARGEST))
         check_number("crop_pct", self.crop_pct, least=1 / LARGEST)
         one_of("crop_mode", self.crop_mode, CROP_MODES)
         one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        if max(self.image_size) > MAX_SIDE:
-            raise ValueError(f"image_size={self.image_size}: expected at most {MAX_SIDE} pixels along each side")
 
     def __call__(self, image: "str | os.PathLike | np.ndarray | Image.Image") -> Float32[np.ndarray, "h w 3"]:
         """Return the image as the weights expect it: `self.normalize(self.pixels(image))`."""
@@ -146,6 +144,13 @@ def fraction(crop: tuple[int, int], size: tuple[int, int]) -> float:
         if all(math.floor(side / value) == full for side, full in zip(crop, size, strict=True)):
             return value
     raise ValueError(f"a crop of {crop} from {size}: expected sizes with the same aspect ratio")
+
+
+def sides(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """Return `value` as (height, width). Raises ValueError, naming `name`, unless both are integers 1 to `MAX_SIDE`."""
+    if max(pair(name, value)) > MAX_SIDE:
+        raise ValueError(f"{name}={value!r}: expected at most {MAX_SIDE} pixels along each side")
+    return pair(name, value)
 
 
 def three(name: str, value: Sequence[float], least: float) -> Channels:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vit_jax.layers.check import pair
 from vit_jax.pretrained.preprocessing import (
     CLIP,
     HALF,
@@ -19,6 +18,7 @@ from vit_jax.pretrained.preprocessing import (
     Preprocessing,
     check_number,
     fraction,
+    sides,
     three,
 )
 from vit_jax.printable import printable
@@ -86,7 +86,7 @@ def from_timm(config: dict[str, Any], file: str = "config.json") -> Preprocessin
         if not isinstance(size, list | tuple) or len(size) != 3 or size[0] != 3:
             raise ValueError(f"input_size={size!r}: expected [3, height, width]")
         values = {key: given[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std") if key in given}
-        return Preprocessing(pair("input_size", size[1:]), **values)
+        return Preprocessing(sides("input_size", size[1:]), **values)
 
 
 def from_transformers(config: dict[str, Any], file: str = "preprocessor_config.json") -> Preprocessing:
@@ -110,7 +110,7 @@ def from_transformers(config: dict[str, Any], file: str = "preprocessor_config.j
             if given[key] is not expected:
                 raise ValueError(f"{key}={given[key]!r}: expected {expected}")
         if not isinstance(given["size"], dict):  # in old files: of the shorter side for "Bit" and "CLIP", else of both
-            height, width = pair("size", given["size"])
+            height, width = sides("size", given["size"])
             is_short = "shortest_edge" in defaults["size"]
             given["size"] = {"shortest_edge": given["size"]} if is_short else {"height": height, "width": width}
         size, crop, mode = _sizes(given)
@@ -138,15 +138,15 @@ def _sizes(given: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int], str
     if isinstance(crop, dict):
         crop = [crop.get("height"), crop.get("width")]
     if crop is not None:
-        crop = pair("crop_size", crop)
+        crop = sides("crop_size", crop)
     if size.keys() == {"height", "width"}:
-        both = pair("size", [size["height"], size["width"]])
+        both = sides("size", [size["height"], size["width"]])
         return both, crop or both, "squash"
     if size.keys() != {"shortest_edge"}:
         raise ValueError(f"size={size!r}: expected height and width, or shortest_edge")
     if crop is None or crop[0] != crop[1]:
         raise ValueError(f"size={size!r}: expected do_center_crop=True and a square crop_size with shortest_edge")
-    return pair("size", size["shortest_edge"]), crop, "center"
+    return sides("size", size["shortest_edge"]), crop, "center"
 
 
 def _mean_and_std(given: dict[str, Any]) -> tuple[Channels, Channels]:
