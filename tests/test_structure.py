@@ -16,6 +16,8 @@ ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {
     "vit_jax/images.py": {"PIL"},
     "vit_jax/pretrained/preprocessing.py": {"PIL"},  # for a type
+    "vit_jax/pretrained/files.py": {"safetensors"},
+    "vit_jax/pretrained/hub.py": {"huggingface_hub"},
     "vit_jax/torch_file.py": {"safetensors"},
     "vit_jax/torch_pickle.py": {"ml_dtypes"},
 }
@@ -64,6 +66,7 @@ MAY_IMPORT = {
     "pretrained": {"frames", "images", "layers", "pretrained", "printable", "registry"},
     "teachers": {"frames", "layers", "pretrained", "registry", "teachers"},
     "objectives": {"frames", "layers", "objectives", "registry"},
+    "pretrained": {"layers", "pretrained", "printable", "state_dict", "torch_file"},
     "convert": {"printable", "state_dict", "torch_file"},
     "state_dict": {"printable", "torch_file"},
     "torch_file": {"printable", "torch_pickle"},
