@@ -10,6 +10,8 @@ its elements and its bytes.
 """
 
 import io
+import json
+import mmap
 import os
 import stat
 import sys
@@ -54,7 +56,8 @@ def load_torch_file(path: str | os.PathLike) -> dict:
 
     Returns:
         The saved dict, nested as it was saved, with a read-only numpy array for each tensor. Tensors that shared
-            storage share memory. An OrderedDict or a Counter becomes a dict, a dtype its name ("torch.float16").
+            storage share memory; those of a .safetensors file are views of the file, which must not be overwritten
+            meanwhile. An OrderedDict or a Counter becomes a dict, a dtype its name ("torch.float16").
 
     Raises:
         ValueError: if the file has another format, is damaged, or contains anything but tensors, numbers, strings and
@@ -112,17 +115,24 @@ def _other(head: bytes, suffix: str) -> str | None:
 
 def _read_safetensors(file) -> dict:
     try:
-        from safetensors import deserialize
+        from safetensors import safe_open
     except ImportError:
         raise Refused("needs the safetensors package: pip install safetensors") from None
 
+    with safe_open(file.name, framework="np"):  # checks the header
+        header_size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_size))
+    content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + header_size :]
     arrays = {}
-    for name, tensor in deserialize(file.read()):
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
         dtype = _SAFETENSORS_DTYPES.get(tensor["dtype"])
         if dtype is None:
             code = printable(tensor["dtype"])
             raise Refused(f"holds {printable(name)} as {code}, which has no numpy form; cast it first")
-        arrays[name] = np.frombuffer(memoryview(tensor["data"]).toreadonly(), dtype).reshape(tensor["shape"])
+        start, end = tensor["data_offsets"]
+        arrays[name] = np.frombuffer(content[start:end], dtype).reshape(tensor["shape"])
     return arrays
 
 

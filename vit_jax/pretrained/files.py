@@ -220,8 +220,9 @@ def save_folder(folder: str | os.PathLike, config: Mapping[str, Any], state: Map
     staged.mkdir()
     try:
         arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
-        save_file(arrays, staged / WEIGHTS, metadata={"format": "pt"})  # transformers reads only such files
         (staged / CONFIG).write_text(text, encoding="utf-8")
+        save_file(arrays, staged / WEIGHTS, metadata={"format": "pt"})  # transformers reads only such files
+        (staged / WEIGHTS).chmod((staged / CONFIG).stat().st_mode)  # safetensors lets nobody else read it
         if is_new:
             staged.rename(folder)
         else:

@@ -105,12 +105,7 @@ def fetch(
             raise request.explained(error) from error
         request.notify(f"{request.name}: the hub did not answer; using commit {snapshot.commit[:7]} from the cache")
         return snapshot
-    try:
-        return request.fetched(info)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise request.explained(error) from error
+    return request.fetched(info)
 
 
 def _check_names(repository: str, revision: str | None) -> None:
@@ -200,14 +195,11 @@ class _Request(NamedTuple):
         path = folder / file.rfilename
         if path.exists():
             return
-        self.hub.hf_hub_download(
-            self.repository,
-            file.rfilename,
-            revision=commit,
-            token=self.token,
-            cache_dir=self.place.parent,
-            library_name="vit-jax",
-        )
+        options = dict(revision=commit, token=self.token, cache_dir=self.place.parent, library_name="vit-jax")
+        try:
+            self.hub.hf_hub_download(self.repository, file.rfilename, **options)
+        except Exception as error:
+            raise self.explained(error) from error
         if not _is_intact(path, file):  # the client compares only the size
             path.resolve().unlink()
             path.unlink(missing_ok=True)
@@ -232,45 +224,46 @@ class _Request(NamedTuple):
 
     def explained(self, error: Exception) -> Exception:
         """A ValueError or an OSError of one to three lines for an error of the client."""
-        errors = self.hub.errors
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        errors, endpoint = self.hub.errors, self.hub.constants.ENDPOINT
         login = "run `hf auth login`, set HF_TOKEN, or pass token="
-        if isinstance(error, errors.GatedRepoError) or status == 403:
+        if isinstance(error, errors.GatedRepoError):
             return PermissionError(
                 f"{self.name} is gated: accept its terms at {self._page()},\n"
-                f"then give an access token (https://huggingface.co/settings/tokens): {login}."
+                f"then give an access token ({endpoint}/settings/tokens): {login}."
             )
         if isinstance(error, errors.RevisionNotFoundError):
+            commits = f"{self._page()}/commits/main"
+            return ValueError(f"{self.repository} has no revision {self.revision or 'main'!r}: see {commits}")
+        if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 404):
             return ValueError(
-                f"{self.repository} has no revision {self.revision!r}: see {self._page()}/commits/main for its commits"
+                f"{self.repository} was not found at {endpoint}: check the name.\n"
+                f"If it is private or gated, give a valid access token: {login}."
             )
-        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-            return ValueError(
-                f"{self.repository} was not found at {self.hub.constants.ENDPOINT}: check the name.\n"
-                f"If it is private or gated: {login}."
-            )
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return OSError(
-                error.errno,
-                f"{self.name}: the disk is full. Free space, or set HF_HOME to a folder on another disk",
-                str(self.place.parent),
-            )
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return OSError(
-                error.errno, f"{self.name}: the cache cannot be written. Set HF_HOME", str(self.place.parent)
-            )
-        if isinstance(error, OSError) and str(error).startswith(self.name):  # from this file
-            return error
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            advice = "the disk is full. Free space, or set HF_HOME to a folder on another disk"
+            return OSError(number, f"{self.name}: {advice}", str(self.place.parent))
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "the cache cannot be written. Set HF_HOME to a folder that can be"
+            return OSError(number, f"{self.name}: {advice}", str(self.place.parent))
+        if isinstance(error, errors.LocalEntryNotFoundError):  # the client looked for the file after another error
+            error = error.__cause__ or error
+        status = _status(error)
         reason = f"it answered {status}" if status else f"{type(error).__name__}: {printable(error, 200)}"
         return OSError(
-            f"{self.name} could not be fetched from {self.hub.constants.ENDPOINT} ({reason}).\n"
-            "Check the connection and try again. Files that are complete are in the cache and are not fetched again."
+            f"{self.name} could not be fetched from {endpoint} ({reason}).\n"
+            "Check the connection and try again. Complete files stay in the cache and are not fetched again."
         )
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of the answer that raised `error`."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether the hub answered and refused, so that its answer counts and not the cache."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     return status is not None and 400 <= status < 500 and status not in (408, 429)
 
 
