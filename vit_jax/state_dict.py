@@ -35,14 +35,15 @@ def select(state_dict: StateDict | str | os.PathLike, prefix: str) -> dict[str, 
 
     Args:
         state_dict: mapping of names to tensors or to further such mappings, or the path of a file that contains one.
-        prefix: beginning of the names; a dot at its end may be left out.
+        prefix: beginning of the names; a dot at its end may be left out. For names with slashes, it ends in one.
 
     Raises:
         ValueError: if no name begins with `prefix`, or two names are the same without it.
     """
     source, state = named_state_dict(state_dict)
     selected = {}
-    for key, value in _below(state, f"{prefix.removesuffix('.')}." if prefix else ""):
+    beginning = prefix if prefix.endswith("/") or not prefix else f"{prefix.removesuffix('.')}."
+    for key, value in _below(state, beginning):
         if key in selected:
             raise ValueError(f"{source} holds {printable(key)!r} twice under {prefix!r}")
         selected[key] = value

@@ -103,7 +103,7 @@ def load_weights(path: str | os.PathLike, weights: str | None = None, prefix: st
     Args:
         path: a folder, a file of weights, or an index ("model.safetensors.index.json") of several.
         weights: name of the file in the folder; default: see `weights_name`.
-        prefix: take only names that begin with it, and remove it, as `vit_jax.convert.select` does.
+        prefix: take only names that begin with it, and remove it, as `vit_jax.convert.select` does ("teacher.").
 
     Returns:
         Read-only arrays by name. Those of safetensors are views of the file, which must not be changed meanwhile.
@@ -121,7 +121,11 @@ def load_weights(path: str | os.PathLike, weights: str | None = None, prefix: st
         check_is_inside(place, path)
     state = _sharded(path) if is_index(path.name) else _file(path)
     shown = printable(path, 1000)
-    return _unwrapped(shown, select(state, prefix) if prefix else state)
+    try:
+        state = select(state, prefix) if prefix else state
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+    return _unwrapped(shown, state)
 
 
 def _file(path: Path) -> dict[str, Any]:

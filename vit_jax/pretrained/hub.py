@@ -71,7 +71,7 @@ def fetch(
 ) -> Snapshot:
     """Return the files of `repository` that loading its weights needs, after fetching those that are not cached.
 
-    The hub is asked which commit `revision` is; if it cannot be reached, or with HF_HUB_OFFLINE=1, the cache answers.
+    The hub is asked which commit `revision` is; if it does not answer, or with HF_HUB_OFFLINE=1, the cache is.
     Files are compared with the hashes that the hub lists, and removed from the cache if they differ.
 
     Args:
@@ -101,9 +101,10 @@ def fetch(
     try:
         info = request.info()
     except Exception as error:  # each version of the client raises the errors of another HTTP library
-        if _is_refusal(error) or not (snapshot := request.cached()):
+        if not (snapshot := request.cached()):
             raise request.explained(error) from error
-        request.notify(f"{request.name}: the hub did not answer; using commit {snapshot.commit[:7]} from the cache")
+        known = f"using commit {snapshot.commit[:7]}, which is in the cache"
+        request.notify(f"{request.name}: cannot ask the hub for news ({_reason(error)}); {known}")
         return snapshot
     return request.fetched(info)
 
@@ -248,10 +249,8 @@ class _Request(NamedTuple):
             return OSError(number, f"{self.name}: {advice}", str(self.place.parent))
         if isinstance(error, errors.LocalEntryNotFoundError):  # the client looked for the file after another error
             error = error.__cause__ or error
-        status = _status(error)
-        reason = f"it answered {status}" if status else f"{type(error).__name__}: {printable(error, 200)}"
         return OSError(
-            f"{self.name} could not be fetched from {endpoint} ({reason}).\n"
+            f"{self.name} could not be fetched from {endpoint} ({_reason(error)}).\n"
             "Check the connection and try again. Complete files stay in the cache and are not fetched again."
         )
 
@@ -261,10 +260,9 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether the hub answered and refused, so that its answer counts and not the cache."""
+def _reason(error: Exception) -> str:
     status = _status(error)
-    return status is not None and 400 <= status < 500 and status not in (408, 429)
+    return f"it answered {status}" if status else f"{type(error).__name__}: {printable(error, 200)}"
 
 
 def _licence(info: Any) -> str | None:
