@@ -19,6 +19,9 @@ from train.run.integrity import damage
 from train.run.records import read_records
 from train.run.stored import load_run, read_run_file
 from vit_jax.images import FORMATS
+from vit_jax.pretrained.describe import describe
+from vit_jax.pretrained.files import load_weights, save_folder
+from vit_jax.pretrained.json_files import load_config
 from vit_jax.state_dict import PrefixError, check_names
 from vit_jax.torch_file import load_torch_file
 
@@ -69,6 +72,25 @@ def make_weights(folder: Path) -> None:
 def read_weights(folder: Path, file: Path) -> None:
     """The first steps of `from_torch`."""
     check_names("weights", load_torch_file(file), "Net", {"block.0.weight", "block.1.weight", "steps"})
+
+
+# Folders of published weights.
+
+
+def make_published(folder: Path) -> None:
+    """Write a folder with a configuration and an index of one file of weights."""
+    state = {f"blocks.{i}.norm1.weight": np.ones(4, np.float32) for i in range(3)}
+    config = {"architecture": "vit", "num_classes": 3, "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.5, 0.5]}}
+    save_folder(folder / "published", config, state)
+    index = {"metadata": {"total_size": 48}, "weight_map": dict.fromkeys(state, "model.safetensors")}
+    (folder / "published/model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def read_published(folder: Path, file: Path) -> None:
+    """The first steps of `load_pretrained`, for a whole file and for one with an index."""
+    load_config(folder / "published")
+    for weights in (None, "model.safetensors.index.json"):
+        describe(load_weights(folder / "published", weights))
 
 
 # Images.
@@ -200,7 +222,8 @@ def read_tfds(folder: Path, file: Path) -> None:
 
 WEIGHTS = (ValueError, PrefixError)
 KINDS = {
-    "weights": Kind(make_weights, "*", read_weights, WEIGHTS, 0.4),
+    "weights": Kind(make_weights, "*", read_weights, WEIGHTS, 0.35),
+    "published": Kind(make_published, "published/*", read_published, (ValueError,), 0.05),
     "images": Kind(make_images, "*", read_image, (UserError,), 0.35),
     "configurations": Kind(make_workdir, "run/config.json", read_configuration, (UserError,), 0.1),
     "metrics": Kind(make_workdir, "run/metrics.jsonl", read_metrics, (UserError,), 0.05),

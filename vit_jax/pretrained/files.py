@@ -38,7 +38,7 @@ _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 
 # What wraps a whole network: torch.compile, data parallelism, Lightning, self-supervised trainers.
 _WRAPPERS = ("_orig_mod.", "module.", "model.", "backbone.", "student.", "teacher.", "timm_model.")
-_DEEPEST = 4  # most dicts that contain one another in a checkpoint
+_DEEPEST = 4  # most wrappers of a network, and most dicts around a state dict
 
 
 def weights_name(source: str, names: Collection[str]) -> str:
@@ -174,27 +174,31 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 def _unwrapped(shown: str, state: Mapping) -> dict[str, np.ndarray]:
     """The arrays of the only state dict in a checkpoint, without the prefixes that all names have."""
-    found = dict(_state_dicts(state, ""))
+    found = dict(_state_dicts(state, "", set()))
     if not found:
         raise ValueError(f"{shown} contains no weights: expected a dict of names to tensors")
     if len(found) > 1:
         some = " or ".join(repr(printable(place, 60)) for place in list(found)[:6])
         raise ValueError(f"{shown} contains {len(found)} state dicts; choose one by prefix={some}")
     (arrays,) = found.values()
-    while prefix := next((wrapper for wrapper in _WRAPPERS if all(key.startswith(wrapper) for key in arrays)), None):
+    for _ in range(_DEEPEST):
+        prefix = next((wrapper for wrapper in _WRAPPERS if all(key.startswith(wrapper) for key in arrays)), "")
         arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
     return arrays
 
 
-def _state_dicts(state: Mapping, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """State dicts in nested dicts by their place. Their names have dots or slashes, other than of a counter."""
+def _state_dicts(state: Mapping, place: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, dict]]:
+    """State dicts in nested dicts, by their place; their names have dots or slashes, other than that of a counter.
+
+    Each dict is read once: dicts that share dicts can hold endless names.
+    """
+    seen.add(id(state))
     arrays = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, np.ndarray)}
     if any("." in key or "/" in key for key in arrays):
         yield place, arrays
-    if depth < _DEEPEST:
-        for key, value in state.items():
-            if isinstance(key, str) and isinstance(value, Mapping):
-                yield from _state_dicts(value, f"{place}.{key}" if place else key, depth + 1)
+    for key, value in state.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and id(value) not in seen and depth < _DEEPEST:
+            yield from _state_dicts(value, f"{place}.{key}" if place else key, seen, depth + 1)
 
 
 def save_folder(folder: str | os.PathLike, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
@@ -211,6 +215,7 @@ def save_folder(folder: str | os.PathLike, config: Mapping[str, Any], state: Map
         ValueError: if the config is not JSON.
         OSError: if the folder cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     folder = Path(folder)
@@ -235,5 +240,7 @@ def save_folder(folder: str | os.PathLike, config: Mapping[str, Any], state: Map
                 (folder / CONFIG).unlink()
             for name in (WEIGHTS, CONFIG):
                 (staged / name).replace(folder / name)
+    except SafetensorError as error:
+        raise OSError(f"{printable(folder, 1000)}: {WEIGHTS} cannot be written: {printable(error, 200)}") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)

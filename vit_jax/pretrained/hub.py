@@ -71,7 +71,7 @@ def fetch(
 ) -> Snapshot:
     """Return the files of `repository` that loading its weights needs, after fetching those that are not cached.
 
-    The hub is asked which commit `revision` is; if it does not answer, or with HF_HUB_OFFLINE=1, the cache is.
+    The hub says which commit `revision` is; if it does not answer, or with HF_HUB_OFFLINE=1, the cache says it.
     Files are compared with the hashes that the hub lists, and removed from the cache if they differ.
 
     Args:
