@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 
@@ -111,6 +112,16 @@ def test_licences(server, published, fetch, card, expected):
     server.repositories[NAME].card = card
     fetch(NAME)
     assert f"licence: {expected}" in fetch.lines[0]
+
+
+def test_a_process_of_its_own(server, published, tmp_path):
+    """With the client's settings from the environment, and modules of it that nothing else has imported."""
+    code = f"from vit_jax.pretrained import hub; print(hub.fetch({NAME!r}).folder)"
+    settings = dict(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path), PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **settings}, capture_output=True, text=True)
+    assert done.stderr.startswith(f"{NAME}: fetching 0.0 MB of commit"), done.stderr
+    assert load_weights(done.stdout.strip())["head.weight"].mean() == 1
+    assert done.stdout.startswith(str(tmp_path / "hub"))
 
 
 def test_the_second_time_asks_only_for_the_commit(server, published, fetch, monkeypatch):
@@ -237,7 +248,7 @@ def test_gated(server, published, fetch, tmp_path):
     for token in (None, "wrong"):
         with pytest.raises(PermissionError, match=rf"is gated: accept its terms at {server.url}/{NAME},\nthen .*HF_"):
             fetch(NAME, token=token)
-    assert server.downloaded() == []
+    assert server.downloaded() == fetch.lines == []
     assert load_weights(fetch(NAME, token="right").folder)
     assert leftovers(tmp_path) == []
 

@@ -119,10 +119,10 @@ def _check_names(repository: str, revision: str | None) -> None:
 def _client() -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors  # neither is an attribute of the package before
     except ImportError:
         raise ImportError("weights on the hub need the huggingface_hub package: pip install huggingface_hub") from None
-    import huggingface_hub.errors
-
     return huggingface_hub
 
 
@@ -173,13 +173,12 @@ class _Request(NamedTuple):
         if weights not in files:
             raise ValueError(f"{self.name} has no file {printable(weights)!r}")
         folder = self.place / "snapshots" / info.sha
-        small = [name for name in (CONFIG, PREPROCESSOR) if name in files]
-        large = [weights]
-        if is_index(weights):
-            self._download(folder, files[weights], info.sha)
-            large = shard_names(folder / weights)
-            if absent := set(large) - files.keys():
-                raise ValueError(f"{self.name} lacks {printable(min(absent))!r}, which {weights} lists")
+        small = [name for name in (CONFIG, PREPROCESSOR, weights) if name in files and name.endswith(".json")]
+        for name in small:
+            self._download(folder, files[name], info.sha)
+        large = shard_names(folder / weights) if is_index(weights) else [weights]
+        if absent := set(large) - files.keys():
+            raise ValueError(f"{self.name} lacks {printable(min(absent))!r}, which {weights} lists")
         licence = _licence(info)
         size = sum(files[name].size or 0 for name in large if not (folder / name).exists())
         if size:
@@ -187,7 +186,7 @@ class _Request(NamedTuple):
                 f"{self.name}: fetching {size / 1e6:,.1f} MB of commit {info.sha[:7]}, "
                 f"licence: {licence or 'not stated'} ({self._page()})"
             )
-        for name in [*small, *large]:
+        for name in large:
             self._download(folder, files[name], info.sha)
         self._remember(info.sha)
         return Snapshot(folder, weights, self.repository, info.sha, licence)
