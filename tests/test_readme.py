@@ -30,6 +30,7 @@ PAGES = (
     "README.md",
     "docs/getting-started.md",
     "docs/own-images.md",
+    "docs/published-weights.md",
     "docs/fine-tuning.md",
     "docs/distillation.md",
     "docs/pretraining.md",

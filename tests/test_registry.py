@@ -75,7 +75,10 @@ def test_unknown_names_of_list_presets():
 
 def test_every_class_is_importable_by_name():
     classes = {target.partition(":")[2] for name, target in MODELS.items() if ":" not in name} | {"DistillableViT"}
-    assert set(vit_jax.__all__) == classes | {"create_model", "list_models", "list_presets"}
+    functions = {"create_model", "list_models", "list_presets"}
+    functions |= {"list_pretrained", "load_pretrained", "save_pretrained"}
+    assert set(vit_jax.__all__) == classes | functions
+    assert all(callable(getattr(vit_jax, name)) for name in functions)
     assert set(vit_jax.__all__) <= set(dir(vit_jax))
     for name in classes:
         assert issubclass(getattr(vit_jax, name), nn.Module)

@@ -246,18 +246,18 @@ def test_values_that_are_not_supported_name_file_and_key(tmp_path, key, value):
         ('{"pretrained_cfg": {"crop_mode": "\\u001b[2J"}}', r"crop_mode='\\x1b\[2J'"),
         ('{"pretrained_cfg": {"input_size": [1, 28, 28]}}', r"input_size=\[1, 28, 28\]: expected \[3, height, width\]"),
         ('{"pretrained_cfg": {"input_size": [3, 28, 0]}}', "input_size="),
-        ('{"pretrained_cfg": {"mean": [0.5, 0.5, NaN]}}', "mean=nan"),
-        ('{"pretrained_cfg": 3}', "pretrained_cfg=3: expected an object"),
-        ("[]", "expected a JSON object"),
-        ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ('{"pretrained_cfg": {"mean": [0.5, 0.5, NaN]}}', ".*NaN is not a number"),
+        ('{"pretrained_cfg": 3}', "pretrained_cfg is 3, expected dict"),
+        ("[]", "a list: expected a JSON object"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")
 def test_damaged_configs_name_file_and_key(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"{path}: .*{message}") as caught:
+    with pytest.raises(ValueError, match=f"{path}:? .*?{message}") as caught:
         read_preprocessing(tmp_path)
     assert len(str(caught.value)) < 600
 

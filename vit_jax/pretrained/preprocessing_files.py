@@ -1,13 +1,13 @@
 """Read the preprocessing of images from files beside published weights: timm's and transformers'."""
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vit_jax.pretrained.json_files import CONFIG, PREPROCESSOR, load_config
 from vit_jax.pretrained.preprocessing import (
     CLIP,
     HALF,
@@ -55,18 +55,15 @@ def read_preprocessing(folder: str | os.PathLike) -> Preprocessing | None:
     Raises:
         ValueError: If a file is not JSON or has an unsupported value; the message names the file and the key.
     """
-    files = {name: Path(folder, name) for name in ("config.json", "processor_config.json", "preprocessor_config.json")}
-    found = {name: (str(path), _read_object(path)) for name, path in files.items() if path.is_file()}
-    file, config = found.get("config.json", ("", {}))
+    config = load_config(folder) or {}
     if "architecture" in config or "pretrained_cfg" in config:  # transformers has "architectures"
-        return from_timm(config, file)
-    file, config = found.get("processor_config.json", ("", {}))
+        return from_timm(config, str(Path(folder, CONFIG)))
+    name = "processor_config.json"
+    config = load_config(folder, name) or {}
     if "image_processor" in config:
-        return from_transformers(config["image_processor"], file)
-    if "preprocessor_config.json" in found:
-        file, config = found["preprocessor_config.json"]
-        return from_transformers(config, file)
-    return None
+        return from_transformers(config["image_processor"], str(Path(folder, name)))
+    config = load_config(folder, PREPROCESSOR)
+    return None if config is None else from_transformers(config, str(Path(folder, PREPROCESSOR)))
 
 
 def from_timm(config: dict[str, Any], file: str = "config.json") -> Preprocessing:
@@ -164,17 +161,6 @@ def _object(key: str, value: Any) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{key}={value!r}: expected an object")
     return value
-
-
-def _read_object(path: Path) -> dict:
-    with _named(str(path)):
-        try:
-            value = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise ValueError("expected a JSON object")
-        return value
 
 
 @contextlib.contextmanager

@@ -1,0 +1,202 @@
+"""Loads published weights by name, from a folder or from a file, and saves weights as timm does."""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vit_jax.convert import from_torch, to_torch
+from vit_jax.layers.check import pair
+from vit_jax.pretrained import hub
+from vit_jax.pretrained.configurations import arguments_of
+from vit_jax.pretrained.describe import describe
+from vit_jax.pretrained.files import load_weights, save_folder
+from vit_jax.pretrained.json_files import CONFIG, load_config
+from vit_jax.pretrained.positions import resample_positions
+from vit_jax.pretrained.preprocessing import Preprocessing
+from vit_jax.pretrained.preprocessing_files import read_preprocessing
+from vit_jax.pretrained.publishers import read, recognise
+from vit_jax.pretrained.tags import find_tag
+from vit_jax.pretrained.timm_config import read_config, write_config
+from vit_jax.pretrained.vision_transformer import VisionTransformer
+from vit_jax.printable import printable
+from vit_jax.registry import create_model
+
+State = dict[str, np.ndarray]
+
+
+class Pretrained(NamedTuple):
+    """A network, its trained weights, and how images become its inputs."""
+
+    model: VisionTransformer
+    variables: dict
+    preprocess: Preprocessing
+
+
+def load_pretrained(
+    source: str | os.PathLike,
+    *,
+    architecture: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    revision: str | None = None,
+    notify: Callable[[str], None] | None = None,
+    **arguments: Any,
+) -> Pretrained:
+    """Load a network with published weights.
+
+    `model, variables, preprocess = load_pretrained("timm/vit_small_patch16_224.augreg_in21k_ft_in1k")`, and then
+    `model.apply(variables, preprocess("photo.jpg")[None])` are the logits.
+
+    Args:
+        source: "timm/NAME.TAG" or "hf:ORG/REPO" for weights on the Hugging Face hub; a folder with config.json and
+            weights, as timm and transformers write it; or a file of weights (.safetensors, .pth, .bin, .npz).
+        architecture: "timm/NAME", of which the weights are; needed without a config.json.
+        num_classes: 0 for features. If the number differs from that of the weights, the head is new and random.
+        image_size: pixels, or (height, width); learned positions are resampled.
+        revision: branch, tag or commit on the hub.
+        notify: called with lines about what is fetched, resampled and new; default: writes to stderr.
+        **arguments (Any): further arguments of `VisionTransformer`, such as `drop_path`.
+
+    Raises:
+        ValueError: if the weights do not fit the architecture, or are not supported.
+        ImportError: if a package is missing that fetches or reads weights.
+        OSError: if weights can be neither fetched nor read.
+    """
+    notify = notify or (lambda line: print(line, file=sys.stderr))
+    found = _find(source, revision, notify)
+    shown = printable(found.path if found.weights is None else source, 1000)
+    config = load_config(found.path) if found.path.is_dir() else None
+    published = _published(shown, config, architecture or found.architecture)
+    state = load_weights(found.path, found.weights)
+    try:
+        state = read(recognise(state), state, published)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+
+    classes = _classes(state) if num_classes is None else num_classes
+    size = published.image_size if image_size is None else image_size
+    model = published.clone(num_classes=classes, image_size=size, **arguments)
+    state = _with_heads(_with_positions(state, published, model, notify), model, notify)
+    variables = _converted(shown, model, state)
+    preprocess = found.preprocess or (read_preprocessing(found.path) if config else None) or Preprocessing(size)
+    return Pretrained(model, variables, dataclasses.replace(preprocess, image_size=pair("image_size", size)))
+
+
+def save_pretrained(
+    folder: str | os.PathLike, model: nn.Module, variables: Mapping[str, Any], preprocess: Preprocessing
+) -> None:
+    """Write config.json and model.safetensors, which `load_pretrained(folder)` and timm read.
+
+    timm reads them by `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    Args:
+        folder: created if it does not exist. Its other files are kept.
+        model: a network of timm's, with any sizes and number of classes.
+        variables: of `model`.
+        preprocess: how images become its inputs.
+
+    Raises:
+        ValueError: if timm has no architecture that differs from `model` in sizes alone.
+        OSError: if the folder cannot be written.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"model is a {type(model).__name__}, expected a VisionTransformer (create_model('timm/...'))")
+    save_folder(folder, write_config(model, preprocess), to_torch(model, variables))
+
+
+class _Found(NamedTuple):
+    """Where weights are, and what their name tells about them."""
+
+    path: Path  # a folder, or a file of weights
+    weights: str | None = None  # name of the file in the folder
+    architecture: str | None = None
+    preprocess: Preprocessing | None = None
+
+
+def _find(source: str | os.PathLike, revision: str | None, notify: Callable[[str], None]) -> _Found:
+    """Find `source` on disk or on the hub, from which it is fetched."""
+    path, shown = Path(source).expanduser(), printable(source, 1000)
+    if path.exists():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r}: {shown} is a file or a folder, which has no revisions")
+        return _Found(path)
+    name = os.fspath(source)
+    repository, named_revision = hub.parse(name) or (None, None)
+    if repository is None:
+        raise ValueError(f"{shown} does not exist: expected a folder, a file, timm/NAME.TAG or hf:ORG/REPO")
+    architecture = preprocess = None
+    if name.startswith("timm/"):
+        tag = find_tag(name)
+        architecture, preprocess = name.partition(".")[0], tag.preprocessing
+        if not tag.hub_id:
+            raise ValueError(f"{name} is not on the hub: download {tag.url}, pass the file, and {architecture=}")
+        repository = tag.hub_id
+    snapshot = hub.fetch(repository, revision or named_revision, notify=notify)
+    return _Found(snapshot.folder, snapshot.weights, architecture, preprocess)
+
+
+def _published(shown: str, config: dict[str, Any] | None, given: str | None) -> VisionTransformer:
+    """The network that the weights are of, with the classes and the image size that they were trained with."""
+    if given is not None:
+        if not given.startswith("timm/"):
+            raise ValueError(f"architecture={given!r}: expected timm/NAME")
+        return create_model(given)
+    if config is None:
+        raise ValueError(f"{shown} has no {CONFIG}: pass architecture='timm/NAME'")
+    try:
+        if "architecture" in config:  # timm's; transformers has "architectures"
+            name, differences = read_config(config, CONFIG)
+            return create_model(f"timm/{name}", **differences)
+        arguments, _layout = arguments_of(config)
+        return VisionTransformer(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from error
+
+
+def _classes(state: Mapping[str, np.ndarray]) -> int:
+    return len(state["head.weight"]) if "head.weight" in state else 0
+
+
+def _with_heads(state: State, model: VisionTransformer, notify: Callable[[str], None]) -> State:
+    """The state with heads for the model's classes: those of the weights, or new ones with small random numbers."""
+    if _classes(state) == model.num_classes:
+        return state
+    names = ("head", "head_dist") if model.distilled else ("head",)
+    state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
+    rng = np.random.default_rng(0)
+    for name in names if model.num_classes else ():
+        weight = rng.standard_normal((model.num_classes, model.dim), np.float32)
+        state |= {f"{name}.weight": 0.02 * weight, f"{name}.bias": np.zeros(model.num_classes, np.float32)}
+    if model.num_classes:
+        notify(f"the head for {model.num_classes:,} classes is new and random")
+    return state
+
+
+def _with_positions(
+    state: State, published: VisionTransformer, model: VisionTransformer, notify: Callable[[str], None]
+) -> State:
+    """The state with positions for the model's grid of patches."""
+    old, new = published.grid, model.grid
+    positions = state.get("pos_embed")
+    if positions is None or old == new or positions.shape[1] != math.prod(old):
+        return state  # if the number of positions is wrong, conversion says so
+    notify(f"positions are resampled from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
+    return state | {"pos_embed": np.asarray(resample_positions(jnp.asarray(positions, jnp.float32), old, new))}
+
+
+def _converted(shown: str, model: VisionTransformer, state: State) -> dict:
+    """Variables from a state dict in canonical form."""
+    images = jax.ShapeDtypeStruct((1, *pair("image_size", model.image_size), model.channels), np.float32)
+    try:
+        return from_torch(model.clone(layout=()), state, images)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {describe(state)}\n{error}") from error
