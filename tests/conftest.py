@@ -13,10 +13,14 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.flags(de
 import jax
 import jaxtyping
 import pytest
+from flax.core.scope import Scope
+
+from tests import parameters
 
 jaxtyping.install_import_hook(["vit_jax", "train"], "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+Scope.param = parameters.param
 # Traces are many long-lived objects: scanning them for garbage takes an eighth of the time.
 gc.set_threshold(200_000, 50, 100)
 
