@@ -34,7 +34,7 @@ from vit_jax.teachers import create_teacher
 from vit_jax.teachers.weights import published_weights
 
 on_cpu = jax.default_backend() == "cpu"
-size, classes, batch = (64, 1000, 2) if on_cpu else (224, 1000, 8)
+size, depth, classes, batch = (64, 1, 1000, 2) if on_cpu else (224, 4, 1000, 8)
 name, weights = ("resnet18", "IMAGENET1K_V1") if on_cpu else ("resnet50", "IMAGENET1K_V2")
 images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
 labels = jax.nn.one_hot(jnp.arange(batch), classes)
@@ -55,7 +55,7 @@ seen = published_weights(name, weights).preprocessing
 teacher = Teacher(resnet, seen.mean, seen.std, student_mean=mean, student_std=std)
 
 student = create_model(
-    "vit", image_size=size, patch_size=16, num_classes=classes, dim=192, depth=4, heads=3, mlp_dim=768
+    "vit", image_size=size, patch_size=16, num_classes=classes, dim=192, depth=depth, heads=3, mlp_dim=768
 )
 objective = Distill(student, teacher, temperature=3.0, alpha=0.5)
 params, _ = jax.jit(objective.init)(jax.random.key(2), images)

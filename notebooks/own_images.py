@@ -52,7 +52,7 @@ options = [
     f"--data=folder:{folder}",
     *("--data.image-size", "32", "32", "--data.min-crop", "0.8"),
     "--augment.flip",
-    "--epochs=5",
+    "--epochs=3",
     "--batch-size=32",
     "--workdir=runs/own-images",
 ]

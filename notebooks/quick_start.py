@@ -11,7 +11,7 @@
 # [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/quick_start.ipynb)
 #
 # On Colab choose a TPU under *Runtime, Change runtime type*. Everything here also runs on a GPU, and on a CPU with
-# fewer steps.
+# fewer blocks and steps.
 
 # %%
 # %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
@@ -26,9 +26,9 @@ import jax
 
 from train.main import main
 
-on_tpu = jax.default_backend() == "tpu"
-steps = 1_300 if jax.default_backend() != "cpu" else 120
-options = ["--model=t2t", f"--steps={steps}", "--workdir=runs/t2t-digits", *(["--tpu"] if on_tpu else [])]
+backend = jax.default_backend()
+size = ["--steps=1300"] if backend != "cpu" else ["--steps=120", "--model-args", "depth=1"]
+options = ["--model=t2t", "--workdir=runs/t2t-digits", *size, *(["--tpu"] if backend == "tpu" else [])]
 status = main(options)
 assert status == 0
 
@@ -65,6 +65,6 @@ from train.run.stored import load_run
 
 run = load_run(Path("runs/t2t-digits"))
 pixels = np.round(load_digits().images[:16] * 255 / 16).astype(np.uint8)[..., None]
-logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
+logits = jax.jit(run.objective.predict)(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
 print("predicted", np.asarray(logits.argmax(axis=-1)))
 print("labels   ", load_digits().target[:16])
