@@ -171,10 +171,11 @@ def test_slicing_a_batch_moves_nothing():
 # norm is of rounding alone.
 
 SMALL = ("dim=16", "heads=2", "dim_head=8", "mlp_dim=32")
+LEVIT = ("dim=(16, 24)", "depth=1", "heads=2", "stages=2")
 MODELS = {
     "vit": ("--model=vit", "--model-args", "dropout=0.1", "depth=1", *SMALL),
     "pit": ("--model=pit", "--model-args", "dropout=0.1", "depth=(1, 1)", *SMALL),
-    "levit": ("--model=levit", "--data.image-size", "16", "16", "--model-args", "dim=(16, 24)", "heads=2", "stages=2"),
+    "levit": ("--model=levit", "--data.image-size", "16", "16", "--model-args", *LEVIT),
 }
 SPLIT_EVERY_WAY = "data=2,fsdp=2,tensor=2"
 MESHES = ("data=8", "data=4,fsdp=2", SPLIT_EVERY_WAY)
@@ -245,7 +246,7 @@ def test_the_state_rests_in_parts():
 
 
 # Small, but with more numbers in most kernels than rest on every device.
-BLOCKS = {"vit": ("depth=1", *SMALL), "pit": ("depth=(1, 1)", *SMALL), "levit": ("dim=(16, 24)", "heads=2", "stages=2")}
+BLOCKS = {"vit": ("depth=1", *SMALL), "pit": ("depth=(1, 1)", *SMALL), "levit": LEVIT}
 
 
 @pytest.mark.slow
