@@ -1,7 +1,5 @@
 """Unusual inputs: integers, empty batches, batches of unknown size, rotated images, lists instead of tuples."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ from jax import export
 
 from tests.cases import CASES, CLASSIFIERS, FIRST, holds_for
 from tests.cases.case import Case, build
+from tests.test_models import abstract
 from vit_jax import create_model
 from vit_jax.teachers import create_teacher
 
@@ -26,13 +25,6 @@ def shapes_of(case: Case, dtype=jnp.float32):
 def batch_of(case: Case, batch) -> jax.ShapeDtypeStruct:
     """A batch with the image shape of a row, of one size even for models that take a list."""
     return jax.ShapeDtypeStruct((batch, *case.image_shapes[0]), jnp.float32)
-
-
-@functools.cache
-def built(name: str):
-    """The model of the first row of `name`, and the shapes of its variables."""
-    model = build(FIRST[name])
-    return model, jax.eval_shape(lambda x: model.init(jax.random.key(0), x), shapes_of(FIRST[name]))
 
 
 # Numbers
@@ -79,7 +71,7 @@ def test_integers_have_the_values_of_floats(name):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_no_images_give_no_logits(name):
-    model, variables = built(name)
+    model, variables, *_ = abstract(name)
     outputs = jax.eval_shape(model.apply, variables, batch_of(FIRST[name], 0))
     assert jax.tree.leaves(outputs)[0].shape == (0, model.num_classes)
 
@@ -87,7 +79,7 @@ def test_no_images_give_no_logits(name):
 @pytest.mark.usefixtures("unchecked_types")  # which compare sizes by numpy, where they may broadcast
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_is_traced_for_any_batch(name):
-    model, variables = built(name)
+    model, variables, *_ = abstract(name)
     (batch,) = export.symbolic_shape("b")
     outputs = jax.eval_shape(model.apply, variables, batch_of(FIRST[name], batch))
     assert jax.tree.leaves(outputs)[0].shape == (batch, model.num_classes)
@@ -101,7 +93,7 @@ EXPORTED = ("vit", "cct", "max_vit", "xcit")  # lowering seldom fails where trac
     "name", [pytest.param(name, marks=[] if name in EXPORTED else pytest.mark.exhaustive) for name in CLASSIFIERS]
 )
 def test_a_classifier_is_exported_for_any_batch(name):
-    model, variables = built(name)
+    model, variables, *_ = abstract(name)
     (batch,) = export.symbolic_shape("b")
     exported = export.export(jax.jit(model.apply))(variables, batch_of(FIRST[name], batch))
     assert exported.out_avals[0].shape == (batch, model.num_classes)

@@ -47,6 +47,13 @@ def abstract(name: str):
     return model, *jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (variables, x, kwargs))
 
 
+@functools.cache
+def program(name: str):
+    """The jaxpr of that model's evaluation, and the shapes of its outputs."""
+    model, *inputs = abstract(name)
+    return jax.make_jaxpr(lambda v, x, kwargs: model.apply(v, x, **kwargs), return_shape=True)(*inputs)
+
+
 def count(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
