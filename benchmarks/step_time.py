@@ -7,7 +7,6 @@ work of the machine affects both. A ratio above 1 means that ours is faster.
 """
 
 import dataclasses
-import importlib
 import inspect
 import json
 import os
@@ -242,14 +241,12 @@ def torch_twin(ours):
     arguments.
     """
     from tests.cases import FIRST
-    from tests.cases.case import build_upstream
+    from tests.cases.case import build_upstream, upstream_class
     from vit_jax.registry import MODELS
 
     target = f"{type(ours).__module__}:{type(ours).__name__}"
     case = FIRST[next(name for name in MODELS if MODELS[name] == target)]
-    importlib.import_module("tests.upstream")  # first, as it lets vit_pytorch be imported
-    file, _, class_name = case.upstream.partition(":")
-    accepted = inspect.signature(getattr(importlib.import_module(f"vit_pytorch.{file}"), class_name)).parameters
+    accepted = inspect.signature(upstream_class(case)).parameters
     fields = {field.name for field in dataclasses.fields(ours)} - {"parent", "name"}
     arguments = {key: getattr(ours, key) for key in fields & (accepted.keys() | case.kwargs.keys())}
     arguments = {

@@ -1,6 +1,7 @@
 """Write docs/models.md and the table of docs/tpu.md from the code and what was measured, and docs/deviations.md.
 
-    python docs/make_models.py
+    python docs/make_models.py           measures every preset: ten minutes
+    python docs/make_models.py cait vit  measures those of these models, and keeps the other rows of docs/models.md
 
 Parameters and FLOPs are those of the presets, with 1000 classes. Ratios are those that `python benchmarks/zoo.py`
 measured last (benchmarks/results/zoo.json), the table for TPUs is of `python benchmarks/tpu_compile.py`
@@ -40,17 +41,31 @@ def main() -> None:
     headers = {name: header(name) for name in list_models()}
     ratios = json.loads(RATIOS.read_text()) if RATIOS.exists() else {"machine": "not measured", "models": {}}
     models = [model_row(name, headers[name], ratios["models"].get(name)) for name in headers]
+    kept = kept_rows(sys.argv[1:])
     presets = [f"{name}/{preset}" for name in headers for preset in list_presets(name)]
-    sizes = [preset_row(preset) for preset in rich.progress.track(presets, "Measuring")]
+    sizes = [kept.get(preset) or preset_row(preset) for preset in rich.progress.track(presets, "Measuring")]
     page = MODELS_PAGE.format(
         upstream=upstream(),
         models="\n".join(models),
         machine=ratios["machine"],
-        features=features_table(),
+        features=features_table(kept),
         presets="\n".join(sizes),
     )
     (ROOT / "docs/models.md").write_text(page)
     make_deviations.main()
+
+
+def kept_rows(measured: list[str]) -> dict[str, str]:
+    """The rows of docs/models.md by model or preset, without those of the models in `measured`; none if it is empty.
+
+    Raises:
+        ValueError: if a model does not exist.
+    """
+    for name in measured:
+        list_presets(name)
+    lines = (ROOT / "docs/models.md").read_text().splitlines() if measured else []
+    rows = {found[1]: line for line in lines if (found := re.match(r"\| `([^`]+)` \|", line))}
+    return {key: row for key, row in rows.items() if key.partition("/")[0] not in measured}
 
 
 def upstream() -> str:
@@ -83,10 +98,13 @@ def preset_row(preset: str) -> str:
     return f"| `{preset}` | " + " | ".join(size(preset)) + " |"
 
 
-def features_table() -> str:
-    """The rows of the table of features: every classifier whose tiny preset takes one array."""
+def features_table(kept: dict[str, str]) -> str:
+    """The rows of the table of features, new unless `kept`: every classifier whose tiny preset takes one array."""
     rows = []
     for name in list_models():
+        if name in kept:
+            rows.append(kept[name])
+            continue
         if "tiny" not in list_presets(name) or "num_classes" not in model_arguments(name):
             continue
         try:

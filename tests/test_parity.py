@@ -4,6 +4,7 @@ The models of a row are built once for all tests of this file: pytest runs the t
 """
 
 import copy
+import dataclasses
 import functools
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.cases import CASES, FIRST, drawn_cases
-from tests.cases.case import Case, build, build_upstream
+from tests.cases.case import Case, build, build_upstream, upstream_class
 from vit_jax import list_models
 from vit_jax.convert import _torch_key, from_torch, to_torch
 
@@ -127,6 +128,10 @@ def inputs_by_name(inputs) -> dict:
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def row(request):
     return Row(request.param)
+
+
+def test_a_row_may_name_a_class_outside_of_vit_pytorch():
+    assert upstream_class(dataclasses.replace(FIRST["vit"], upstream="torch.nn:Linear")) is torch.nn.Linear
 
 
 def test_upstream_loads_what_we_export(row):

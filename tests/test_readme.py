@@ -18,7 +18,7 @@ import train.predict
 import train.probe
 from docs import make_deviations
 from train.commandline.options import read_options, split
-from vit_jax.registry import MODELS
+from vit_jax.registry import MODELS, list_presets
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -191,3 +191,10 @@ def test_the_address_of_the_repository_is_one():
 
 def test_deviations_are_those_of_the_headers():
     assert (ROOT / "docs/deviations.md").read_text() == make_deviations.page(), "run python docs/make_deviations.py"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_and_its_presets_are_in_the_tables(name):
+    page, remedy = (ROOT / "docs/models.md").read_text(), f"run python docs/make_models.py {name}"
+    assert f"| [`{name}`](" in page, remedy
+    assert list_presets(name) == re.findall(rf"^\| `{name}/(\S+)` \|", page, re.M), remedy

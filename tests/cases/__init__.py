@@ -1,7 +1,7 @@
 """One file for each model, with the name of the model's file: rows, repairs of upstream, published sizes, a random row.
 
 CASES: rows; the first row of a model is its simplest form.
-PUBLISHED: "name/preset" to (parameters with 1000 classes, relative tolerance), for every preset but "tiny".
+PUBLISHED: "name/preset" to (published number of parameters with 1000 classes, relative tolerance).
 draw(rng): rows with randomly drawn arguments, one for each name.
 EXEMPT (optional): tests of tests/test_models.py that cannot pass for the model, each with its reason.
 example(model), for models without images: the shape of one input of a model built from a preset.

@@ -14,12 +14,12 @@ from vit_jax import create_model
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model of the registry, its arguments, its input and its upstream class ("file:Class" of vit_pytorch)."""
+    """A model of the registry, its arguments, its input and its upstream class."""
 
     name: str
-    upstream: str
+    upstream: str  # "file:Class" of vit_pytorch, or "package.module:Class" for a torch class elsewhere
     input_shape: tuple  # of one array; or a tuple of shapes, for a list of images
-    parameters: int
+    parameters: int  # of the torch model
     kwargs: dict[str, Any]
     note: str = ""
     maps: int = 0  # attention maps that can be collected
@@ -103,13 +103,26 @@ def _called_as(case: Case | Inner, model):
     return Called(**{name: getattr(model, name) for name in fields})
 
 
+def upstream_module(case: Case | Inner) -> str:
+    """The full name of the module with the upstream class of a row."""
+    module = case.upstream.partition(":")[0]
+    return module if "." in module else f"vit_pytorch.{module}"
+
+
+def upstream_class(case: Case | Inner):
+    """The upstream class of a row, without its repairs."""
+    importlib.import_module("tests.upstream")  # must come first: it makes vit_pytorch importable
+    return getattr(importlib.import_module(upstream_module(case)), case.upstream.partition(":")[2])
+
+
 def build_upstream(case: Case | Inner, **overrides):
     """The torch model of a row, with its repairs."""
-    importlib.import_module("tests.upstream").torch.manual_seed(0)  # must come first: it makes vit_pytorch importable
+    make = upstream_class(case)
+    import torch
+
+    torch.manual_seed(0)
     kwargs = {**case.kwargs, **overrides}
     kwargs = {k: build_upstream(v) if isinstance(v, Inner) else v for k, v in kwargs.items()}
-    file, _, class_name = case.upstream.partition(":")
-    make = getattr(importlib.import_module(f"vit_pytorch.{file}"), class_name)
     for repair in getattr(case, "repairs", ()):
         make = repair(make)
     module = make(**kwargs)
