@@ -1,9 +1,23 @@
-"""Write image files byte by byte, so that their content does not depend on the library that is tested."""
+"""Image files, written byte by byte, so that their content does not depend on the library that is tested."""
 
+import io
 import struct
 import zlib
 
+import numpy as np
+from PIL import Image
+
+from train.data.transforms import decode
+
 SHORT, LONG = 3, 4  # types of TIFF's tags
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
+WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB, CMYK, YCBCR, LAB = 0, 1, 2, 5, 6, 8  # photometric interpretations of TIFF
+ASSOCIATED, UNASSOCIATED = 1, 2  # kinds of alpha in TIFF
+
+DEEP = np.array([[0, 255, 256, 0x1234], [0x8000, 0xFE00, 0xFF00, 0xFFFF]], np.uint16)
+UPPER = np.array([[0, 0, 1, 0x12], [0x80, 0xFE, 0xFF, 0xFF]], np.uint8)
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]], [[1, 2, 3], [200, 100, 50]]], np.uint8)
+SHALLOW = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
 
 
 def png(pixels, colour_type, extra=b""):
@@ -81,3 +95,20 @@ def exif(orientation):
 def with_exif(jpeg, block):
     """A JPEG file with an EXIF block."""
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+
+
+def pixels(contents, channels):
+    """Decode a file, given as bytes, to (h, w, channels)."""
+    return decode(io.BytesIO(contents), channels, "it")
+
+
+def stacked(*planes):
+    """Pixels from one array for each channel."""
+    return np.stack(planes, axis=-1)
+
+
+def saved(array, suffix, **options):
+    """Encode uint8 pixels with Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, suffix, **options)
+    return file.getvalue()

@@ -1,57 +1,42 @@
-"""Decoding gives the right pixel values for every kind of file, and a clear message for unreadable files."""
+"""Decoding gives the right pixel values for every kind of file."""
 
-import contextlib
 import io
-import os
-import re
-import runpy
-import subprocess
-import tracemalloc
-import warnings
-from pathlib import Path
 
 import numpy as np
 import PIL
 import pytest
-from PIL import Image, ImageFile, features
+from PIL import Image, features
 
-from tests.image_files import chunk, exif, png, pnm, tiff, with_exif
-from train.config import Data
-from train.data import image_to_input, load_dataset, transforms
-from train.data.channels import folder_channels
-from train.data.transforms import Unreadable, decode, image_channels
-from train.errors import UserError
-from vit_jax.images import FORMATS, MAX_PIXELS, SUFFIXES
-
-GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # colour types of PNG
-WHITE_IS_ZERO, BLACK_IS_ZERO, TIFF_RGB, CMYK, YCBCR, LAB = 0, 1, 2, 5, 6, 8  # photometric interpretations of TIFF
-ASSOCIATED, UNASSOCIATED = 1, 2  # kinds of alpha in TIFF
-
-DEEP = np.array([[0, 255, 256, 0x1234], [0x8000, 0xFE00, 0xFF00, 0xFFFF]], np.uint16)
-UPPER = np.array([[0, 0, 1, 0x12], [0x80, 0xFE, 0xFF, 0xFF]], np.uint8)
-COLOURS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]], [[1, 2, 3], [200, 100, 50]]], np.uint8)
-SHALLOW = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
+from tests.image_files import (
+    ASSOCIATED,
+    BLACK_IS_ZERO,
+    CMYK,
+    COLOURS,
+    DEEP,
+    GREY,
+    GREY_ALPHA,
+    LAB,
+    PALETTE,
+    RGB,
+    RGB_ALPHA,
+    SHALLOW,
+    TIFF_RGB,
+    UNASSOCIATED,
+    UPPER,
+    WHITE_IS_ZERO,
+    YCBCR,
+    chunk,
+    pixels,
+    png,
+    pnm,
+    saved,
+    stacked,
+    tiff,
+)
+from train.data.transforms import Unreadable, image_channels
 
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 since_13 = pytest.mark.skipif(not PILLOW_13, reason="Pillow reads such files since version 13")
-
-
-def pixels(contents, channels):
-    return decode(io.BytesIO(contents), channels, "it")
-
-
-def stacked(*planes):
-    return np.stack(planes, axis=-1)
-
-
-def saved(array, suffix, **options):
-    """Encode uint8 pixels with Pillow."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, suffix, **options)
-    return file.getvalue()
-
-
-# Values
 
 
 @pytest.mark.parametrize(
@@ -216,236 +201,3 @@ def test_every_format_is_read(suffix):
     contents = saved(picture, suffix, **options)
     np.testing.assert_allclose(pixels(contents, 3).astype(int), picture, atol=8 if suffix == "JPEG" else 0)
     assert image_channels(io.BytesIO(contents), "it") == 3
-
-
-# Orientation
-
-# For each orientation, the sides of the picture where the first row and column of the file belong, as EXIF defines it.
-ROW_AND_COLUMN = {
-    1: ("top", "left"),
-    2: ("top", "right"),
-    3: ("bottom", "right"),
-    4: ("bottom", "left"),
-    5: ("left", "top"),
-    6: ("right", "top"),
-    7: ("right", "bottom"),
-    8: ("left", "bottom"),
-}
-
-
-def stored(picture, orientation):
-    """The pixels in a file of this EXIF orientation that shows `picture`."""
-    row, column = ROW_AND_COLUMN[orientation]
-    if row in ("left", "right"):
-        picture = picture.swapaxes(0, 1)
-    if row in ("bottom", "right"):
-        picture = picture[::-1]
-    return picture[:, ::-1] if column in ("bottom", "right") else picture
-
-
-@pytest.mark.parametrize("orientation", ROW_AND_COLUMN)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_orientation(orientation, channels):
-    picture = COLOURS if channels == 3 else COLOURS[..., 0]
-    held = np.ascontiguousarray(stored(picture, orientation))
-    block = exif(orientation)
-    for contents in (
-        png(held, RGB if channels == 3 else GREY, extra=chunk(b"eXIf", block[6:])),
-        tiff(held, TIFF_RGB if channels == 3 else BLACK_IS_ZERO, orientation=orientation),
-    ):
-        np.testing.assert_array_equal(pixels(contents, channels), picture.reshape(3, 2, channels))
-
-
-def test_orientation_of_jpeg_decides_on_size_and_statistics(tmp_path):
-    """Images of rotated files are upright, in training and in prediction."""
-    picture = np.zeros((24, 16, 3), np.uint8)
-    picture[:8] = 255
-    for split in ("train", "val"):
-        for name in "ab":
-            path = tmp_path / split / name / "0.jpg"
-            path.parent.mkdir(parents=True)
-            held = np.ascontiguousarray(stored(picture, 6))
-            path.write_bytes(with_exif(saved(held, "JPEG", quality=100), exif(6)))
-    config = Data(f"folder:{tmp_path}")
-    dataset = load_dataset(config)
-    assert dataset.image_shape == (24, 16, 3)
-    for found in (dataset.train[0][0], image_to_input(tmp_path / "val/a/0.jpg", (24, 16, 3), config)):
-        np.testing.assert_allclose(found.astype(int), picture, atol=3)
-
-
-@pytest.mark.filterwarnings("ignore:(Corrupt|Possibly corrupt) EXIF")
-@pytest.mark.parametrize("block", [b"", b"Exif\0\0", exif(6)[:20], exif(9), exif(0), b"Exif\0\0" + bytes(100)])
-def test_damaged_or_strange_exif_leaves_an_image_as_it_is(block):
-    contents = with_exif(saved(SHALLOW, "JPEG", quality=100), block)
-    np.testing.assert_allclose(pixels(contents, 1)[..., 0], SHALLOW, atol=8)
-    assert pixels(contents, 1).shape == (2, 3, 1)
-
-
-def test_damage_that_does_no_harm_is_no_warning():
-    """Pillow warns of truncated EXIF, in the middle of a run and without naming the file."""
-    contents = with_exif(saved(SHALLOW, "JPEG", quality=100), exif(6)[:20])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="Corrupt EXIF"):
-            Image.open(io.BytesIO(contents))
-        module = runpy.run_path(transforms.__file__)  # as a process imports it; pytest has filters of its own
-        assert module["decode"](io.BytesIO(contents), 1, "it").shape == (2, 3, 1)
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("contents", "reason"),
-    [
-        (tiff(DEEP.astype(np.float32), BLACK_IS_ZERO), "floating-point numbers, which have no fixed range"),
-        (tiff(DEEP.astype(np.float32), BLACK_IS_ZERO, ">"), "floating-point numbers, which have no fixed range"),
-        (b"Pf 1 1 -1.0\n" + np.float32(0.5).tobytes(), "floating-point numbers, which have no fixed range"),
-        (tiff(DEEP.view(np.int16), BLACK_IS_ZERO), "signed numbers, which have no fixed range"),
-        (tiff(DEEP.astype(np.int32), BLACK_IS_ZERO, ">"), "signed numbers, which have no fixed range"),
-        (tiff(SHALLOW.view(np.int8), BLACK_IS_ZERO), "signed numbers, which have no fixed range"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", f"it is none of {', '.join(FORMATS)}"),
-        (b"", "it is none of"),
-        (b"no image", "it is none of"),
-        (png(SHALLOW, GREY)[:50], "truncated"),
-    ],
-)
-def test_what_cannot_be_read_says_why(contents, reason):
-    with pytest.raises(Unreadable, match="cannot read the image it: ") as caught:
-        pixels(contents, 1)
-    assert reason in str(caught.value).replace("Truncated", "truncated")
-    assert "\n" not in str(caught.value)
-
-
-def test_no_image_file_starts_a_process(tmp_path, monkeypatch):
-    """Pillow's EPS plugin runs Ghostscript on every file that begins like an EPS file, whatever its name."""
-
-    def start(*arguments, **_):
-        raise AssertionError(f"started {arguments}")
-
-    for name in ("Popen", "check_call", "run", "call"):
-        monkeypatch.setattr(subprocess, name, start)
-    monkeypatch.setattr(os, "system", start)
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
-    (tmp_path / "photo.jpg").write_bytes(eps)
-    (tmp_path / "photo.eps").write_bytes(eps)
-    for name in ("photo.jpg", "photo.eps"):
-        with pytest.raises(Unreadable, match="none of JPEG"):
-            decode(tmp_path / name, 3, name)
-        with pytest.raises(Unreadable, match="none of JPEG"):
-            image_channels(tmp_path / name, name)
-    with Image.open(tmp_path / "photo.jpg") as image, pytest.raises(AssertionError, match="started"):
-        image.load()  # without our list of formats
-
-
-def test_suffixes_follow_the_formats():
-    assert {".jfif", ".jpe", ".jpg", ".png", ".jp2", ".tga", ".pnm", ".mpo", ".webp", ".tiff"} <= SUFFIXES
-    assert SUFFIXES.isdisjoint({".eps", ".ps", ".wmf", ".emf", ".pdf", ".fits", ".h5", ".iim", ".mpg", ".txt", ""})
-    assert (".avif" in SUFFIXES) == ("AVIF" in Image.OPEN)  # since Pillow 11.3
-
-
-def test_the_documentation_lists_what_is_read():
-    text = (Path(__file__).parents[1] / "docs/images.md").read_text()
-    assert set(re.findall(r"`(\.\w+)`", text)) >= SUFFIXES
-    assert f"{MAX_PIXELS:,}" in text
-
-
-def test_truncated_images_are_never_filled_up():
-    assert not ImageFile.LOAD_TRUNCATED_IMAGES
-
-
-def test_only_regular_files_are_opened(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "pipe.png", "/dev/zero"):
-        with pytest.raises(Unreadable, match="it is not a regular file"):
-            decode(path, 3, "it")
-    with pytest.raises(Unreadable, match="it is a folder; name the image files in it"):
-        decode(tmp_path, 3, "it")
-
-
-def test_a_missing_file_is_named_once(tmp_path):
-    path = tmp_path / "none.png"
-    with pytest.raises(Unreadable) as caught:
-        decode(path, 3, str(path))
-    assert str(caught.value) == f"cannot read the image {path}: No such file or directory"
-
-
-def test_a_length_that_a_file_claims_takes_no_memory(tmp_path):
-    """Pillow reads a chunk of pixels at once: here a file of a few bytes declares a chunk of 2 GiB."""
-    path, contents = tmp_path / "claims.png", png(SHALLOW, GREY)
-    at = contents.index(b"IDAT")
-    path.write_bytes(contents[: at - 4] + (2**31 - 1).to_bytes(4, "big") + contents[at:])
-    tracemalloc.start()
-    try:
-        with contextlib.suppress(Unreadable):
-            decode(path, 1, "it")
-        assert tracemalloc.get_traced_memory()[1] < 2**26
-    finally:
-        tracemalloc.stop()
-
-
-def test_pixels_are_limited_before_any_is_decoded(monkeypatch):
-    """A PNG of a few bytes declares 8192 x 8193 pixels."""
-    contents = png(SHALLOW, GREY)
-    side = (8192).to_bytes(4, "big"), (8193).to_bytes(4, "big")
-    bomb = contents[:8] + chunk(b"IHDR", b"".join(side) + contents[24:29]) + contents[33:]
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(Unreadable, match=r"it has 8192 x 8193 pixels, more than the limit of 67,108,864"):
-        pixels(bomb, 1)
-    assert MAX_PIXELS == 8192 * 8192
-
-
-# Greyscale and colour in one dataset
-
-
-def write(root, kinds, split="train"):
-    """Images 0.png, 1.png ... of two classes; `kinds` has a letter for each, "g" for greyscale and "c" for colour."""
-    for i, kind in enumerate(kinds):
-        path = root / split / "ab"[i % 2] / f"{i:04}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = np.kron(COLOURS, np.full((2, 2, 1), 1, np.uint8))
-        path.write_bytes(png(picture, RGB) if kind == "c" else png(np.ascontiguousarray(picture[..., 0]), GREY))
-
-
-@pytest.mark.parametrize(("kinds", "channels"), [("gccc", 3), ("cccg", 3), ("gggc", 3), ("gggg", 1), ("cccc", 3)])
-def test_one_image_in_colour_makes_a_dataset_rgb(tmp_path, kinds, channels):
-    write(tmp_path, kinds)
-    write(tmp_path, kinds, "val")
-    dataset = load_dataset(Data(f"folder:{tmp_path}"))
-    assert dataset.image_shape == (6, 4, channels)
-    mixed = len(set(kinds)) == 2
-    assert len(dataset.notes) == mixed
-    if mixed:
-        assert "greyscale and colour images are mixed; all are read as RGB" in dataset.notes[0]
-        in_colour = [np.ptp(image, axis=-1).max() > 0 for image, _ in dataset.train]
-        assert sum(in_colour) == kinds.count("c")
-
-
-def test_colour_beyond_the_sample_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.data.channels.SAMPLE", 3)
-    write(tmp_path, "gggggggggcgg")
-    paths = sorted(str(path) for path in tmp_path.rglob("*.png"))
-    channels, (note,) = folder_channels(paths, paths)
-    assert channels == 3
-    assert "0009.png" in note
-
-
-def test_evaluation_images_in_colour_are_told(tmp_path):
-    write(tmp_path, "gggg")
-    write(tmp_path, "ggcg", "val")
-    dataset = load_dataset(Data(f"folder:{tmp_path}"))
-    assert dataset.image_shape == (6, 4, 1)
-    (note,) = dataset.notes
-    assert "colour images for evaluation are read as greyscale" in note
-    assert "0002.png" in note
-
-
-def test_unreadable_files_do_not_decide(tmp_path):
-    write(tmp_path, "gggg")
-    paths = sorted(str(path) for path in tmp_path.rglob("*.png"))
-    for path in paths[:2]:
-        with open(path, "wb") as file:
-            file.write(b"broken")
-    assert folder_channels(paths, paths) == (1, ())
-    with pytest.raises(UserError, match=r"cannot read the image .*0000\.png"):
-        folder_channels(paths[:1], paths)

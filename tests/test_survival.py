@@ -554,7 +554,7 @@ def test_the_table_names_tests_that_exist():
     rows = [row for row in table.splitlines() if row.startswith("| ") and not row.startswith("| fault |")]
     rows = [row.split("|")[1:-1] for row in rows]
     assert len(rows) > 15
-    names = [re.findall(r"`(test_\w+)\.py::(test_\w+)`", row[-1]) for row in rows]
+    names = [re.findall(r"`([\w/]+)\.py::(test_\w+)`", row[-1]) for row in rows]
     for row, found in zip(rows, names, strict=True):
         assert found, row
         for file, test in found:
