@@ -29,8 +29,8 @@ from train.hlo import cycles
 from train.planning import open_topology
 from train.sharding import batch_sharding, make_mesh, replicated
 from train.step import cast
-from vit_jax.layers import Transformer
 from vit_jax.layers.execution import execution
+from vit_jax.models.vit import Transformer
 
 WIDTHS = {"ti16": 192, "s16": 384, "b16": 768}
 
@@ -96,7 +96,7 @@ def main(options: Options) -> None:
 
 def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -> Compiled:
     """Compile value and gradients of `depth` blocks."""
-    blocks = Transformer(depth=depth, heads=width // 64, dim_head=64, mlp_dim=4 * width)
+    blocks = Transformer(dim=width, depth=depth, heads=width // 64, dim_head=64, mlp_dim=4 * width)
     one = jax.ShapeDtypeStruct((1, options.tokens, width), jnp.float32)
     params = jax.eval_shape(blocks.init, jax.random.key(0), one)["params"]
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=replicated(mesh)), params)

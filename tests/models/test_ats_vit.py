@@ -135,6 +135,14 @@ def test_images_do_not_depend_on_one_another():
         np.testing.assert_array_equal(sample(False, images=IMAGES[i : i + 1])[1][0], together[i])
 
 
+def test_the_transformer_returns_the_tokens_that_are_left():
+    model = build(SAMPLED)
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    shape = lambda method, x: jax.eval_shape(functools.partial(model.apply, method=method), variables, x).shape
+    left = min(model.max_tokens_per_depth) + 1
+    assert shape("transform", jnp.ones((2, 17, model.dim))) == shape("encode", IMAGES) == (2, left, model.dim)
+
+
 @pytest.mark.parametrize("numbers", [(4,), (4, 5, 3), (4, 4, 0), (), (4, 4, 4, 4)])
 def test_bad_numbers_of_tokens_are_named(numbers):
     with pytest.raises(ValueError, match=r"max_tokens_per_depth=\(.*expected as many numbers as depth=3"):

@@ -60,9 +60,9 @@ class TokenViT(ImageInput):
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
 
-    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Apply the transformer to tokens from `embed`."""
-        return self.transformer(tokens, train=train)
+    def transform(self, tokens: Tokens, *context, train: bool = False) -> Tokens:
+        """Apply the transformer to tokens from `embed`. `context` is what it needs to know of their grid."""
+        return self.transformer(tokens, *context, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without its extra tokens."""

@@ -127,9 +127,9 @@ class BaseSimpleViT(ImageInput):
         x = x + jnp.asarray(self.positions(*self.grid(images.shape[1:-1])), x.dtype)[None]
         return x if extra_tokens is None else append(x, extra_tokens)
 
-    def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        """Apply the transformer to tokens from `embed`."""
-        return self.transformer(tokens, train=train)
+    def transform(self, tokens: Tokens, *context, train: bool = False) -> Tokens:
+        """Apply the transformer to tokens from `embed`. `context` is what it needs to know of their grid."""
+        return self.transformer(tokens, *context, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, without its extra tokens."""

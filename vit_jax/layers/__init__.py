@@ -26,7 +26,6 @@ from vit_jax.layers.softmax import softmax
 from vit_jax.layers.squeeze_excitation import SqueezeExcitation
 from vit_jax.layers.to_heads import ToHeads
 from vit_jax.layers.tokens import add_positions, append, pool_tokens, prepend
-from vit_jax.layers.transformer import Transformer
 from vit_jax.layers.unfold import unfold, unfold_grid
 from vit_jax.layers.window_attention import WindowAttention
 
@@ -52,7 +51,6 @@ __all__ = [
     "PointwiseConv",
     "SqueezeExcitation",
     "ToHeads",
-    "Transformer",
     "VideoPatchEmbed",
     "WindowAttention",
     "add_positions",

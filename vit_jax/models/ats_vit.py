@@ -153,7 +153,11 @@ class ATSViT(PlainViT, kw_only=True):
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer. There are no extra tokens, as the layers would sample them too."""
-        return self.transformer(self.embed(images, patches=patches, train=train), train=train)[0]
+        return self.transform(self.embed(images, patches=patches, train=train), train=train)
+
+    def transform(self, tokens: Tokens, *, train: bool = False) -> Float[Array, "b m d"]:
+        """Apply the transformer to tokens from `embed`, of which a sample is left."""
+        return self.transformer(tokens, train=train)[0]
 
     def __call__(
         self, images: Images, *, return_sampled_token_ids: bool = False, train: bool = False

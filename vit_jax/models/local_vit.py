@@ -96,7 +96,7 @@ class LocalViT(PlainViT):
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer. Extra tokens would have no place in the grid."""
         x = self.embed(images, patches=patches, train=train)
-        return self.transformer(x, patch_grid(images.shape[1:3], self.patch_size)[0], train=train)
+        return self.transform(x, patch_grid(images.shape[1:3], self.patch_size)[0], train=train)
 
     torch_rules = (
         *PATCH_EMBED_RULES,

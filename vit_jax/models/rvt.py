@@ -160,11 +160,15 @@ class RvT(PlainViT):
         turns = frequencies(self.dim_head, max(pair("image_size", self.image_size)))
         sin_cos = jnp.asarray(rotations(rows, columns, turns), x.dtype)
         context = rows if self.use_ds_conv else None, sin_cos if self.use_rotary else None
+        return self.transform(x, *context, train=train)
+
+    def transform(self, tokens: Tokens, *context, train: bool = False) -> Tokens:
+        """Apply the blocks to tokens from `embed`. `context` are the rows of patches and the rotations."""
         for attn, ff in zip(self.attn, self.ff, strict=True):
-            x = x + attn(x, *context, train=train)
-            x = x + ff(x, train=train)
-            sow_block(self, x)
-        return x
+            tokens = tokens + attn(tokens, *context, train=train)
+            tokens = tokens + ff(tokens, train=train)
+            sow_block(self, tokens)
+        return tokens
 
     torch_rules = (
         *PATCH_PROJECTION_RULES,

@@ -101,7 +101,7 @@ class RelativeBiasViT(BaseSimpleViT):
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer. Extra tokens would have no place in the grid."""
         x = self.embed(images, patches=patches)
-        return self.transformer(x, patch_grid(images.shape[1:3], self.patch_size), train=train)
+        return self.transform(x, patch_grid(images.shape[1:3], self.patch_size), train=train)
 
     torch_rules = (("to_distance_weights", "to_distance_weights.0"), *BaseSimpleViT.torch_rules)
 

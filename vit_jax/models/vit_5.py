@@ -130,7 +130,7 @@ class ViT5(PlainViT):
         """Tokens after the transformer: the class token, the registers, the patches."""
         x = self.embed(images, patches=patches, train=train)
         sin_cos = rotations(self.num_registers, *patch_grid(images.shape[1:3], self.patch_size), self.dim_head)
-        return self.transformer(x, jnp.asarray(sin_cos, x.dtype), train=train)
+        return self.transform(x, jnp.asarray(sin_cos, x.dtype), train=train)
 
     torch_rules = (*PATCH_PROJECTION_RULES, (r"ls(\d)_(\d+)", r"ls\1.\2"), *TRANSFORMER_RULES)
 

@@ -10,6 +10,7 @@ Axes: b batch, n patches, m masked patches, k seen patches, l tokens before the 
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -17,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from vit_jax.frames.rules import TRANSFORMER_RULES
-from vit_jax.layers import Dense, Transformer
+from vit_jax.layers import Attention, Dense, FeedForward, NormedBlocks
 from vit_jax.layers.check import at_least
 from vit_jax.layers.shapes import Images
 from vit_jax.objectives.masked import (
@@ -77,8 +78,9 @@ class Autoencoder(nn.Module):
         positions = nn.Embed(count + before, dim, embedding_init=nn.initializers.normal(0.02), name="decoder_pos_emb")
         of_first = jnp.broadcast_to(count + jnp.arange(first.shape[1]), first.shape[:2])
         tokens = tokens + positions(jnp.concatenate([masked, of_first, seen], axis=1))
-        sizes = self.decoder_depth, self.decoder_heads, self.decoder_dim_head, 4 * dim
-        tokens = Transformer(*sizes, name="decoder")(tokens, train=train)
+        attention = functools.partial(Attention, self.decoder_heads, self.decoder_dim_head)
+        feed_forward = functools.partial(FeedForward, 4 * dim)
+        tokens = NormedBlocks(self.decoder_depth, attention, feed_forward, name="decoder")(tokens, train=train)
         return Dense(to_patches(images, self.encoder).shape[-1], name="to_pixels")(tokens[:, : masked.shape[1]])
 
     def __call__(
