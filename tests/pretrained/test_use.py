@@ -10,6 +10,7 @@ from tests.test_execution import assert_close, gradient
 from tests.test_models import assert_bfloat16, filled
 from vit_jax import capture, create_model
 from vit_jax.objectives import create_objective
+from vit_jax.objectives.features import pooled, regions
 
 # Each with something that the others lack: registers, a second head, attention pooling, fixed and learned rotations.
 NAMES = (
@@ -102,6 +103,14 @@ def test_objectives_train_it(objective):
         assert all(
             np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(grads["encoder"]["transformer"])
         )
+
+
+def test_objectives_read_patches_without_registers():
+    tokens = np.random.default_rng(0).standard_normal((2, 11, 32), np.float32)
+    with_class, without = tiny("vit_small_patch14_reg4_dinov2"), tiny("vit_medium_patch16_reg4_gap_256")
+    np.testing.assert_array_equal(pooled(with_class, jax.device_put(tokens)), tokens[:, 0])
+    np.testing.assert_array_equal(regions(with_class, jax.device_put(tokens)), tokens[:, 5:])
+    np.testing.assert_allclose(pooled(without, jax.device_put(tokens)), tokens[:, 4:].mean(axis=1), rtol=1e-5)
 
 
 def test_rotary_positions_need_all_patches():

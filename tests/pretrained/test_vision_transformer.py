@@ -8,7 +8,7 @@ import pytest
 
 from tests.pretrained.timm_models import CONFIGS, NAMES, constructor_arguments, facts, timm
 from tests.upstream import channels_first, shake, torch
-from vit_jax import create_model, list_presets
+from vit_jax import capture, create_model, list_presets
 from vit_jax.convert import from_torch, to_torch
 from vit_jax.pretrained.architectures import ARCHITECTURES, UNSUPPORTED
 
@@ -201,3 +201,20 @@ def test_arguments_override_the_architecture():
     assert set(list_presets("timm")) == ARCHITECTURES.keys()
     with pytest.raises(ValueError, match="unknown argument of model 'timm': 'deph'"):
         create_model("timm/vit_small_patch16_224", deph=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*trunc_normal_:UserWarning")
+@pytest.mark.parametrize("name", ["vit_base_patch16_siglip_224", "eva02_base_patch14_224"])
+def test_weights_without_classes(name):
+    """Their pooling has parameters, and gives timm's features."""
+    theirs, ours, images = small(name)
+    theirs.reset_classifier(0)
+    ours = ours.clone(num_classes=0)
+    state = state_of(shake(theirs))
+    variables = from_torch(ours, state, images)
+    assert to_torch(ours, variables).keys() == state.keys()
+    features = jax.jit(lambda variables, images: capture.features(ours, variables, images))(variables, images)
+    with torch.no_grad():
+        expected = theirs(channels_first(images)).numpy()
+    assert features.logits is None
+    assert_close(np.asarray(features.pooled), expected, 1e-5, "pooled")

@@ -89,16 +89,17 @@ class PrefixPositions:
     tokens: tuple[str, ...]
 
     def read(self, state: State) -> State:
-        if self.positions not in state:
+        tokens = [token for token in self.tokens if token in state]
+        arrays = [state[key] for key in (self.positions, *tokens) if key in state]
+        if self.positions not in state or any(array.ndim != 3 for array in arrays):
             return state
-        state = dict(state)
-        table = state[self.positions]
-        for token in self.tokens:
-            if token in state:
-                count = state[token].shape[1]
-                state[token] = state[token] + table[:, :count]
-                table = table[:, count:]
-        return state | {self.positions: table}
+        table, read = state[self.positions], dict(state)
+        for token in tokens:
+            rows, table = np.split(table, [state[token].shape[1]], axis=1)
+            if rows.shape != state[token].shape:
+                return state  # `from_torch` reports that shapes differ
+            read[token] = state[token] + rows
+        return read | {self.positions: table}
 
     def write(self, state: State) -> State:
         if self.positions not in state:
