@@ -20,7 +20,13 @@ Similarity = Float[Array, "b t h w s"]
 
 
 class SimilarityEncoder(nn.Module):
-    """Similarities (b, t, h, w, s) to features (b, t, h, w, dim). The s neighbours are in order of their frames."""
+    """Similarities (b, t, h, w, s) to features (b, t, h, w, dim). The s neighbours are in order of their frames.
+
+    Args:
+        dim: features of the output.
+        local_time: frames of the neighbours.
+        hidden_dim: hidden width.
+    """
 
     dim: int
     local_time: int
@@ -41,8 +47,7 @@ class MOSS(nn.Module):
     """Features (b, t, h, w, dim) to the same shape: the sum of a linear layer and of several orders.
 
     Each order encodes the similarity of every vector of the previous order to the vectors in a block around it. A
-    causal module can process a video in pieces: a call with `return_cache` also returns, for each order, the last
-    `local_time - 1` frames, which the call for the next piece takes as `cache`. `train` is unused.
+    causal module can process a video in pieces.
 
     Args:
         dim: features of a vector.
@@ -54,7 +59,7 @@ class MOSS(nn.Module):
         causal: the block has the frame itself and earlier ones, none later.
 
     Raises:
-        ValueError: if a side of the block is not odd, or for a cache of other shapes or of a module that is not causal.
+        ValueError: if a side of the block is not odd.
     """
 
     dim: int
@@ -74,6 +79,20 @@ class MOSS(nn.Module):
     def __call__(
         self, x: Features, *, cache: tuple | None = None, return_cache: bool = False, train: bool = False
     ) -> Features | tuple[Features, tuple]:
+        """Apply the module to a video, or to the next piece of one.
+
+        Args:
+            x: features.
+            cache: the cache that the call for the previous piece returned; None for the first piece.
+            return_cache: also return the cache for the next piece.
+            train: unused.
+
+        Returns:
+            Features; with `return_cache` also, for each order, the last `local_time - 1` frames.
+
+        Raises:
+            ValueError: for a cache of other shapes, or if the module is not causal.
+        """
         if x.shape[-1] != self.dim:
             raise ValueError(f"features of shape {x.shape}: expected (b, t, h, w, dim) with dim={self.dim}")
         check_floating("features", x)
@@ -106,9 +125,12 @@ class MOSS(nn.Module):
 
 
 def self_similarity(x: Features, around: Float[Array, "b u h w d"], sides: tuple[int, int, int]) -> Similarity:
-    """Dot products of each vector with its neighbours in a block of `sides` (time, height, width), row by row.
+    """Return the dot products of each vector with its neighbours, row by row. Those outside a frame are zero.
 
-    Frame i of `x` is compared with the frames i to i + time - 1 of `around`. Neighbours outside a frame are zero.
+    Args:
+        x: the vectors.
+        around: their frames and further ones: frame i of `x` is compared with the frames i to i + time - 1.
+        sides: (time, height, width) of the block of neighbours.
     """
     (t, h, w), (time, height, width) = x.shape[1:4], sides
     padded = jnp.pad(around, ((0, 0), (0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
@@ -117,7 +139,15 @@ def self_similarity(x: Features, around: Float[Array, "b u h w d"], sides: tuple
 
 
 def check_moss(model: nn.Module, prefix: str = "") -> None:
-    """Raise ValueError for invalid arguments of MOSS. `model` has them with the `prefix` before their names."""
+    """Check the arguments of MOSS.
+
+    Args:
+        model: a module that has them.
+        prefix: what precedes their names there.
+
+    Raises:
+        ValueError: for an invalid argument.
+    """
     at_least(model, **{f"{prefix}hidden_dim": 1, f"{prefix}orders": 0})
     for name in (f"{prefix}local_time", f"{prefix}local_height", f"{prefix}local_width"):
         side = getattr(model, name)

@@ -46,9 +46,11 @@ Slots = Int[Array, "n"]
 class Attention(layers.Attention):
     """`Attention` in which no query reads a key outside of `mask`.
 
-    With `use_flash_attn` only the outputs of linear maps are stored for the gradient, but no
-    attention map. With `slots`, keys and values are written to these slots of the variables
-    "cache", and all slots are read.
+    A call with `slots` writes keys and values to these slots of the variables "cache", and reads
+    all slots.
+
+    Args:
+        use_flash_attn: store no attention map for the gradient, only the outputs of linear maps.
     """
 
     use_flash_attn: bool = True

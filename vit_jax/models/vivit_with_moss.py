@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Int
 
 from vit_jax.frames.rules import HEAD_RULES
 from vit_jax.layers import MOSS, NormHead, moss
@@ -84,8 +85,20 @@ class ViViTWithMOSS(ViViT):
         sides = (self.moss_local_time, self.moss_local_height, self.moss_local_width)
         self.moss = MOSS(self.dim, *sides, self.moss_hidden_dim, self.moss_orders, self.moss_causal)
 
-    def read_frames(self, video: Videos, start=0, cache=None, *, train: bool = False):
-        """Tokens (b, n, d) of frames of patches, after the class token, if any; and the next cache of MOSS."""
+    def read_frames(
+        self, video: Videos, start: int | Int[Array, ""] = 0, cache: tuple | None = None, *, train: bool = False
+    ) -> tuple[Tokens, tuple]:
+        """Apply all that precedes the temporal transformer.
+
+        Args:
+            video: frames.
+            start: position of the first frame of patches.
+            cache: the cache of MOSS, or None for the beginning of a video.
+            train: apply dropout.
+
+        Returns:
+            Tokens (b, n, d) of frames of patches, after the class token, if any; and the next cache of MOSS.
+        """
         x = self.attend_space(self.embed(video, start, train=train), train=train)
         rows, _ = patch_grid(video.shape[2:4], self.image_patch_size)
         patches = rearrange(x if self.pool == "mean" else x[:, :, 1:], "b f (h w) d -> b f h w d", h=rows)
@@ -94,9 +107,11 @@ class ViViTWithMOSS(ViViT):
         return self.with_class(pooled if self.pool == "mean" else x[:, :, 0] + pooled), cache
 
     def causal_mask(self, slots: Slots, count: int) -> Mask:
-        """Mask of the slots, of `count`, that the tokens at `slots` may read.
+        """Return the mask of the slots that tokens may read.
 
-        `slots` are in ascending order; the class token is in the first one.
+        Args:
+            slots: slot of each token, in ascending order; the class token is in the first one.
+            count: number of slots.
         """
         slot = jnp.arange(count)[None]
         mask = slot <= slots[:, None]
@@ -112,12 +127,21 @@ class ViViTWithMOSS(ViViT):
         return self.temporal_transformer(x, mask, train=train)
 
     def step(self, video: Videos) -> Output:
-        """Logits of all frames so far, of which `video` has the last; without classes, tokens of `video` only.
+        """Read the next frames of a video.
 
         Earlier frames are in the variables "cache", whose shapes are fixed and which are zero at
         first. Start with `state = {}` and call `logits, state = model.apply({**variables, **state},
-        video, method="step", mutable=["cache"])`. After more than `frames` frames the result is
-        NaN, since their number is not known under jit.
+        video, method="step", mutable=["cache"])`.
+
+        Args:
+            video: the next frames.
+
+        Returns:
+            Logits (b, k) of all frames so far; with `num_classes=0` tokens of `video` only. After
+            more than `frames` frames they are NaN, since their number is not known under jit.
+
+        Raises:
+            ValueError: if the model is not causal.
         """
         expect(self, "moss_causal", self.moss_causal, "True, as a step knows no later frames")
         start = self.get_variable("cache", "seen", jnp.int32(0))

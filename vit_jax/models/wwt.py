@@ -41,9 +41,13 @@ WWTFeatures = namedtuple("WWTFeatures", ["slots", "tokens", "masks"])
 class AutoencodingHead(nn.Module):
     """Carry the features of a level to other levels by the masks between them, then apply `decoder`.
 
-    Level 0 are the patches. Each of `pathways` is an ascending or descending sequence of levels; by default they go
-    from each level directly to `patch_pathway_id`. Features that arrive there are a map (b, h, w, d), or (b, d, h, w)
-    with `channel_first`; others are a sequence (b, n, d). Several pathways give a tuple.
+    Args:
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        decoder: a module for the features that arrive, or None.
+        pathways: ascending or descending levels, for one output each; by default from each level to the patches.
+        patch_pathway_id: level of the patches, which are returned as a map (b, h, w, d); other levels as (b, n, d).
+        channel_first: return the map as (b, d, h, w).
 
     Raises:
         ValueError: if a pathway is not monotonic, or has a step between levels that do not interact.
@@ -139,18 +143,24 @@ class MutualAttention(nn.Module):
 
 
 class WWT(nn.Module):
-    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to `WWTFeatures`.
+    """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` or `return_embeddings` to `WWTFeatures`.
 
-    Level 0 are the patches; each number in `num_slots` makes another level. With `task_heads` or a loss of slots, the
-    call returns a tuple: the logits, the output of each head, and the loss. Arguments that are not listed here have
-    the same meaning as in `vit:ViT`.
+    With `task_heads` or a loss of slots, a call returns a tuple: the logits, the output of each head, and the loss.
 
     Args:
-        num_slots: slots of each level, one number or a descending sequence.
+        image_size: pixels, or (height, width).
+        patch_size: pixels, or (height, width).
+        num_classes: number of classes; 0 for features.
+        dim: width of a token.
+        depth: number of blocks.
+        num_slots: slots of each level from 1 on, one number or a descending sequence; level 0 are the patches.
         sigreg_slots: add a loss of the slots of a level, one value per level or one for all.
-        interactions: pairs of levels that attend to each other, the lower one first; by default 0 and each other
-            level.
+        interactions: pairs (lower, higher) of levels that attend to each other; by default 0 and each other level.
+        heads: attention heads in each block.
+        dim_head: width of a head.
         mlp_dim: hidden width of each feed-forward; by default 4 * `dim`.
+        channels: channels of an image.
+        dropout: rate within the blocks.
         return_tokens: return `WWTLogits`, with logits from the patches too.
         l1norm_after_tokens_softmax: normalise the weights of each slot over tokens.
         token_softmax_over_slots: use separate scores for tokens, also normalised over slots.
@@ -161,8 +171,7 @@ class WWT(nn.Module):
         task_heads: a module, or several, called like `AutoencodingHead`.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, `num_slots` does not descend, or an interaction has
-            no such level.
+        ValueError: if `patch_size` does not divide `image_size`, or for invalid `num_slots` or `interactions`.
     """
 
     image_size: int | Sequence[int]
@@ -236,7 +245,6 @@ class WWT(nn.Module):
             if count:
                 name = f"register_slots_{i - 1}" if i else "register_tokens"
                 x[i] = prepend(learned(name, count), x[i])
-
         pairs, groups = self.pairs(), 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
         shape = lambda i, j: (images.shape[0], groups, self.heads, x[i].shape[1], x[j].shape[1])
         masks = [jnp.zeros(shape(i, j), x[0].dtype) for i, j in pairs]
@@ -245,9 +253,8 @@ class WWT(nn.Module):
             sow_block(self, tuple(x))
 
         tokens, *slots = levels = tuple(level[:, count:] for level, count in zip(x, registers, strict=True))
-        masks = [mask[..., registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, pairs, strict=True)]
-        if groups == 1:
-            masks = [mask[:, 0] for mask in masks]
+        group = 0 if groups == 1 else slice(None)
+        masks = [mask[:, group, :, registers[i] :, registers[j] :] for mask, (i, j) in zip(masks, pairs, strict=True)]
         if not self.num_classes or (return_embeddings and not self.is_initializing()):  # upstream always has its head
             return WWTFeatures(tuple(slots), tokens if self.return_tokens else None, tuple(masks))
 

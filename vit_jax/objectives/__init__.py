@@ -54,7 +54,11 @@ def create_objective(name: str, model: "nn.Module", /, **kwargs: Any) -> "Object
 
 
 def objective_arguments(name: str) -> list[str]:
-    """Names of the keywords that the objective `name` takes. Raises ValueError for an unknown name."""
+    """Names of the keywords that the objective `name` takes.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     return [field.name for field in dataclasses.fields(_find(name))[1:]]
 
 

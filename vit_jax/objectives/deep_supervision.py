@@ -62,8 +62,14 @@ def is_looped(model: nn.Module) -> bool:
 class DeepSupervision(Classify):
     """Cross-entropy after every loop of a LoopedViT, weighted by its `deep_supervision_weighting`.
 
-    If the model has a gate (`adaptive_loop`), the gate's mean squared error against `exit_targets`, times
-    `auxiliary_weight`, is added. Predictions and accuracy are those of the last loop.
+    If the model has a gate (`adaptive_loop`), its mean squared error against `exit_targets` is added. Predictions and
+    accuracy are those of the last loop.
+
+    Args:
+        model: a LoopedViT.
+        cross_entropy: "softmax" or "sigmoid".
+        label_smoothing: as in `Classify`.
+        auxiliary_weight: weight of the gate's error.
 
     Raises:
         ValueError: for a model without loops, or one with a gate and a single loop.

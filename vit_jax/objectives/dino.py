@@ -13,7 +13,7 @@ Axes: b batch, v views, h w height and width, c channels, d features, k prototyp
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
 from vit_jax.objectives.features import check_encoder
+from vit_jax.objectives.pairs import mean_logits, mean_of_pairs, project
 from vit_jax.objectives.pretrain import Pretraining
 from vit_jax.objectives.projector import CosineProjector, Projected, Projector
 from vit_jax.objectives.protocol import Tree
@@ -85,15 +86,40 @@ class Student(Projected):
 class Dino(Pretraining):
     """Cross-entropy between the outputs of teacher and student, over all pairs of different views of an image.
 
-    `settings` ("paper", "small" or "upstream") has the defaults of arguments that are None. "upstream" also has another
-    projector and shows the student only local views. In a run of `steps` steps, the teacher's temperature rises from
-    `warmup_teacher_temp` to `teacher_temp` during the first share `warmup` of the run, and the decay of the average
-    rises from `moving_average_decay` to `final_moving_average_decay` along a cosine. Both are constant if the settings
-    have only one value. Local views show a share of the image from `local_lower_crop_scale` to
-    `local_upper_crop_scale`, global views at least `global_lower_crop_scale`. Local views have `local_size` (height,
-    width) pixels, global views the size of the images. `augment_fn` and `augment_fn2` replace flips, colours and blur,
-    for the first and the second global view and half of the local views each. They map a key and pixels (h, w, c) in
-    0..1 to such pixels. Raises ValueError for invalid values, and for an encoder with classes.
+    Global views have the size of the images.
+
+    Args:
+        encoder: a model that returns features.
+        settings: "paper", "small" or "upstream": the defaults of arguments that are None. "upstream" also has another
+            projector, and shows the student only local views.
+        projection_hidden_size: hidden width of the projector.
+        num_classes_K: width of the projection: the number of prototypes.
+        projection_layers: layers of the projector.
+        bottleneck_dim: width of the projector before the prototypes, without effect for "upstream".
+        student_temp: temperature of the student.
+        teacher_temp: temperature of the teacher after the warm-up.
+        warmup_teacher_temp: temperature of the teacher at the first step, from which it rises linearly; by default
+            `teacher_temp`.
+        warmup: share of the run in which that temperature rises.
+        local_lower_crop_scale: least share of the image that a local view shows.
+        local_upper_crop_scale: largest share of the image that a local view shows.
+        global_lower_crop_scale: least share of the image that a global view shows.
+        local_size: (height, width) of local views in pixels; None for the size of the images.
+        num_local_views: number of local views.
+        flip: probability of a horizontal flip.
+        moving_average_decay: decay of the moving average at the first step.
+        final_moving_average_decay: decay at the last step, to which it rises along a cosine; by default
+            `moving_average_decay`.
+        center_moving_average_decay: decay of the moving average of the teacher's outputs.
+        augment_fn: replaces flips, colours and blur of the first global view and half of the local views: a function
+            from a key and pixels (h, w, c) in 0..1 to such pixels.
+        augment_fn2: the same for the second global view and the other local views.
+        mean: mean of each channel with which images are normalised.
+        std: standard deviation of each channel with which images are normalised.
+        steps: length of the run in steps.
+
+    Raises:
+        ValueError: for invalid values, and for an encoder with classes.
     """
 
     settings: str = "small"
@@ -232,46 +258,6 @@ class Dino(Pretraining):
         if "encoder" in extras.get("ema_batch_stats", {}):
             variables["batch_stats"] = extras["ema_batch_stats"]["encoder"]
         return self.encoder, variables
-
-
-def project(
-    model: nn.Module,
-    params: Tree,
-    extras: Tree,
-    statistics: str,
-    groups: Sequence[Float[Array, "b _ ..."]],
-    rngs: Mapping[str, Array],
-    train: bool,
-) -> tuple[list, Tree]:
-    """Return the outputs of `model`, a list over the views of all `groups`, and its new batch statistics.
-
-    The views of a group have one size. Groups of the same size go through the model in one batch. `statistics` is the
-    name of the batch statistics in `extras`.
-    """
-    if len({views.shape[2:] for views in groups}) == 1:
-        groups = [jnp.concatenate(list(groups), axis=1)]
-    stats = {"batch_stats": extras[statistics]} if statistics in extras else {}
-    projected = []
-    for views in groups:
-        flat = views.reshape(-1, *views.shape[2:])
-        mutable = list(stats) if train else []
-        out, moved = model.apply({"params": params, **stats}, flat, train=train, rngs=rngs, mutable=mutable)
-        stats = {**stats, **moved}
-        apart = jax.tree.map(lambda x: x.reshape(len(views), -1, *x.shape[1:]), out)  # noqa: B023
-        projected += [jax.tree.map(lambda x: x[:, i], apart) for i in range(views.shape[1])]  # noqa: B023
-    return projected, {statistics: stats["batch_stats"]} if stats else {}
-
-
-def mean_of_pairs(loss: Callable[[Any, Any], Array], teachers: list, students: list) -> Float[Array, "b"]:
-    """Return the mean of loss(teacher, student) over all pairs of views with different indices."""
-    pairs = [(t, s) for i, t in enumerate(teachers) for j, s in enumerate(students) if i != j]
-    return sum(loss(teacher, student) for teacher, student in pairs) / len(pairs)
-
-
-def mean_logits(teachers: Sequence[Float[Array, "b *n k"]]) -> Float[Array, "k"]:
-    """Return the mean over all axes but the last, and over views, in float32."""
-    logits = jnp.stack(list(teachers)).astype(jnp.float32)
-    return logits.mean(axis=tuple(range(logits.ndim - 1)))
 
 
 def check_numbers(objective: Any) -> None:

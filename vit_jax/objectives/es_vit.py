@@ -17,14 +17,21 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.norm import l2_normalize
-from vit_jax.objectives.dino import Dino, mean_logits, mean_of_pairs
+from vit_jax.objectives.dino import Dino
 from vit_jax.objectives.features import pooled, regions
+from vit_jax.objectives.pairs import mean_logits, mean_of_pairs
 from vit_jax.objectives.projector import RegionProjector
 from vit_jax.objectives.protocol import Tree
 
 
 class RegionStudent(nn.Module):
-    """Images to projections of the view (b, k) and of its regions (b, n, k), and the features of regions (b, n, d)."""
+    """Images to projections of the view (b, k) and of its regions (b, n, k), and the features of regions (b, n, d).
+
+    Args:
+        encoder: a model that returns tokens or a feature map.
+        view_projector: projector of the view.
+        region_projector: projector of the regions.
+    """
 
     encoder: nn.Module
     view_projector: nn.Module
@@ -48,8 +55,10 @@ class RegionStudent(nn.Module):
 class EsViT(Dino):
     """The mean of `Dino`'s loss and a cross-entropy between each student region and the most similar teacher region.
 
-    It has the arguments of `Dino`. Raises ValueError as `Dino` does, and for an encoder that returns one vector for an
-    image.
+    It has the arguments of `Dino`.
+
+    Raises:
+        ValueError: as `Dino`, and for an encoder that returns one vector for an image.
     """
 
     centers: ClassVar[tuple[str, ...]] = ("center", "region_center")

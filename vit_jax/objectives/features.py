@@ -24,7 +24,8 @@ def pooled(encoder: nn.Module, outputs: Any) -> Float[Array, "b d"]:
 def regions(encoder: nn.Module, outputs: Any) -> Float[Array, "b n d"]:
     """Return a vector for each pixel of the feature map, or each token but those before the patches.
 
-    Raises ValueError for an encoder that returns one vector for an image.
+    Raises:
+        ValueError: for an encoder that returns one vector for an image.
     """
     x = _first(outputs)
     if x.ndim == 2:

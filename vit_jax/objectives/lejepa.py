@@ -23,8 +23,9 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
-from vit_jax.objectives.dino import check_numbers, project
+from vit_jax.objectives.dino import check_numbers
 from vit_jax.objectives.features import check_encoder
+from vit_jax.objectives.pairs import project
 from vit_jax.objectives.pretrain import Pretraining
 from vit_jax.objectives.projector import BatchNormProjector, Projected, Projector
 from vit_jax.objectives.protocol import Tree

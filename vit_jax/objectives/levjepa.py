@@ -51,12 +51,7 @@ class StandardizedDense(nn.Module):
 
 
 class Compared(nn.Module):
-    """An encoder, a projector and the loss: views of images to losses (b,).
-
-    In a call, `views` has groups (b, v, *shape, c) of views of the same size. The other views are pulled towards the
-    first view of the first group. `kept` has, for each group, the indices of the patches to use, (b v, p), or None for
-    all. `weights` (b,) is the weight of each image in SIGReg.
-    """
+    """An encoder, a projector and the loss: views of images to losses (b,). The fields are those of `ViewsJEPA`."""
 
     encoder: nn.Module
     num_classes_K: int
@@ -93,6 +88,17 @@ class Compared(nn.Module):
         weights: Float[Array, "b"] | None = None,
         train: bool = False,
     ) -> Float[Array, "b"]:
+        """Return the loss of each image.
+
+        Args:
+            images: unused.
+            views: groups (b, v, *shape, c) of views of the same size. The other views are pulled towards the first view
+                of the first group.
+            kept: for each group, the indices of the patches to use, (b v, p), or None for all.
+            directions: directions of SIGReg.
+            weights: weight of each image in SIGReg.
+            train: training mode of the encoder and of batch norm.
+        """
         x = self.project(views, kept, train=train).astype(jnp.float32)
         if self.mix_images:
             x = jnp.concatenate([x[:, 0], x[:, 1:].reshape(-1, x.shape[-1])]).reshape(x.shape)
@@ -202,12 +208,21 @@ DROP_RATIO = 0.95
 class LeVJEPA(ViewsJEPA):
     """Squared distance of all views from the global one, plus SIGReg of each view; for images (b, *frames, h, w, c).
 
-    The arguments of `ViewsJEPA` and `num_local_views`; `local_size`, (height, width) of local views in pixels, by
-    default the size of the video, which global views have; the shares of the image that views show,
-    `local_crop_scale` and `global_crop_scale`, each (least, most); `crop_ratio_range`, width over height of a crop;
-    and `flip`, the probability that a local view is flipped. `local_augment_fn` replaces flips and colours of local
-    views. `global_augment_fn` changes the global view, which otherwise is only cropped. Both map a key and pixels
-    (*frames, h, w, c) in 0..1 to such pixels. Raises ValueError for invalid values.
+    The global view has the size of the images. The arguments of `ViewsJEPA`, and:
+
+    Args:
+        num_local_views: number of local views.
+        local_size: (height, width) of local views in pixels; None for the size of the images.
+        local_crop_scale: least and largest share of the image that a local view shows.
+        global_crop_scale: least and largest share of the image that the global view shows.
+        crop_ratio_range: least and largest width over height of a crop.
+        flip: probability of a horizontal flip of a local view.
+        local_augment_fn: replaces flips and colours of local views: a function from a key and pixels
+            (*frames, h, w, c) in 0..1 to such pixels.
+        global_augment_fn: the same for the global view, which otherwise is only cropped.
+
+    Raises:
+        ValueError: for invalid values, and for an encoder with classes.
     """
 
     num_local_views: int = 4

@@ -23,9 +23,16 @@ from vit_jax.objectives import levjepa
 class LeVJEPAND(levjepa.ViewsJEPA):
     """Squared distance of `num_target_aug_views` target views from the source view, plus SIGReg of each view.
 
-    It has the arguments of `ViewsJEPA` too. `augment_src` and `augment_tgt` make the views: they map a key and an array
-    (*shape, c) to an array of the same shape. By default they add noise of the standard deviation `noise`. Raises
-    ValueError for invalid values.
+    The arguments of `ViewsJEPA`, and:
+
+    Args:
+        num_target_aug_views: number of target views.
+        noise: standard deviation of the noise that is added by default.
+        augment_src: makes the source view: a function from a key and an array (*shape, c) to an array of that shape.
+        augment_tgt: the same for target views.
+
+    Raises:
+        ValueError: for invalid values, and for an encoder with classes.
     """
 
     num_target_aug_views: int = 1

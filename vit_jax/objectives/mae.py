@@ -36,7 +36,7 @@ from vit_jax.objectives.pretrain import Pretraining
 
 
 def normalize_patches(patches: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
-    """Normalise each patch to mean 0 and variance 1.
+    """Return each patch normalised to mean 0 and variance 1.
 
     As in the authors' code, the variance is over p - 1, and 1e-6 is added to it.
     """
@@ -45,7 +45,10 @@ def normalize_patches(patches: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
 
 
 class Autoencoder(nn.Module):
-    """An encoder and its decoder: images (b, H, W, c) and the indices of masked and seen patches to losses (b,)."""
+    """An encoder and its decoder: images (b, H, W, c) and the indices of masked and seen patches to losses (b,).
+
+    The fields are those of `MAE`.
+    """
 
     encoder: nn.Module
     decoder_dim: int | None = None

@@ -61,16 +61,30 @@ def check_share(name: str, value: float) -> None:
 
 
 def count_patches(encoder: nn.Module, images: Array) -> int:
-    """Return the number of patches of an image. Raises ValueError unless `patch_size` divides the image."""
+    """Return the number of patches of an image.
+
+    Raises:
+        ValueError: unless `patch_size` divides the image.
+    """
     return math.prod(patch_grid(images.shape[1:3], encoder.patch_size))
 
 
 def draw_masked(
     key: Array, encoder: nn.Module, images: Array, masking_ratio: float
 ) -> tuple[Int[Array, "b m"], Int[Array, "b k"]]:
-    """Draw `int(masking_ratio * n)` patches for every image, and return their indices and those of the others.
+    """Draw the patches to mask, independently for every image.
 
-    Raises ValueError if no patch is masked.
+    Args:
+        key: random key.
+        encoder: has `patch_size`.
+        images: only their shape is used.
+        masking_ratio: share of the patches to mask, rounded down to whole patches.
+
+    Returns:
+        The indices of the masked patches, and those of the others.
+
+    Raises:
+        ValueError: if no patch is masked.
     """
     patches = count_patches(encoder, images)
     masked = int(masking_ratio * patches)

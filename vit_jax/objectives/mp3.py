@@ -21,7 +21,10 @@ from vit_jax.objectives.pretrain import Pretraining
 
 
 class MaskedPositionPrediction(nn.Module):
-    """An encoder and a classifier of positions: images (b, H, W, c) and the indices of seen patches to losses (b,)."""
+    """An encoder and a classifier of positions: images (b, H, W, c) and the indices of seen patches to losses (b,).
+
+    The fields are those of `MP3`.
+    """
 
     encoder: nn.Module
 

@@ -74,7 +74,10 @@ def mean_colours(
 
 
 class MaskedPatchPrediction(nn.Module):
-    """An encoder and a linear classifier: images (b, H, W, c) and the choice of masked patches to losses (b,)."""
+    """An encoder and a linear classifier: images (b, H, W, c) and the choice of masked patches to losses (b,).
+
+    The fields are those of `MPP`.
+    """
 
     encoder: nn.Module
     output_channel_bits: int = 3

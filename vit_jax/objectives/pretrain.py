@@ -13,10 +13,13 @@ from vit_jax.objectives.protocol import Objective, Tree
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining(Objective):
-    """Trains an `encoder` as the submodule "encoder" of a module that computes the loss.
+    """Trains an encoder as the submodule "encoder" of a module that computes the loss.
 
     A subclass defines this module, `model`, which returns the loss of every image, (b,), and `draw`, which returns
-    random keyword arguments for a call of `model`. If `encoder` has several outputs, the first one is the features.
+    random keyword arguments for a call of `model`.
+
+    Args:
+        encoder: a model that returns features, which are the first of several outputs.
     """
 
     trunk_path: ClassVar[tuple[str, ...]] = ("encoder",)

@@ -18,7 +18,13 @@ from vit_jax.objectives.features import pooled
 
 
 class Projector(nn.Module):
-    """Upstream's projector: `layers` - 1 linear layers with GELU, L2 normalisation, a linear layer to `features`."""
+    """Upstream's projector: linear layers with GELU, L2 normalisation, and a last linear layer.
+
+    Args:
+        features: width of the output.
+        hidden: width of the hidden layers.
+        layers: number of linear layers.
+    """
 
     features: int
     hidden: int
@@ -48,10 +54,16 @@ class RegionProjector(Projector):
 
 
 class CosineProjector(nn.Module):
-    """DINO's projector: the output is the cosine similarity of the projected features to `features` directions.
+    """DINO's projector: the output is the cosine similarity of the projected features to learned directions.
 
-    It has `layers` - 2 linear layers with GELU, a linear layer to `bottleneck` features, L2 normalisation, and a linear
-    layer without bias whose weights are normalised for each output.
+    It has linear layers with GELU, a linear layer to the bottleneck, L2 normalisation, and a linear layer without bias
+    whose weights are normalised for each output.
+
+    Args:
+        features: width of the output: number of directions.
+        hidden: width of the hidden layers.
+        layers: number of linear layers.
+        bottleneck: width of the bottleneck.
     """
 
     features: int
@@ -69,9 +81,14 @@ class CosineProjector(nn.Module):
 
 
 class BatchNormProjector(nn.Module):
-    """`layers` - 1 linear layers with batch norm and GELU, then a linear layer to `features`.
+    """Linear layers with batch norm and GELU, then a linear layer.
 
     The features of an untrained encoder are similar for all images. Batch norms remove what they have in common.
+
+    Args:
+        features: width of the output.
+        hidden: width of the hidden layers.
+        layers: number of linear layers.
     """
 
     features: int
@@ -87,7 +104,12 @@ class BatchNormProjector(nn.Module):
 
 
 class Projected(nn.Module):
-    """Images (b, H, W, c) to the projection (b, k) of `encoder`'s pooled features."""
+    """Images (b, H, W, c) to the projection (b, k) of pooled features.
+
+    Args:
+        encoder: a model that returns features.
+        projector: a projector of this file.
+    """
 
     encoder: nn.Module
     projector: nn.Module

@@ -34,7 +34,10 @@ from vit_jax.objectives.pretrain import Pretraining
 
 
 class MaskedImageModel(nn.Module):
-    """An encoder and a linear layer: images (b, H, W, c) and the indices of masked patches to losses (b,)."""
+    """An encoder and a linear layer: images (b, H, W, c) and the indices of masked patches to losses (b,).
+
+    The fields are those of `SimMIM`.
+    """
 
     encoder: nn.Module
     class_token: bool = True

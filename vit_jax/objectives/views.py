@@ -71,9 +71,18 @@ DRAWS = dict(area=10, aspect=10, place=2, flip=1, jittered=1, jitter=4, grey=1, 
 def make_views(
     key: Array, images: Float[Array, "b *f h w c"], view: View, count: int, mean: tuple, std: tuple
 ) -> Float[Array, "b {count} *f H W c"]:
-    """Draw `count` independent views of every image.
+    """Draw independent views of every image.
 
-    Images and views are normalised: pixels in 0..1, minus `mean` and divided by `std` of each channel.
+    Args:
+        key: random key.
+        images: normalised images, as the views are: pixels in 0..1, minus `mean` and divided by `std`.
+        view: augmentations.
+        count: number of views.
+        mean: mean of each channel, or one for all.
+        std: standard deviation of each channel, or one for all.
+
+    Raises:
+        ValueError: for another number of `mean` or `std`.
     """
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, images.shape[-1]):
