@@ -101,6 +101,18 @@ def test_two_blocks_of_full_width_equal_timms(name):
     assert_equal(theirs, ours, images, perturb=shake_wide)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_base_patch16_224"])
+def test_logits_at_full_size_equal_timms(name):
+    theirs = timm.create_model(name)
+    shake_wide(theirs, scale=1.0)
+    ours = create_model(f"timm/{name}")
+    images = np.random.default_rng(0).standard_normal((2, 224, 224, 3), np.float32)
+    logits = jax.jit(ours.apply)(from_torch(ours, state_of(theirs), images), images)
+    with torch.no_grad():
+        assert_close(np.asarray(logits), theirs(channels_first(images)).numpy(), 1e-5, "logits")
+
+
 def shake_wide(module, scale: float):
     """`shake`, with linear layers whose outputs have the size that they have in narrow networks."""
     shake(module, scale=scale)
@@ -109,6 +121,7 @@ def shake_wide(module, scale: float):
             fan_in = parameter[0].numel()
             if parameter.ndim in (2, 4) and fan_in > 48:
                 parameter.mul_((48 / fan_in) ** 0.5)
+    return module.eval()
 
 
 def assert_equal(theirs, ours, images, perturb=shake):
