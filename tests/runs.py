@@ -10,14 +10,21 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from tests import compiler
+from train import loop as train_loop
 from train.build import build_objective
+from train.config import Data
+from train.data import load_dataset
 from train.main import main
 from train.program import build_program
+from train.run import checkpoint
 from train.run.checkpoint import open_checkpoints, restore
 from train.run.stored import abstract_state, read_run_file
+from train.sharding import make_mesh
 
 # A run that uses every part of the trainer and takes seconds: 90 steps are two epochs.
 TINY = (
@@ -28,20 +35,45 @@ TINY = (
 RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--optim.ema=0.9")
 
 
-def train(workdir, *options, base=TINY) -> int:
-    """The exit status of a run in this process. Runs of one configuration share their compiled program."""
-    with mock.patch("train.setup.build_program", shared_program):
+def train(workdir, *options, base=TINY, devices=None) -> int:
+    """The exit status of a run in this process. Runs of one configuration share their compiled program.
+
+    By default a mesh in the options has all eight devices, and without one there are two, which take less time.
+    """
+    mesh = lambda shape: make_mesh(shape, jax.devices()[: devices or (8 if shape else 2)])
+    with mock.patch("train.setup.build_program", shared_program), mock.patch("train.setup.make_mesh", mesh):
         return main([*base, *options, f"--workdir={workdir}"])
+
+
+def untrained(workdir, *options, base=TINY):
+    """Save the state that a run begins with as its only checkpoint. No step is compiled."""
+
+    def save(session, _):
+        result = {"loss": 0.0, "accuracy": 0.0}
+        train_loop.save(session, 0, result)
+        checkpoint.finish(session.checkpoints)
+        return result
+
+    with mock.patch("train.setup.compile_step", no_step), mock.patch("train.loop.run", save):
+        assert train(workdir, *options, base=base) == 0
+
+
+def no_step(*_):
+    """A compiled function in place of a step that is never called."""
+    return jax.jit(lambda: 0).lower().compile()
 
 
 PROGRAMS = {}
 
 
 def shared_program(config, info, mesh, objective, total, steps_per_epoch):
-    """`build_program`, once for all runs that differ only in what they keep and say. A teacher is not in the config."""
+    """`build_program`, once for all runs that differ only in where they start and what they keep and say.
+
+    A teacher is not in the config.
+    """
     if config.distill.teacher:
         return build_program(config, info, mesh, objective, total, steps_per_epoch)
-    config = dataclasses.replace(config, workdir="", keep=1, log_steps=1, save_steps=0)
+    config = dataclasses.replace(config, workdir="", keep=1, log_steps=1, save_steps=0, init=None, init_from=None)
     key = repr((config, info, total, steps_per_epoch)), mesh
     if key not in PROGRAMS:
         program = build_program(config, info, mesh, objective, total, steps_per_epoch)
@@ -84,12 +116,26 @@ def start(workdir, *options, devices=1):
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": compiler.flags(devices),
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # the same program as in this process, so compiled once for both
         # Many processes share one compilation.
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "train.main", *TINY, *options, f"--workdir={workdir}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def recording(patch):
+    """Patch `checkpoint.save` to copy what it saves; returns {step: state}, which runs will fill."""
+    states = {}
+
+    def recorder(manager, step, state, *rest, save=checkpoint.save):
+        # A copy on the device: a numpy view of the state would keep its memory from being reused.
+        states[step] = jax.tree.map(jnp.copy, state)
+        save(manager, step, state, *rest)
+
+    patch.setattr(checkpoint, "save", recorder)
+    return states
 
 
 def records(workdir, split):
@@ -119,3 +165,12 @@ def assert_same(state, other):
     assert state.keys() == other.keys()
     for path in state:
         np.testing.assert_array_equal(state[path], other[path], err_msg=path, strict=True)
+
+
+def write_digits(folder, indices):
+    """Write held-out digits as image files, and return their paths and labels."""
+    held_out = load_dataset(Data()).eval
+    paths = [folder / f"{i}.png" for i in indices]
+    for i, path in zip(indices, paths, strict=True):
+        Image.fromarray(held_out.images[i, ..., 0]).save(path)
+    return paths, held_out.labels[list(indices)]

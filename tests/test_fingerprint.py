@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from tests.test_data import noise, write_folder
+from tests.pictures import noise, write_folder
 from train.build import DataInfo
 from train.config import Config, Data, Distill
 from train.data import fingerprint, load_dataset

@@ -10,7 +10,7 @@ from PIL import Image
 
 import train.loop
 import train.setup
-from tests.test_data import SPLITS, noise, write_folder
+from tests.pictures import SPLITS, noise, write_folder
 from train.build import DataInfo, build_objective
 from train.config import Augment, Config, Data
 from train.data import load_dataset

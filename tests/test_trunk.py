@@ -1,20 +1,24 @@
 """Encoders of one run as the start of another: fine-tuning and probing."""
 
 import json
+import os
 import re
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from tests.runs import TINY, flat
+from tests.faults.stopping import before_batch
+from tests.runs import TINY, flat, recording
 from tests.runs import train as run
 from train import probe, probing
-from train.run.stored import load_run
+from train.build import build_objective
+from train.run.stored import load_run, read_run_file
 from train.trunk import trunk_of
 
-MAE = ("--objective=mae", "--steps=3", "--optim.ema=0.5")
-STILL = ("--steps=1", "--optim.lr=1e-30")  # so small a step changes no parameter
+MAE = ("--objective=mae", "--steps=3", "--optim.warmup-epochs=1", "--optim.ema=0.5")
+CLASSIFY = ("--steps=90", "--optim.warmup-epochs=1")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def pretrained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("classifier")
-    assert run(workdir, "--steps=90") == 0
+    assert run(workdir, *CLASSIFY) == 0
     return workdir
 
 
@@ -35,12 +39,22 @@ def encoder_of(workdir):
     return flat(trunk_of(load_run(workdir)).variables)
 
 
+def started(workdir, *options):
+    """The parameters that a run starts with, by path: its learning rate rises from zero, so one step changes none."""
+    with pytest.MonkeyPatch.context() as patch:
+        states = recording(patch)
+        before_batch(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(workdir, *options) == 143
+    return flat({"params": states[1].params})
+
+
 def test_a_classifier_starts_from_a_pretrained_encoder(pretrained, tmp_path, capsys):
-    assert run(tmp_path, *STILL, f"--init-from={pretrained}", "--optim.ema=0.5") == 0
-    ours, theirs = load_run(tmp_path), encoder_of(pretrained)
-    fresh = flat(jax.jit(ours.objective.init)(jax.random.key(0), ours.info.images)[0])
+    options = (*CLASSIFY, f"--init-from={pretrained}")
+    ours, theirs = started(tmp_path, *options), encoder_of(pretrained)
+    config, info = read_run_file(tmp_path)
+    fresh = flat(jax.jit(build_objective(config, info).init)(jax.random.key(0), info.images)[0])
     assert len(theirs) > 10
-    for path, leaf in flat({"params": ours.params}).items():
+    for path, leaf in ours.items():
         expected = theirs[path] if path in theirs else fresh[path.removeprefix("['params']")]  # the head is new
         np.testing.assert_allclose(leaf, expected, atol=1e-7, err_msg=path)
     changed = [path for path in theirs if not np.allclose(theirs[path], fresh[path.removeprefix("['params']")])]
@@ -54,21 +68,22 @@ def test_a_classifier_starts_from_a_pretrained_encoder(pretrained, tmp_path, cap
     assert sorted(stored["loaded"]) == stored["loaded"]
     assert len(stored["loaded"]) == len(theirs)
     assert "transformer/attn_0/to_qkv/kernel" in stored["loaded"]
-    assert run(tmp_path, *STILL, f"--init-from={pretrained}", "--optim.ema=0.5") == 0  # the same run, to be continued
+    assert run(tmp_path, *options) == 0  # the same run, to be continued
+    assert "continues after step 1" in capsys.readouterr().out
 
 
 def test_pretraining_goes_on_from_a_classifier_without_its_head(classifier, tmp_path):
-    assert run(tmp_path, *STILL, "--objective=mae", f"--init-from={classifier}") == 0
-    ours, theirs = encoder_of(tmp_path), encoder_of(classifier)
-    assert ours.keys() == theirs.keys()
-    assert not any("mlp_head" in path for path in ours)
-    for path, leaf in ours.items():
+    ours, theirs = started(tmp_path, *MAE, f"--init-from={classifier}"), encoder_of(classifier)
+    assert not any("mlp_head" in path for path in theirs)
+    found = {path.replace("['encoder']", ""): leaf for path, leaf in ours.items() if "['encoder']" in path}
+    assert found.keys() == theirs.keys()
+    for path, leaf in found.items():
         np.testing.assert_allclose(leaf, theirs[path], atol=1e-7, err_msg=path)
 
 
 def test_an_encoder_that_does_not_fit_is_named(pretrained, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert run(workdir, *STILL, f"--init-from={pretrained}", base=(*TINY, "dim=24")) == 2
+    assert run(workdir, f"--init-from={pretrained}", base=(*TINY, "dim=24")) == 2
     said = capsys.readouterr().err
     assert f"--init-from {pretrained} does not fit this model" in said
     assert "transformer/attn_0/to_qkv/kernel is (16, 48) there and (24, 48) here" in said
@@ -87,7 +102,7 @@ def test_objectives_of_the_command_line(tmp_path, capsys):
             "label_smoothing: is set by another option",
         ),
     ):
-        assert run(tmp_path / "run", *STILL, *options, base=("--model=vit",)) == 2
+        assert run(tmp_path / "run", *options, base=("--model=vit",)) == 2
         assert message in capsys.readouterr().err
 
 

@@ -1,0 +1,87 @@
+"""Images become inputs: decoded, cropped and resized."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.pictures import lazy, noise
+from train.config import Data
+from train.data import eval_batches, image_to_input, load_dataset, train_batches
+from train.data.transforms import center_crop, decode, random_crop
+from train.errors import UserError
+
+
+def test_center_crop_is_resize_then_crop():
+    image = noise(64, 80)
+    resized = Image.fromarray(image).resize((40, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((12, 8, 28, 24)))  # the central 16 of 32x40
+    np.testing.assert_allclose(center_crop(image, (16, 16), 0.5).astype(int), expected.astype(int), atol=1)
+
+
+def test_center_crop_keeps_the_aspect():
+    image = np.zeros((40, 100, 1), np.uint8)
+    image[:, 40:60] = 255  # the central 20 columns are all that a 2:1 crop sees
+    assert (center_crop(image, (40, 20), 1.0)[:, 2:-2] == 255).all()
+    assert center_crop(image, (10, 50), 1.0).shape == (10, 50, 1)
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [
+        lambda x: center_crop(x, (12, 10), 1.0),
+        lambda x: random_crop(x, (12, 10), 1.0, np.random.default_rng(0)),
+    ],
+)
+def test_right_size_passes_untouched(crop):
+    image = noise(12, 10)
+    np.testing.assert_array_equal(crop(image), image)
+
+
+def test_random_crop_covers_the_shares_asked_for():
+    # A ramp in each direction tells which part of the image a crop shows.
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], np.uint8(0)), axis=-1)
+    rng = np.random.default_rng(0)
+    crops = [random_crop(image, (64, 64), 0.25, rng).astype(float) for _ in range(300)]
+    heights = np.array([crop[-1, 32, 0] - crop[0, 32, 0] for crop in crops]) * 64 / 63 / 255
+    widths = np.array([crop[32, -1, 1] - crop[32, 0, 1] for crop in crops]) * 64 / 63 / 255
+    areas, aspects = heights * widths, widths / heights
+    assert 0.23 < areas.min() < 0.3
+    assert areas.max() > 0.9
+    assert 0.72 < aspects.min() < 0.8
+    assert 1.25 < aspects.max() < 1.39
+    assert np.unique([crop[0, 0, 0] for crop in crops]).size > 50
+
+
+def test_random_crop_of_an_extreme_shape_is_the_central_one():
+    image = noise(200, 10)
+    crop = random_crop(image, (8, 8), 0.9, np.random.default_rng(0))
+    np.testing.assert_array_equal(crop, center_crop(image, (8, 8), 1.0))
+
+
+def test_decode_palette_alpha_and_16_bits(tmp_path):
+    picture = Image.fromarray(noise(8, 8)).quantize(8)
+    picture.save(tmp_path / "p.png", transparency=bytes([0, 128, 255, 255]))
+    np.testing.assert_array_equal(decode(tmp_path / "p.png", 3, "p"), np.asarray(picture.convert("RGB")))
+    deep = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(decode(tmp_path / "deep.png", 1, "deep")[..., 0], [[0, 0, 1], [128, 255, 255]])
+
+
+def test_images_in_memory_are_cropped_too():
+    config = Data(min_crop=0.3, eval_crop=0.5)
+    dataset = load_dataset(config)
+    expected = [center_crop(image, (8, 8), 0.5) for image in dataset.eval.images[:4]]
+    np.testing.assert_array_equal(next(eval_batches(dataset, config, 4))["image"], expected)
+    whole = {image.tobytes() for image in dataset.train.images}
+    assert not any(image.tobytes() in whole for image in next(train_batches(dataset, config, 64, 0))["image"])
+
+
+def test_image_to_input_is_what_evaluation_sees(tmp_path):
+    dataset, config = lazy(tmp_path, eval_crop=0.8)
+    batch = next(eval_batches(dataset, config, 2))
+    for path, image in zip(["000.png", "002.png"], batch["image"], strict=True):
+        found = image_to_input(tmp_path / "val/a" / path, dataset.image_shape, config)
+        np.testing.assert_array_equal(found, image)
+    with pytest.raises(UserError, match=r"cannot read the image .*nowhere\.png"):
+        image_to_input(tmp_path / "nowhere.png", dataset.image_shape, config)
