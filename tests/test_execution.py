@@ -50,7 +50,7 @@ def plain(name: str):
         pytest.param(
             name,
             settings,
-            marks=[pytest.mark.exhaustive] if "remat" in settings and name != "vit" else [],
+            marks=[] if name == "vit" else [pytest.mark.exhaustive if "remat" in settings else pytest.mark.slow],
             id=f"{name}-{settings}",
         )
         for name in NAMES
