@@ -100,8 +100,8 @@ class CompiledOnce:
 
 
 def error(capsys, workdir, *options, base=TINY) -> str:
-    """Return the one-line message of a run that user input must stop."""
-    assert train(workdir, *options, base=base) == 2
+    """Return the one-line message of a run on eight devices that user input must stop."""
+    assert train(workdir, *options, base=base, devices=8) == 2
     _out, err = capsys.readouterr()
     assert err.startswith("error: ")
     assert err.count("\n") == 1
