@@ -110,6 +110,7 @@ def no_cluster(**_):
     raise ValueError("coordinator_address should be defined.")
 
 
+@pytest.mark.slow
 def test_tpu_without_one_from_a_shell(tmp_path):
     command = [sys.executable, "-m", "train.main", "--model=t2t", "--tpu", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=train.main.__file__.rsplit("/", 2)[0])

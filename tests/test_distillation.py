@@ -55,25 +55,17 @@ def test_vit_learns_from_a_workdir_softly(student, tmp_path):
 
 
 @pytest.mark.slow
-def test_t2t_learns_from_a_distilled_workdir_hard(student, tmp_path, capsys):
-    base = ("--model=t2t", "--model-args", *TINY[TINY.index("--model-args") + 1 :])
-    options = (f"--distill.teacher={student}", "--distill.hard", "--batch-size=32", "--log-steps=1", "--steps=3")
-    assert run(tmp_path, *options, base=base) == 0
-    assert f"teacher      {student}, hard" in capsys.readouterr().out
-    check_student(tmp_path, alpha=0.5)
-
-
-@pytest.mark.slow
-def test_a_teacher_sees_images_of_its_own_size_and_normalisation(teacher, tmp_path, monkeypatch):
-    """The student sees larger images, normalised otherwise, and learns the teacher's logits for the teacher's own."""
+def test_a_distilled_teacher_sees_images_of_its_own_size_and_normalisation(student, tmp_path, monkeypatch, capsys):
+    """The next student sees larger images, normalised otherwise, and learns which class the teacher sees in its own."""
     seen = {}
     apply = Teacher.apply
     monkeypatch.setattr(Teacher, "apply", lambda self, *args: apply(seen.setdefault("teacher", self), *args))
     size = ("--data.image-size", "16", "16", "--data.mean", "0.5", "--data.std", "0.25")
-    options = (f"--teacher={teacher}", "--distill.image-size=8", "--batch-size=32", "--log-steps=1", "--steps=3", *size)
+    options = (f"--teacher={student}", "--distill.hard", "--distill.image-size=8", "--log-steps=1", "--steps=3", *size)
     assert run(tmp_path, *options) == 0
+    assert f"teacher      {student}, hard" in capsys.readouterr().out
     check_student(tmp_path, alpha=0.5)
-    info = load_run(teacher).info
+    info = load_run(student).info
     assert (seen["teacher"].mean, seen["teacher"].std) == (info.mean, info.std)
     assert (seen["teacher"].student_mean, seen["teacher"].image_size) == ((0.5,), (8, 8))
     own = parse([*options, "--distill.image-size=own"])
@@ -104,9 +96,10 @@ def test_cached_logits_are_the_teachers(teacher, options, tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_efficient_learns_from_a_workdir(teacher, tmp_path):
+@pytest.mark.parametrize("model", ["t2t", "efficient"])
+def test_other_models_learn_from_a_workdir(model, teacher, tmp_path):
     options = (f"--distill.teacher={teacher}", "--batch-size=32", "--log-steps=1", "--steps=3")
-    assert run(tmp_path, *options, base=("--model=efficient",)) == 0
+    assert run(tmp_path, *options, base=(f"--model={model}",)) == 0
     check_student(tmp_path, alpha=0.5)
 
 
