@@ -9,6 +9,8 @@ from pathlib import Path
 import jupytext
 import pytest
 
+from tests import compiler
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
@@ -26,7 +28,7 @@ def test_cells_run(path, tmp_path):
     ran = subprocess.run(
         [sys.executable, "notebook.py"],
         cwd=tmp_path,
-        env=os.environ | cache | offline | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ | cache | offline | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler.flags(devices=1)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -54,7 +54,7 @@ def load_pretrained(
     """Load a network with published weights.
 
     `model, variables, preprocess = load_pretrained("timm/vit_small_patch16_224.augreg_in21k_ft_in1k")`, and then
-    `model.apply(variables, preprocess("photo.jpg")[None])` are the logits.
+    `jax.jit(model.apply)(variables, preprocess("photo.jpg")[None])` are the logits.
 
     Args:
         source: "timm/NAME.TAG" or "hf:ORG/REPO" for weights on the Hugging Face hub; a folder with config.json and
