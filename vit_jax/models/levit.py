@@ -11,7 +11,7 @@ without wider values.
 Axes: b batch, r rows, s columns (of a feature map), h heads, i query, j key, d features, k classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -43,7 +43,8 @@ class Projection(nn.Module):
 class Attention(nn.Module):
     """Attention over a map with a bias for each distance; queries are subsampled by `stride`."""
 
-    paper: bool
+    activation: Callable[[Array], Array]  # of the heads' outputs
+    use_bias: bool  # in the last linear map
     stride: int
     dim: int
     heads: int
@@ -63,9 +64,8 @@ class Attention(nn.Module):
         bias = rearrange(biases[distances(rows, columns, self.stride)], "i j h -> 1 h i j") * self.dim_key**0.5
         out = attend(self, q, k, v, bias=bias, dropout=self.dropout, train=train)
         out = out.reshape(*queries.shape[:3], out.shape[-1])
-        out = jax.nn.hard_swish(out) if self.paper else gelu(out)
         init = nn.initializers.zeros if self.stride == 1 else nn.initializers.ones
-        out = Projection(self.dim, use_bias=not self.paper, scale_init=init, name="to_out")(out, train=train)
+        out = Projection(self.dim, self.use_bias, scale_init=init, name="to_out")(self.activation(out), train=train)
         return nn.Dropout(self.dropout)(out, deterministic=not train)
 
 
@@ -80,15 +80,15 @@ def distances(rows: int, columns: int, stride: int) -> np.ndarray:
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around a Hardswish; each has a norm in the paper's form, else a bias."""
+    """Two linear maps around a Hardswish; each has a norm if `normed`, otherwise a bias."""
 
-    paper: bool
+    normed: bool
     mult: int
     dropout: float
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Maps:
-        dim, form = x.shape[-1], dict(use_bias=not self.paper, normed=self.paper)
+        dim, form = x.shape[-1], dict(use_bias=not self.normed, normed=self.normed)
         x = jax.nn.hard_swish(Projection(self.mult * dim, **form, name="fc1")(x, train=train))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = Projection(dim, **form, scale_init=nn.initializers.zeros, name="fc2")(x, train=train)
@@ -178,9 +178,10 @@ class LeViT(nn.Module):
             if self.paper:
                 x = BatchNorm(name=f"stem_norm_{i}")(x, train=train)
                 x = jax.nn.hard_swish(x) if width < dim else x
+        activation = jax.nn.hard_swish if self.paper else gelu
         for n, (depth, stride, attn, ff) in enumerate(self._layers()):
             for i in range(depth):
-                y = Attention(self.paper, stride, *attn, name=f"attn_{n}_{i}")(x, train=train)
+                y = Attention(activation, not self.paper, stride, *attn, name=f"attn_{n}_{i}")(x, train=train)
                 x = x + y if stride == 1 else y
                 x = x + FeedForward(self.paper, *ff, name=f"ff_{n}_{i}")(x, train=train)
                 sow_block(self, x)

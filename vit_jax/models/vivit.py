@@ -12,6 +12,7 @@ Axes: b batch, f frames of patches, n tokens of a frame, d dim, h heads, i query
 
 import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -40,14 +41,10 @@ from vit_jax.layers.shapes import Output, Tokens, Videos
 FrameTokens = Float[Array, "b f n d"]
 FrameMask = Bool[Array, "b F"]
 Mask = Bool[Array, "#b #i j"]
-Slots = Int[Array, "n"]
 
 
 class Attention(layers.Attention):
     """`Attention` in which no query reads a key outside of `mask`.
-
-    A call with `slots` writes keys and values to these slots of the variables "cache", and reads
-    all slots.
 
     Args:
         use_flash_attn: store no attention map for the gradient, only the outputs of linear maps.
@@ -56,23 +53,23 @@ class Attention(layers.Attention):
     use_flash_attn: bool = True
 
     @nn.compact
-    def read(self, x: Tokens, mask: Mask | None, slots: Slots | None = None, *, train: bool = False) -> Tokens:
-        """Attention, without any choice of what is stored for the gradient."""
-        q, *kv = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
-        if slots is not None:
-            kv = jnp.stack(kv)
-            empty = jnp.zeros((*kv.shape[:3], mask.shape[-1], kv.shape[-1]), kv.dtype)
-            kv = self.get_variable("cache", "kv", empty).at[:, :, :, slots].set(kv)
-            self.put_variable("cache", "kv", kv)
+    def read(
+        self, x: Tokens, mask: Mask | None, *, all_of: Callable = lambda k, v: (k, v), train: bool = False
+    ) -> Tokens:
+        """Attention, without any choice of what is stored for the gradient.
+
+        `all_of` gives the keys and values to read, from those of `x`.
+        """
+        q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         mask = None if mask is None else mask[:, None]
-        out = attend(self, q, *kv, mask=mask, dropout=self.dropout, train=train)
+        out = attend(self, q, *all_of(k, v), mask=mask, dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == x.shape[-1]:
             return out
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
-    def __call__(self, x: Tokens, mask: Mask | None = None, slots: Slots | None = None, *, train: bool = False):
-        if slots is not None or not self.use_flash_attn:
-            return self.read(x, mask, slots, train=train)
+    def __call__(self, x: Tokens, mask: Mask | None = None, *, train: bool = False) -> Tokens:
+        if not self.use_flash_attn:
+            return self.read(x, mask, train=train)
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return nn.remat(lambda module, x, mask: module.read(x, mask, train=train), policy=policy)(self, x, mask)
 
@@ -128,6 +125,7 @@ class ViViT(nn.Module, kw_only=True):
             divide `image_size`, `variant` is unknown, or `pool` is neither "cls" nor "mean".
     """
 
+    attention_class: ClassVar[type[nn.Module]] = Attention
     head_class: ClassVar[type[nn.Module]] = Dense  # maps pooled features to logits
     image_size: int | tuple[int, int]
     image_patch_size: int | tuple[int, int]
@@ -169,7 +167,7 @@ class ViViT(nn.Module, kw_only=True):
         if self.pool == "cls":
             self.spatial_cls_token = learned("spatial_cls_token", 1)
         sizes = dict(heads=self.heads, dim_head=self.dim_head, dropout=self.dropout)
-        attention = functools.partial(Attention, **sizes, use_flash_attn=self.use_flash_attn)
+        attention = functools.partial(self.attention_class, **sizes, use_flash_attn=self.use_flash_attn)
         parts = (attention, functools.partial(FeedForward, self.mlp_dim, self.dropout))
         if self.variant == "factorized_self_attention":
             self.factorized_transformer = FactorizedTransformer(self.spatial_depth, *parts)

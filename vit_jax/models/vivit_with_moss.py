@@ -24,7 +24,29 @@ from vit_jax.layers import MOSS, NormHead, moss
 from vit_jax.layers.check import expect, patch_grid
 from vit_jax.layers.shapes import Output, Tokens, Videos
 from vit_jax.models import vivit
-from vit_jax.models.vivit import FrameMask, Mask, Slots, ViViT
+from vit_jax.models.vivit import Attention, FrameMask, Mask, ViViT
+
+Slots = Int[Array, "n"]
+
+
+class CachedAttention(Attention):
+    """`Attention` over a video that comes in parts.
+
+    A call with `slots` writes keys and values to these slots of the variables "cache", and reads all slots.
+    """
+
+    def __call__(self, x: Tokens, mask: Mask | None = None, slots: Slots | None = None, *, train: bool = False):
+        if slots is None:
+            return super().__call__(x, mask, train=train)
+
+        def all_of(k, v):
+            new = jnp.stack([k, v])
+            empty = jnp.zeros((*new.shape[:3], mask.shape[-1], new.shape[-1]), new.dtype)
+            kv = self.get_variable("cache", "kv", empty).at[:, :, :, slots].set(new)
+            self.put_variable("cache", "kv", kv)
+            return kv
+
+        return self.read(x, mask, all_of=all_of, train=train)
 
 
 class ViViTWithMOSS(ViViT):
@@ -66,6 +88,7 @@ class ViViTWithMOSS(ViViT):
             "mean".
     """
 
+    attention_class = CachedAttention
     head_class = NormHead
     variant: ClassVar[str] = "factorized_encoder"  # not an argument of this model
     moss_local_time: int = 3
