@@ -94,6 +94,8 @@ def test_a_file_needs_its_architecture(folder, tmp_path, name):
 
 def test_arguments_in_training_are_kept(folder):
     assert load_pretrained(folder, drop_path=0.1).model.drop_path == 0.1
+    with pytest.raises(ValueError, match="unknown argument of load_pretrained: 'drop_pat'; did you mean drop_path"):
+        load_pretrained(folder, drop_pat=0.1)
 
 
 def test_what_does_not_fit_is_refused_in_a_few_lines(folder, tmp_path):

@@ -28,7 +28,7 @@ from vit_jax.pretrained.tags import find_tag
 from vit_jax.pretrained.timm_config import read_config, write_config
 from vit_jax.pretrained.vision_transformer import VisionTransformer
 from vit_jax.printable import printable
-from vit_jax.registry import create_model
+from vit_jax.registry import create_model, model_arguments, unknown
 
 State = dict[str, np.ndarray]
 
@@ -67,10 +67,14 @@ def load_pretrained(
         **arguments (Any): further arguments of `VisionTransformer`, such as `drop_path`.
 
     Raises:
-        ValueError: if the weights do not fit the architecture, or are not supported.
+        ValueError: if the weights do not fit the architecture or are not supported, or for an unknown argument.
         ImportError: if a package is missing that fetches or reads weights.
         OSError: if weights can be neither fetched nor read.
     """
+    known = model_arguments("timm")
+    for key in arguments:
+        if key not in known:
+            raise ValueError(unknown("argument of load_pretrained", key, known))
     notify = notify or (lambda line: print(line, file=sys.stderr))
     found = _find(source, revision, notify)
     shown = printable(found.path if found.weights is None else source, 1000)
