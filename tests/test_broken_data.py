@@ -14,6 +14,7 @@ from train.config import Data
 from train.data import eval_batches, load_dataset, train_batches
 from train.data.transforms import center_crop
 from train.errors import UserError
+from vit_jax.pretrained.preprocessing import Preprocessing
 
 
 def break_nothing(root): ...
@@ -151,7 +152,8 @@ def test_broken_images_are_left_out_of_evaluations(tmp_path, size, capsys):
     batches = list(eval_batches(dataset, config, 4))
     rows = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     seen = rows["mask"] == 1
-    expected = [center_crop(noise(12, 10, seed=i), size, 1.0) for i in (0, 2, 4, 6, 8, 1, 5, 7, 9)]
+    preprocessing = Preprocessing(size, crop_pct=1.0)
+    expected = [preprocessing.pixels(noise(12, 10, seed=i)) for i in (0, 2, 4, 6, 8, 1, 5, 7, 9)]
     np.testing.assert_array_equal(rows["image"][seen], expected)
     assert rows["label"][seen].tolist() == [0] * 5 + [1] * 4
     path = tmp_path / "val/b/003.png"

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import lazy, noise
+from tests.pictures import lazy, noise, write_folder
 from train.config import Data
 from train.data import eval_batches, image_to_input, load_dataset, train_batches
-from train.data.transforms import center_crop, decode, random_crop
+from train.data.transforms import center_crop, decode, evaluation_crop, random_crop
 from train.errors import UserError
+from vit_jax.pretrained.preprocessing import Preprocessing
 
 
 def test_center_crop_is_resize_then_crop():
@@ -68,10 +69,45 @@ def test_decode_palette_alpha_and_16_bits(tmp_path):
     np.testing.assert_array_equal(decode(tmp_path / "deep.png", 1, "deep")[..., 0], [[0, 0, 1], [128, 255, 255]])
 
 
+@pytest.mark.parametrize("size", [(40, 64), (64, 40)])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_evaluation_prepares_images_as_published_weights_expect(tmp_path, mode, size):
+    Image.fromarray(noise(*size)).save(tmp_path / "photo.png")
+    config = Data(eval_crop=0.9, crop_mode=mode, interpolation="bilinear")
+    mean = (0.2, 0.4, 0.6)
+    expected = Preprocessing((32, 24), 0.9, mode, "bilinear", mean).pixels(tmp_path / "photo.png")
+    np.testing.assert_array_equal(image_to_input(tmp_path / "photo.png", (32, 24, 3), config, mean), expected)
+
+
+def test_evaluation_of_an_extreme_shape_is_the_central_crop():
+    image = np.zeros((1, 50_000, 1), np.uint8)
+    image[:, 25_000:] = 255
+    crop = evaluation_crop(
+        image, Preprocessing(64)
+    )  # resized whole, it would have 3.2 million columns and 2**27 pixels
+    assert crop.shape == (64, 64, 1)
+    assert (crop[:, 0] < 64 < 192 < crop[:, -1]).all()
+
+
+def test_images_are_resized_with_the_configured_interpolation():
+    image, rng = noise(20, 20), lambda: np.random.default_rng(0)
+    nearest = random_crop(image, (64, 64), 0.25, rng(), "nearest")
+    assert {tuple(pixel) for pixel in nearest.reshape(-1, 3)} <= {tuple(pixel) for pixel in image.reshape(-1, 3)}
+    assert (random_crop(image, (64, 64), 0.25, rng()) != nearest).any()
+
+
+def test_channels_can_be_chosen(tmp_path):
+    write_folder(tmp_path)
+    assert load_dataset(Data(f"folder:{tmp_path}", channels=1)).image_shape == (12, 10, 1)
+    coloured, grey = load_dataset(Data(channels=3)), load_dataset(Data())
+    np.testing.assert_array_equal(coloured.train.images, np.tile(grey.train.images, 3))
+
+
 def test_images_in_memory_are_cropped_too():
     config = Data(min_crop=0.3, eval_crop=0.5)
     dataset = load_dataset(config)
-    expected = [center_crop(image, (8, 8), 0.5) for image in dataset.eval.images[:4]]
+    enlarged = [Image.fromarray(image[..., 0]).resize((16, 16), 3) for image in dataset.eval.images[:4]]
+    expected = [np.asarray(image.crop((4, 4, 12, 12)))[..., None] for image in enlarged]
     np.testing.assert_array_equal(next(eval_batches(dataset, config, 4))["image"], expected)
     whole = {image.tobytes() for image in dataset.train.images}
     assert not any(image.tobytes() in whole for image in next(train_batches(dataset, config, 64, 0))["image"])
@@ -81,7 +117,7 @@ def test_image_to_input_is_what_evaluation_sees(tmp_path):
     dataset, config = lazy(tmp_path, eval_crop=0.8)
     batch = next(eval_batches(dataset, config, 2))
     for path, image in zip(["000.png", "002.png"], batch["image"], strict=True):
-        found = image_to_input(tmp_path / "val/a" / path, dataset.image_shape, config)
+        found = image_to_input(tmp_path / "val/a" / path, dataset.image_shape, config, dataset.mean)
         np.testing.assert_array_equal(found, image)
     with pytest.raises(UserError, match=r"cannot read the image .*nowhere\.png"):
-        image_to_input(tmp_path / "nowhere.png", dataset.image_shape, config)
+        image_to_input(tmp_path / "nowhere.png", dataset.image_shape, config, dataset.mean)

@@ -75,7 +75,7 @@ def test_orientation_of_jpeg_decides_on_size_and_statistics(tmp_path):
     config = Data(f"folder:{tmp_path}")
     dataset = load_dataset(config)
     assert dataset.image_shape == (24, 16, 3)
-    for found in (dataset.train[0][0], image_to_input(tmp_path / "val/a/0.jpg", (24, 16, 3), config)):
+    for found in (dataset.train[0][0], image_to_input(tmp_path / "val/a/0.jpg", (24, 16, 3), config, dataset.mean)):
         np.testing.assert_allclose(found.astype(int), picture, atol=3)
 
 

@@ -10,7 +10,7 @@ from train.config import Data
 from train.data import eval_batches, load_dataset
 from train.data.folder import FolderSource
 from train.data.sources import ArraySource
-from train.data.transforms import center_crop
+from vit_jax.pretrained.preprocessing import Preprocessing
 
 
 def test_digits():
@@ -46,7 +46,9 @@ def test_statistics_are_those_of_an_even_sample():
 def test_statistics_are_those_after_the_evaluation_crop():
     config = Data(eval_crop=0.5, image_size=(4, 4))
     dataset = load_dataset(config)
-    crops = [center_crop(dataset.train[int(i * 1.437)][0], (4, 4), 0.5) for i in range(1000)]
+    preprocessing = Preprocessing((4, 4), crop_pct=0.5)
+    crops = [preprocessing.fit(Image.fromarray(dataset.train[int(i * 1.437)][0][..., 0])) for i in range(1000)]
+    crops = np.stack([np.asarray(crop) for crop in crops])
     np.testing.assert_allclose(dataset.mean, np.mean(crops) / 255, rtol=1e-12)
     np.testing.assert_allclose(dataset.std, np.std(crops) / 255, rtol=1e-12)
 
@@ -85,7 +87,7 @@ def test_evaluation_images_may_have_other_sizes(tmp_path):
     dataset = load_dataset(config)
     (batch,) = eval_batches(dataset, config, 6)
     assert batch["image"].shape == (6, 12, 10, 3)
-    np.testing.assert_array_equal(batch["image"][1], center_crop(noise(30, 30, seed=2), (12, 10), 1.0))
+    np.testing.assert_array_equal(batch["image"][1], Preprocessing((12, 10), 1.0).pixels(noise(30, 30, seed=2)))
 
 
 @pytest.mark.parametrize(("present", "wanted", "chosen"), [

@@ -36,12 +36,22 @@ class Data:
     min_crop: Share = 1.0
     """Smallest area of a random training crop, as a fraction of the image (usual on ImageNet: 0.08); 1: the central
     crop."""
-    eval_crop: Share = 1.0
-    """Side of the central crop in evaluation, as a fraction of the shorter side (usual on ImageNet: 0.875)."""
+    eval_crop: Share | None = None
+    """Evaluation: side of the central crop, as a fraction of the size to which an image is resized first (usual on
+    ImageNet: 0.875); default: that of published weights, otherwise 1."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """Evaluation: whether resizing keeps the aspect ratio and covers the crop (`center`), keeps it and fits into the
+    crop (`border`), or does not keep it (`squash`); default: that of published weights, otherwise `center`."""
+    interpolation: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = None
+    """Interpolation of resized images; default: that of published weights, otherwise `bicubic`."""
+    channels: Literal[1, 3] | None = None
+    """Whether images are read as greyscale (1) or RGB (3); default: 3 for published weights or if an image is in
+    colour."""
     mean: tuple[Annotated[float, Range(0, 1)], ...] | None = None
-    """Mean of each channel, subtracted from pixels in 0..1; default: measured on up to 1,000 training images."""
+    """Mean of each channel, subtracted from pixels in 0..1; default: that of published weights, otherwise measured on
+    up to 1,000 training images."""
     std: tuple[Annotated[float, Range(1e-6, 10)], ...] | None = None
-    """Standard deviation of each channel, for pixels in 0..1; default: measured on the same images."""
+    """Standard deviation of each channel, for pixels in 0..1; default: as for the mean."""
     workers: Annotated[int, Range(0, 1024)] = 0
     """Number of processes that decode images; 0: threads of the main process decode them."""
 

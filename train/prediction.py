@@ -95,7 +95,7 @@ def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray,
     errors = {}
     for i, path in enumerate(paths):
         try:
-            pixels[i] = image_to_input(path, run.info.image_shape, run.config.data)
+            pixels[i] = image_to_input(path, run.info.image_shape, run.config.data, run.info.mean)
         except Unreadable as error:
             errors[i] = error
     return pixels, errors

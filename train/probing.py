@@ -64,7 +64,8 @@ def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
     seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std)
     if name is None:
         return dataclasses.replace(data, **seen)
-    return Data(name=name, eval_crop=data.eval_crop, dir=data.dir, **seen)
+    prepared = {key: getattr(data, key) for key in ("eval_crop", "crop_mode", "interpolation", "dir")}
+    return Data(name=name, channels=info.image_shape[2], **prepared, **seen)
 
 
 def splits(trunk: Trunk, dataset: Dataset, data: Data, batch_size: int) -> tuple[Split, Split]:

@@ -108,7 +108,7 @@ def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def window(image: Image.Image, top: int, left: int, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+def window(image: Image.Image, top: int, left: int, size: tuple[int, int], fill: int | tuple[int, ...]) -> Image.Image:
     """Crop `size` = (height, width) at `top` and `left`. Pixels outside of the image get the colour `fill`."""
     canvas = Image.new(image.mode, size[::-1], fill)
     canvas.paste(image, (-left, -top))

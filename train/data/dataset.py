@@ -20,7 +20,7 @@ from train.data.folder import open_folder, open_images
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, open_digits, read
 from train.data.tfds import open_tfds
-from train.data.transforms import center_crop
+from train.data.transforms import evaluation_crop, evaluation_of
 from train.errors import UserError
 from train.memory import host_memory, in_words
 from vit_jax.printable import printable
@@ -120,8 +120,10 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
 
+    preprocessing = evaluation_of(config, shape, mean=(0.5,))  # grey borders
+
     def moments(index: int) -> np.ndarray:
-        pixels = center_crop(read(source, index)[0], shape[:2], config.eval_crop) / 255
+        pixels = evaluation_crop(read(source, index)[0], preprocessing) / 255
         return np.stack([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
 
     measured = _each(moments, _sample(source), "Measuring mean and deviation", source)

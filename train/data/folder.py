@@ -66,7 +66,7 @@ def open_folder(root: Path, config: Data) -> Parts:
         raise UserError(f"{config.name}: {eval_root} has a class that train lacks: {', '.join(unknown)}")
 
     class_names = tuple(train)
-    channels, mixed = folder_channels(*(list(itertools.chain(*files.values())) for files in (train, evaluation)))
+    channels, mixed = _channels(*(list(itertools.chain(*files.values())) for files in (train, evaluation)), config)
     sources = [_folder_source(files, class_names, channels) for files in (train, evaluation)]
     notes = mixed + _misplaced_note(root, misplaced) + _skipped_note(root, skipped)
     fingerprints = {
@@ -104,13 +104,18 @@ def open_images(root: Path, config: Data) -> Parts:
         if not paths:
             raise UserError(f"{config.name}: no images in {folder}" + ("" if eval_root else ": expected two or more"))
 
-    channels, mixed = folder_channels(train, evaluation)
+    channels, mixed = _channels(train, evaluation, config)
     sources = [FolderSource(paths, [0] * len(paths), channels) for paths in (train, evaluation)]
     fingerprints = {
         "train": _fingerprint(train_root, {"": train}, "all images"),
         "eval": _fingerprint(eval_root or train_root, {"": evaluation}, f"split {split}" if split else "held out"),
     }
     return Parts(*sources, (), mixed + notes, fingerprints)
+
+
+def _channels(train: list[str], evaluation: list[str], config: Data) -> tuple[int, tuple[str, ...]]:
+    """Number of channels to read images with, and notes: as `config` says, otherwise as `folder_channels` finds."""
+    return (config.channels, ()) if config.channels else folder_channels(train, evaluation)
 
 
 def _hold_out(paths: list[str]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ P-th position. The example at a position depends only on the seed, so iterators 
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import jax
@@ -18,7 +18,7 @@ from train.config import Data
 from train.data.dataset import Dataset, warn
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, read
-from train.data.transforms import center_crop, decode, random_crop
+from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop
 from train.data.workers import Watched, die_with_parent
 from train.errors import UserError
 
@@ -84,7 +84,8 @@ def _train_batches(
     source, size = dataset.train, dataset.image_shape[:2]
     if _is_ready(source, size, config.min_crop):
         return _gathered(source, samples, share, first, with_sample=views > 0)
-    crop = lambda image, rng: random_crop(image, size, config.min_crop, rng)
+    interpolation = config.interpolation or INTERPOLATION
+    crop = lambda image, rng: random_crop(image, size, config.min_crop, rng, interpolation)
     view_seed = seed if views else None
     batches = _decoded(source, samples, crop, share, config.workers, view_seed, first)
     skipped = Skipped(source, "training", warn)
@@ -115,10 +116,11 @@ def eval_batches(
     source, size = dataset.eval, dataset.image_shape[:2]
     indices = grain.MapDataset.range(len(source)).seed(0)
     share = _share(batch_size)
-    if _is_ready(source, size, config.eval_crop):
+    preprocessing = evaluation_of(config, dataset.image_shape, dataset.mean)
+    if _is_ready(source, size, preprocessing.crop_pct):
         batches = _gathered(source, indices, share)
     else:
-        crop = lambda image, rng: center_crop(image, size, config.eval_crop)
+        crop = lambda image, rng: evaluation_crop(image, preprocessing)
         batches = _decoded(source, indices, crop, share, config.workers)
     none = {"image": np.zeros((0, *dataset.image_shape), np.uint8), "label": np.zeros(0, np.int32)}
     skipped = skipped or Skipped(source, "evaluation", warn)
@@ -130,9 +132,9 @@ def eval_batches(
             yield _padded(batch, share, unreadable < 0)
 
 
-def image_to_input(path: str | os.PathLike, image_shape: tuple[int, int, int], config: Data) -> np.ndarray:
+def image_to_input(path: str | os.PathLike, image_shape: Shape, config: Data, mean: Sequence[float]) -> np.ndarray:
     """Read one image file as in evaluation: uint8 pixels of `image_shape` (height, width, channels)."""
-    return center_crop(decode(path, image_shape[2], str(path)), image_shape[:2], config.eval_crop)
+    return evaluation_crop(decode(path, image_shape[2], str(path)), evaluation_of(config, image_shape, mean))
 
 
 def _sample(examples: int, seed: int, views: int, position: int, row: int) -> int:

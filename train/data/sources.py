@@ -79,7 +79,10 @@ def open_digits(config: Data) -> Parts:
     choose_split(config, ["test"])
     with (importlib.resources.files("train.data") / "digits.npz").open("rb") as file, np.load(file) as arrays:
         train, test = (
-            ArraySource(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32))
+            ArraySource(
+                np.repeat(arrays[f"{split}_images"], config.channels or 1, axis=-1),
+                arrays[f"{split}_labels"].astype(np.int32),
+            )
             for split in ("train", "test")
         )
     fingerprints = {

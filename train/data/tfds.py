@@ -126,7 +126,7 @@ def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
         TfdsSource(records, found.image_key, label_key, len(found.class_names), 3, f"{config.name} {split}")
         for split, records in ((split, _records(tfds, found.builder, split, folder)) for split in splits)
     ]
-    channels = _channels(found.image, sources[0])
+    channels = config.channels or _channels(found.image, sources[0])
     sources = [dataclasses.replace(source, channels=channels) for source in sources]
     if labels:
         for source, split in zip(sources, splits, strict=True):

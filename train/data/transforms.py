@@ -6,15 +6,20 @@ Images are uint8 (h, w, c). Sizes are (height, width) and boxes are (left, top, 
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from train.config import Data
 from train.errors import UserError
 from vit_jax import images
 from vit_jax.images import File
+from vit_jax.pretrained.preprocessing import INTERPOLATIONS, Preprocessing
 
 Box = tuple[float, float, float, float]
+Shape = tuple[int, int, int]  # height, width, channels
+INTERPOLATION = "bicubic"  # the default
 
 # Pillow's warnings about damage do not name the file. For images that cannot be decoded, `decode` raises Unreadable.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -41,12 +46,43 @@ def decode(file: File, channels: int, name: str) -> np.ndarray:
         raise Unreadable(str(error)) from error
 
 
-def center_crop(image: np.ndarray, size: tuple[int, int], share: float) -> np.ndarray:
+def evaluation_of(config: Data, image_shape: Shape, mean: Sequence[float]) -> Preprocessing:
+    """The preprocessing of images for evaluation and prediction. `mean` is the colour of borders."""
+    return Preprocessing(
+        image_shape[:2],
+        crop_pct=config.eval_crop or 1.0,
+        crop_mode=config.crop_mode or "center",
+        interpolation=config.interpolation or INTERPOLATION,
+        mean=tuple(mean) if len(mean) == 3 else (mean[0],) * 3,
+    )
+
+
+def evaluation_crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize and crop an image with 1 or 3 channels, as `preprocessing` says.
+
+    An image of extreme aspect ratio, whose resized copy would be too large, is cropped before it is resized.
+    """
+    try:
+        return _pixels(preprocessing.fit(_picture(image)))
+    except ValueError:
+        size, share, interpolation = preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation
+        return center_crop(image, size, share, interpolation)
+
+
+def center_crop(
+    image: np.ndarray, size: tuple[int, int], share: float = 1.0, interpolation: str = INTERPOLATION
+) -> np.ndarray:
     """Resize the central crop to `size`; its sides are `share` of the largest crop with the aspect ratio of `size`."""
-    return _resize(image, _center_box(image.shape[:2], size, share), size)
+    return _resize(image, _center_box(image.shape[:2], size, share), size, interpolation)
 
 
-def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: np.random.Generator) -> np.ndarray:
+def random_crop(
+    image: np.ndarray,
+    size: tuple[int, int],
+    min_area: float,
+    rng: np.random.Generator,
+    interpolation: str = INTERPOLATION,
+) -> np.ndarray:
     """Resize a crop of random area and aspect ratio to `size` (Szegedy et al. 2015, arXiv:1409.4842).
 
     Args:
@@ -55,10 +91,11 @@ def random_crop(image: np.ndarray, size: tuple[int, int], min_area: float, rng: 
         min_area: Smallest area of the crop, as a fraction of the image; the area is uniform between it and 1. With 1
             the crop is the largest central one.
         rng: Source of random numbers.
+        interpolation: One of `INTERPOLATIONS`.
     """
     if min_area == 1:
-        return center_crop(image, size, 1.0)
-    return _resize(image, _random_box(image.shape[:2], size, min_area, rng), size)
+        return center_crop(image, size, 1.0, interpolation)
+    return _resize(image, _random_box(image.shape[:2], size, min_area, rng), size, interpolation)
 
 
 def _center_box(full: tuple[int, int], size: tuple[int, int], share: float) -> Box:
@@ -80,9 +117,16 @@ def _random_box(full: tuple[int, int], size: tuple[int, int], min_area: float, r
     return _center_box(full, size, 1.0)
 
 
-def _resize(image: np.ndarray, box: Box, size: tuple[int, int]) -> np.ndarray:
+def _resize(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Crop the image to `box` and resize it to `size`, in one antialiased operation."""
-    channels = image.shape[2]
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized).reshape(*size, channels)
+    return _pixels(_picture(image).resize((size[1], size[0]), INTERPOLATIONS.index(interpolation), box=box))
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """Pixels (h, w, c) of a greyscale or RGB image."""
+    pixels = np.asarray(picture)
+    return pixels.reshape(*pixels.shape[:2], -1)

@@ -85,8 +85,11 @@ class Preprocessing:
             ValueError: If the file is not a whole image of a supported format, the array has another type or shape, or
                 the resized image would be too large to crop.
         """
+        return np.asarray(self.fit(_images().as_rgb(image)))
+
+    def fit(self, picture: "Image.Image") -> "Image.Image":
+        """Resize and crop an image of Pillow in mode RGB or L. Raises ValueError if it would be resized too large."""
         images = _images()
-        picture = images.as_rgb(image)
         height, width = self.resized(picture.height, picture.width)
         if height * width > images.MAX_PIXELS:
             raise ValueError(
@@ -95,7 +98,8 @@ class Preprocessing:
             )
         picture = picture.resize((width, height), INTERPOLATIONS.index(self.interpolation))
         top, left = _offset(height, self.image_size[0]), _offset(width, self.image_size[1])
-        return np.asarray(images.window(picture, top, left, self.image_size, self.fill))
+        fill = self.fill if picture.mode == "RGB" else self.fill[0]
+        return images.window(picture, top, left, self.image_size, fill)
 
     def normalize(self, pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float32[np.ndarray, "*b h w 3"]:
         """Divide pixels by 255, subtract `mean`, and divide by `std`, in float32."""
