@@ -92,6 +92,19 @@ def test_a_file_needs_its_architecture(folder, tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, expected.variables)
 
 
+def test_positions_of_a_file_tell_its_image_size(tmp_path):
+    small = dict(depth=1, dim=24, heads=3, mlp_dim=96, num_classes=5)
+    model = create_model(f"timm/{NAME}", image_size=48, **small)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 48, 48, 3), np.float32))
+    save_pretrained(tmp_path, model, variables, Preprocessing(48))
+    lines = []
+    file = tmp_path / "model.safetensors"
+    loaded = load_pretrained(file, architecture=f"timm/{NAME}", notify=lines.append, **small)
+    assert loaded.model.image_size == loaded.preprocess.image_size == (48, 48)
+    assert lines == ["the weights have positions of 3 x 3 patches, for images of 48 x 48 pixels"]
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+
+
 def test_arguments_in_training_are_kept(folder):
     assert load_pretrained(folder, drop_path=0.1).model.drop_path == 0.1
     with pytest.raises(ValueError, match="unknown argument of load_pretrained: 'drop_pat'; did you mean drop_path"):

@@ -76,22 +76,22 @@ def load_pretrained(
         if key not in known:
             raise ValueError(unknown("argument of load_pretrained", key, known))
     notify = notify or (lambda line: print(line, file=sys.stderr))
-    found = _find(source, revision, notify)
+    found = find_source(source, revision, notify)
     shown = printable(found.path if found.weights is None else source, 1000)
-    config = load_config(found.path) if found.path.is_dir() else None
-    published = _published(shown, config, architecture or found.architecture)
+    published = network_of(found, architecture)
     state = load_weights(found.path, found.weights)
     try:
         state = read(recognise(state), state, published)
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
 
+    published = _with_grid(published, state, notify)
     classes = _classes(state) if num_classes is None else num_classes
     size = published.image_size if image_size is None else image_size
     model = published.clone(num_classes=classes, image_size=size, **arguments)
     state = _with_heads(_with_positions(state, published, model, notify), model, notify)
     variables = _converted(shown, model, state)
-    preprocess = found.preprocess or (read_preprocessing(found.path) if config else None) or Preprocessing(size)
+    preprocess = preprocessing_of(found) or Preprocessing(size)
     return Pretrained(model, variables, dataclasses.replace(preprocess, image_size=pair("image_size", size)))
 
 
@@ -117,8 +117,8 @@ def save_pretrained(
     save_folder(folder, write_config(model, preprocess), to_torch(model, variables))
 
 
-class _Found(NamedTuple):
-    """Where weights are, and what their name tells about them."""
+class Found(NamedTuple):
+    """Where weights are on disk, and what their name tells about them."""
 
     path: Path  # a folder, or a file of weights
     weights: str | None = None  # name of the file in the folder
@@ -126,13 +126,13 @@ class _Found(NamedTuple):
     preprocess: Preprocessing | None = None
 
 
-def _find(source: str | os.PathLike, revision: str | None, notify: Callable[[str], None]) -> _Found:
-    """Find `source` on disk or on the hub, from which it is fetched."""
+def find_source(source: str | os.PathLike, revision: str | None, notify: Callable[[str], None]) -> Found:
+    """Find the `source` of `load_pretrained` on disk or on the hub, from which it is fetched."""
     path, shown = Path(source).expanduser(), printable(source, 1000)
     if path.exists():
         if revision is not None:
             raise ValueError(f"revision={revision!r}: {shown} is a file or a folder, which has no revisions")
-        return _Found(path)
+        return Found(path)
     name = os.fspath(source)
     repository, named_revision = hub.parse(name) or (None, None)
     if repository is None:
@@ -145,11 +145,23 @@ def _find(source: str | os.PathLike, revision: str | None, notify: Callable[[str
             raise ValueError(f"{name} is not on the hub: download {tag.url}, pass the file, and {architecture=}")
         repository = tag.hub_id
     snapshot = hub.fetch(repository, revision or named_revision, notify=notify)
-    return _Found(snapshot.folder, snapshot.weights, architecture, preprocess)
+    return Found(snapshot.folder, snapshot.weights, architecture, preprocess)
 
 
-def _published(shown: str, config: dict[str, Any] | None, given: str | None) -> VisionTransformer:
-    """The network that the weights are of, with the classes and the image size that they were trained with."""
+def preprocessing_of(found: Found) -> Preprocessing | None:
+    """How the weights expect images, if it is known."""
+    if found.preprocess is not None or not found.path.is_dir():
+        return found.preprocess
+    return read_preprocessing(found.path)
+
+
+def network_of(found: Found, architecture: str | None = None) -> VisionTransformer:
+    """The network that the weights are of, with the classes and the image size that they were trained with.
+
+    It is that of `architecture`, "timm/NAME", or else the one that the name of the weights or their config.json tells.
+    """
+    given, shown = architecture or found.architecture, printable(found.path, 1000)
+    config = load_config(found.path) if found.path.is_dir() else None
     if given is not None:
         if not given.startswith("timm/"):
             raise ValueError(f"architecture={given!r}: expected timm/NAME")
@@ -164,6 +176,17 @@ def _published(shown: str, config: dict[str, Any] | None, given: str | None) -> 
         return VisionTransformer(**arguments)
     except ValueError as error:
         raise ValueError(f"{shown}: {error}") from error
+
+
+def _with_grid(published: VisionTransformer, state: State, notify: Callable[[str], None]) -> VisionTransformer:
+    """`published` with the image size that the positions of the weights tell: those of another square of patches."""
+    count = state["pos_embed"].shape[1] if "pos_embed" in state else 0
+    side = math.isqrt(count)
+    if side**2 != count or count in (0, math.prod(published.grid)):
+        return published
+    height, width = (side * patch for patch in pair("patch_size", published.patch_size))
+    notify(f"the weights have positions of {side} x {side} patches, for images of {height} x {width} pixels")
+    return published.clone(image_size=(height, width))
 
 
 def _classes(state: Mapping[str, np.ndarray]) -> int:
