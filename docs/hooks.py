@@ -31,7 +31,6 @@ MOST_USED = (
     "vit_jax.capture.embeddings",
     "vit_jax.capture.rollout",
     "vit_jax.objectives.create_objective",
-    "vit_jax.teachers.create_teacher",
     "train.config.Config",
 )
 LOG = logging.getLogger("mkdocs.hooks")

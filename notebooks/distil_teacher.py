@@ -30,8 +30,7 @@ from train.pretrained import published_file
 from vit_jax import create_model
 from vit_jax.convert import from_torch
 from vit_jax.objectives.distill import Distill, Teacher
-from vit_jax.teachers import create_teacher
-from vit_jax.teachers.weights import published_weights
+from vit_jax.pretrained.torchvision.weights import published_weights
 
 on_cpu = jax.default_backend() == "cpu"
 size, depth, classes, batch = (64, 1, 1000, 2) if on_cpu else (224, 4, 1000, 8)
@@ -39,7 +38,7 @@ name, weights = ("resnet18", "IMAGENET1K_V1") if on_cpu else ("resnet50", "IMAGE
 images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
 labels = jax.nn.one_hot(jnp.arange(batch), classes)
 
-resnet = create_teacher(name)
+resnet = create_model(name)
 try:
     teacher_variables = from_torch(resnet, published_file(name, weights), images)
 except UserError as error:

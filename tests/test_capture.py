@@ -15,7 +15,6 @@ from tests.test_models import abstract, filled, inputs_of, program, variables_of
 from vit_jax import create_model
 from vit_jax.capture import attention, embeddings, features, rollout
 from vit_jax.convert import from_torch
-from vit_jax.teachers import create_teacher
 
 # Models that change their maps after the softmax, so that rows do not sum to one.
 NOT_SHARES = {
@@ -144,7 +143,7 @@ def test_a_model_without_maps_is_named():
 def test_torchvisions_networks_have_theirs():
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     for name, shape in (("vit_b_32", (12, 1, 12, 2, 2)), ("resnet18", None)):
-        model = create_teacher(name, num_classes=5, **({"image_size": 32} if shape else {}))
+        model = create_model(name, num_classes=5, **({"image_size": 32} if shape else {}))
         variables = jax.eval_shape(model.init, jax.random.key(0), x)
         look = lambda model=model, variables=variables: jax.eval_shape(
             lambda variables, x: attention(model, variables, x), variables, x

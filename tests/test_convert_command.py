@@ -14,7 +14,6 @@ from train.convert import main as convert
 from train.run.stored import load_run
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
-from vit_jax.teachers import create_teacher
 
 VIT = ("--model=vit/tiny", "--model-args", "depth=1", "dim=16", "num_classes=3", "image_size=8")
 
@@ -59,7 +58,7 @@ def test_home_is_spelled_out(weights, tmp_path, monkeypatch):
 
 
 def test_a_teacher(tmp_path):
-    teacher = create_teacher("resnet18", num_classes=2)
+    teacher = create_model("resnet18", num_classes=2)
     variables = variables_of(teacher, jnp.zeros((1, 32, 32, 3)), {})
     save_file(to_torch(teacher, variables), tmp_path / "resnet.safetensors")
     network = ("--model=resnet18", "--model-args", "num_classes=2")

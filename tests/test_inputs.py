@@ -10,7 +10,6 @@ from tests.cases import CASES, CLASSIFIERS, FIRST, holds_for
 from tests.cases.case import Case, build
 from tests.test_models import abstract
 from vit_jax import create_model
-from vit_jax.teachers import create_teacher
 
 PROMOTING = ("vit:Transformer", "wwt:AutoencodingHead")  # norms, products and sums alone, which promote integers
 
@@ -175,6 +174,6 @@ def test_lists_stand_for_tuples(name):
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_lists_stand_for_tuples_of_teachers():
-    model = create_teacher("swin_t", depths=[1, 1, 1, 1])
+    model = create_model("swin_t", depths=[1, 1, 1, 1])
     hash(model)
     assert model.depths == (1, 1, 1, 1)

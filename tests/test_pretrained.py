@@ -23,8 +23,8 @@ from train.errors import UserError
 from vit_jax import create_model
 from vit_jax.convert import to_torch
 from vit_jax.pretrained.preprocessing import HALF, IMAGENET, Preprocessing
-from vit_jax.teachers import TEACHERS, create_teacher
-from vit_jax.teachers.weights import WEIGHTS, Weights, preprocessing_of, published_weights
+from vit_jax.pretrained.torchvision.weights import WEIGHTS, Weights, preprocessing_of, published_weights
+from vit_jax.registry import TORCHVISION
 
 
 class Server(urllib.request.BaseHandler):
@@ -172,7 +172,7 @@ def test_a_source_is_a_file_or_the_name_of_weights(server, tmp_path, monkeypatch
 
 
 def test_every_teacher_has_published_weights():
-    assert WEIGHTS.keys() == TEACHERS.keys()
+    assert WEIGHTS.keys() == TORCHVISION.keys()
     with pytest.raises(ValueError, match="'IMAGENET1K_V9' of resnet50: expected one of IMAGENET1K_V1, IMAGENET1K_V2"):
         published_weights("resnet50", "IMAGENET1K_V9")
     with pytest.raises(ValueError, match="did you mean resnet50"):
@@ -190,7 +190,7 @@ def test_the_table_is_torchvisions():
     import tests.upstream  # noqa: F401, which makes torchvision importable
 
     torchvision = pytest.importorskip("torchvision")
-    for teacher in TEACHERS:
+    for teacher in TORCHVISION:
         theirs = {w.name: w for w in torchvision.models.get_model_weights(teacher)}
         theirs.pop("IMAGENET1K_FEATURES", None)  # has no classifier
         assert WEIGHTS[teacher].keys() == theirs.keys()
@@ -211,7 +211,7 @@ def zeros(network):
 
 
 def test_a_teacher_of_torchvisions_sees_images_as_its_weights_did(tmp_path):
-    network = create_teacher("mnasnet0_5", num_classes=2)
+    network = create_model("mnasnet0_5", num_classes=2)
     file = str(tmp_path / "weights.safetensors")
     save_file(to_torch(network, zeros(network)), file)
     info = DataInfo(("a", "b"), (32, 48, 3), (0.5,) * 3, (0.25,) * 3)

@@ -12,7 +12,8 @@ import vit_jax
 from tests.cases import CASES, CLASSIFIERS, FILES
 from tests.cases.case import BLOCKS, IMAGE
 from vit_jax import create_model, list_models, list_presets
-from vit_jax.registry import MODELS
+from vit_jax.registry import MODELS, TORCHVISION, model_arguments
+from vit_jax.teachers import create_teacher, list_teachers
 
 
 def test_list_models_is_in_order():
@@ -52,6 +53,9 @@ def test_a_preset_gives_way_to_arguments():
     [
         ("vitt", {}, r"unknown model: 'vitt'; did you mean vit"),
         ("xyz123", {}, r"unknown model: 'xyz123'; expected one of .*cait, .*vit:Transformer"),
+        ("resnet5", {}, r"unknown model: 'resnet5'; did you mean resnet50"),
+        ("resnet50/resnet18", {}, r"unknown preset of model 'resnet50': 'resnet18'; expected one of \(none\)"),
+        ("swin_t", {"window": 8}, r"unknown argument of model 'swin_t': 'window'; did you mean window_size"),
         ("", {}, r"unknown model: ''; expected one of accept_video_wrapper, ats_vit"),
         ("cait/s42", {}, r"unknown preset of model 'cait': 's42'; did you mean .*s24"),
         ("vit/", {}, r"unknown preset of model 'vit': ''; expected one of tiny, ti16"),
@@ -66,6 +70,16 @@ def test_a_preset_gives_way_to_arguments():
 def test_what_is_wrong_is_named(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         create_model(name, **kwargs)
+
+
+def test_torchvisions_networks_are_models():
+    model = create_model("swin_t", num_classes=10)
+    assert (type(model).__name__, model.depths, model.num_classes) == ("SwinTransformer", (2, 2, 6, 2), 10)
+    assert create_teacher("swin_t", num_classes=10) == model
+    assert list_teachers() == sorted(TORCHVISION)
+    assert "num_heads" in model_arguments("swin_t")
+    with pytest.raises(ValueError, match="unknown teacher: 'vit'; did you mean"):
+        create_teacher("vit")
 
 
 def test_unknown_names_of_list_presets():

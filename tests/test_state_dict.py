@@ -13,9 +13,9 @@ from train.config import Config, Distill
 from train.distill.teacher import load_teacher
 from train.errors import UserError
 from train.validation import check_options
+from vit_jax import create_model
 from vit_jax.convert import from_torch, select, to_torch
 from vit_jax.state_dict import PrefixError, check_names, list_mismatches
-from vit_jax.teachers import create_teacher
 
 NAMES = ("conv.weight", "conv.bias", "norm.weight", "head.weight")
 STATE = {name: np.full((2,), i, np.float32) for i, name in enumerate(NAMES)}
@@ -111,11 +111,11 @@ def test_a_selection_is_not_empty_and_has_each_name_once():
 @pytest.mark.usefixtures("unchecked_types")
 def test_networks_of_torchvisions_refuse_numbers_as_names():
     with pytest.raises(ValueError, match=r"state_dict has the key 1 \(int\)"):
-        from_torch(create_teacher("alexnet", num_classes=2), {1: np.zeros(3)}, jnp.zeros((1, 64, 64, 3)))
+        from_torch(create_model("alexnet", num_classes=2), {1: np.zeros(3)}, jnp.zeros((1, 64, 64, 3)))
 
 
 def test_the_trainer_names_its_option_and_takes_it(tmp_path):
-    network = create_teacher("squeezenet1_1", num_classes=2)
+    network = create_model("squeezenet1_1", num_classes=2)
     info = DataInfo(("a", "b"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
     abstract = jax.eval_shape(network.init, jax.random.key(0), info.images)
     state = to_torch(network, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract))

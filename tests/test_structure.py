@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "models": {"frames", "layers", "models"},
     "pretrained": {"convert", "frames", "images", "layers", "pretrained", "printable", "registry"}
     | {"state_dict", "torch_file"},
-    "teachers": {"frames", "layers", "pretrained", "registry", "teachers"},
+    "teachers": {"registry"},
     "objectives": {"frames", "layers", "objectives", "registry"},
     "convert": {"printable", "state_dict", "torch_file"},
     "state_dict": {"printable", "torch_file"},

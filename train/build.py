@@ -17,9 +17,8 @@ from vit_jax.convert import from_torch, select
 from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, objective_arguments
 from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Objective
-from vit_jax.registry import list_presets, model_arguments, unknown
+from vit_jax.registry import TORCHVISION, list_presets, model_arguments, unknown
 from vit_jax.state_dict import PrefixError
-from vit_jax.teachers import TEACHERS, create_teacher, teacher_arguments
 
 MOST_VALUES = 2**26  # in an image: 8192 x 8192 pixels of one channel
 MOST_PATCHES = 2**16  # 4096 x 4096 pixels in patches of 16
@@ -48,22 +47,20 @@ class DataInfo(NamedTuple):
 
 def model_name(name: str) -> str:
     """`name` with its preset: NAME alone means NAME/tiny. Names of torchvision networks have no preset."""
-    return name if "/" in name or name in TEACHERS else f"{name}/tiny"
+    return name if "/" in name or name in TORCHVISION else f"{name}/tiny"
 
 
 def make_network(name: str, **arguments: Any) -> nn.Module:
     """Create a model, or a torchvision network, by name. Raises ValueError for an unknown name or invalid arguments."""
-    return (create_teacher if name in TEACHERS else create_model)(model_name(name), **arguments)
+    return create_model(model_name(name), **arguments)
 
 
 def network_arguments(name: str, option: str) -> list[str]:
     """Names of the arguments of a network. Raises UserError, which names `option`, for an unknown name or preset."""
-    model, _, preset = model_name(name).partition("/")
+    model, slash, preset = model_name(name).partition("/")
     try:
-        if name in TEACHERS:
-            return teacher_arguments(name)
         accepted = model_arguments(model)
-        if preset not in (presets := list_presets(model)):
+        if slash and preset not in (presets := list_presets(model)):
             raise ValueError(unknown(f"preset of model {model!r}", preset, presets))
     except ValueError as error:
         raise UserError(f"{option} {shortened(name)}: {error}") from error

@@ -37,10 +37,10 @@ def version() -> str:
 def models() -> str:
     """Every model and torchvision network, one per line, with its presets."""
     from vit_jax import list_models, list_presets
-    from vit_jax.teachers import list_teachers
+    from vit_jax.registry import TORCHVISION
 
     lines = [f"{name:44} {' '.join(list_presets(name))}".rstrip() for name in list_models()]
-    return "\n".join([*lines, "", "torchvision's networks:", *list_teachers()])
+    return "\n".join([*lines, "", "torchvision's networks:", *sorted(TORCHVISION)])
 
 
 def recipes() -> str:

@@ -11,8 +11,8 @@ from urllib.response import addinfourl
 import rich.progress
 
 from train.errors import UserError, shortened
+from vit_jax.pretrained.torchvision.weights import URL, WEIGHTS, Weights, published_weights
 from vit_jax.printable import printable
-from vit_jax.teachers.weights import URL, WEIGHTS, Weights, published_weights
 
 CACHE = Path(os.environ.get("VIT_JAX_CACHE", "~/.cache/vit_jax")).expanduser()
 LARGEST = 4 << 30  # bytes; torchvision's largest file has 2.6 GB

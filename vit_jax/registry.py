@@ -95,18 +95,52 @@ MODELS = {
     "xcit": "vit_jax.models.xcit:XCiT",
 }
 
+# Networks of torchvision, without presets, in "file:Class". Tests always run the first name of a class.
+FAMILIES = {
+    "alexnet:AlexNet": "alexnet",
+    "convnext:ConvNeXt": "convnext_tiny convnext_small convnext_base convnext_large",
+    "densenet:DenseNet": "densenet121 densenet161 densenet169 densenet201",
+    "efficientnet:EfficientNet": (
+        "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 "
+        "efficientnet_b6 efficientnet_b7 efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"
+    ),
+    "googlenet:GoogLeNet": "googlenet",
+    "inception:InceptionV3": "inception_v3",
+    "maxvit:MaxVit": "maxvit_t",
+    "mnasnet:MNASNet": "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3",
+    "mobilenet_v2:MobileNetV2": "mobilenet_v2",
+    "mobilenet_v3:MobileNetV3": "mobilenet_v3_small mobilenet_v3_large",
+    "regnet:RegNet": (
+        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf "
+        "regnet_y_128gf regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf "
+        "regnet_x_32gf"
+    ),
+    "resnet:ResNet": (
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
+        "wide_resnet50_2 wide_resnet101_2"
+    ),
+    "shufflenet_v2:ShuffleNetV2": "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+    "squeezenet:SqueezeNet": "squeezenet1_1 squeezenet1_0",
+    "swin:SwinTransformer": "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b",
+    "vgg:VGG": "vgg11_bn vgg13_bn vgg16_bn vgg19_bn vgg11 vgg13 vgg16 vgg19",
+    "vit:VisionTransformer": "vit_b_32 vit_b_16 vit_l_16 vit_l_32 vit_h_14",
+}
+TORCHVISION = {
+    name: f"vit_jax.pretrained.torchvision.{target}" for target, names in FAMILIES.items() for name in names.split()
+}
+
 # The model "timm", whose presets are the names of timm's vision transformers with published weights.
 TIMM = "vit_jax.pretrained.vision_transformer:VisionTransformer"
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` takes, in alphabetical order."""
+    """Names of vit-pytorch's models in alphabetical order; `create_model` takes those in `TORCHVISION`, too."""
     return sorted(MODELS)
 
 
 def list_presets(name: str) -> list[str]:
     """Presets of the model `name`, for `create_model("name/preset")`. Raises ValueError for an unknown name."""
-    return list(_presets(_model_class(name)))
+    return list(_presets(name))
 
 
 def model_arguments(name: str) -> list[str]:
@@ -118,8 +152,8 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
     """Build a model by name.
 
     Args:
-        name: a model ("vit"), a model and one of its presets ("vit/tiny"), or "timm/" and timm's name of a vision
-            transformer with published weights ("timm/vit_small_patch16_224").
+        name: a model ("vit"), a model and one of its presets ("vit/tiny"), a network of torchvision ("resnet50"), or
+            "timm/" and timm's name of a vision transformer with published weights ("timm/vit_small_patch16_224").
         **kwargs: arguments of the model, with the names of the upstream constructor. They override the preset.
 
     Raises:
@@ -129,19 +163,22 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
     name, slash, preset = name.partition("/")
     model_class = _model_class(name)
     if slash:
-        presets = _presets(model_class)
+        presets = _presets(name)
         preset = getattr(model_class, "preset_of", str)(preset)
         if preset not in presets:
             raise ValueError(unknown(f"preset of model {name!r}", preset, list(presets)))
         kwargs = {**presets[preset], **kwargs}
+    elif name in TORCHVISION:
+        kwargs = {**_presets_of_file(model_class)[name], **kwargs}
     check_keywords(name, model_class, kwargs)
     return model_class(**kwargs)
 
 
 def _model_class(name: str) -> type:
-    if name not in MODELS and name != "timm":
-        raise ValueError(unknown("model", name, list_models()))
-    file, _, class_name = MODELS.get(name, TIMM).partition(":")
+    targets = MODELS | TORCHVISION | {"timm": TIMM}
+    if name not in targets:
+        raise ValueError(unknown("model", name, [*list_models(), *TORCHVISION]))
+    file, _, class_name = targets[name].partition(":")
     return getattr(importlib.import_module(file), class_name)
 
 
@@ -150,11 +187,17 @@ def _arguments(model_class: type) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(model_class) if field.init and field.name not in ("parent", "name")]
 
 
-def _presets(model_class: type) -> dict[str, dict]:
-    """The presets of the class's file that fit the class: other classes in the same file have other arguments."""
-    presets = getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
+def _presets(name: str) -> dict[str, dict]:
+    """The presets of the model `name`: those of its file that fit its class, as a file can have several classes."""
+    model_class = _model_class(name)
+    if name in TORCHVISION:
+        return {}
     arguments = {f.name for f in dataclasses.fields(model_class)}
-    return {name: kwargs for name, kwargs in presets.items() if kwargs.keys() <= arguments}
+    return {key: kwargs for key, kwargs in _presets_of_file(model_class).items() if kwargs.keys() <= arguments}
+
+
+def _presets_of_file(model_class: type) -> dict[str, dict]:
+    return getattr(importlib.import_module(model_class.__module__), "PRESETS", {})
 
 
 def check_keywords(name: str, model_class: type, kwargs: dict[str, Any], kind: str = "model") -> None:

@@ -13,7 +13,7 @@ from tests.image_files import exif, with_exif
 from vit_jax.images import MAX_PIXELS, Unreadable
 from vit_jax.pretrained.preprocessing import CLIP, CROP_MODES, HALF, IMAGENET, INTERPOLATIONS, Preprocessing, fraction
 from vit_jax.pretrained.preprocessing_files import PROCESSORS, from_timm, from_transformers, read_preprocessing
-from vit_jax.teachers.weights import WEIGHTS
+from vit_jax.pretrained.torchvision.weights import WEIGHTS
 
 SHAPES = [(75, 100), (100, 75), (64, 64), (65, 64), (20, 31), (9, 5), (1, 30), (30, 1), (200, 13), (97, 130)]
 

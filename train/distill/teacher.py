@@ -14,7 +14,7 @@ from train.run.files import is_workdir
 from train.run.stored import Run, load_run, model_variables
 from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Classifier
-from vit_jax.teachers.weights import WEIGHTS, preprocessing_of
+from vit_jax.pretrained.torchvision.weights import WEIGHTS, preprocessing_of
 
 
 def load_teacher(config: Config, info: DataInfo) -> tuple[Teacher | None, PyTree]:

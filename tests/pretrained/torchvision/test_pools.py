@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.teachers.pools import adaptive_avg_pool, max_pool_ceil
+from vit_jax.pretrained.torchvision.pools import adaptive_avg_pool, max_pool_ceil
 
 torch = pytest.importorskip("torch")
 from tests.upstream import channels_first  # noqa: E402

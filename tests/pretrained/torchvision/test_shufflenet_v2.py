@@ -2,7 +2,7 @@
 
 import pytest
 
-from vit_jax.teachers import create_teacher
+from vit_jax import create_model
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,4 @@ from vit_jax.teachers import create_teacher
 )
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        create_teacher("shufflenet_v2_x0_5", **kwargs)
+        create_model("shufflenet_v2_x0_5", **kwargs)

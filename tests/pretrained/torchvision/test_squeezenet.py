@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.teachers.squeezenet import SqueezeNet
+from vit_jax.pretrained.torchvision.squeezenet import SqueezeNet
 
 
 def test_other_versions_are_refused():

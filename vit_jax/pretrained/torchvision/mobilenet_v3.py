@@ -17,7 +17,7 @@ from vit_jax.layers import Dense, SqueezeExcitation
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.shapes import Images, Maps, Output
-from vit_jax.teachers.widths import round_width
+from vit_jax.pretrained.torchvision.widths import round_width
 
 ACTIVATIONS = {"RE": jax.nn.relu, "HS": jax.nn.hard_swish}
 Conv = partial(ConvNorm, activation=jax.nn.hard_swish, epsilon=1e-3, momentum=0.01)

@@ -15,7 +15,7 @@ from vit_jax.layers import BatchNorm, Dense, PointwiseConv
 from vit_jax.layers.check import expect
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.shapes import Images, Maps, Output
-from vit_jax.teachers.widths import round_width
+from vit_jax.pretrained.torchvision.widths import round_width
 
 ConvNorm6 = partial(ConvNorm, activation=jax.nn.relu6)
 

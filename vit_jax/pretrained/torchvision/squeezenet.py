@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers.check import check_sides, one_of
 from vit_jax.layers.shapes import Images, Maps, Output
-from vit_jax.teachers.pools import max_pool_ceil
+from vit_jax.pretrained.torchvision.pools import max_pool_ceil
 
 make_conv = functools.partial(nn.Conv, kernel_init=nn.initializers.he_uniform())  # no norms rescale features
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vit_jax.convert import from_torch, to_torch
-from vit_jax.teachers.vit import VisionTransformer
+from vit_jax.pretrained.torchvision.vit import VisionTransformer
 
 torch = pytest.importorskip("torch")
 from tests.upstream import shake  # noqa: E402, which makes torchvision importable

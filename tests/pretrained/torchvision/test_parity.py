@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from vit_jax import create_model
 from vit_jax.convert import _torch_key, from_torch, to_torch
 from vit_jax.layers import BatchNorm, LayerNorm
-from vit_jax.teachers import FAMILIES, create_teacher, list_teachers
+from vit_jax.registry import FAMILIES
+from vit_jax.teachers import list_teachers
 
 torch = pytest.importorskip("torch")
 from tests.upstream import channels_first  # noqa: E402, which makes torchvision importable
@@ -95,7 +97,7 @@ def test_logits_equal_torchvisions(name, pytestconfig):
 def assert_logits_equal(name, arguments, sizes):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(weights=None, **arguments)
-    ours = create_teacher(name, **arguments)
+    ours = create_model(name, **arguments)
     apply = jax.jit(ours.apply)
     rng = np.random.default_rng(0)
     expected_norms = their_norms(theirs)  # before `settled` sets their momentum

@@ -19,7 +19,7 @@ from vit_jax.layers import Dense
 from vit_jax.layers.check import check_sides
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.shapes import Images, Maps, Output
-from vit_jax.teachers.pools import max_pool_ceil
+from vit_jax.pretrained.torchvision.pools import max_pool_ceil
 
 conv_norm = functools.partial(ConvNorm, epsilon=1e-3)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.teachers import create_teacher
+from vit_jax import create_model
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from vit_jax.teachers import create_teacher
 )
 def test_auxiliary_heads_and_the_least_image(name, heads, least):
     init = lambda side, **kwargs: jax.eval_shape(
-        create_teacher(name, **kwargs).init_with_output, jax.random.key(0), jnp.zeros((1, side, 80, 3))
+        create_model(name, **kwargs).init_with_output, jax.random.key(0), jnp.zeros((1, side, 80, 3))
     )
     logits, variables = init(least, num_classes=5)
     assert logits.shape == (1, 5)

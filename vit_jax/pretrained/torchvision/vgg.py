@@ -14,7 +14,7 @@ from vit_jax.layers import BatchNorm, Dense
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Output
-from vit_jax.teachers.pools import adaptive_avg_pool
+from vit_jax.pretrained.torchvision.pools import adaptive_avg_pool
 
 
 class VGG(nn.Module):

@@ -14,7 +14,7 @@ from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.layers import Dense
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Output
-from vit_jax.teachers.pools import adaptive_avg_pool
+from vit_jax.pretrained.torchvision.pools import adaptive_avg_pool
 
 
 class AlexNet(nn.Module):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tests.test_models import variables_of
+from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch
-from vit_jax.teachers import create_teacher
 
 SMALL = dict(growth_rate=4, block_config=(2, 11), num_init_features=8, bn_size=2, num_classes=3)
 
 
 def test_keys_of_the_published_files_load():
-    model = create_teacher("densenet121", **SMALL)
+    model = create_model("densenet121", **SMALL)
     images = jnp.zeros((1, 32, 32, 3))
     now = to_torch(model, variables_of(model, images, {}))
     now = {key: value for key, value in now.items() if not key.endswith("num_batches_tracked")}
@@ -29,19 +29,19 @@ def test_keys_of_the_published_files_load():
 
 
 def test_images_leave_a_pixel_to_the_last_block():
-    model = create_teacher("densenet121")
+    model = create_model("densenet121")
     assert jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((1, 29, 64, 3)))[0].shape == (1, 1000)
     with pytest.raises(ValueError, match=r"image_size=\(28, 64\): expected sides such as 29"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 64, 3)))
     with pytest.raises(ValueError, match=r"drop_rate=1.5: expected 0 to 1"):
-        create_teacher("densenet121", drop_rate=1.5)
+        create_model("densenet121", drop_rate=1.5)
 
 
 def test_new_features_drop_in_training_alone():
-    model = create_teacher("densenet121", **SMALL, drop_rate=0.5)
+    model = create_model("densenet121", **SMALL, drop_rate=0.5)
     images = jax.device_put(np.random.default_rng(1).standard_normal((2, 32, 32, 3), np.float32))
     variables = variables_of(model, images, {})
-    plain = create_teacher("densenet121", **SMALL)
+    plain = create_model("densenet121", **SMALL)
     program = lambda model: str(jax.make_jaxpr(model.apply)(variables, images))
     assert program(model) == program(plain)
 
