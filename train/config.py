@@ -144,7 +144,8 @@ class Config:
     """All settings of a run. On the same hardware, runs with equal settings end with equal parameters."""
 
     model: str = "t2t"
-    """Model to train, as NAME or NAME/PRESET (`--list-models` prints them); NAME alone is NAME/tiny."""
+    """Model to train, as NAME or NAME/PRESET (`--list-models` prints them); NAME alone is NAME/tiny. With published
+    weights as initial weights: timm/NAME.TAG, hf:ORG/REPO, or a folder with config.json."""
     model_args: tuple[str, ...] = ()
     """Arguments of the model that override its preset, as KEY=VALUE: `--model-args depth=6 dim=192`."""
     objective: str | None = None
@@ -153,13 +154,14 @@ class Config:
     objective_args: tuple[str, ...] = ()
     """Arguments of the objective, as KEY=VALUE: `--objective-args masking_ratio=0.6`."""
     init: str | None = None
-    """Torch weights (.pth, .pt or .safetensors) that training starts from; default: random initialisation."""
+    """Weights that training starts from: published ones (timm/NAME.TAG, hf:ORG/REPO, torchvision's IMAGENET1K_V1), a
+    file (.safetensors, .pth, .pt, .bin, .npz), or a folder: a run, published weights, or written by `train.convert`.
+    Positions are resampled, and a head for other classes is new; default: random initialisation."""
     init_prefix: str | None = None
     """Prefix of the model's keys in the file of `--init`, such as `module.`, or `state_dict.model.` for nested dicts;
     default: no prefix."""
     init_from: str | None = None
-    """Workdir of a run whose trunk (its pretrained encoder, or its classifier without the head) training starts from;
-    everything else is initialised at random."""
+    """As `--init`, for the encoder alone: the head is always new, and the encoder of another objective is taken."""
     recipe: str | None = None
     """Named settings, which the other options override (`--list-recipes` prints them); default: `digits` for the data
     of that name."""

@@ -103,7 +103,19 @@ def read(source: str, model: str, network: nn.Module, inputs: jax.Array, prefix:
     if not Path(source).is_dir():
         file = weights_file(model, source, "SOURCE")
         return from_torch(network, select(file, prefix) if prefix else file, inputs)
-    abstract = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    return read_folder(source, jax.eval_shape(network.init, jax.random.key(0), inputs))
+
+
+def read_folder(source: str, abstract: PyTree | None = None) -> PyTree:
+    """Read a folder of Flax variables that `write` wrote.
+
+    Args:
+        source: The folder.
+        abstract: Shapes and types that the variables must have; None: any.
+
+    Raises:
+        ValueError: If it cannot be read, or does not fit `abstract`.
+    """
     list(files_below(Path(source)))  # raises OSError for links and pipes, which Orbax would open
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -1,17 +1,19 @@
-"""Initial weights of a run: a torch file (`--init`) or another run's encoder (`--init-from`)."""
+"""Initial variables of a run: weights of any source (`--init`), or those without their head (`--init-from`)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from train.build import DataInfo, load_weights
+from train.build import DataInfo
 from train.config import Config
+from train.errors import UserError
+from train.fitting import Path, fit
 from train.run.stored import InitReport
 from train.step import TrainState
-from train.trunk import load_trunk
+from train.stored_weights import is_torch_file, load_stored, patches
 from vit_jax.objectives.protocol import Objective
 
 
@@ -26,20 +28,44 @@ class Initial(NamedTuple):
 def load_initial(config: Config, objective: Objective, info: DataInfo, state: TrainState) -> Initial | None:
     """Load the initial variables that `config` names; None if all variables are initialised at random.
 
+    Variables of equal shape are kept, and learned positions are resampled. A head for other classes is new.
     `state` may be abstract. Raises UserError for variables that cannot be read or do not fit.
     """
-    if config.init:
-        source, path = config.init, ()
-        variables = load_weights(objective.model, config.init, config.init_prefix, info, "--init")
-    elif config.init_from:
-        source, path = config.init_from, objective.trunk_path
-        variables = load_trunk(config.init_from, objective, state.params).variables
-    else:
+    option, source = ("--init", config.init) if config.init else ("--init-from", config.init_from)
+    if source is None:
         return None
-    every = _names({"params": state.params, "batch_stats": state.extras.get("batch_stats", {})})
-    loaded = _names(variables, path)
-    report = InitReport(source, tuple(sorted(loaded & every)), (), tuple(sorted(every - loaded)))
-    return Initial(variables, path, report)
+    trunk, _ = objective.trunk(state.params, state.extras)
+    # A torch file may hold the whole model of an objective, such as an encoder and the decoder of its pretraining.
+    whole = option == "--init" and is_torch_file(source, config)
+    path, model = ((), objective.model) if whole else (objective.trunk_path, trunk)
+    wanted = _below(path, state)
+    of_trunk = flatten_dict(jax.eval_shape(trunk.init, jax.random.key(0), info.images)).keys()
+    head = wanted.keys() - of_trunk if path == objective.trunk_path else frozenset()
+
+    stored = load_stored(source, option, config, model, info)
+    keeps_head = option == "--init" and stored.class_names in (None, info.class_names)
+    loaded = {name: leaf for name, leaf in stored.variables.items() if keeps_head or name not in head}
+    try:
+        fitted = fit(loaded, wanted, head=head, old=stored.grid, new=patches(trunk, info))
+    except ValueError as error:
+        raise UserError(f"{option} {source} does not fit this model: {error}") from error
+    missing = (of_trunk & wanted.keys()) - fitted.variables.keys()
+    if 2 * len(missing) > len(of_trunk):
+        raise UserError(
+            f"{option} {source} does not fit this model: it lacks {len(missing)} of the {len(of_trunk)} variables of "
+            f"the encoder, such as {'/'.join(min(missing)[1:])}"
+        )
+
+    kept = {_name(name, path) for name in fitted.variables}
+    report = InitReport(
+        source,
+        loaded=tuple(sorted(kept)),
+        resampled=tuple(sorted(_name(name, path) for name in fitted.resampled)),
+        random=tuple(sorted({_name(name) for name in _below((), state)} - kept)),
+        left_out=tuple(sorted(_name(name) for name in stored.variables.keys() - fitted.variables.keys())),
+        missing=tuple(sorted(_name(name, path) for name in missing)),
+    )
+    return Initial(unflatten_dict(fitted.variables), path, report)
 
 
 def started_from(state: TrainState, initial: Initial) -> TrainState:
@@ -58,7 +84,17 @@ def started_from(state: TrainState, initial: Initial) -> TrainState:
     return state.replace(params=replace(state.params, loaded["params"]), extras=extras, ema=average)
 
 
-def _names(variables: PyTree, path: tuple[str, ...] = ()) -> set[str]:
-    """Names such as "transformer/attn_0/to_out/kernel", or "batch_stats/norm/mean", of `variables` at `path`."""
-    prefixes = {name: path if name == "params" else (name, *path) for name in variables}
-    return {"/".join((*prefixes[name], *inner)) for name, *inner in flatten_dict(variables)}
+def _below(path: tuple[str, ...], state: TrainState) -> dict[Path, Any]:
+    """The parameters and running statistics below `path`, by a path that begins with the collection."""
+    found = {}
+    for collection, tree in (("params", state.params), ("batch_stats", state.extras.get("batch_stats", {}))):
+        for name in path:
+            tree = tree.get(name, {})
+        found |= {(collection, *inner): leaf for inner, leaf in flatten_dict(tree).items()}
+    return found
+
+
+def _name(name: Path, path: tuple[str, ...] = ()) -> str:
+    """A name such as "transformer/attn_0/to_out/kernel" or "batch_stats/norm/mean", for a variable below `path`."""
+    collection, *inner = name
+    return "/".join((*path, *inner) if collection == "params" else (collection, *path, *inner))

@@ -23,6 +23,7 @@ from train.errors import UserError, shortened
 from train.hlo import collectives, cycles
 from train.memory import in_words
 from train.program import Program, build_program
+from train.published import with_published
 from train.sharding import check_batch, make_mesh
 from train.validation import check_options, validate
 
@@ -218,7 +219,8 @@ def data_like(config: Config, classes: int) -> DataInfo:
 
 def show_plan(config: Config, topology: str, classes: int, *, largest_batch: bool) -> None:
     """Print the plan of a run on `topology`, or the largest batch that fits there."""
-    validate(dataclasses.replace(config, workdir=None))  # no workdir is written
+    config = with_published(dataclasses.replace(config, workdir=None))  # no workdir is written
+    validate(config)
     devices, chip = open_topology(topology)
     mesh = make_mesh(config.mesh, devices)
     info = data_like(config, classes)

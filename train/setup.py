@@ -18,6 +18,7 @@ from train.distill.cached_logits import with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher
 from train.initial import Initial, load_initial
 from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
+from train.published import with_published
 from train.run.failures import memory_trouble
 from train.run.progress import Progress
 from train.run.report import describe
@@ -67,8 +68,8 @@ def prepare(config: Config) -> Setup:
         UserError: If the run cannot start, cannot continue in its workdir, or does not fit into memory.
         Stopped: If memory runs out while the steps are compiled.
     """
+    config = with_views(with_published(config))
     validate(config)
-    config = with_views(config)
     mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)

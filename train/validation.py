@@ -110,7 +110,9 @@ def _check_networks(config: Config) -> None:
     """Check the model, the teacher, their arguments, and the files of their weights."""
     from train.build import ARGUMENTS, model_name, network_arguments
     from train.pretrained import check_weights
+    from train.published import is_published
     from train.run.files import is_workdir, reachable
+    from vit_jax.pretrained.torchvision.weights import WEIGHTS
 
     teacher, weights = config.distill.teacher, config.distill.weights
     networks = [("--model", config.model, config.model_args)]
@@ -125,9 +127,13 @@ def _check_networks(config: Config) -> None:
     for option, name, pairs in networks:
         given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
         _check_keys(f"{option} {model_name(name)}", f"model {name.partition('/')[0]!r}", given, accepted)
-    for option, path in (("--init", config.init), ("--init-from", config.init_from)):
-        if path is not None and not reachable(path).exists():
-            raise UserError(f"{option} {shortened(path)} does not exist")
+    if config.init is not None and config.init_from is not None:
+        raise UserError("--init and --init-from both name initial weights: pass one of them")
+    for option, source in (("--init", config.init), ("--init-from", config.init_from)):
+        named = source is None or is_published(source) or source in WEIGHTS.get(config.model, ())
+        if not named and not reachable(source).exists():
+            expected = "timm/NAME.TAG, hf:ORG/REPO, a file or a folder"
+            raise UserError(f"{option} {shortened(source)} does not exist: expected {expected}")
     if teacher_is_named:
         check_weights(teacher, weights, "--distill.weights")
 

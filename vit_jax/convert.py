@@ -42,7 +42,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vit_jax.printable import printable
 from vit_jax.state_dict import check_names, list_mismatches, named_state_dict, select
 
-__all__ = ("from_torch", "select", "to_torch")
+__all__ = ("from_torch", "select", "to_torch", "torch_key")
 
 _ARRAYS = np.ndarray | jax.Array | jax.ShapeDtypeStruct
 _TORCH_LEAF = {
@@ -81,7 +81,7 @@ def from_torch(model: nn.Module, state_dict: Mapping[str, Any] | str | os.PathLi
     """
     source, state_dict = named_state_dict(state_dict)
     targets = flatten_dict(_abstract_variables(model, inputs, kwargs))
-    keys = {path: _torch_key(model, path) for path in targets}
+    keys = {path: torch_key(model, path) for path in targets}
     check_names(source, state_dict, type(model).__name__, set(keys.values()))
     state = {_current_key(model, key): _to_numpy(source, key, value) for key, value in state_dict.items()}
     if hasattr(model, "torch_layout"):
@@ -130,7 +130,7 @@ def to_torch(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, np.nda
         Numpy arrays by torch key.
     """
     flat = flatten_dict({name: variables[name] for name in ("params", "batch_stats") if name in variables})
-    keys = {path: _torch_key(model, path) for path in flat}
+    keys = {path: torch_key(model, path) for path in flat}
     state = {keys[path]: np.array(_to_torch_layout(path, np.asarray(value)), order="C") for path, value in flat.items()}
     state |= {key: np.zeros((), np.int64) for key in _counters(keys)}
     for key, origin in _derived(model, keys.values()).items():
@@ -158,11 +158,14 @@ def _to_torch_layout(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
     return np.moveaxis(value, (-1, -2), (0, 1)) if path[-1] == "kernel" else value
 
 
-def _torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
-    """The torch key of the Flax leaf at `path`, whose first part is the collection."""
+def torch_key(model: nn.Module, path: tuple[str, ...]) -> str:
+    """Return the torch key of the Flax leaf at `path`, whose first part is the collection.
+
+    For a model with a `torch_layout` it is the key in the state dict that `torch_layout.read` returns.
+    """
     collection, first, *rest = path
     if rest and isinstance(inner := _submodules(model).get(first), nn.Module):
-        return f"{_renamed(model, first)}.{_torch_key(inner, (collection, *rest))}"
+        return f"{_renamed(model, first)}.{torch_key(inner, (collection, *rest))}"
     *stem, leaf = _renamed(model, "/".join(path[1:])).split("/")
     return ".".join([*stem, _TORCH_LEAF.get((collection, leaf), leaf)])
 

@@ -227,10 +227,15 @@ def check_keywords(name: str, model_class: type, kwargs: dict[str, Any], kind: s
         raise ValueError(f"{kind} {name!r} needs {', '.join(missing)}: pass values{preset}")
 
 
+_LISTED = 90  # names in an error message
+
+
 def unknown(what: str, given: str, known: list[str]) -> str:
     """Error message for the unknown name `given`, with the most similar of the `known` names."""
     spelt = {name.lower(): name for name in known}
     near = [spelt[match] for match in difflib.get_close_matches(given.lower()[:100], spelt, n=3, cutoff=0.5)]
     given = given if len(given) <= 100 else f"{given[:100]}..."
-    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known) or '(none)'}"
+    more = [f"and {len(known) - _LISTED} others"] if len(known) > _LISTED else []
+    some = ", ".join([*known[:_LISTED], *more]) or "(none)"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {some}"
     return f"unknown {what}: {given!r}; {hint}"

@@ -47,7 +47,7 @@ def describe(
             f"{height}x{width}x{channels}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
-        *([("start from", _loaded(init))] if init else []),
+        *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
         ("teacher", f"{config.distill.teacher}, {'hard' if config.distill.hard else 'soft'}"),
@@ -69,12 +69,26 @@ def describe(
     return [f"{name:<12} {value}" for name, value in rows]
 
 
-def _loaded(init: InitReport, most: int = 6) -> str:
-    """How many variables were loaded, resampled and left random, and the names of the first `most` random ones."""
-    counts = f"{len(init.loaded)} variables loaded, {len(init.resampled)} resampled, {len(init.random)} left random"
-    others = [f"and {len(init.random) - most} more"] if len(init.random) > most else []
-    names = ", ".join([*init.random[:most], *others])
-    return f"{init.source}: {counts}" + (f" ({names})" if names else "")
+def _initial(init: InitReport | None) -> list[tuple[str, str]]:
+    """Rows about the initial weights: what was loaded, resampled, left random and left out."""
+    if init is None:
+        return []
+    counts = [
+        f"{len(init.loaded)} variables loaded",
+        f"{len(init.resampled)} resampled{_some(init.resampled)}",
+        f"{len(init.random)} left random{_some(init.random)}",
+        *([f"{len(init.left_out)} of the source left out{_some(init.left_out)}"] if init.left_out else []),
+    ]
+    rows = [("start from", f"{init.source}: {', '.join(counts)}")]
+    if init.missing:
+        rows.append(("warning", f"{len(init.missing)} variables outside of the head stay random{_some(init.missing)}"))
+    return rows
+
+
+def _some(names: tuple[str, ...], most: int = 6) -> str:
+    """The first `most` names in parentheses."""
+    others = [f"and {len(names) - most} more"] if len(names) > most else []
+    return f" ({', '.join([*names[:most], *others])})" if names else ""
 
 
 def _changed(part) -> str:

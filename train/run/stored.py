@@ -24,13 +24,22 @@ from vit_jax.objectives.protocol import Objective
 
 
 class InitReport(NamedTuple):
-    """The source of a run's initial weights, and the names of the variables that were loaded or left random."""
+    """The source of a run's initial weights, and names of variables.
+
+    Attributes:
+        loaded: Those that were loaded.
+        resampled: Those of them that were resampled to another image size.
+        random: Those of the run that were not loaded.
+        missing: Those of them that are not of a head.
+        left_out: Those of the source that were not used.
+    """
 
     source: str = ""
     loaded: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
-    """Subset of `loaded`; at present always empty, because shapes must be equal."""
     random: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class RunFile(NamedTuple):

@@ -63,7 +63,7 @@ def write_config(model: Arguments, preprocess: Preprocessing) -> dict[str, Any]:
     Raises:
         ValueError: if no architecture of timm's differs from `model` in sizes alone.
     """
-    name, different = _architecture_of(model)
+    name, different = architecture_of(model)
     base = ARCHITECTURES[name]
     keywords = {ours: theirs for theirs, ours in _KEYWORDS.items() if ours != "num_classes"}
     arguments = {keywords[key]: value for key, value in different.items() if key in keywords}
@@ -81,8 +81,12 @@ def write_config(model: Arguments, preprocess: Preprocessing) -> dict[str, Any]:
     return config
 
 
-def _architecture_of(model: Arguments) -> tuple[str, dict[str, Any]]:
-    """The architecture that is most like `model`, and the sizes in which they differ."""
+def architecture_of(model: Arguments) -> tuple[str, dict[str, Any]]:
+    """The architecture of timm's that is most like `model`, and the sizes in which they differ.
+
+    Raises:
+        ValueError: if no architecture differs from `model` in sizes alone.
+    """
     best = None
     for name, arguments in ARCHITECTURES.items():
         different = _differences(model, arguments)

@@ -1,0 +1,155 @@
+"""Load the weights that a run starts from, with the network as it was when they were stored."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from train.build import DataInfo, load_weights
+from train.commandline.arguments import parse_arguments
+from train.config import Config
+from train.conversion import read_folder
+from train.errors import UserError
+from train.fitting import POSITIONS, Grid, square
+from train.pretrained import weights_file
+from train.published import FROM_DATA, explained, is_published, say
+from train.run.files import is_workdir, reachable
+from train.run.stored import load_run, model_variables
+from train.trunk import trunk_of
+from vit_jax.convert import select, torch_key
+from vit_jax.layers.check import pair, patch_grid
+from vit_jax.pretrained.loading import load_pretrained
+from vit_jax.state_dict import named_state_dict
+
+# Arguments that change no weight's meaning.
+FREE = (*FROM_DATA, "depth", "pool", "last_norm", "dropout", "drop_path", "layout", "parent", "name")
+
+
+class Stored(NamedTuple):
+    """Loaded weights.
+
+    Attributes:
+        variables: Arrays by path, which begins with the collection.
+        grid: Rows and columns of patches that learned positions are for; None if unknown.
+        class_names: Names of the classes of the head; None if unknown.
+    """
+
+    variables: dict[tuple[str, ...], Any]
+    grid: Grid | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def load_stored(source: str, option: str, config: Config, model: nn.Module, info: DataInfo) -> Stored:
+    """Load weights for `model` from any source.
+
+    Args:
+        source: timm/NAME.TAG, hf:ORG/REPO, a file, a workdir, or a folder of published weights or of `train.convert`.
+        option: The command-line option that gave `source`, for messages.
+        config: Config of the run.
+        model: The network that they are for, as the run uses it.
+        info: The dataset of the run.
+
+    Raises:
+        UserError: If the weights cannot be loaded, or are those of another network.
+    """
+    if is_torch_file(source, config):
+        return _of_torch_file(source, option, config, model, info)
+    if config.init_prefix:
+        raise UserError(f"--init-prefix {config.init_prefix} is not used for {option} {source}: leave it out")
+    if is_published(source) or not reachable(source).is_dir():
+        return _published(source, option, config, model)
+    if is_workdir(source):
+        return _of_run(source, option)
+    with explained(option, source):
+        return Stored(_flat(read_folder(source)))
+
+
+def is_torch_file(source: str, config: Config) -> bool:
+    """Whether `source` is a file of torch weights that are named as those of vit-pytorch or torchvision.
+
+    Files for timm's architectures have other names: those of several publishers.
+    """
+    return not (config.model.startswith("timm/") or is_published(source) or reachable(source).is_dir())
+
+
+def _of_torch_file(source: str, option: str, config: Config, model: nn.Module, info: DataInfo) -> Stored:
+    path = weights_file(config.model, source, option)
+    network, info = as_stored(model, path, config.init_prefix, option, info)
+    return Stored(_flat(load_weights(network, path, config.init_prefix, info, option)), patches(network, info))
+
+
+def patches(model: nn.Module, info: DataInfo) -> Grid | None:
+    """Rows and columns of the patches of an image, if `model` has patches of a fixed size."""
+    size = getattr(model, "patch_size", None)
+    if size is None:
+        return None
+    height, width = info.image_shape[:2]
+    rows, columns = pair("patch_size", size)
+    return None if height % rows or width % columns else patch_grid((height, width), size)
+
+
+def as_stored(
+    model: nn.Module, path: str, prefix: str | None, option: str, info: DataInfo
+) -> tuple[nn.Module, DataInfo]:
+    """`model` and `info` with the number of classes and the image size of the weights in a torch file.
+
+    If they cannot be told from the file, they stay as they are, and conversion says what does not fit.
+    """
+    if not hasattr(model, "num_classes"):
+        return model, info
+    with explained(option, path):
+        state = select(path, prefix) if prefix else named_state_dict(path)[1]
+    shape = lambda name: np.shape(state[key]) if (key := torch_key(model, name)) in state else None
+    one, two = (_abstract(model.clone(num_classes=number), info) for number in (1, 2))
+    of_classes = [name for name in one if one[name].shape != two[name].shape and shape(name)]
+    model = model.clone(num_classes=shape(of_classes[0])[0] if of_classes else 0)
+    for name, leaf in _abstract(model, info).items():
+        found, grid = shape(name), patches(model, info)
+        if name[-1] != POSITIONS or grid is None or not found or found == leaf.shape:
+            continue
+        side = square(found[-2] - leaf.shape[-2] + math.prod(grid)) if len(found) > 1 else None
+        if side and hasattr(model, "image_size"):
+            size = tuple(s * p for s, p in zip(side, pair("patch_size", model.patch_size), strict=True))
+            return model.clone(image_size=size), info._replace(image_shape=(*size, info.image_shape[2]))
+    return model, info
+
+
+def _published(source: str, option: str, config: Config, model: nn.Module) -> Stored:
+    arguments = {}
+    if not is_published(source):  # a file, which does not tell its architecture
+        given = parse_arguments("--model-args", config.model_args)
+        arguments = dict(architecture=config.model, **given)
+    with explained(option, source):
+        network, variables, _ = load_pretrained(source, notify=say, **arguments)
+    fields = lambda module: {name: value for name, value in vars(module).items() if name[0] != "_" and name not in FREE}
+    ours, theirs = fields(model), fields(network)
+    if type(model) is type(network) and ours != theirs:
+        name = next(name for name in ours if ours[name] != theirs[name])
+        raise UserError(
+            f"{option} {source} does not fit --model {config.model}: "
+            f"{name} is {theirs[name]!r} there and {ours[name]!r} here; give --model the architecture of the weights"
+        )
+    return Stored(_flat(variables), getattr(network, "grid", None))
+
+
+def _of_run(workdir: str, option: str) -> Stored:
+    run = load_run(workdir)
+    if option == "--init-from":
+        trunk = trunk_of(run)
+        return Stored(_flat(trunk.variables), patches(trunk.module, run.info))
+    network, variables = model_variables(run)
+    return Stored(_flat(variables), patches(network, run.info), run.info.class_names)
+
+
+def _abstract(model: nn.Module, info: DataInfo) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    return _flat(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *info.image_shape))))
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+    return flatten_dict(kept)
