@@ -1,5 +1,6 @@
 """Load the weights that a run starts from, with the network as it was when they were stored."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -126,15 +127,23 @@ def _published(source: str, option: str, config: Config, model: nn.Module) -> St
         arguments = dict(architecture=config.model, **given)
     with explained(option, source):
         network, variables, _ = load_pretrained(source, notify=say, **arguments)
-    fields = lambda module: {name: value for name, value in vars(module).items() if name[0] != "_" and name not in FREE}
-    ours, theirs = fields(model), fields(network)
-    if type(model) is type(network) and ours != theirs:
-        name = next(name for name in ours if ours[name] != theirs[name])
+    if difference := _difference(network, model):
         raise UserError(
-            f"{option} {source} does not fit --model {config.model}: "
-            f"{name} is {theirs[name]!r} there and {ours[name]!r} here; give --model the architecture of the weights"
+            f"{option} {source} does not fit --model {config.model}: {difference}; "
+            f"pass --model={source} for the model of the weights"
         )
     return Stored(_flat(variables), getattr(network, "grid", None))
+
+
+def _difference(theirs: nn.Module, ours: nn.Module) -> str | None:
+    """The first difference between two networks that no shape of a weight may show."""
+    if type(theirs) is not type(ours):
+        return f"it is of a {type(theirs).__name__}, not of a {type(ours).__name__}"
+    fields = (field.name for field in dataclasses.fields(ours) if field.name not in FREE)
+    for name, there, here in ((name, getattr(theirs, name), getattr(ours, name)) for name in fields):
+        if there != here:
+            return f"{name} is {there!r} there and {here!r} here"
+    return None
 
 
 def _of_run(workdir: str, option: str) -> Stored:

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.build import model_name, objective_name
-from train.config import Config
+from train.config import Config, Data
 from train.data import Dataset
 from train.run.stored import InitReport
 
@@ -47,6 +47,7 @@ def describe(
             f"{height}x{width}x{channels}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
+        *_preprocessing(config.data),
         *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
@@ -67,6 +68,15 @@ def describe(
     if config.distill.teacher is None:
         rows = [row for row in rows if row[0] != "teacher"]
     return [f"{name:<12} {value}" for name, value in rows]
+
+
+def _preprocessing(data: Data) -> list[tuple[str, str]]:
+    """The row about images that are prepared as published weights expect them."""
+    if data.interpolation is None or data.crop_mode is None:
+        return []
+    three = lambda values: " ".join(f"{value:.3g}" for value in values or ())
+    crop = f"{data.crop_mode} crop of {data.eval_crop:.1%}, {data.interpolation}"
+    return [("images", f"as the weights expect: {crop}, mean {three(data.mean)}, deviation {three(data.std)}")]
 
 
 def _initial(init: InitReport | None) -> list[tuple[str, str]]:
