@@ -68,8 +68,9 @@ def prepare(config: Config) -> Setup:
         UserError: If the run cannot start, cannot continue in its workdir, or does not fit into memory.
         Stopped: If memory runs out while the steps are compiled.
     """
-    config = with_views(with_published(config))
+    config = with_published(config)
     validate(config)
+    config = with_views(config)
     mesh = make_mesh(config.mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
