@@ -49,6 +49,8 @@ NOT_RUN = (
     "--tpu",
     "--coordinator",
     "checkpoint.pth",
+    "augreg",
+    "runs/photos-small",
     "resnet18",
     "--recipe=cifar10",
     "--init-from=runs/photos",
