@@ -221,7 +221,7 @@ def test_blocks_that_stay_random_are_told(published):
         ),
         (dict(model=ARCHITECTURE, init="{folder}", model_args=PAIRS, init_prefix="a."), "--init-prefix a. is not used"),
         (dict(model="vit/tiny", init="{folder}"), "it is of a VisionTransformer, not of a ViT; pass --model=/"),
-        (dict(model="cait/tiny", init="{folder}/model.safetensors"), "does not fit"),
+        (dict(model="cait/tiny", init="{folder}/model.safetensors"), "look like timm's ViT or Meta's DeiT"),
     ],
 )
 def test_what_does_not_fit_is_told(published, options, message):

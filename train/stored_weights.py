@@ -24,6 +24,7 @@ from train.run.stored import load_run, model_variables
 from train.trunk import trunk_of
 from vit_jax.convert import select, torch_key
 from vit_jax.layers.check import pair, patch_grid
+from vit_jax.pretrained.describe import describe
 from vit_jax.pretrained.loading import load_pretrained
 from vit_jax.state_dict import named_state_dict
 
@@ -80,8 +81,14 @@ def is_torch_file(source: str, config: Config) -> bool:
 
 def _of_torch_file(source: str, option: str, config: Config, model: nn.Module, info: DataInfo) -> Stored:
     path = weights_file(config.model, source, option)
-    network, info = as_stored(model, path, config.init_prefix, option, info)
-    return Stored(_flat(load_weights(network, path, config.init_prefix, info, option)), patches(network, info))
+    with explained(option, path):
+        state = select(path, config.init_prefix) if config.init_prefix else named_state_dict(path)[1]
+    network, info = as_stored(model, state, info)
+    try:
+        variables = load_weights(network, path, config.init_prefix, info, option)
+    except UserError as error:
+        raise UserError(f"{error}\n  {describe(state)}") from error
+    return Stored(_flat(variables), patches(network, info))
 
 
 def patches(model: nn.Module, info: DataInfo) -> Grid | None:
@@ -94,17 +101,13 @@ def patches(model: nn.Module, info: DataInfo) -> Grid | None:
     return None if height % rows or width % columns else patch_grid((height, width), size)
 
 
-def as_stored(
-    model: nn.Module, path: str, prefix: str | None, option: str, info: DataInfo
-) -> tuple[nn.Module, DataInfo]:
-    """`model` and `info` with the number of classes and the image size of the weights in a torch file.
+def as_stored(model: nn.Module, state: Mapping[str, Any], info: DataInfo) -> tuple[nn.Module, DataInfo]:
+    """`model` and `info` with the number of classes and the image size that the weights in a torch file have.
 
-    If they cannot be told from the file, they stay as they are, and conversion says what does not fit.
+    If they cannot be told from the weights, they stay as they are, and conversion says what does not fit.
     """
     if not hasattr(model, "num_classes"):
         return model, info
-    with explained(option, path):
-        state = select(path, prefix) if prefix else named_state_dict(path)[1]
     shape = lambda name: np.shape(state[key]) if (key := torch_key(model, name)) in state else None
     one, two = (_abstract(model.clone(num_classes=number), info) for number in (1, 2))
     of_classes = [name for name in one if one[name].shape != two[name].shape and shape(name)]

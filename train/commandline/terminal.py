@@ -40,9 +40,9 @@ def run_command(command: Callable[[], int]) -> int:
     return BROKEN_PIPE
 
 
-def tell(status: int, line: str) -> int:
-    """Print a line to stderr, and return `status`."""
-    print(printable(line, None), file=sys.stderr)
+def tell(status: int, message: str) -> int:
+    """Print a message of one or more lines to stderr, and return `status`."""
+    print("\n".join(printable(line, None) for line in message.split("\n")), file=sys.stderr)
     return status
 
 
