@@ -64,7 +64,7 @@ def break_size(root):
 
 @pytest.mark.parametrize(("change", "config", "message"), [
     (break_root, {}, "there is no folder ROOT"),
-    (break_train, {}, "expected ROOT/train/CLASS/ and ROOT/val/CLASS/; there is no folder ROOT/train"),
+    (break_train, {}, "expected ROOT/train/CLASS/ and ROOT/val/CLASS/, or ROOT/CLASS/; there is no folder ROOT/train"),
     (break_val, {}, "has no split val or validation or test to evaluate on; it has none"),
     (break_nothing, {"eval_split": "dev"}, "has no split dev to evaluate on; it has: val"),
     (break_images, {}, "no images in ROOT/train/CLASS/"),

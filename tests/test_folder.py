@@ -50,6 +50,36 @@ def test_images_without_labels_lie_anywhere(tmp_path, folder):
     assert dataset.notes == ("no split val or validation or test: 2 images held out for evaluation",)
 
 
+@pytest.mark.parametrize(
+    ("folder", "split", "held_out"), [("", None, (2, 1)), ("train", 0.5, (5, 3)), ("", 0.99, (1, 1))]
+)
+def test_a_part_of_each_class_is_held_out(tmp_path, folder, split, held_out):
+    write_flat(tmp_path / folder / "a", 10)
+    write_flat(tmp_path / folder / "b", 6, first=10)
+    dataset, again = (load_dataset(Data(f"folder:{tmp_path}", split=split)) for _ in range(2))
+    labels = [dataset.eval[i][1] for i in range(len(dataset.eval))]
+    assert (labels.count(0), labels.count(1)) == held_out
+    assert images_of(dataset.train, dataset.eval) == sorted(noise(12, 10, seed=i).tobytes() for i in range(16))
+    assert images_of(dataset.eval) == images_of(again.eval)
+    assert dataset.fingerprints == again.fingerprints
+    share = round(100 * (1 - (split or 0.8)))
+    assert dataset.notes == (f"{sum(held_out)} images held out for evaluation, {share}% of each class (--data.split)",)
+
+
+def test_a_class_of_one_image_is_trained_on(tmp_path):
+    write_flat(tmp_path / "a", 4)
+    write_flat(tmp_path / "b", 1, first=4)
+    dataset = load_dataset(Data(f"folder:{tmp_path}"))
+    assert (len(dataset.train), len(dataset.eval)) == (4, 1)
+    assert {dataset.train[i][1] for i in range(4)} == {0, 1}
+
+
+def test_a_share_and_a_split_exclude_each_other(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(UserError, match=r"--data.split is 0.5, but .* has the split val: leave one of them out"):
+        load_dataset(Data(f"folder:{tmp_path}", split=0.5))
+
+
 @pytest.mark.parametrize("folder", ["", "train"])
 def test_an_evaluation_split_is_used_where_there_is_one(tmp_path, folder):
     write_flat(tmp_path / folder, 6)

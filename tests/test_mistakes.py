@@ -44,6 +44,7 @@ EARLY = [
     ("--objective-args a=1", "--objective classify: unknown argument of objective 'classify': 'a'"),
     ("--init=", "--init is ''"),
     ("--init-from=", "--init-from is ''"),
+    ("--data.split=0.5", "--data.split is 0.5; it is used only with --data=folder:PATH"),
     ("--init=/nowhere.pth", "--init /nowhere.pth does not exist"),
     ("--init-from=/nowhere", "--init-from /nowhere does not exist"),
     ("--mesh=", "--mesh is ''"),

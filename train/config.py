@@ -24,12 +24,15 @@ class Data:
     """Dataset, and its preprocessing on the host: decoding, cropping and resizing."""
 
     name: str = "digits"
-    """Dataset: `digits` (included), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (PATH/train/CLASS/*.jpg
-    ...); `--data` for short."""
+    """Dataset: `digits` (included), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (PATH/train/CLASS/*.jpg ...
+    or PATH/CLASS/*.jpg); `--data` for short."""
     dir: str | None = None
     """Directory of prepared TFDS datasets; default: the one that TFDS itself uses."""
     eval_split: str | None = None
     """Split used for evaluation; default: the first of `val`, `validation`, `test` that exists."""
+    split: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
+    """Share of each class that is trained on, if a folder has no evaluation split: the others are for evaluation;
+    default: 0.8 for PATH/CLASS/*.jpg."""
     image_size: tuple[Side, Side] | None = None
     """Height and width of the model's input in pixels, or one number for both; default: the size of the images, which
     must be the same for all."""

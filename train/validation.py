@@ -54,6 +54,8 @@ def _check_data(config: Config) -> None:
     kind, _, rest = config.data.name.partition(":")
     if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
         raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
+    if config.data.split is not None and kind != "folder":
+        raise UserError(f"--data.split is {config.data.split}; it is used only with --data=folder:PATH")
     if config.data.dir is not None and kind != "tfds":
         raise UserError(f"--data.dir is {config.data.dir!r}; it is used only with --data=tfds:NAME")
 

@@ -5,16 +5,19 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from train.config import Data
 from train.data.channels import folder_channels
 from train.data.fingerprint import Fingerprint, fingerprint_of_files
-from train.data.sources import HELD_OUT, Parts, choose_split, count_images, held_out_note
+from train.data.sources import EVAL_SPLITS, HELD_OUT, Parts, choose_split, count_images, held_out_note
 from train.data.transforms import decode
 from train.errors import UserError
 from vit_jax.images import SUFFIXES
+
+SPLIT = 0.8  # share of the images for training, if a folder has classes in place of splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,41 +42,91 @@ def open_folder(root: Path, config: Data) -> Parts:
     """Open a folder with a subfolder for each class.
 
     Args:
-        root: The folder, with root/train/CLASS/FILE, and root/val, root/validation or root/test likewise.
-        config: Its name and evaluation split.
+        root: The folder, with root/train/CLASS/FILE, and root/val, root/validation or root/test likewise. Without the
+            latter, or with root/CLASS/FILE alone, a part of each class is held out for evaluation.
+        config: Its name, evaluation split, and share of training images.
 
     Raises:
         UserError: If a folder or all images of a class are missing, or a class exists for evaluation only.
     """
+    skipped: list[str] = []
+    misplaced: list[str] = []
+    if config.split is not None or _is_unsplit(root):
+        train, evaluation, notes = _divided(root, config, skipped, misplaced)
+    else:
+        train, evaluation = _named_splits(root, config, skipped, misplaced)
+        notes = ()
+    for split in (train, evaluation):
+        if not any(split.files.values()):
+            raise UserError(f"{config.name}: no images in {split.folder}/CLASS/{_flat_hint(misplaced)}")
+    for name, paths in train.files.items():
+        if not paths:
+            raise UserError(f"{config.name}: no images in {train.folder / name}")
+    if unknown := sorted(set(evaluation.files) - set(train.files)):
+        raise UserError(f"{config.name}: {evaluation.folder} has a class that train lacks: {', '.join(unknown)}")
+
+    class_names = tuple(train.files)
+    every = [list(itertools.chain(*split.files.values())) for split in (train, evaluation)]
+    channels, mixed = _channels(*every, config)
+    sources = [_folder_source(split.files, class_names, channels) for split in (train, evaluation)]
+    fingerprints = {
+        name: _fingerprint(split.folder, split.files, split.origin)
+        for name, split in (("train", train), ("eval", evaluation))
+    }
+    notes = (*notes, *mixed, *_misplaced_note(root, misplaced), *_skipped_note(root, skipped))
+    return Parts(*sources, class_names, notes, fingerprints)
+
+
+class _Split(NamedTuple):
+    """A split of a folder: image files by class, where they are, and a description for fingerprints."""
+
+    folder: Path
+    files: dict[str, list[str]]
+    origin: str
+
+
+def _named_splits(root: Path, config: Data, skipped: list[str], misplaced: list[str]) -> tuple[_Split, _Split]:
+    """The training split in root/train and the evaluation split beside it."""
     if not (root / "train").is_dir():
         missing = root / "train" if root.is_dir() else root
         hint = _flat_hint([entry.path for entry in _entries(root) if _is_image(entry)]) if root.is_dir() else ""
-        expected = f"expected {root}/train/CLASS/ and {root}/val/CLASS/"
+        expected = f"expected {root}/train/CLASS/ and {root}/val/CLASS/, or {root}/CLASS/"
         raise UserError(f"{config.name}: {expected}; there is no folder {missing}{hint}")
-    eval_root = root / choose_split(config, _folders(root))
+    try:
+        eval_root = root / choose_split(config, _folders(root))
+    except UserError as error:
+        raise UserError(f"{error}; --data.split={SPLIT} holds out a part of the training images") from error
+    folders = (root / "train", eval_root)
+    return tuple(_Split(f, _scan(f, skipped, misplaced), f"split {f.name}") for f in folders)
 
-    skipped: list[str] = []
-    misplaced: list[str] = []
-    train = _scan(root / "train", skipped, misplaced)
-    evaluation = _scan(eval_root, skipped, misplaced)
-    for folder, files in ((root / "train", train), (eval_root, evaluation)):
-        if not any(files.values()):
-            raise UserError(f"{config.name}: no images in {folder}/CLASS/{_flat_hint(misplaced)}")
-    for name, paths in train.items():
-        if not paths:
-            raise UserError(f"{config.name}: no images in {root / 'train' / name}")
-    if unknown := sorted(set(evaluation) - set(train)):
-        raise UserError(f"{config.name}: {eval_root} has a class that train lacks: {', '.join(unknown)}")
 
-    class_names = tuple(train)
-    channels, mixed = _channels(*(list(itertools.chain(*files.values())) for files in (train, evaluation)), config)
-    sources = [_folder_source(files, class_names, channels) for files in (train, evaluation)]
-    notes = mixed + _misplaced_note(root, misplaced) + _skipped_note(root, skipped)
-    fingerprints = {
-        "train": _fingerprint(root / "train", train, "split train"),
-        "eval": _fingerprint(eval_root, evaluation, f"split {eval_root.name}"),
-    }
-    return Parts(*sources, class_names, notes, fingerprints)
+def _is_unsplit(root: Path) -> bool:
+    """Whether `root` has folders of classes in place of splits."""
+    if not root.is_dir() or (root / "train").is_dir() or set(_folders(root)) & set(EVAL_SPLITS):
+        return False
+    return any(_is_image(file) for entry in _entries(root) if entry.is_dir() for file in _entries(entry.path))
+
+
+def _divided(
+    root: Path, config: Data, skipped: list[str], misplaced: list[str]
+) -> tuple[_Split, _Split, tuple[str, ...]]:
+    """A training and an evaluation split with the same share of each class, and a note.
+
+    The choice is random, but the same for the same files. At least one image of each class is for training.
+    """
+    folder = root / "train" if (root / "train").is_dir() else root
+    if named := set(_folders(root)) & set(EVAL_SPLITS) if folder != root else ():
+        raise UserError(f"--data.split is {config.split}, but {root} has the split {min(named)}: leave one of them out")
+    share = SPLIT if config.split is None else config.split
+    train, evaluation = {}, {}
+    for name, paths in _scan(folder, skipped, misplaced).items():
+        count = min(len(paths) - 1, max(1, round((1 - share) * len(paths))))
+        train[name], evaluation[name] = _hold_out(paths, count) if count > 0 else (paths, [])
+    count = sum(map(len, evaluation.values()))
+    note = f"{count_images(count)} held out for evaluation, {1 - share:.0%} of each class (--data.split)"
+    origins = (f"{share:g} of each class", f"the rest of {share:g} of each class")
+    both = (_Split(folder, files, o) for files, o in zip((train, evaluation), origins, strict=True))
+    return *both, (note,)
 
 
 def open_images(root: Path, config: Data) -> Parts:
@@ -98,7 +151,8 @@ def open_images(root: Path, config: Data) -> Parts:
     evaluation = _images_below(eval_root, skipped) if eval_root else []
     notes = _skipped_note(root, skipped)
     if eval_root is None and len(train) > 1:
-        train, evaluation = _hold_out(train)
+        share = HELD_OUT if config.split is None else 1 - config.split
+        train, evaluation = _hold_out(train, max(1, min(len(train) - 1, round(share * len(train)))))
         notes = (held_out_note(len(evaluation)), *notes)
     for folder, paths in ((train_root, train), (eval_root or train_root, evaluation)):
         if not paths:
@@ -118,9 +172,8 @@ def _channels(train: list[str], evaluation: list[str], config: Data) -> tuple[in
     return (config.channels, ()) if config.channels else folder_channels(train, evaluation)
 
 
-def _hold_out(paths: list[str]) -> tuple[list[str], list[str]]:
-    """Split paths into training and evaluation: a fixed random choice, HELD_OUT of them, is for evaluation."""
-    count = max(1, round(HELD_OUT * len(paths)))
+def _hold_out(paths: list[str], count: int) -> tuple[list[str], list[str]]:
+    """Split paths into training and evaluation: a fixed random choice of `count` is for evaluation."""
     drawn = set(np.random.default_rng(0).permutation(len(paths))[:count].tolist())
     return [p for i, p in enumerate(paths) if i not in drawn], [p for i, p in enumerate(paths) if i in drawn]
 
