@@ -1,5 +1,7 @@
 """`train.predict` prints probabilities and errors, and draws attention over the patches of an image."""
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -210,6 +212,53 @@ def test_broken_images_are_errors_beside_the_others(workdir, tmp_path, capsys, m
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("error: ") == err.count("\n") == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table_has_the_probability_of_every_class(workdir, tmp_path, capsys, monkeypatch, suffix):
+    """Of a folder, a pattern and standard input; with a broken image between the others."""
+    monkeypatch.setattr("train.prediction.BATCH", 2)
+    (tmp_path / "images").mkdir()
+    paths = write_images(tmp_path / "images", 5)
+    (tmp_path / "images/3.png").write_bytes(b"broken")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{paths[0]}\n\n{paths[1]}\n"))
+    out = tmp_path / f"table{suffix}"
+    assert (
+        predict([str(tmp_path / "images"), f"{tmp_path}/im*/[24].png", "-", f"--workdir={workdir}", f"--out={out}"])
+        == 1
+    )
+    said = capsys.readouterr()
+    assert f"8 of 9 images classified; the table is {out}" in said.out
+    assert said.err.count("error: cannot read the image") == 1
+    text = out.read_text().splitlines()
+    rows = [json.loads(line) for line in text] if suffix == ".jsonl" else list(csv.DictReader(text))
+    assert [row["path"] for row in rows] == [*paths, paths[2], paths[4], paths[0], paths[1]]
+    assert "it is none of" in rows[3]["error"]
+    run = load_run(workdir)
+    pixels = np.stack([np.asarray(Image.open(path))[..., None] for path in (*paths[:3], paths[4])])
+    expected = make_predict(run)(pixels)
+    for row, probabilities in zip([*rows[:3], rows[4]], expected, strict=True):
+        found = row["probabilities"].values() if suffix == ".jsonl" else [row[f"p({name})"] for name in "0123456789"]
+        np.testing.assert_allclose([float(value) for value in found], probabilities, atol=1e-6)
+        assert row["class"] == run.info.class_names[int(np.argmax(probabilities))]
+        assert float(row["probability"]) == max(map(float, found))
+    assert rows[5] == rows[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", f"table{suffix}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{folder}"], "contains no images"),
+        (["a.png", "--out={folder}/a.txt"], "a.txt: expected a file that ends in .csv or .jsonl"),
+        (["a.png", "--out={folder}/nowhere/a.csv"], "there is no folder"),
+    ],
+)
+def test_what_cannot_be_classified_is_told(tmp_path, arguments, message, capsys):
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    assert predict([*arguments, f"--workdir={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_picture_shows_the_images_that_can_be_read(workdir, tmp_path, capsys, monkeypatch):

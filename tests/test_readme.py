@@ -121,7 +121,8 @@ def run_command(words: list[str], done: list[list[str]], capsys) -> None:
         return
     quick = ["--steps=2", *(["--model-args", "depth=1"] if "--model-args" not in words else [])]
     assert train.cli.main([*words[1:], *(quick if words[1] == "train" else [])]) == 0, words
-    printed = {"train": "done: loss", "predict": "%", "probe": "linear ", "convert": "numbers written to"}[words[1]]
+    table = "images classified" if any("--out" in word for word in words) else "%"
+    printed = {"train": "done: loss", "predict": table, "probe": "linear ", "convert": "numbers written to"}[words[1]]
     assert printed in capsys.readouterr().out
 
 

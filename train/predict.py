@@ -1,6 +1,6 @@
 """Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`.
 
-Prints the most probable classes of each image, using the best checkpoint of the run.
+Prints the most probable classes of each image, using the best checkpoint of the run, or writes a table.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
 from train.errors import UserError
+from train.image_list import list_images
 
 REQUIRED = tyro.conf.arg(metavar="IMAGES", help_behavior_hint="(required)")
 DRAWN = 100  # largest number of images in one picture, which has a row per image
@@ -23,12 +24,16 @@ DRAWN = 100  # largest number of images in one picture, which has a row per imag
 class Options:
     """Images to classify, and the run to use."""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, REQUIRED]
-    """Image files; docs/images.md lists the formats."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, REQUIRED]
+    """Image files (docs/images.md lists the formats), folders of them, or patterns ("photos/**/*.jpg"); - reads paths
+    from standard input, one per line."""
     workdir: str
     """Folder of the run."""
     top: Annotated[int, Range(1, 1_000_000)] = 5
     """Number of classes to print for each image."""
+    out: Path | None = None
+    """Table to write instead of printing, with the probability of every class: OUT.csv, or OUT.jsonl with a JSON object
+    per line."""
     attention: Path | None = None
     """Picture to write (OUT.png): attention of the class token, for each head of the last layer and over all layers."""
 
@@ -41,11 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "predict", __doc__)
-        if options.attention and len(options.images) > DRAWN:
-            raise UserError(f"--attention draws at most {DRAWN} images, but {len(options.images)} are given")
+        images = list_images(options.images, sys.stdin)
+        if options.attention and len(images) > DRAWN:
+            raise UserError(f"--attention draws at most {DRAWN} images, but {len(images)} are given")
         from train.prediction import show_predictions  # not at the top: JAX takes seconds to import
 
-        return show_predictions(options.images, options.workdir, options.top, options.attention)
+        return show_predictions(images, options.workdir, top=options.top, attention=options.attention, out=options.out)
     except UserError as error:
         return tell(2, f"error: {error}")
 

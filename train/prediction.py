@@ -1,17 +1,22 @@
 """Classify image files with a trained run."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
+from rich.progress import track
 
 from train.attention_picture import attention_panels, draw_attention
 from train.commandline.terminal import tell
 from train.data import Unreadable, image_to_input
 from train.data.augment import normalize
 from train.errors import UserError
+from train.prediction_table import check_table, write_table
 from train.run.stored import Run, load_run
 from vit_jax.objectives.protocol import Classifier
 from vit_jax.printable import printable
@@ -20,44 +25,90 @@ BATCH = 64  # images in memory at a time
 INDEPENDENT = "the probability of each class is independent (--loss=sigmoid): percentages need not add up to 100%"
 
 
-def show_predictions(images: Sequence[Path], workdir: str, top: int, attention: Path | None) -> int:
-    """Print the `top` most probable classes of each image, using the best checkpoint of a run.
+class Prediction(NamedTuple):
+    """The probability of each class for an image, (k,); None if it cannot be read, because of `error`."""
+
+    path: Path
+    probabilities: np.ndarray | None
+    error: Unreadable | None = None
+
+
+def classify(run: Run, images: Sequence[Path]) -> Iterator[Prediction]:
+    """Yield the prediction for each image, in order.
+
+    Images are decoded in threads, in batches, while the one before is classified, so that memory does not grow.
+    """
+    predict, size = make_predict(run), min(BATCH, len(images))
+    waiting = None
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        pixels, errors = read_images(run, batch, size)
+        table = predict(pixels)  # returns before the device has finished
+        if waiting is not None:
+            yield from _rows(*waiting)
+        waiting = (batch, table, errors)
+    if waiting is not None:
+        yield from _rows(*waiting)
+
+
+def _rows(batch: Sequence[Path], table: Array, errors: dict[int, Unreadable]) -> Iterator[Prediction]:
+    for i, (path, row) in enumerate(zip(batch, np.asarray(table), strict=False)):
+        yield Prediction(path, None, errors[i]) if i in errors else Prediction(path, row)
+
+
+def load_classifier(workdir: str) -> Run:
+    """Load the best checkpoint of a run. Raises UserError if the workdir contains no trained classifier."""
+    run = load_run(workdir)
+    if not isinstance(run.objective, Classifier):
+        raise UserError(f"{workdir} contains an encoder without a classifier: fine-tune it first, with --init-from")
+    return run
+
+
+def show_predictions(
+    images: Sequence[Path], workdir: str, *, top: int, attention: Path | None, out: Path | None
+) -> int:
+    """Print or write the classes of images, using the best checkpoint of a run.
 
     Args:
         images: Image files, one or more. An unreadable one prints an error line and does not stop the others.
         workdir: The run's folder.
-        top: Number of classes to print for each image.
+        top: Number of most probable classes to print for each image.
         attention: File for a picture of the model's attention, if any.
+        out: File for a table, .csv or .jsonl, in place of the printed classes, if any.
 
     Returns:
         The exit status: 0, 1 if some of the images could not be read, 2 if none could.
 
     Raises:
-        UserError: If the workdir contains no trained classifier, or the picture cannot be drawn.
+        UserError: If the workdir contains no trained classifier, or a file cannot be written.
     """
-    run = load_run(workdir)
-    if not isinstance(run.objective, Classifier):
-        raise UserError(f"{workdir} contains an encoder without a classifier: fine-tune it first, with --init-from")
-    size = len(images) if attention else min(BATCH, len(images))  # a picture shows all of them
-    predict = make_predict(run)
-    failed = 0
+    if out:
+        check_table(out)
+    run = load_classifier(workdir)
+    drawn = attention is not None and draw(run, attention, images)
     if are_independent(run):
         print(INDEPENDENT)
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        pixels, errors = read_images(run, batch, size)
-        table = np.asarray(predict(pixels))
-        if attention and len(errors) < len(batch):
-            draw(run, attention, batch, pixels, table, errors)
-        for i, (path, row) in enumerate(zip(batch, table, strict=False)):
-            if i in errors:
-                tell(1, f"error: {errors[i]}")
-            else:
-                show(path, row, run.info.class_names, top)
-        failed += len(errors)
-    if attention and failed < len(images):
+    predictions = _reporting(classify(run, images))
+    if out:
+        failed = write_table(out, track(predictions, "Classifying", total=len(images)), run.info.class_names)
+        print(f"{len(images) - failed:,} of {len(images):,} images classified; the table is {printable(out, None)}")
+    else:
+        failed = 0
+        for prediction in predictions:
+            failed += prediction.error is not None
+            if prediction.error is None:
+                show(prediction, run.info.class_names, top)
+    if drawn:
         print(f"attention drawn to {printable(attention, None)}")
     return 0 if not failed else 1 if failed < len(images) else 2
+
+
+def _reporting(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+    """Yield `predictions`, after printing the errors among them."""
+    for prediction in predictions:
+        if prediction.error is not None:
+            tell(1, f"error: {prediction.error}")
+        yield prediction
 
 
 def are_independent(run: Run) -> bool:
@@ -93,31 +144,33 @@ def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray,
     """
     pixels = np.zeros((size, *run.info.image_shape), np.uint8)
     errors = {}
-    for i, path in enumerate(paths):
+
+    def fetch(index: int) -> None:
         try:
-            pixels[i] = image_to_input(path, run.info.image_shape, run.config.data, run.info.mean)
+            pixels[index] = image_to_input(paths[index], run.info.image_shape, run.config.data, run.info.mean)
         except Unreadable as error:
-            errors[i] = error
+            errors[index] = error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fetch, range(len(paths))))
     return pixels, errors
 
 
-def show(path: Path, probabilities: np.ndarray, class_names: Sequence[str], top: int) -> None:
+def show(prediction: Prediction, class_names: Sequence[str], top: int) -> None:
     """Print an image's most probable classes."""
-    print(printable(path, None))
-    for index in np.argsort(-probabilities)[:top]:
-        print(f"  {probabilities[index]:7.2%}  {printable(class_names[index])}")
+    print(printable(prediction.path, None))
+    for index in np.argsort(-prediction.probabilities)[:top]:
+        print(f"  {prediction.probabilities[index]:7.2%}  {printable(class_names[index])}")
 
 
-def draw(
-    run: Run,
-    file: Path,
-    paths: Sequence[Path],
-    pixels: np.ndarray,
-    probabilities: np.ndarray,
-    errors: dict[int, Unreadable],
-) -> None:
-    """Draw the attention for all readable images into `file`."""
-    good = [i for i in range(len(paths)) if i not in errors]
+def draw(run: Run, file: Path, images: Sequence[Path]) -> bool:
+    """Draw the attention for all readable images into `file`, and return whether there are any."""
+    pixels, errors = read_images(run, images, len(images))
+    good = [i for i in range(len(images)) if i not in errors]
+    if not good:
+        return False
+    probabilities = np.asarray(make_predict(run)(pixels))
     best = lambda row: f"{row.max():.1%} {printable(run.info.class_names[row.argmax()])}"
-    titles = [f"{printable(paths[i].name)}\n{best(probabilities[i])}" for i in good]
+    titles = [f"{printable(images[i].name)}\n{best(probabilities[i])}" for i in good]
     draw_attention(attention_panels(run, pixels[good]), pixels[good], titles, file)
+    return True

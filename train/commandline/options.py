@@ -198,7 +198,7 @@ def _tokens(group: Group) -> list[str]:
     """Arguments for tyro; a value that looks like an option is attached with `=`, or as a path gets `./` before it."""
     option, values = group
     if not option.startswith("-"):
-        return [f"./{value}" if value.startswith("-") else value for value in values]
+        return [f"./{value}" if value.startswith("-") and value != "-" else value for value in values]
     if len(values) == 1 and (values[0].startswith("-") or not values[0]):
         return [f"{option}={values[0]}"]
     return [option, *values]

@@ -147,8 +147,8 @@ def open_images(root: Path, config: Data) -> Parts:
     split = choose_split(config, _folders(root), required=False)
     eval_root = root / split if split else None
     skipped: list[str] = []
-    train = _images_below(train_root, skipped, without=eval_root)
-    evaluation = _images_below(eval_root, skipped) if eval_root else []
+    train = images_below(train_root, skipped, without=eval_root)
+    evaluation = images_below(eval_root, skipped) if eval_root else []
     notes = _skipped_note(root, skipped)
     if eval_root is None and len(train) > 1:
         share = HELD_OUT if config.split is None else 1 - config.split
@@ -192,19 +192,19 @@ def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, li
         for file in _entries(entry.path):
             if _is_image(file):
                 files[entry.name].append(file.path)
-            elif file.is_dir() and not file.name.startswith(".") and (below := _images_below(file.path, [])):
+            elif file.is_dir() and not file.name.startswith(".") and (below := images_below(file.path)):
                 misplaced += below
             else:
                 skipped.append(file.path)
     return files
 
 
-def _images_below(folder: Path | str, skipped: list[str], without: Path | None = None) -> list[str]:
+def images_below(folder: Path | str, skipped: list[str] | None = None, without: Path | None = None) -> list[str]:
     """Image files at any depth, sorted by folder and name, except those below the folder `without`.
 
-    Other files are appended to `skipped`.
+    Other files are appended to `skipped`, if given.
     """
-    images = []
+    images, skipped = [], [] if skipped is None else skipped
     seen = {_identity(without)} if without else set()  # a link may lead back to a parent folder
 
     def walk(folder):
