@@ -71,4 +71,5 @@ def test_every_objective_is_a_counterpart_or_ours():
     assert {name for name in list_objectives() if OBJECTIVES[name] not in COUNTERPARTS.values()} == {
         "classify",
         "deep_supervision",
+        "feature_distill",
     }

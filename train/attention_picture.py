@@ -7,14 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from train.data.augment import normalize
 from train.errors import UserError
 from train.run.stored import Run
 from vit_jax.capture import attention, rollout
-from vit_jax.layers.check import patch_grid
 from vit_jax.objectives.distill import Distill
+from vit_jax.objectives.features import token_grid
 
 INCHES, DPI = 2.2, 150  # of a panel, whether the image has 8x8 or 224x224 pixels
 TOKENS = ("cls_token", "class_token")  # parameters of the token before the patches
@@ -98,8 +97,9 @@ def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
     if not np.allclose(maps.sum(axis=-1), 1, atol=1e-3):
         raise UserError(f"--attention: {run.config.model}'s attention maps have rows that do not sum to one")
     plain, params, behind = model, run.params, 0
-    if isinstance(run.objective, Distill):  # the distillation token is the last one
-        plain, params, behind = model.student, run.params["student"], 1
+    if isinstance(run.objective, Distill):
+        plain, params = model.student, run.params["student"]
+        behind = int("distillation_token" in run.params)  # it is the last one
     front, tokens = int(any(name in params for name in TOKENS)), maps.shape[-1]
     grid = token_grid(plain, pixels.shape[1:3], tokens - front - behind)
     if grid is None or maps.shape[1] != len(pixels):
@@ -116,23 +116,3 @@ def last_of_one_shape(maps: list[jax.Array]) -> jax.Array:
     """The longest run of maps of one shape at the end of `maps`: the maps of the last stage."""
     first = next((i + 1 for i in reversed(range(len(maps))) if maps[i].shape != maps[-1].shape), 0)
     return jnp.stack(maps[first:])
-
-
-def token_grid(model: nn.Module, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """Rows and columns of the patch grid.
-
-    Args:
-        model: The model. Without a `patch_size`, the grid is assumed to have the aspect ratio of the image.
-        size: Height and width of the image in pixels.
-        tokens: Number of tokens.
-
-    Returns:
-        Rows and columns; None if the tokens do not form such a grid because they include registers, or were merged or
-        sampled.
-    """
-    if getattr(model, "patch_size", None) is not None:
-        rows, columns = patch_grid(size, model.patch_size)
-        return (rows, columns) if rows * columns == tokens else None
-    rows = max(1, round((tokens * size[0] / size[1]) ** 0.5))
-    columns = tokens // rows
-    return (rows, columns) if rows * columns == tokens and rows * size[1] == columns * size[0] else None

@@ -21,6 +21,7 @@ OBJECTIVES = {
     "dino": "vit_jax.objectives.dino:Dino",
     "distill": "vit_jax.objectives.distill:Distill",
     "es_vit": "vit_jax.objectives.es_vit:EsViT",
+    "feature_distill": "vit_jax.objectives.feature_distill:FeatureDistill",
     "lejepa": "vit_jax.objectives.lejepa:LeJEPA",
     "levjepa": "vit_jax.objectives.levjepa:LeVJEPA",
     "levjepa_nd": "vit_jax.objectives.levjepa_nd:LeVJEPAND",

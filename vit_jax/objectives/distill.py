@@ -101,6 +101,8 @@ def hard_distillation(student: Float[Array, "b k"], teacher: Float[Array, "b k"]
 class Teacher:
     """A frozen network that gets the student's images in the normalisation and size of its own training.
 
+    `Teacher(network)` gets them as they are. Images of one channel become images of three, if `mean` has three values.
+
     Args:
         network: the teacher.
         mean: mean of each channel, of pixels in 0..1, in the teacher's normalisation.
@@ -113,16 +115,21 @@ class Teacher:
     """
 
     network: nn.Module
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    student_mean: tuple[float, ...]
-    student_std: tuple[float, ...]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    student_mean: tuple[float, ...] = (0.0,)
+    student_std: tuple[float, ...] = (1.0,)
     image_size: tuple[int, int] | None = None
     interpolation: str = "bicubic"
     order: tuple[int, ...] | None = None
 
     def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
         """Return the network's logits in evaluation mode, in the order of the student's classes."""
+        logits, _ = logits_and_auxiliary(self.network.apply(variables, self.seen(images)))
+        return logits if self.order is None else logits[:, jnp.asarray(self.order)]
+
+    def seen(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
+        """Return what the network sees of the student's images."""
         if (self.mean, self.std) != (self.student_mean, self.student_std):
             per_channel = lambda values: jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
             pixels = images * per_channel(self.student_std) + per_channel(self.student_mean)
@@ -130,8 +137,7 @@ class Teacher:
         if self.image_size is not None and self.image_size != images.shape[1:3]:
             shape = (len(images), *self.image_size, images.shape[-1])
             images = jax.image.resize(images, shape, self.interpolation).astype(images.dtype)
-        logits, _ = logits_and_auxiliary(self.network.apply(variables, images))
-        return logits if self.order is None else logits[:, jnp.asarray(self.order)]
+        return images
 
 
 @dataclasses.dataclass(frozen=True)
