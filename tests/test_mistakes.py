@@ -145,7 +145,7 @@ EARLY = [
     ("--distill.alpha=1.1", "--distill.alpha is 1.1"),
     ("--teacher-weights=x.pth", "--distill.weights is set without --distill.teacher"),
     ("--distill.hard", "--distill.hard is set without --distill.teacher"),
-    ("--teacher=vit/tiny", "--distill.teacher vit/tiny: expected a workdir with checkpoints, or a model name"),
+    ("--teacher=vit/tiny", "--distill.teacher vit/tiny: expected a workdir with checkpoints, published weights"),
     ("--teacher=vit --teacher-weights=/x.pth", "--distill.weights /x.pth does not exist: expected a .pth, .pt or"),
     ("--teacher=resnet50 --teacher-weights=V3", "--distill.weights V3 does not exist: expected a .pth, .pt or"),
     ("--teacher=vti --teacher-weights=x.pth", "--distill.teacher vti: unknown model: 'vti'; did you mean vit"),

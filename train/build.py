@@ -120,17 +120,22 @@ def _check_patches(model: nn.Module, height: int, width: int) -> None:
 
 
 # Objectives whose model is a classifier.
-CLASSIFIERS = ("classify", "deep_supervision", "distill")
+CLASSIFIERS = ("classify", "deep_supervision", "distill", "feature_distill")
 
 
 def objective_name(config: Config) -> str:
     """The name of the objective. Raises UserError if it needs a teacher and has none, or has one and needs none."""
-    distilled = config.distill.teacher is not None
-    name = config.objective or ("distill" if distilled else "classify")
+    distill = config.distill
+    usual = "classify" if distill.teacher is None else "distill" if distill.features is None else "feature_distill"
+    name = config.objective or usual
     if name not in OBJECTIVES:
         raise UserError(f"--objective: {unknown('objective', name, list_objectives())}")
-    if (name == "distill") != distilled:
-        raise UserError(f"--objective {name} {'needs' if name == 'distill' else 'does not use'} a --teacher")
+    for needed, option, value in (
+        (("distill", "feature_distill"), "a --teacher", distill.teacher),
+        (("feature_distill",), "--distill.features", distill.features),
+    ):
+        if (name in needed) != (value is not None):
+            raise UserError(f"--objective {name} {'needs' if name in needed else 'does not use'} {option}")
     return name
 
 
@@ -155,9 +160,12 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
         auxiliary_weight=config.auxiliary_weight,
         teacher=teacher,
         temperature=distill.temperature,
-        alpha=distill.alpha,
+        **({} if distill.alpha is None else {"alpha": distill.alpha}),
         hard=distill.hard,
         head=distill.predict,
+        features=distill.features,
+        feature_weight=distill.feature_weight,
+        feature_dim=distill.feature_dim,
         mean=info.mean,
         std=info.std,
         steps=steps,

@@ -111,11 +111,13 @@ class Optim:
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """Distillation from a frozen teacher through a distillation token (DeiT), for most models without stages."""
+    """Distillation from a frozen teacher: of its logits through a distillation token (DeiT), for most models without
+    stages, or of its features, for any classifier."""
 
     teacher: str | None = None
-    """Teacher: the workdir of a run, or the name of a model or torchvision network, which needs `--distill.weights`;
-    `--teacher` for short; default: no distillation."""
+    """Teacher: the workdir of a run; published weights, as timm/NAME.TAG, hf:ORG/REPO or a folder with config.json and
+    weights; or the name of a model, timm's or torchvision's network, which needs `--distill.weights`; `--teacher` for
+    short; default: no distillation."""
     weights: str | None = None
     """Torch weights of a teacher given by name: a .pth, .pt or .safetensors file, or the name of weights published by
     torchvision (IMAGENET1K_V1); `--teacher-weights` for short."""
@@ -132,14 +134,27 @@ class Distill:
     cache: bool = False
     """Compute the teacher's logits once for each view of each image, and store them in the workdir; needs
     `--distill.views`, or no augmentation; `--cache-teacher` for short."""
+    features: Literal["tokens", "pooled"] | None = None
+    """Distillation of features: of the patches in the last layer (`tokens`), or of one vector per image (`pooled`);
+    default: of logits alone."""
+    feature_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
+    """Weight of the loss on features."""
+    feature_dim: Annotated[int, Range(1, 2**20)] | None = None
+    """Width of the teacher's features; default: found from the teacher."""
+    alpha: Annotated[float, Range(0, 1)] | None = None
+    """Weight of the distillation loss on logits; the loss on labels has the weight 1 - alpha; default: 0.5, or with
+    `--distill.features` 0, which is no distillation of logits."""
     hard: bool = False
     """Hard distillation: the target is the teacher's most probable class instead of its distribution."""
     temperature: Annotated[float, Range(1e-3, 1000)] = 1.0
     """Soft distillation: the logits of teacher and student are divided by this temperature."""
-    alpha: Annotated[float, Range(0, 1)] = 0.5
-    """Weight of the distillation loss; the loss on labels has the weight 1 - alpha."""
     predict: Literal["class", "distill", "mean"] = "mean"
     """Head used in evaluation and prediction: the class head, the distillation head, or the mean of both."""
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether the student learns from the teacher's logits."""
+        return self.features is None or bool(self.alpha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +167,8 @@ class Config:
     model_args: tuple[str, ...] = ()
     """Arguments of the model that override its preset, as KEY=VALUE: `--model-args depth=6 dim=192`."""
     objective: str | None = None
-    """Training objective, one of `vit_jax.objectives.list_objectives()`; default: `classify`, or `distill` if there is
-    a teacher."""
+    """Training objective, one of `vit_jax.objectives.list_objectives()`; default: `classify`, with a teacher `distill`,
+    with `--distill.features` `feature_distill`."""
     objective_args: tuple[str, ...] = ()
     """Arguments of the objective, as KEY=VALUE: `--objective-args masking_ratio=0.6`."""
     init: str | None = None

@@ -36,7 +36,8 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
         return None
     trunk, _ = objective.trunk(state.params, state.extras)
     # A torch file may hold the whole model of an objective, such as an encoder and the decoder of its pretraining.
-    whole = option == "--init" and is_torch_file(source, config)
+    # With distillation of features it is the student alone.
+    whole = option == "--init" and is_torch_file(source, config) and config.distill.features is None
     path, model = ((), objective.model) if whole else (objective.trunk_path, trunk)
     wanted = _below(path, state)
     of_trunk = flatten_dict(jax.eval_shape(trunk.init, jax.random.key(0), info.images)).keys()

@@ -5,6 +5,8 @@ import os
 
 from train.config import CHECKPOINTS, Config
 
+OF_TEACHERS = (CHECKPOINTS, "config.json")  # a folder without either may have the name of a model
+
 
 def absolute_path(path: str) -> str:
     """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER stay unchanged."""
@@ -20,7 +22,7 @@ def with_absolute_paths(config: Config) -> Config:
     data, distill = config.data, config.distill
     kind, _, folder = data.name.partition(":")
     teacher = distill.teacher
-    if teacher and os.path.isdir(os.path.join(os.path.expanduser(teacher), CHECKPOINTS)):  # otherwise a model's name
+    if teacher and any(os.path.exists(os.path.join(os.path.expanduser(teacher), name)) for name in OF_TEACHERS):
         teacher = absolute_path(teacher)
     return dataclasses.replace(
         config,

@@ -15,7 +15,7 @@ from train.config import Config
 from train.data import Dataset, load_dataset
 from train.data.fingerprint import Fingerprint
 from train.distill.cached_logits import with_views
-from train.distill.teacher import fingerprint_of_weights, load_teacher
+from train.distill.teacher import fingerprint_of_weights, load_teacher, with_feature_dim
 from train.initial import Initial, load_initial
 from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
 from train.published import with_published
@@ -81,6 +81,7 @@ def prepare(config: Config) -> Setup:
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
 
     teacher, frozen = load_teacher(config, info)
+    config = with_feature_dim(config, teacher, info)
     fingerprints = {**dataset.fingerprints, **({"teacher": fingerprint_of_weights(frozen)} if teacher else {})}
     objective = build_objective(config, info, teacher, total)
     program = build_program(config, info, mesh, objective, total, steps_per_epoch)

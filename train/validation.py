@@ -61,12 +61,22 @@ def _check_data(config: Config) -> None:
 
 
 def _check_distill_options(config: Config) -> None:
-    if config.distill.teacher is not None:
-        return
-    for field in dataclasses.fields(Distill):
-        if field.name not in ("teacher", "views") and getattr(config.distill, field.name) != field.default:
-            option = field.name.replace("_", "-")
-            raise UserError(f"--distill.{option} is set without --distill.teacher")
+    distill = config.distill
+    changed = [field.name for field in dataclasses.fields(Distill) if getattr(distill, field.name) != field.default]
+    if distill.teacher is None:
+        unused, why = set(changed) - {"views"}, "is set without --distill.teacher"
+    elif distill.features is None:
+        unused, why = {"feature_weight", "feature_dim"}, "is set without --distill.features"
+    elif not distill.of_logits:
+        unused, why = {"hard", "temperature", "predict"}, "is for logits, which --distill.features leaves out: set "
+        why += "--distill.alpha"
+    else:
+        unused, why = set(), ""
+    for name in changed:
+        if name in unused:
+            raise UserError(f"--distill.{name.replace('_', '-')} {why}")
+    if distill.features is not None and distill.cache:
+        raise UserError("--distill.cache keeps logits; it cannot be used with --distill.features")
 
 
 def _check_processes(config: Config) -> None:
@@ -111,6 +121,7 @@ def _check_objective(config: Config) -> None:
 def _check_networks(config: Config) -> None:
     """Check the model, the teacher, their arguments, and the files of their weights."""
     from train.build import ARGUMENTS, model_name, network_arguments
+    from train.distill.teacher import check_published
     from train.pretrained import check_weights
     from train.published import is_published
     from train.run.files import is_workdir, reachable
@@ -120,12 +131,11 @@ def _check_networks(config: Config) -> None:
     networks = [("--model", config.model, config.model_args)]
     teacher_is_named = teacher is not None and not is_workdir(teacher)
     if teacher_is_named and weights is None:
-        raise UserError(
-            f"--distill.teacher {shortened(teacher)}: expected a workdir with checkpoints, "
-            "or a model name together with --distill.weights"
-        )
+        check_published(teacher)
+        teacher_is_named = False
     if teacher_is_named:
-        networks.append(("--distill.teacher", teacher, config.distill.args))
+        architecture = teacher.partition(".")[0] if teacher.startswith("timm/") else teacher  # without the tag
+        networks.append(("--distill.teacher", architecture, config.distill.args))
     for option, name, pairs in networks:
         given, accepted = parse_arguments(ARGUMENTS[option], pairs), network_arguments(name, option)
         _check_keys(f"{option} {model_name(name)}", f"model {name.partition('/')[0]!r}", given, accepted)

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.build import model_name, objective_name
-from train.config import Config, Data
+from train.config import Config, Data, Distill
 from train.data import Dataset
 from train.run.stored import InitReport
 
@@ -51,7 +51,7 @@ def describe(
         *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
-        ("teacher", f"{config.distill.teacher}, {'hard' if config.distill.hard else 'soft'}"),
+        ("teacher", _taught(config.distill)),
         (
             "devices",
             f"{mesh.size} x {device.device_kind} ({device.platform}), mesh "
@@ -99,6 +99,13 @@ def _some(names: tuple[str, ...], most: int = 6) -> str:
     """The first `most` names in parentheses."""
     others = [f"and {len(names) - most} more"] if len(names) > most else []
     return f" ({', '.join([*names[:most], *others])})" if names else ""
+
+
+def _taught(distill: Distill) -> str:
+    """The teacher, and what is distilled from it."""
+    kinds = [("hard" if distill.hard else "soft", distill.of_logits)]
+    kinds += [(f"features ({distill.features}, weight {distill.feature_weight:g})", distill.features is not None)]
+    return f"{distill.teacher}, {' and '.join(kind for kind, is_on in kinds if is_on)}"
 
 
 def _changed(part) -> str:
