@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.objectives.starts import started
 from tests.runs import TINY, error, flat, records, stored, write_digits
 from tests.runs import train as run
 from tests.test_models import filled
+from train.attention_picture import attention_panels
 from train.build import DataInfo, build_model, build_objective
 from train.config import Config, Distill
 from train.distill.teacher import load_teacher, with_feature_dim
 from train.errors import UserError
 from train.initial import load_initial
 from train.predict import main as predict
-from train.run.stored import load_run, model_variables
+from train.run.stored import Run, load_run, model_variables
 from train.step import TrainState
 from train.trunk import trunk_of
 from vit_jax import create_model, save_pretrained
@@ -63,7 +65,7 @@ def test_a_student_learns_from_features_and_logits(student, tmp_path):
     model, variables = model_variables(loaded)
     assert (model, variables["params"].keys()) == (loaded.objective.student, loaded.params["student"].keys())
     (path,), _ = write_digits(tmp_path, [0])
-    assert predict([str(path), "--workdir", str(student), "--attention", str(tmp_path / "picture.png")]) == 0
+    assert predict([str(path), "--workdir", str(student)]) == 0
 
 
 @pytest.mark.slow
@@ -105,6 +107,16 @@ def test_a_student_starts_at_weights_of_its_own(tmp_path):
     }
 
 
+def test_attention_is_drawn_without_a_distillation_token():
+    config = Config(model="vit", model_args=TINY[TINY.index("--model-args") + 1 :])
+    config = dataclasses.replace(config, distill=Distill(teacher="t", features="pooled", feature_dim=3))
+    objective = build_objective(config, INFO)
+    params, extras = started(objective, INFO.images)
+    panels = attention_panels(Run(config, INFO, objective, params, extras), np.zeros((2, 8, 8, 1), np.uint8))
+    assert panels.shares.shape == (2, 3, 2, 2)
+    assert panels.reader == "the class token"
+
+
 def test_the_teacher_sees_grey_images_as_coloured_ones(teacher):
     found, frozen = load_teacher(Config(distill=Distill(teacher=str(teacher))), INFO)
     pixels = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
@@ -136,15 +148,15 @@ def test_the_teacher_sees_grey_images_as_coloured_ones(teacher):
             "--distill.feature-dim is 5; the teacher's features have 12",
         ),
         (
-            ("--teacher={}", "--distill.features=tokens", "--model=cait"),
+            ("--teacher={}", "--distill.features=tokens", "cls_depth=1", "--model=cait"),
             "--objective feature_distill: CaiT returns features of shape",
         ),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message, teacher, tmp_path, capsys):
-    base = () if "--model=cait" in options else TINY
-    found = error(capsys, tmp_path, *(option.format(teacher) for option in options), base=base)
-    assert message in found
+    options = [option.format(teacher) for option in options]
+    base = (*TINY, options.pop(2)) if "--model=cait" in options else TINY
+    assert message in error(capsys, tmp_path, *options, base=base)
 
 
 def test_a_teacher_without_a_map_is_named():

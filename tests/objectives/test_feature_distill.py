@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from tests.cases import FIRST
-from tests.cases.case import BLOCKS, IMAGE, build
+from tests.cases.case import IMAGE, build
 from tests.objectives.starts import started
 from tests.test_models import filled, variables_of
 from vit_jax import capture, create_model
@@ -25,6 +25,7 @@ IMAGES = jax.device_put(RNG.standard_normal((4, 16, 16, 3), np.float32))
 BATCH = {"image": IMAGES, "target": jax.device_put(np.eye(5, dtype=np.float32)[[1, 4, 0, 1]])}
 SEEN = (24, 8)  # six rows and two columns of patches, of which the student has four each
 WEIGHT = 3.0
+STUDENT = create_model("vit", **IMAGE, dim=24, depth=1, heads=2, dim_head=8, mlp_dim=24)
 
 
 def timm(name, **kwargs):
@@ -36,7 +37,7 @@ def timm(name, **kwargs):
 def distilled(**kwargs):
     """An objective whose teacher has a class token and four registers, its parameters and the teacher's variables."""
     network = timm("vit_small_patch14_reg4_dinov2")
-    objective = FeatureDistill(create_model("vit", **IMAGE, **BLOCKS), Teacher(network, image_size=SEEN), **kwargs)
+    objective = FeatureDistill(STUDENT, Teacher(network, image_size=SEEN), **kwargs)
     params, extras = started(objective, IMAGES)
     assert not extras
     return objective, params, variables_of(network, jnp.zeros((1, *SEEN, 3)), {})
@@ -188,7 +189,7 @@ def test_a_second_run_for_features_is_the_first():
 
 def test_one_run_of_the_teacher_gives_logits_and_features():
     teacher = Teacher(Headed(5))
-    objective = FeatureDistill(create_model("vit", **IMAGE, **BLOCKS), teacher, alpha=0.5)
+    objective = FeatureDistill(STUDENT, teacher, alpha=0.5)
     params, _ = jax.eval_shape(objective.init, jax.random.key(0), IMAGES)
     extras = {"teacher": jax.eval_shape(teacher.network.init, jax.random.key(0), IMAGES)}
     Mapped.calls.clear()
