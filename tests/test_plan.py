@@ -174,6 +174,7 @@ def test_unknown_topologies_are_named(topology, message):
         ("--model=vit --model-args depth=100000", "'depth=100000': expected at most 256"),
         ("--model=vit --model-args image_size=1000000", "image_size=1000000: a side must be a whole number from 1 to"),
         ("--model=vit --model-args dim=a", "dim='a': expected int"),
+        ("--model=vit --teacher=resnet18 --teacher-weights=IMAGENET1K_V1", "a plan includes no teacher"),
     ],
 )
 def test_mistakes_end_with_status_2(options, message, capsys, monkeypatch):

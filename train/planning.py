@@ -219,6 +219,8 @@ def data_like(config: Config, classes: int) -> DataInfo:
 
 def show_plan(config: Config, topology: str, classes: int, *, largest_batch: bool) -> None:
     """Print the plan of a run on `topology`, or the largest batch that fits there."""
+    if config.distill.teacher is not None:
+        raise UserError("a plan includes no teacher: leave out --distill.teacher and the options that need it")
     config = with_published(dataclasses.replace(config, workdir=None))  # no workdir is written
     validate(config)
     devices, chip = open_topology(topology)
