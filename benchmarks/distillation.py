@@ -25,7 +25,7 @@ import tyro
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.runs import train_run
+from benchmarks.runs import subset, train_run
 from train.run.records import read_records
 
 
@@ -85,8 +85,8 @@ def main(options: Options) -> None:
     scale = SCALES[options.scale]
     folder = options.work / options.scale
     data, teacher = options.data.expanduser().absolute(), folder / "teacher"
-    teacher_images = reduced(data, folder / "teacher-images", scale.teacher_images)
-    student_images = reduced(data, folder / "student-images", scale.student_images)
+    teacher_images = subset(data, folder / "teacher-images", scale.teacher_images)
+    student_images = subset(data, folder / "student-images", scale.student_images)
     runs = {"teacher": (f"--data=folder:{teacher_images}", *scale.both, *scale.teacher)}
     for seed in range(options.seeds):
         student = (f"--seed={seed}", f"--data=folder:{student_images}", *scale.both, *scale.student)
@@ -105,20 +105,6 @@ def main(options: Options) -> None:
     hide = lambda text: re.sub(re.escape(str(options.work)), "WORK", text.replace(str(options.data), "PATH"))
     out.with_suffix(".log").write_text("\n".join(map(hide, logs)))
     draw(curves, out.with_suffix(".png"))
-
-
-def reduced(data: Path, folder: Path, count: int | None) -> Path:
-    """A folder of links to the first `count` training images of each class and all test images; `data` for None."""
-    if count is None:
-        return data
-    for split, most in (("train", count), ("test", None)):
-        for source in sorted((data / split).iterdir()):
-            target = folder / split / source.name
-            target.mkdir(parents=True, exist_ok=True)
-            for image in sorted(source.iterdir())[:most]:
-                if not (target / image.name).exists():
-                    (target / image.name).symlink_to(image)
-    return folder
 
 
 def summary(options: Options, runs: dict, curves: dict) -> dict:
