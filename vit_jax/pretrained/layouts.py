@@ -79,6 +79,31 @@ class Unstack:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrailingAxes:
+    """The arrays `key` have `added` more axes of length 1 at their end here; with a negative number, fewer."""
+
+    key: str
+    added: int
+
+    def read(self, state: State) -> State:
+        return self._changed(state, self.added)
+
+    def write(self, state: State) -> State:
+        return self._changed(state, -self.added)
+
+    def _changed(self, state: State, added: int) -> State:
+        state = dict(state)
+        for names in _matches(state, self.key):
+            key = self.key.format(**names)
+            shape = np.shape(state[key])
+            if added > 0:
+                state[key] = state[key].reshape(shape + (1,) * added)
+            elif shape[added:] == (1,) * -added:  # otherwise `from_torch` reports that shapes differ
+                state[key] = state[key].reshape(shape[:added])
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
 class PrefixPositions:
     """The table `positions` begins with positions of the first `tokens`. Here they are added to these tokens.
 
@@ -109,7 +134,7 @@ class PrefixPositions:
         return state | {self.positions: np.concatenate([*zeros, table], axis=1)}
 
 
-Operation = Rename | Join | Unstack | PrefixPositions
+Operation = Rename | Join | Unstack | TrailingAxes | PrefixPositions
 
 
 @dataclasses.dataclass(frozen=True)
