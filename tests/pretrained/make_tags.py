@@ -13,7 +13,7 @@ from vit_jax.pretrained.tags import NORMALIZATIONS
 timm = pytest.importorskip("timm")
 
 TABLE = Path(__file__).parents[2] / "vit_jax/pretrained/timm_tags.csv"
-MODULES = ("convnext", "deit", "eva", "swin_transformer", "vision_transformer")
+MODULES = ("convnext", "deit", "eva", "levit", "pit", "swin_transformer", "vision_transformer")
 
 
 def published() -> dict:

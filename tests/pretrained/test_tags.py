@@ -29,6 +29,8 @@ def test_tags_are_listed_by_pattern():
     assert len(list_pretrained()) == len(tags()) - 4
     assert len(list_pretrained("*swin*")) == 19
     assert len(list_pretrained("convnext*")) == 51
+    assert len(list_pretrained("levit*")) == 10
+    assert len(list_pretrained("pit*")) == 8
     assert (
         list_pretrained("*dinov2*")
         == list_pretrained("timm/*dinov2*")

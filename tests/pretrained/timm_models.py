@@ -10,10 +10,10 @@ pytest.importorskip("torch")
 import tests.upstream  # noqa: F401, which makes torchvision importable, and so timm
 
 timm = pytest.importorskip("timm")
-from timm.models import convnext, deit, eva, swin_transformer, vision_transformer  # noqa: E402
+from timm.models import convnext, deit, eva, levit, pit, swin_transformer, vision_transformer  # noqa: E402
 
 FILES = (vision_transformer, deit, eva)  # of vision transformers
-OTHER_FILES = (convnext, swin_transformer)
+OTHER_FILES = (convnext, levit, pit, swin_transformer)
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "swiglu_align_to")
 SETTINGS = ("pretrained_filter_fn", "feature_cfg", "pretrained_strict", "dynamic_img_size", "rope_rescale_coords")
 

@@ -9,7 +9,7 @@ from vit_jax.pretrained.layouts import State
 class TimmNetwork:
     """A network that takes timm's weights, and its facts for `load_pretrained` and `save_pretrained`.
 
-    Their conversion rules are for timm's state dicts.
+    Its conversion rules are for timm's state dicts.
 
     Attributes:
         timm_keywords: timm's keywords of sizes in a config.json, and the arguments here.

@@ -2,11 +2,17 @@
 
 from typing import Any
 
-from vit_jax.pretrained import architectures, convnext, swin
+from vit_jax.pretrained import architectures, convnext, levit, pit, swin
 from vit_jax.pretrained.vision_transformer import VisionTransformer
 from vit_jax.registry import argument_names, unknown
 
-CLASSES = {VisionTransformer: architectures.ARCHITECTURES, swin.Swin: swin.PRESETS, convnext.ConvNeXt: convnext.PRESETS}
+CLASSES = {
+    VisionTransformer: architectures.ARCHITECTURES,
+    swin.Swin: swin.PRESETS,
+    convnext.ConvNeXt: convnext.PRESETS,
+    levit.LeViT: levit.PRESETS,
+    pit.PiT: pit.PRESETS,
+}
 NETWORKS = {name: (kind, arguments) for kind, presets in CLASSES.items() for name, arguments in presets.items()}
 PRESETS = {name: arguments for name, (_, arguments) in NETWORKS.items()}
 ARGUMENTS = sorted({name for kind in CLASSES for name in argument_names(kind)})

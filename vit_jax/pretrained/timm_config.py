@@ -9,7 +9,7 @@ from vit_jax.pretrained.network import TimmNetwork
 from vit_jax.pretrained.networks import CLASSES
 from vit_jax.pretrained.preprocessing import Preprocessing
 from vit_jax.printable import printable
-from vit_jax.registry import create_model
+from vit_jax.registry import argument_names, create_model
 
 # timm's keywords for what may differ from an architecture, besides the network's own.
 _KEYWORDS = {"num_classes": "num_classes", "in_chans": "channels"}
@@ -88,10 +88,10 @@ def _architecture_of(model: TimmNetwork) -> tuple[str, dict[str, Any]]:
 
 
 def _differences(model: TimmNetwork, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {field.name: field for field in dataclasses.fields(model) if field.name not in ("parent", "name")}
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
     found = {}
-    for key, field in fields.items():
-        value, expected = getattr(model, key), arguments.get(key, field.default)
+    for key in argument_names(type(model)):
+        value, expected = getattr(model, key), arguments.get(key, defaults[key])
         if key in (*_OURS_IN_TRAINING, "num_classes") or value == expected:
             continue
         if key in ("image_size", "patch_size") and pair(key, value) == pair(key, expected):
