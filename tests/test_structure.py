@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "capture": set(),
     "images": set(),
     "models": {"frames", "layers", "models"},
-    "pretrained": {"convert", "frames", "images", "layers", "pretrained", "printable", "registry"}
+    "pretrained": {"convert", "frames", "images", "layers", "models", "pretrained", "printable", "registry"}
     | {"state_dict", "torch_file"},
     "teachers": {"registry"},
     "objectives": {"frames", "layers", "objectives", "registry"},

@@ -17,7 +17,7 @@ from vit_jax.convert import from_torch, select
 from vit_jax.objectives import OBJECTIVES, create_objective, list_objectives, objective_arguments
 from vit_jax.objectives.distill import Teacher
 from vit_jax.objectives.protocol import Objective
-from vit_jax.registry import TORCHVISION, list_presets, model_arguments, unknown
+from vit_jax.registry import TORCHVISION, model_arguments, unknown
 from vit_jax.state_dict import PrefixError
 
 MOST_VALUES = 2**26  # in an image: 8192 x 8192 pixels of one channel
@@ -57,14 +57,10 @@ def make_network(name: str, **arguments: Any) -> nn.Module:
 
 def network_arguments(name: str, option: str) -> list[str]:
     """Names of the arguments of a network. Raises UserError, which names `option`, for an unknown name or preset."""
-    model, slash, preset = model_name(name).partition("/")
     try:
-        accepted = model_arguments(model)
-        if slash and preset not in (presets := list_presets(model)):
-            raise ValueError(unknown(f"preset of model {model!r}", preset, presets))
+        return model_arguments(model_name(name))
     except ValueError as error:
         raise UserError(f"{option} {shortened(name)}: {error}") from error
-    return accepted
 
 
 # For each option that names a network, the option with the network's arguments.

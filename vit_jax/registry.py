@@ -129,8 +129,10 @@ TORCHVISION = {
     name: f"vit_jax.pretrained.torchvision.{target}" for target, names in FAMILIES.items() for name in names.split()
 }
 
-# The model "timm", whose presets are the names of timm's vision transformers with published weights.
+# The model "timm", whose presets are timm's names of networks with published weights. Most are of this class; the
+# module knows the classes of the others.
 TIMM = "vit_jax.pretrained.vision_transformer:VisionTransformer"
+TIMM_NETWORKS = "vit_jax.pretrained.networks"
 
 
 def list_models() -> list[str]:
@@ -144,8 +146,8 @@ def list_presets(name: str) -> list[str]:
 
 
 def model_arguments(name: str) -> list[str]:
-    """Names of the arguments that the model `name` takes. Raises ValueError for an unknown name."""
-    return [field.name for field in _arguments(_model_class(name))]
+    """Names of the arguments that the model `name` takes. Raises ValueError for an unknown name or preset."""
+    return argument_names(_find(name)[0])
 
 
 def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
@@ -153,25 +155,31 @@ def create_model(name: str, /, **kwargs: Any) -> "nn.Module":
 
     Args:
         name: a model ("vit"), a model and one of its presets ("vit/tiny"), a network of torchvision ("resnet50"), or
-            "timm/" and timm's name of a vision transformer with published weights ("timm/vit_small_patch16_224").
+            "timm/" and timm's name of a network with published weights ("timm/vit_small_patch16_224").
         **kwargs: arguments of the model, with the names of the upstream constructor. They override the preset.
 
     Raises:
         ValueError: for an unknown model, preset or argument (the message lists similar names), a missing argument, or
             an invalid value.
     """
-    name, slash, preset = name.partition("/")
-    model_class = _model_class(name)
-    if slash:
-        presets = _presets(name)
-        preset = getattr(model_class, "preset_of", str)(preset)
-        if preset not in presets:
-            raise ValueError(unknown(f"preset of model {name!r}", preset, list(presets)))
-        kwargs = {**presets[preset], **kwargs}
-    elif name in TORCHVISION:
-        kwargs = {**_presets_of_file(model_class)[name], **kwargs}
-    check_keywords(name, model_class, kwargs)
+    model_class, preset = _find(name)
+    kwargs = {**preset, **kwargs}
+    check_keywords(name.partition("/")[0], model_class, kwargs)
     return model_class(**kwargs)
+
+
+def _find(name: str) -> tuple[type, dict[str, Any]]:
+    """The class of a model, and the arguments of its preset."""
+    model, slash, preset = name.partition("/")
+    if model == "timm" and slash:
+        return importlib.import_module(TIMM_NETWORKS).find_network(preset)
+    model_class = _model_class(model)
+    if not slash:
+        return model_class, _presets_of_file(model_class)[model] if model in TORCHVISION else {}
+    presets = _presets(model)
+    if preset not in presets:
+        raise ValueError(unknown(f"preset of model {model!r}", preset, list(presets)))
+    return model_class, presets[preset]
 
 
 def _model_class(name: str) -> type:
@@ -182,6 +190,11 @@ def _model_class(name: str) -> type:
     return getattr(importlib.import_module(file), class_name)
 
 
+def argument_names(model_class: type) -> list[str]:
+    """Names of the arguments that a model's class takes."""
+    return [field.name for field in _arguments(model_class)]
+
+
 def _arguments(model_class: type) -> list[dataclasses.Field]:
     """The fields that are arguments of the constructor, without Flax's own."""
     return [field for field in dataclasses.fields(model_class) if field.init and field.name not in ("parent", "name")]
@@ -189,6 +202,8 @@ def _arguments(model_class: type) -> list[dataclasses.Field]:
 
 def _presets(name: str) -> dict[str, dict]:
     """The presets of the model `name`: those of its file that fit its class, as a file can have several classes."""
+    if name == "timm":
+        return importlib.import_module(TIMM_NETWORKS).PRESETS
     model_class = _model_class(name)
     if name in TORCHVISION:
         return {}

@@ -1,4 +1,4 @@
-"""Write the table of timm's published vision transformers: `python -m tests.pretrained.make_tags`."""
+"""Write the table of timm's published networks that are supported: `python -m tests.pretrained.make_tags`."""
 
 import csv
 import io
@@ -7,23 +7,13 @@ from pathlib import Path
 import pytest
 
 import tests.upstream  # noqa: F401, which makes torchvision importable
+from vit_jax.pretrained.networks import UNSUPPORTED
 from vit_jax.pretrained.tags import NORMALIZATIONS
 
 timm = pytest.importorskip("timm")
 
 TABLE = Path(__file__).parents[2] / "vit_jax/pretrained/timm_tags.csv"
-MODULES = ("deit", "eva", "vision_transformer")
-# Parallel or differential blocks, or keys and values that several heads share.
-UNSUPPORTED = {
-    "vit_5b_patch16_sapiens2",
-    "vit_dlittle_patch16_reg1_gap_256",
-    "vit_dpwee_patch16_reg1_gap_256",
-    "vit_dwee_patch16_reg1_gap_256",
-    "vit_giant_patch16_sapiens2",
-    "vit_huge_patch16_sapiens2",
-    "vit_large_patch16_sapiens2",
-    "vit_pwee_patch16_reg1_gap_256",
-}
+MODULES = ("convnext", "deit", "eva", "levit", "pit", "swin_transformer", "vision_transformer")
 
 
 def published() -> dict:

@@ -2,8 +2,10 @@
 
 import pytest
 
+from vit_jax.pretrained.networks import NETWORKS
 from vit_jax.pretrained.preprocessing import Preprocessing
 from vit_jax.pretrained.tags import find_tag, list_pretrained, tags
+from vit_jax.pretrained.vision_transformer import VisionTransformer
 
 
 def test_the_table_is_timms():
@@ -22,8 +24,13 @@ def test_the_table_is_timms():
 
 def test_tags_are_listed_by_pattern():
     """Four I-JEPA tags are not on the hub."""
-    assert len(tags()) == 406
-    assert len(list_pretrained()) == 402
+    vision_transformers = [name for name in tags() if NETWORKS[name.partition(".")[0]][0] is VisionTransformer]
+    assert len(vision_transformers) == 406
+    assert len(list_pretrained()) == len(tags()) - 4
+    assert len(list_pretrained("*swin*")) == 19
+    assert len(list_pretrained("convnext*")) == 51
+    assert len(list_pretrained("levit*")) == 10
+    assert len(list_pretrained("pit*")) == 8
     assert (
         list_pretrained("*dinov2*")
         == list_pretrained("timm/*dinov2*")

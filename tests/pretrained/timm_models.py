@@ -1,4 +1,4 @@
-"""timm's vision transformers with published weights, and the arguments of their constructors."""
+"""timm's networks with published weights, and the arguments of their constructors."""
 
 import contextlib
 from typing import Any
@@ -10,9 +10,10 @@ pytest.importorskip("torch")
 import tests.upstream  # noqa: F401, which makes torchvision importable, and so timm
 
 timm = pytest.importorskip("timm")
-from timm.models import deit, eva, vision_transformer  # noqa: E402
+from timm.models import convnext, deit, eva, levit, pit, swin_transformer, vision_transformer  # noqa: E402
 
-FILES = (vision_transformer, deit, eva)
+FILES = (vision_transformer, deit, eva)  # of vision transformers
+OTHER_FILES = (convnext, levit, pit, swin_transformer)
 SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "swiglu_align_to")
 SETTINGS = ("pretrained_filter_fn", "feature_cfg", "pretrained_strict", "dynamic_img_size", "rope_rescale_coords")
 
@@ -31,7 +32,7 @@ def constructor_arguments(name: str) -> dict[str, Any]:
     calls = []
     note = lambda model_class, variant, pretrained, **kwargs: calls.append({"class": model_class, **kwargs})
     with contextlib.ExitStack() as stack:
-        for file in FILES:
+        for file in FILES + OTHER_FILES:
             stack.enter_context(mock.patch.object(file, "build_model_with_cfg", note))
         timm.model_entrypoint(name)()
     return {key: value for key, value in calls[0].items() if key not in SETTINGS}

@@ -280,11 +280,3 @@ UNSUPPORTED = {
 }
 for _size in ("large", "huge", "giant", "5b"):
     UNSUPPORTED[f"vit_{_size}_patch16_sapiens2"] = "keys and values that several heads share"
-
-
-def supported(name: str) -> str:
-    """Return timm's `name` of a model without its tag. Raises ValueError if the network is not supported."""
-    plain = name.partition(".")[0]
-    if plain in UNSUPPORTED:
-        raise ValueError(f"timm/{plain} is not supported: its blocks have {UNSUPPORTED[plain]}")
-    return plain

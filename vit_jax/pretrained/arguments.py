@@ -6,11 +6,12 @@ from flax import linen as nn
 
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.layers.check import expect, one_of, patch_grid
+from vit_jax.pretrained.network import TimmNetwork
 from vit_jax.pretrained.parts import ACTIVATIONS
 from vit_jax.pretrained.rotary import Rotary
 
 
-class Arguments(nn.Module):
+class Arguments(TimmNetwork, nn.Module):
     """Base of `VisionTransformer`: its arguments and their checks.
 
     Args:
@@ -87,6 +88,14 @@ class Arguments(nn.Module):
     layout: tuple[str, ...] = ()
 
     pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "map")
+    timm_first: ClassVar[str] = "patch_embed.proj"
+    timm_keywords: ClassVar[dict[str, str]] = {
+        "img_size": "image_size",
+        "patch_size": "patch_size",
+        "embed_dim": "dim",
+        "depth": "depth",
+        "num_heads": "heads",
+    }
 
     def __post_init__(self):
         check_arguments(self)

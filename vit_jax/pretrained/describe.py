@@ -45,6 +45,8 @@ _FAMILIES = (  # the first that fits
     _Family("vit-pytorch's ViT", r"transformer\.layers\.(\d+)\.0\.(?:fn\.)?norm\.weight"),
     _Family("timm's or Microsoft's Swin", r"layers\.(\d+)\.blocks\.\d+\.norm1\.weight", unit="stages"),
     _Family("timm's ConvNeXt", r"stages\.(\d+)\.blocks\.\d+\.norm\.weight", unit="stages"),
+    _Family("timm's LeViT", r"stages\.(\d+)\.blocks\.\d+\.attn\.qkv\.bn\.weight", unit="stages"),
+    _Family("timm's PiT", r"transformers\.(\d+)\.blocks\.\d+\.norm1\.weight", unit="stages"),
     _Family("Meta's MAE with its decoder", r"blocks\.(\d+)\.norm1\.weight", "decoder_blocks"),
     _Family("Meta's DINOv3", r"blocks\.(\d+)\.norm1\.weight", r"storage_tokens|rope_embed\.periods"),
     _Family("Meta's DINOv2", r"blocks\.(?:\d+\.)?(\d+)\.norm1\.weight", "mask_token"),

@@ -79,6 +79,84 @@ class Unstack:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrailingAxes:
+    """The arrays `key` have `added` more axes of length 1 at their end here; with a negative number, fewer."""
+
+    key: str
+    added: int
+
+    def read(self, state: State) -> State:
+        return self._changed(state, self.added)
+
+    def write(self, state: State) -> State:
+        return self._changed(state, -self.added)
+
+    def _changed(self, state: State, added: int) -> State:
+        state = dict(state)
+        for names in _matches(state, self.key):
+            key = self.key.format(**names)
+            shape = np.shape(state[key])
+            if added > 0:
+                state[key] = state[key].reshape(shape + (1,) * added)
+            elif shape[added:] == (1,) * -added:  # otherwise `from_torch` reports that shapes differ
+                state[key] = state[key].reshape(shape[:added])
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class UnpackHeads:
+    """The array `whole` holds, for each head in turn, `widths[i]` rows of what is `parts[i]` here."""
+
+    whole: str
+    parts: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    def read(self, state: State) -> State:
+        state = dict(state)
+        for names in _matches(state, self.whole):
+            array = state[self.whole.format(**names)]
+            if array.ndim == 0:  # the counter of a batch norm
+                pieces = [array] * len(self.parts)
+            elif len(array) % sum(self.widths):
+                continue  # `from_torch` reports that keys differ
+            else:
+                heads = array.reshape(-1, sum(self.widths), *array.shape[1:])
+                pieces = np.split(heads, np.cumsum(self.widths)[:-1], axis=1)
+                pieces = [piece.reshape(-1, *array.shape[1:]) for piece in pieces]
+            del state[self.whole.format(**names)]
+            state |= {part.format(**names): piece for part, piece in zip(self.parts, pieces, strict=True)}
+        return state
+
+    def write(self, state: State) -> State:
+        state = dict(state)
+        for names in _matches(state, self.parts[0]):
+            pieces = [state.pop(part.format(**names)) for part in self.parts]
+            if pieces[0].ndim:
+                shape = pieces[0].shape[1:]
+                heads = [piece.reshape(-1, rows, *shape) for piece, rows in zip(pieces, self.widths, strict=True)]
+                pieces = [np.concatenate(heads, axis=1).reshape(-1, *shape)]
+            state[self.whole.format(**names)] = pieces[0]
+        return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Biases:
+    """The table `key`, (heads, distances), is (distances, heads) here and multiplied by `factor` in the network."""
+
+    key: str
+    factor: float
+
+    def read(self, state: State) -> State:
+        return state | {key: (state[key] / self.factor).T for key in self._keys(state)}
+
+    def write(self, state: State) -> State:
+        return state | {key: (state[key] * self.factor).T for key in self._keys(state)}
+
+    def _keys(self, state: State) -> list[str]:
+        return [self.key.format(**names) for names in _matches(state, self.key)]
+
+
+@dataclasses.dataclass(frozen=True)
 class PrefixPositions:
     """The table `positions` begins with positions of the first `tokens`. Here they are added to these tokens.
 
@@ -109,7 +187,7 @@ class PrefixPositions:
         return state | {self.positions: np.concatenate([*zeros, table], axis=1)}
 
 
-Operation = Rename | Join | Unstack | PrefixPositions
+Operation = Rename | Join | Unstack | TrailingAxes | UnpackHeads | Biases | PrefixPositions
 
 
 @dataclasses.dataclass(frozen=True)

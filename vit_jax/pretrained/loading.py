@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -20,7 +19,8 @@ from vit_jax.pretrained.configurations import arguments_of
 from vit_jax.pretrained.describe import describe
 from vit_jax.pretrained.files import load_weights, save_folder
 from vit_jax.pretrained.json_files import CONFIG, load_config
-from vit_jax.pretrained.positions import resample_positions
+from vit_jax.pretrained.network import TimmNetwork
+from vit_jax.pretrained.networks import ARGUMENTS
 from vit_jax.pretrained.preprocessing import Preprocessing
 from vit_jax.pretrained.preprocessing_files import read_preprocessing
 from vit_jax.pretrained.publishers import read, recognise
@@ -28,7 +28,7 @@ from vit_jax.pretrained.tags import find_tag
 from vit_jax.pretrained.timm_config import read_config, write_config
 from vit_jax.pretrained.vision_transformer import VisionTransformer
 from vit_jax.printable import printable
-from vit_jax.registry import create_model, model_arguments, unknown
+from vit_jax.registry import argument_names, create_model, unknown
 
 State = dict[str, np.ndarray]
 
@@ -36,7 +36,7 @@ State = dict[str, np.ndarray]
 class Pretrained(NamedTuple):
     """A network, its trained weights, and how images become its inputs."""
 
-    model: VisionTransformer
+    model: TimmNetwork
     variables: dict
     preprocess: Preprocessing
 
@@ -61,37 +61,38 @@ def load_pretrained(
             weights, as timm and transformers write it; or a file of weights (.safetensors, .pth, .bin, .npz).
         architecture: "timm/NAME", of which the weights are; needed without a config.json.
         num_classes: 0 for features. If the number differs from that of the weights, the head is new and random.
-        image_size: pixels, or (height, width); learned positions are resampled.
+        image_size: pixels, or (height, width); learned positions and tables of relative positions are resampled.
         revision: branch, tag or commit on the hub.
         notify: called with lines about what is fetched, resampled and new; default: writes to stderr.
-        **arguments (Any): further arguments of `VisionTransformer`, such as `drop_path`.
+        **arguments (Any): further arguments of the network, such as `drop_path` or Swin's `window_size`.
 
     Raises:
         ValueError: if the weights do not fit the architecture or are not supported, or for an unknown argument.
         ImportError: if a package is missing that fetches or reads weights.
         OSError: if weights can be neither fetched nor read.
     """
-    known = model_arguments("timm")
-    for key in arguments:
-        if key not in known:
-            raise ValueError(unknown("argument of load_pretrained", key, known))
+    _check_known(arguments, ARGUMENTS)  # before the weights are fetched, whose network may be unknown until then
     notify = notify or (lambda line: print(line, file=sys.stderr))
     found = find_source(source, revision, notify)
     shown = printable(found.path if found.weights is None else source, 1000)
     published = network_of(found, architecture)
+    _check_known(arguments, argument_names(type(published)))
     state = load_weights(found.path, found.weights)
-    try:
-        state = read(recognise(state), state, published)
-    except ValueError as error:
-        raise ValueError(f"{shown}: {error}") from error
+    if isinstance(published, VisionTransformer):  # other networks are read in timm's layout alone
+        try:
+            state = read(recognise(state), state, published)
+        except ValueError as error:
+            raise ValueError(f"{shown}: {error}") from error
+        published = _with_grid(published, state, notify)
 
-    published = _with_grid(published, state, notify)
-    classes = _classes(state) if num_classes is None else num_classes
-    size = published.image_size if image_size is None else image_size
-    model = published.clone(num_classes=classes, image_size=size, **arguments)
-    state = _with_heads(_with_positions(state, published, model, notify), model, notify)
-    variables = _converted(shown, model, state)
-    preprocess = preprocessing_of(found) or Preprocessing(size)
+    preprocess = preprocessing_of(found) or Preprocessing(getattr(published, "image_size", 224))
+    size = image_size or getattr(published, "image_size", preprocess.image_size)
+    if hasattr(published, "image_size"):
+        arguments["image_size"] = size
+    classes = _classes(published, state) if num_classes is None else num_classes
+    model = published.clone(num_classes=classes, **arguments)
+    state = _with_heads(model.adapted(state, published, notify), model, notify)
+    variables = _converted(shown, model, state, size)
     return Pretrained(model, variables, dataclasses.replace(preprocess, image_size=pair("image_size", size)))
 
 
@@ -112,8 +113,8 @@ def save_pretrained(
         ValueError: if timm has no architecture that differs from `model` in sizes alone.
         OSError: if the folder cannot be written.
     """
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"model is a {type(model).__name__}, expected a VisionTransformer (create_model('timm/...'))")
+    if not isinstance(model, TimmNetwork):
+        raise ValueError(f"model is a {type(model).__name__}, expected a network of timm's (create_model('timm/...'))")
     save_folder(folder, write_config(model, preprocess), to_torch(model, variables))
 
 
@@ -155,7 +156,7 @@ def preprocessing_of(found: Found) -> Preprocessing | None:
     return read_preprocessing(found.path)
 
 
-def network_of(found: Found, architecture: str | None = None) -> VisionTransformer:
+def network_of(found: Found, architecture: str | None = None) -> TimmNetwork:
     """The network that the weights are of, with the classes and the image size that they were trained with.
 
     It is that of `architecture`, "timm/NAME", or else the one that the name of the weights or their config.json tells.
@@ -189,41 +190,36 @@ def _with_grid(published: VisionTransformer, state: State, notify: Callable[[str
     return published.clone(image_size=(height, width))
 
 
-def _classes(state: Mapping[str, np.ndarray]) -> int:
-    return len(state["head.weight"]) if "head.weight" in state else 0
+def _check_known(arguments: Mapping[str, Any], known: list[str]) -> None:
+    for key in arguments:
+        if key not in known:
+            raise ValueError(unknown("argument of load_pretrained", key, known))
 
 
-def _with_heads(state: State, model: VisionTransformer, notify: Callable[[str], None]) -> State:
+def _classes(model: TimmNetwork, state: Mapping[str, np.ndarray]) -> int:
+    key = f"{model.timm_heads[0]}.weight"
+    return len(state[key]) if key in state else 0
+
+
+def _with_heads(state: State, model: TimmNetwork, notify: Callable[[str], None]) -> State:
     """The state with heads for the model's classes: those of the weights, or new ones with small random numbers."""
-    if _classes(state) == model.num_classes:
+    if _classes(model, state) == model.num_classes:
         return state
-    names = ("head", "head_dist") if model.distilled else ("head",)
+    names = model.timm_heads
     state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in names}
     rng = np.random.default_rng(0)
     for name in names if model.num_classes else ():
-        weight = rng.standard_normal((model.num_classes, model.dim), np.float32)
+        weight = rng.standard_normal((model.num_classes, model.num_features), np.float32)
         state |= {f"{name}.weight": 0.02 * weight, f"{name}.bias": np.zeros(model.num_classes, np.float32)}
     if model.num_classes:
         notify(f"the head for {model.num_classes:,} classes is new and random")
     return state
 
 
-def _with_positions(
-    state: State, published: VisionTransformer, model: VisionTransformer, notify: Callable[[str], None]
-) -> State:
-    """The state with positions for the model's grid of patches."""
-    old, new = published.grid, model.grid
-    positions = state.get("pos_embed")
-    if positions is None or old == new or positions.shape[1] != math.prod(old):
-        return state  # if the number of positions is wrong, conversion says so
-    notify(f"positions are resampled from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
-    return state | {"pos_embed": np.asarray(resample_positions(jnp.asarray(positions, jnp.float32), old, new))}
-
-
-def _converted(shown: str, model: VisionTransformer, state: State) -> dict:
-    """Variables from a state dict in canonical form."""
-    images = jax.ShapeDtypeStruct((1, *pair("image_size", model.image_size), model.channels), np.float32)
+def _converted(shown: str, model: TimmNetwork, state: State, image_size: int | tuple[int, int]) -> dict:
+    """Variables from a state dict, which is in canonical form for a vision transformer."""
+    images = jax.ShapeDtypeStruct((1, *pair("image_size", image_size), model.channels), np.float32)
     try:
-        return from_torch(model.clone(layout=()), state, images)
+        return from_torch(model.clone(layout=()) if isinstance(model, VisionTransformer) else model, state, images)
     except ValueError as error:
         raise ValueError(f"{shown}: {describe(state)}\n{error}") from error

@@ -1,4 +1,4 @@
-"""Published weights of timm's vision transformers: preprocessing, number of classes, license, and where they are.
+"""Published weights of timm's networks: preprocessing, number of classes, license, and where they are.
 
 The table is timm_tags.csv, a row for each of timm 1.0.31's pretrained tags whose architecture is supported.
 `python -m tests.pretrained.make_tags` writes it from timm.
@@ -24,7 +24,7 @@ NORMALIZATIONS = {
 
 
 class Tag(NamedTuple):
-    """Published weights of a vision transformer of timm.
+    """Published weights of a network of timm's.
 
     Attributes:
         preprocessing: Preprocessing of images for these weights.

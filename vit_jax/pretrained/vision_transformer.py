@@ -21,11 +21,10 @@ from vit_jax.frames.arguments import check_images
 from vit_jax.layers import Dense, LayerNorm, ToHeads, append, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
-from vit_jax.pretrained.architectures import ARCHITECTURES, supported
 from vit_jax.pretrained.arguments import Arguments
 from vit_jax.pretrained.layouts import timm_layout
 from vit_jax.pretrained.parts import ACTIVATIONS, AttentionPool, LayerScale, Norm, PatchEmbed, RMSNorm
-from vit_jax.pretrained.positions import resample_positions
+from vit_jax.pretrained.positions import resample_positions, with_positions
 from vit_jax.pretrained.rotary import Rotary
 
 
@@ -275,7 +274,18 @@ class VisionTransformer(Arguments):
         """Between state dicts of timm and the canonical form."""
         return timm_layout(self.layout)
 
-    preset_of = staticmethod(supported)  # "vit_small_patch16_224.augreg_in1k" is the preset "vit_small_patch16_224"
+    @property
+    def timm_heads(self) -> tuple[str, ...]:
+        return ("head", "head_dist") if self.distilled else ("head",)
 
+    @property
+    def timm_pool(self) -> str:
+        return {"cls": "token", "mean": "avg", "map": "map"}[self.pool]
 
-PRESETS = ARCHITECTURES
+    @property
+    def num_features(self) -> int:
+        return self.dim
+
+    def adapted(self, state, published, notify):
+        """The state dict with positions for this network's grid of patches."""
+        return with_positions(state, published.grid, self.grid, notify)

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import sequential_rules
-from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm
+from vit_jax.layers import Dense, DepthwiseConv, FeedForward, LayerNorm, sow_block
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -76,7 +76,8 @@ class ConvNeXt(nn.Module):
                 x = make_norm(name=f"features_{2 * i}_0")(x)
                 x = nn.Conv(dim, (2, 2), strides=2, padding="VALID", name=f"features_{2 * i}_1")(x)
             for j in range(depth):
-                x = Block(self.layer_scale, next(probs), name=f"features_{2 * i + 1}_{j}")(x, train=train)
+                block = Block(self.layer_scale, next(probs), name=f"features_{2 * i + 1}_{j}")
+                x = sow_block(self, block(x, train=train))
         x = make_norm(name="norm")(x.mean(axis=(1, 2)))
         return Dense(self.num_classes, name="head")(x) if self.num_classes else x
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import Dense, LayerNorm, ToHeads, attend, gelu, l2_normalize, relative_positions
+from vit_jax.layers import Dense, LayerNorm, ToHeads, attend, gelu, l2_normalize, relative_positions, sow_block
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -200,6 +200,11 @@ class SwinTransformer(nn.Module):
         expect(self, "stochastic_depth_prob", 0 <= self.stochastic_depth_prob <= 1, "0 to 1")
         super().__post_init__()
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Height and width of the windows of each stage in pixels."""
+        return (self.window_size,) * len(self.depths)
+
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
@@ -208,14 +213,14 @@ class SwinTransformer(nn.Module):
         x = LayerNorm(name="features_0_2")(x)
         probs = iter(np.linspace(0, self.stochastic_depth_prob, sum(self.depths)).tolist())
         kind = Attention if self.version == 1 else CosineAttention
-        for i, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
+        for i, (depth, heads, window) in enumerate(zip(self.depths, self.num_heads, self.windows, strict=True)):
             if i:
                 x = PatchMerging(self.version, name=f"features_{2 * i}")(x)
-            attention = functools.partial(kind, heads, self.window_size, self.attention_dropout, self.dropout)
+            attention = functools.partial(kind, heads, window, self.attention_dropout, self.dropout)
             for j in range(depth):
-                shifted = functools.partial(attention, self.window_size // 2 if j % 2 else 0)
+                shifted = functools.partial(attention, window // 2 if j % 2 else 0)
                 fields = (self.version, shifted, self.mlp_ratio, self.dropout, next(probs))
-                x = Block(*fields, name=f"features_{2 * i + 1}_{j}")(x, train=train)
+                x = sow_block(self, Block(*fields, name=f"features_{2 * i + 1}_{j}")(x, train=train))
         x = LayerNorm(name="norm")(x).mean(axis=(1, 2))
         return Dense(self.num_classes, name="head")(x) if self.num_classes else x
 
