@@ -78,37 +78,57 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: names(path)[-1] == "kernel", params)
 
 
-EMBEDDINGS = {"to_patch_embedding", "cls_token", "distillation_token", "reg_token", "pos_embedding", "norm_pre"}
+# Names of what precedes the blocks, and of heads that have numbers.
+EMBEDDING = re.compile(
+    r"to_patch_embedding|to_patches|to_freq_embedding|patch_(norm|norm_in|proj|norm_out)|(local|region)_encoder"
+    r"|(jumbo_)?cls_token|class_token|distillation_token|reg_token|register_tokens|norm_pre|initial_ff"
+    r"|pos_embedding|abs_pos_emb|positional_emb|pos_embed_(height|width)"
+    r"|stem(_\w+)?|conv_proj|conv1|bn1|conv_\d+|(embed|patches|positions)_0|features_((conv|norm)?0)(_\d+)?"
+)
+HEAD = re.compile(r"classifier(_\d+)?")
+# In attn_3, layer1_0 and features_5_3; not in ff1 and branch3x3.
+NUMBER = re.compile(r"(?:^(?:layer|stage|block)|_|_(?:denseblock|denselayer|transition))(\d+)(?=_|$)")
+WITHIN_STAGE = re.compile(r".*(attn|ff|ssa|iwsa|ff1|ff2|large|small)_\d+")  # other numbered parts belong to a block
+BEFORE_STAGE = re.compile(r"(embed|patches|positions|down|reduce)_\d+")
 FIRST, LAST = (-1,), (2,)  # sort before and after every block
 
 
 def layer_scales(params, layer_decay: float):
     """Factor of each parameter's update, `layer_decay ** (n + 1 - layer)` for n blocks (BEiT, arXiv:2106.08254).
 
-    Layer 0 has all parameters under a name in EMBEDDINGS, layers 1 to n are the blocks, and layer n + 1 has the other
-    parameters: the last norm and the heads.
+    Layer 0 has the embeddings, layers 1 to n are the blocks, and layer n + 1 has the other parameters: the last norm
+    and the heads.
     """
-    blocks = jax.tree_util.tree_map_with_path(lambda path, _: block(names(path)), params)
-    is_block = lambda x: isinstance(x, tuple)
-    order = sorted(set(jax.tree.leaves(blocks, is_leaf=is_block)) - {FIRST, LAST})
+    order = blocks_of(params)
     layers = {FIRST: 0, **{b: i for i, b in enumerate(order, 1)}, LAST: len(order) + 1}
-    return jax.tree.map(lambda b: layer_decay ** (len(order) + 1 - layers[b]), blocks, is_leaf=is_block)
+    scale = lambda path, _: layer_decay ** (len(order) + 1 - layers[block(names(path))])
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def blocks_of(params) -> list[tuple]:
+    """The index (see `block`) of every block that has parameters, in the order of the forward pass."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    return sorted({block(names(path)) for path, _ in paths} - {FIRST, LAST})
 
 
 def block(path: list[str]) -> tuple:
     """The index of a parameter's block; indices sort in the order of the forward pass.
 
     The index consists of the numbers in the path, outermost first: `transformer/attn_3/to_qkv/kernel` belongs to block
-    3 and `stage_1/ff_0/fc1/kernel` to block (1, 0); `pool_1`, without an inner number, follows all blocks of stage 1.
-    Parallel branches share an index. The blocks of CaiT's `cls_transformer` come after all others, because their input
-    is the output of `patch_transformer`.
+    3 and `stage_1/ff_0/fc1/kernel` to block (1, 0); `pool_1`, without an inner number, follows all blocks of stage 1,
+    and `embed_1` precedes them. Parallel branches share an index. The blocks of CaiT's `cls_transformer` come after all
+    others, because their input is the output of `patch_transformer`.
     """
-    if EMBEDDINGS & set(path):
-        return FIRST
-    numbers = [int(match[1]) for match in (re.search(r"_(\d+)$", name) for name in path) if match]
-    if not numbers:
-        return LAST
-    return ("cls_transformer" in path, *numbers, math.inf)
+    for depth, name in enumerate(path):
+        if EMBEDDING.fullmatch(name):
+            return FIRST
+        if HEAD.fullmatch(name):
+            return LAST
+        if numbers := NUMBER.findall(name):
+            inner = [NUMBER.findall(part)[-1] for part in path[depth + 1 :] if WITHIN_STAGE.fullmatch(part)]
+            end = -math.inf if BEFORE_STAGE.fullmatch(name) else math.inf
+            return ("cls_transformer" in path, *map(int, (*numbers, *inner)), end)
+    return LAST
 
 
 def names(path) -> list[str]:
