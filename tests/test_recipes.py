@@ -12,6 +12,7 @@ from train.errors import UserError
 from train.main import parse
 from train.optim import make_schedule
 from train.recipes import RECIPES, base_config
+from train.setup import length
 from train.validation import check_options
 
 
@@ -51,6 +52,40 @@ def test_digits_goes_with_its_data_only():
     assert base_config(None, "vit", "digits").recipe == "digits"
     assert base_config(None, "vit", "folder:x") == Config(model="vit")
     assert base_config("digits", "vit", "folder:x").epochs == RECIPES["digits"].settings["epochs"]
+
+
+PUBLISHED = "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "recipe"),
+    [
+        (PUBLISHED, "folder:x", "finetune"),
+        ("hf:facebook/dinov2-small", "tfds:x", "finetune"),
+        (PUBLISHED, "digits", "digits"),
+        ("timm/vit_small_patch16_224", "folder:x", None),  # random weights
+        ("vit/s16", "folder:x", None),
+    ],
+)
+def test_published_weights_are_fine_tuned(model, data, recipe):
+    assert base_config(None, model, data).recipe == recipe
+    assert base_config("cifar10", model, data).recipe == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "total", "epoch"),
+    [
+        (40, {}, 300, 15),  # instead of 25, in 20 epochs of 1.25
+        (480, {}, 300, 15),
+        (50_000, {}, 31250, 1562.5),
+        (40, {"epochs": 10.0}, 300, 30),
+        (40, {"steps": 7}, 7, 15),
+        (40, {"min_steps": 0}, 25, 1.25),
+    ],
+)
+def test_few_images_are_repeated(images, changes, total, epoch):
+    config = dataclasses.replace(base_config("finetune", PUBLISHED, "folder:x"), **changes)
+    assert length(config, images) == (total, epoch)
 
 
 def test_unknown_recipe_is_named_with_the_known():

@@ -15,7 +15,8 @@ from train.run.stored import InitReport
 def describe(
     config: Config,
     dataset: Dataset,
-    state: PyTree,
+    params: PyTree,
+    trained: PyTree,
     mesh: Mesh,
     total: int,
     eval_every: int,
@@ -26,7 +27,8 @@ def describe(
     Args:
         config: Config of the run.
         dataset: The data.
-        state: The state, which may be abstract.
+        params: The parameters, which may be abstract.
+        trained: The part of them that is trained.
         mesh: The devices.
         total: Number of steps.
         eval_every: Number of steps between evaluations.
@@ -35,7 +37,7 @@ def describe(
     Returns:
         Lines of "name  value".
     """
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    parameters, changing = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trained))
     height, width, channels = dataset.image_shape
     classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
     device = jax.devices()[0]
@@ -47,6 +49,7 @@ def describe(
             f"{height}x{width}x{channels}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
+        *([("trained", f"{changing:,} parameters ({changing / parameters:.2%})")] if changing < parameters else []),
         *_preprocessing(config.data),
         *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
