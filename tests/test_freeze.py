@@ -55,7 +55,12 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("model", HEADS)
+IN_CI = ("vit", "levit", "timm/deit_tiny_distilled_patch16_224")
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=[] if model in IN_CI else pytest.mark.exhaustive) for model in HEADS]
+)
 def test_all_but_the_head_is_the_backbone(model):
     _, head = frozen(Config(model, freeze=("backbone",)))
     assert {path.rpartition("/")[0] for path in head} == HEADS[model]
@@ -92,7 +97,6 @@ def test_deep_supervision_has_the_head_of_its_model():
         (("embeddings",), "vit", r"to_patch_embedding/.*|cls_token|pos_embedding"),
         (("blocks:0-1",), "vit", r"transformer/(attn|ff)_[01]/.*"),
         (("blocks:3", "blocks:1"), "vit", r"transformer/(attn|ff)_[13]/.*"),
-        (("blocks:10-11", "embeddings"), "vit_b_16", r"class_token|conv_proj/.*|pos_embedding|encoder_layer_1[01]/.*"),
         (("blocks:1-2",), "pit", r"stage_0/(attn|ff)_1/.*|pool_0/.*"),  # counted like layers of --optim.layer-decay
         (("blocks:3",), "cait", r"cls_transformer/.*"),
     ],
@@ -188,7 +192,7 @@ def test_a_frozen_backbone_runs_as_in_evaluation(monkeypatch):
 
 
 def program(freeze):
-    config = Config("vit", ("depth=2",), batch_size=8, freeze=freeze)
+    config = Config("vit", ("depth=2", "patch_size=8"), batch_size=8, freeze=freeze)
     return build_program(config, INFO, make_mesh(devices=jax.devices()[:1]), build_objective(config, INFO), 10, 1.0)
 
 
@@ -201,17 +205,17 @@ def test_the_backward_pass_ends_at_the_first_trained_layer():
 
 
 FROZEN = ("--freeze", "embeddings", "blocks:0", "--steps=4", "--save-steps=2", "--eval-epochs=0.05", "--optim.ema=0.9")
-FROZEN += ("--optim.warmup-epochs=0", "--optim.accumulate=2", "--mesh=data=2,fsdp=4")
+FROZEN += ("--optim.warmup-epochs=0", "--mesh=fsdp=2")
 
 
 def test_a_run_continues_with_frozen_parameters(tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run(whole, *FROZEN) == 0
+    assert run(whole, *FROZEN, devices=2) == 0
     assert re.search(r"\ntrained +[\d,]+ parameters \(\d+\.\d+%\)\n", capsys.readouterr().out)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
-        assert run(stopped, *FROZEN) == 130
-    assert run(stopped, *FROZEN) == 0
+        assert run(stopped, *FROZEN, devices=2) == 130
+    assert run(stopped, *FROZEN, devices=2) == 0
     assert_same(stored(stopped, 4)[0], stored(whole, 4)[0])
     early, late = (stored(whole, step)[0] for step in (2, 4))
     still = [path for path in early if re.search("cls_token|pos_embedding|to_patch_embedding|attn_0|ff_0", path)]
@@ -253,7 +257,7 @@ def test_options_that_conflict_are_named_before_data_is_read(options, message, t
     [
         (Config("vit", freeze=("blocks:0-4",)), "--freeze blocks:0-4: vit/tiny has blocks 0 to 3"),
         (Config("vit", freeze=("blocks:7",)), "--freeze blocks:7: vit/tiny has blocks 0 to 3"),
-        (Config("resnet18", lora=Lora(4)), "--lora.rank 4: resnet18 has no linear layers in blocks"),
+        (Config("vgg11", lora=Lora(4)), "--lora.rank 4: vgg11 has no linear layers in blocks"),
     ],
 )
 def test_values_that_match_nothing_are_named(config, message):
