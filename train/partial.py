@@ -75,11 +75,15 @@ def make_partial(config: Config, objective: Objective, images: Array) -> Partial
     if not freeze:
         return EVERYTHING
     params, extras = jax.eval_shape(objective.init, jax.random.key(0), images)
-    matched = {
-        "backbone": lambda _: trunk_paths(objective, params, extras, images),
-        "embeddings": lambda _: frozenset(path for path in flatten_dict(params) if block(path) == FIRST),
-    }
-    found = {value: matched.get(value, lambda value: _in_blocks(config, value, params))(value) for value in freeze}
+
+    def matched(value: str) -> Paths:
+        if value == "backbone":
+            return trunk_paths(objective, params, extras, images)
+        if value == "embeddings":
+            return frozenset(path for path in flatten_dict(params) if block(path) == FIRST)
+        return _in_blocks(config, value, params)
+
+    found = {value: matched(value) for value in freeze}
     for value, paths in found.items():
         if not paths:
             raise UserError(f"--freeze {value}: no {value} are recognised in {model_name(config.model)}")
