@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.objectives.starts import started
-from tests.runs import assert_same, flat, stored
+from tests.runs import assert_same, flat, stored, untrained
 from tests.runs import train as run
 from train.build import DataInfo, build_objective
 from train.config import Config, Lora
@@ -147,17 +147,23 @@ OPTIONS += ("--optim.warmup-epochs=0", "--optim.lr=0.05", "--mesh=tensor=2")
 
 
 def test_a_run_is_merged_wherever_it_is_used(tmp_path, capsys):
-    assert run(tmp_path, *OPTIONS, devices=2) == 0
-    assert re.search(r"\ntrained +[\d,]+ parameters", capsys.readouterr().out)
-    early, late = (stored(tmp_path, step)[0] for step in (2, 4))
+    base, workdir = tmp_path / "base", tmp_path / "adapted"
+    untrained(base)
+    assert run(workdir, *OPTIONS, f"--init={base}", devices=2) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\ntrained +[\d,]+ parameters", out)
+    assert "lora/transformer" not in out  # the matrices are not among the variables that --init left random
+    start, (early, late) = stored(base, 0)[0], (stored(workdir, step)[0] for step in (2, 4))
+    same = [path for path in start if path.startswith(".params") and "mlp_head" not in path]
+    assert_same({path: start[path] for path in same}, {path: late[path] for path in same})
     changed = {path for path in late if (early[path] != late[path]).any()}
     trained = {path for path in late if re.search("lora|mlp_head|opt_state|step", path)}
     assert changed == trained  # the rest is the same to the last bit
     assert {path for path in late if ".opt_state" in path} & changed == {path for path in late if ".opt_state" in path}
 
-    loaded = load_run(tmp_path)
-    step = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
-    kept = stored(tmp_path, step)[0]
+    loaded = load_run(workdir)
+    step = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    kept = stored(workdir, step)[0]
     for layer in ("['attn_0']['to_qkv']", "['ff_0']['fc2']"):
         kernel, a, b = (
             kept[f".ema{path}"]

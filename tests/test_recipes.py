@@ -108,3 +108,9 @@ def test_model_arguments_stand_over_the_recipes_one_by_one():
     assert model_args("--model-args", "depth=2") == ("patch_size=(1, 8)", "depth=2")
     assert model_args("--model-args", "depth=2", "patch_size=4") == ("patch_size=4", "depth=2")
     assert parse(["--model=vit", "--data=folder:x", "--model-args", "depth=2"]).model_args == ("depth=2",)
+
+
+def test_a_folder_of_published_weights_is_fine_tuned(tmp_path):
+    assert base_config(None, str(tmp_path), "folder:x").recipe is None
+    (tmp_path / "config.json").write_text("{}")
+    assert base_config(None, str(tmp_path), "folder:x").recipe == "finetune"

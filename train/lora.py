@@ -46,11 +46,16 @@ def with_matrices(params: PyTree, lora: Lora, key: Array) -> PyTree:
     return {**params, SUBTREE: unflatten_dict(matrices)}
 
 
+def without_matrices(params: PyTree) -> PyTree:
+    """`params` without LoRA's subtree, if there is one."""
+    return {name: tree for name, tree in params.items() if name != SUBTREE}
+
+
 def merged(params: PyTree, lora: Lora) -> PyTree:
     """The parameters of the model, with LoRA's changes added to its kernels. Without LoRA, `params` itself."""
     if not lora.rank:
         return params
-    base = flatten_dict({name: tree for name, tree in params.items() if name != SUBTREE})
+    base = flatten_dict(without_matrices(params))
     matrices = flatten_dict(params[SUBTREE])
     scale = (lora.rank if lora.alpha is None else lora.alpha) / lora.rank
     for *layer, name in matrices:

@@ -1,6 +1,7 @@
 """Recipes: named settings, each with its command, source, and expected accuracy and cost."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,7 +125,7 @@ def base_config(recipe: str | None, model: str, data: str | None) -> Config:
     """
     if recipe is None and data in (None, "digits"):
         recipe = "digits"
-    elif recipe is None and is_published(model):
+    elif recipe is None and names_weights(model):
         recipe = "finetune"
     if recipe is None:
         return Config(model=model)
@@ -137,6 +138,7 @@ def base_config(recipe: str | None, model: str, data: str | None) -> Config:
     return Config(model=model, recipe=recipe, **{**chosen.settings, **chosen.other_settings})
 
 
-def is_published(model: str) -> bool:
-    """Whether the name of a model also names trained weights: timm/NAME.TAG or hf:ORG/REPO."""
-    return model.startswith("hf:") or (model.startswith("timm/") and "." in model)
+def names_weights(model: str) -> bool:
+    """Whether `--model` names published weights: timm/NAME.TAG, hf:ORG/REPO, or a folder with their config.json."""
+    is_tag = model.startswith("timm/") and "." in model
+    return is_tag or model.startswith("hf:") or os.path.isfile(os.path.join(model, "config.json"))

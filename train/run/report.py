@@ -43,13 +43,13 @@ def describe(
     device = jax.devices()[0]
     rows = [
         ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),
+        *([("trained", f"{changing:,} parameters ({changing / parameters:.2%})")] if changing < parameters else []),
         (
             "data",
             f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "
             f"{height}x{width}x{channels}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
-        *([("trained", f"{changing:,} parameters ({changing / parameters:.2%})")] if changing < parameters else []),
         *_preprocessing(config.data),
         *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
