@@ -180,4 +180,4 @@ def test_a_step_without_labels(tmp_path):
     assert metrics["loss"].shape == ()
     batch = program.batch | {"mask": jax.ShapeDtypeStruct((8,), np.float32)}
     assert jax.eval_shape(program.eval_step, state.params, state.extras, batch)["loss"].shape == ()
-    assert "no labels" in describe(config, dataset, state, make_mesh(), 2, 1, None)[1]
+    assert "no labels" in describe(config, dataset, program.state.params, program.trained, make_mesh(), 2, 1, None)[1]

@@ -1,6 +1,7 @@
 """Schedules at points computed by hand; optimizers against numpy and torch; decay and layers of real models."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from train.build import make_network
 from train.config import Optim
 from train.errors import UserError
 from train.optim import decay_mask, layer_scales, make_optimizer, make_schedule
@@ -209,11 +211,20 @@ MODELS = {
         {"cls_transformer/ff_1/fc1/kernel"},
         {"mlp_head/norm/scale"},
     ],
-    "timm": [
-        {"to_patch_embedding/proj/kernel", "cls_token", "reg_token", "pos_embedding", "norm_pre/scale"},
-        {"transformer/block_0/norm1/scale", "transformer/block_0/attn/qkv/kernel", "transformer/block_0/ls1/gamma"},
-        {"transformer/block_1/mlp/fc1/kernel"},
-        {"norm/scale", "attn_pool/latent", "classifier/kernel"},
+    "levit": [
+        {"stem_3/kernel"},
+        {"attn_0_0/to_q/kernel", "ff_0_0/fc1/kernel"},
+        {"attn_0_1/to_q/kernel"},
+        {"attn_1_0/to_q/kernel"},
+        {"mlp_head/kernel"},
+    ],
+    "twins": [
+        {"embed_0/proj/kernel"},
+        {"first_0/local_attn_0/to_q/kernel", "first_0/global_ff_0/fc1/kernel"},
+        {"peg_0/kernel"},
+        {"embed_1/proj/kernel"},
+        {"first_1/local_attn_0/to_q/kernel"},
+        {"head/kernel"},
     ],
 }
 
@@ -224,6 +235,44 @@ def test_layer_scales_shrink_from_the_head_to_the_embedding(model):
     scales = flat(layer_scales(tree(*set().union(*layers)), 0.5))
     expected = {path: 0.5 ** (len(layers) - 1 - i) for i, layer in enumerate(layers) for path in layer}
     assert scales == expected
+
+
+# Layers of published networks, first to last: a pattern of the parameters of each.
+TIMM = [
+    r"to_patch_embedding/.*|(cls|reg|distillation)_token|pos_embedding|norm_pre/.*",
+    *(rf"transformer/block_{i}/.*" for i in range(12)),
+    r"(norm|classifier|classifier_dist)/.*",
+]
+SWIN = enumerate((2, 1, 2, 1, 6, 1, 2), 1)  # stages, and the patch merging between them
+LAYERS = {
+    "timm/vit_base_patch16_clip_224": TIMM,  # has norm_pre
+    "timm/deit_tiny_distilled_patch16_224": TIMM,
+    "timm/vit_small_patch14_reg4_dinov2": TIMM,
+    "vit_b_16": [
+        "class_token|conv_proj/.*|pos_embedding",
+        *(rf"encoder_layer_{i}/.*" for i in range(12)),
+        r"(ln|head)/.*",
+    ],
+    "swin_t": [
+        r"features_0_[02]/.*",
+        *(rf"features_{i}_{j}/.*" if n > 1 else rf"features_{i}/.*" for i, n in SWIN for j in range(n)),
+        r"(norm|head)/.*",
+    ],
+    "convnext_tiny": [
+        r"features_0_[01]/.*",
+        *(rf"features_{i}_{j}/.*" for i, n in enumerate((3, 2, 3, 2, 9, 2, 3), 1) for j in range(n)),
+        r"(norm|head)/.*",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_scales_of_published_networks(name):
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    scales = flat(layer_scales(jax.eval_shape(make_network(name).init, jax.random.key(0), images)["params"], 0.5))
+    layers = LAYERS[name]
+    for path, scale in scales.items():
+        assert [0.5 ** (len(layers) - 1 - i) for i, layer in enumerate(layers) if re.fullmatch(layer, path)] == [scale]
 
 
 def test_layer_decay_scales_the_whole_update():

@@ -12,6 +12,7 @@ from train.errors import UserError
 from train.main import parse
 from train.optim import make_schedule
 from train.recipes import RECIPES, base_config
+from train.setup import length
 from train.validation import check_options
 
 
@@ -53,6 +54,40 @@ def test_digits_goes_with_its_data_only():
     assert base_config("digits", "vit", "folder:x").epochs == RECIPES["digits"].settings["epochs"]
 
 
+PUBLISHED = "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "recipe"),
+    [
+        (PUBLISHED, "folder:x", "finetune"),
+        ("hf:facebook/dinov2-small", "tfds:x", "finetune"),
+        (PUBLISHED, "digits", "digits"),
+        ("timm/vit_small_patch16_224", "folder:x", None),  # random weights
+        ("vit/s16", "folder:x", None),
+    ],
+)
+def test_published_weights_are_fine_tuned(model, data, recipe):
+    assert base_config(None, model, data).recipe == recipe
+    assert base_config("cifar10", model, data).recipe == "cifar10"
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "total", "epoch"),
+    [
+        (40, {}, 300, 15),  # instead of 25, in 20 epochs of 1.25
+        (480, {}, 300, 15),
+        (50_000, {}, 31250, 1562.5),
+        (40, {"epochs": 10.0}, 300, 30),
+        (40, {"steps": 7}, 7, 15),
+        (40, {"min_steps": 0}, 25, 1.25),
+    ],
+)
+def test_few_images_are_repeated(images, changes, total, epoch):
+    config = dataclasses.replace(base_config("finetune", PUBLISHED, "folder:x"), **changes)
+    assert length(config, images) == (total, epoch)
+
+
 def test_unknown_recipe_is_named_with_the_known():
     with pytest.raises(UserError, match=f"--recipe nope: expected one of {', '.join(RECIPES)}"):
         base_config("nope", "vit", None)
@@ -73,3 +108,9 @@ def test_model_arguments_stand_over_the_recipes_one_by_one():
     assert model_args("--model-args", "depth=2") == ("patch_size=(1, 8)", "depth=2")
     assert model_args("--model-args", "depth=2", "patch_size=4") == ("patch_size=4", "depth=2")
     assert parse(["--model=vit", "--data=folder:x", "--model-args", "depth=2"]).model_args == ("depth=2",)
+
+
+def test_a_folder_of_published_weights_is_fine_tuned(tmp_path):
+    assert base_config(None, str(tmp_path), "folder:x").recipe is None
+    (tmp_path / "config.json").write_text("{}")
+    assert base_config(None, str(tmp_path), "folder:x").recipe == "finetune"

@@ -19,7 +19,7 @@ def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -
     Activations are not counted, so a run that passes may still be too large; `check_compiled` counts them.
     """
     available, sharing = device_memory(mesh)
-    state = sharing * local_bytes((program.state, program.state.params))  # gradients are sharded like parameters
+    state = sharing * local_bytes((program.state, program.trained))  # gradients are sharded like parameters
     for option, size, batch in (
         ("--batch-size", config.batch_size, training_bytes(config, info.image_shape)),
         ("--eval-batch-size", config.eval_batch_size, config.eval_batch_size * math.prod(info.image_shape) * 5),

@@ -110,6 +110,16 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """LoRA: train a low-rank change of every linear layer in the blocks, and the head; all else is frozen."""
+
+    rank: Annotated[int, Range(0, 1024)] = 0
+    """Rank of the changes of the kernels (usual: 4 to 64); 0: no LoRA."""
+    alpha: Annotated[float, Range(1e-6, 1e6)] | None = None
+    """The changes are multiplied by alpha / rank; default: the rank."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Distill:
     """Distillation from a frozen teacher: of its logits through a distillation token (DeiT), for most models without
     stages, or of its features, for any classifier."""
@@ -180,13 +190,22 @@ class Config:
     default: no prefix."""
     init_from: str | None = None
     """As `--init`, for the encoder alone: the head is always new, and the encoder of another objective is taken."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained, one or more of `backbone` (all but the head), `embeddings` (of patches and
+    positions, and tokens) and `blocks:FIRST-LAST`, counted from 0 as in `blocks:0-8`. With a frozen backbone, dropout
+    is off and batch norms use their running statistics."""
+    train_only: Literal["head"] | None = None
+    """The only parameters that are trained; `head`: linear probing, the same as `--freeze=backbone`."""
     recipe: str | None = None
     """Named settings, which the other options override (`--list-recipes` prints them); default: `digits` for the data
-    of that name."""
+    of that name, otherwise `finetune` for published weights."""
     epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 10.0
     """Number of passes over the training images."""
+    min_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
+    """Least number of optimizer steps of `--epochs`: with too few images for it, an epoch passes over them more than
+    once."""
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
-    """Number of optimizer steps; replaces `--epochs`."""
+    """Number of optimizer steps; replaces `--epochs` and `--min-steps`."""
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 128
     """Training images per optimizer step, on all devices together."""
     eval_batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
@@ -235,6 +254,7 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
     optim: Optim = dataclasses.field(default_factory=Optim)
+    lora: Lora = dataclasses.field(default_factory=Lora)
     distill: Distill = dataclasses.field(default_factory=Distill)
 
 

@@ -11,6 +11,7 @@ from train.build import DataInfo
 from train.config import Config
 from train.errors import UserError
 from train.fitting import Path, fit
+from train.lora import without_matrices
 from train.run.stored import InitReport
 from train.step import TrainState
 from train.stored_weights import is_torch_file, load_stored, patches
@@ -34,6 +35,7 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
     option, source = ("--init", config.init) if config.init else ("--init-from", config.init_from)
     if source is None:
         return None
+    state = state.replace(params=without_matrices(state.params))  # LoRA's are always new
     trunk, _ = objective.trunk(state.params, state.extras)
     # A torch file may hold the whole model of an objective, such as an encoder and the decoder of its pretraining.
     # With distillation of features it is the student alone.

@@ -17,8 +17,9 @@ from train.config import Config
 from train.data.augment import augment, normalize
 from train.errors import UserError
 from train.optim import make_optimizer, make_schedule
+from train.partial import make_partial
 from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
-from train.step import TrainState, init_state, make_eval_step, make_train_step
+from train.step import TrainState, abstract_params, init_state, make_eval_step, make_train_step
 from vit_jax.layers.execution import execution
 from vit_jax.objectives.protocol import Objective
 
@@ -31,6 +32,7 @@ class Program(NamedTuple):
         train_step: The training step, (state, batch, frozen); see `train.step`.
         eval_step: The evaluation step, (params, extras, batch); see `train.step`.
         state: The abstract state.
+        trained: The abstract parameters that are trained.
         batch: The abstract training batch.
         schedule: Learning rate by step.
     """
@@ -39,6 +41,7 @@ class Program(NamedTuple):
     train_step: Callable
     eval_step: Callable
     state: TrainState
+    trained: PyTree
     batch: dict[str, jax.ShapeDtypeStruct]
     schedule: optax.Schedule
 
@@ -49,14 +52,15 @@ def build_program(
     """Build the program of a run of `total` steps on `mesh`."""
     schedule = make_schedule(config.optim, total, steps_per_epoch)
     inputs = init_inputs(config, info)
-    optimizer = make_optimizer(config.optim, schedule, jax.eval_shape(objective.init, *inputs)[0])
+    partial = make_partial(config, objective, info.images)
+    optimizer = make_optimizer(config.optim, schedule, abstract_params(objective, partial, *inputs), partial)
 
     def new_state(key, images):
-        return init_state(objective, optimizer, key, images, ema=config.optim.ema > 0)
+        return init_state(objective, optimizer, key, images, ema=config.optim.ema > 0, partial=partial)
 
     state = with_sharding(jax.eval_shape(new_state, *inputs), mesh)
     resting = jax.tree.map(lambda x: x.sharding, state)
-    working = working_sharding(state.params, mesh)
+    working = working_sharding(jax.eval_shape(partial.merged, state.params), mesh)
 
     def gather(params):
         return jax.lax.with_sharding_constraint(params, working)
@@ -69,15 +73,17 @@ def build_program(
         dtype=config.dtype,
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema,
+        partial=partial,
         gather=gather,
     )
-    eval_step = make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype, gather=gather)
+    eval_step = make_eval_step(objective, prepare_evaluation(info), dtype=config.dtype, partial=partial, gather=gather)
     train_step, eval_step = (executed(step, config, mesh) for step in (train_step, eval_step))
     return Program(
         new_state=jax.jit(new_state, out_shardings=resting),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(resting, replicated(mesh))),
         eval_step=jax.jit(eval_step, out_shardings=replicated(mesh)),
         state=state,
+        trained=partial.trained(state.params),
         batch=abstract_batch(config, info, mesh),
         schedule=schedule,
     )

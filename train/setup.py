@@ -76,8 +76,7 @@ def prepare(config: Config) -> Setup:
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
     info = as_begun(config, DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std))
-    steps_per_epoch = len(dataset.train) / config.batch_size
-    total = config.steps or max(1, round(config.epochs * steps_per_epoch))
+    total, steps_per_epoch = length(config, len(dataset.train))
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
 
     teacher, frozen = load_teacher(config, info)
@@ -90,7 +89,8 @@ def prepare(config: Config) -> Setup:
     check_continues(config, info, fingerprints)
 
     progress = Progress(0, total)
-    for line in describe(config, dataset, program.state, mesh, total, eval_every, initial.report if initial else None):
+    report = initial.report if initial else None
+    for line in describe(config, dataset, program.state.params, program.trained, mesh, total, eval_every, report):
         progress.message(line)
     finished = is_finished(config.workdir, total)
     with memory_trouble(config.workdir), contextlib.nullcontext() if finished else announced(progress):
@@ -112,6 +112,12 @@ def prepare(config: Config) -> Setup:
         train_step=train_step,
         eval_step=eval_step,
     )
+
+
+def length(config: Config, images: int) -> tuple[int, float]:
+    """Steps of a run, and of an epoch, for a number of training images."""
+    steps_per_epoch = max(images / config.batch_size, config.min_steps / config.epochs)
+    return config.steps or max(1, round(config.epochs * steps_per_epoch)), steps_per_epoch
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from train.partial import EVERYTHING, Partial
 from vit_jax.objectives.protocol import Objective
 
 
@@ -28,6 +29,11 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
+def abstract_params(objective: Objective, partial: Partial, key: Array, images: Array) -> PyTree:
+    """Shapes of the parameters of a run."""
+    return jax.eval_shape(lambda key, images: partial.extended(objective.init(key, images)[0], key), key, images)
+
+
 def init_state(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -35,11 +41,13 @@ def init_state(
     images: Array,
     *,
     ema: bool,
+    partial: Partial = EVERYTHING,
 ) -> TrainState:
     """A state at step 0. `images` (b, H, W, c) are used only for their shape; `ema` adds an average of parameters."""
     params, extras = objective.init(key, images)
+    params = partial.extended(params, key)
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, extras, optimizer.init(params), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, extras, optimizer.init(partial.trained(params)), average)
 
 
 def make_train_step(
@@ -51,6 +59,7 @@ def make_train_step(
     dtype: str = "float32",
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    partial: Partial = EVERYTHING,
     gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
     """Create the optimizer step.
@@ -68,6 +77,7 @@ def make_train_step(
             are then those of the whole batch; a running variance is the mean of the variances of the slices, by which
             the slices were normalised.
         ema_decay: Decay rate of the average of the parameters, if the state has one.
+        partial: The part of the parameters that is trained.
         gather: Changes the sharding of parameters from between steps to during a step.
 
     Returns:
@@ -76,13 +86,14 @@ def make_train_step(
         teacher's.
     """
 
-    def loss_of(params, extras, frozen, batch, key):
+    def loss_of(trained, params, extras, frozen, batch, key):
+        params = gather(cast(partial.merged(partial.joined(trained, params)), dtype))
         batch = {**batch, "image": batch["image"].astype(dtype)}
         rngs = {"dropout": key, "objective": jax.random.fold_in(key, 0)}
-        loss, (metrics, extras) = objective.loss(
-            gather(cast(params, dtype)), {**extras, **cast(frozen, dtype)}, batch, rngs, True
+        loss, (metrics, new) = objective.loss(
+            params, {**extras, **cast(frozen, dtype)}, batch, rngs, not partial.evaluates
         )
-        return loss, (metrics, extras)
+        return loss, (metrics, {**extras, **new})  # an objective in evaluation need not return extras
 
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -92,13 +103,16 @@ def make_train_step(
         images, targets = prepare(prepare_key, batch)
         given = {"teacher": batch["teacher"]} if "teacher" in batch else {}
         batch = {"image": images, "target": targets, **given}
+        trained = partial.trained(state.params)
 
         if accumulate == 1:
-            (_, (metrics, extras)), grads = gradients_of(state.params, state.extras, frozen, batch, dropout_key)
+            (_, (metrics, extras)), grads = gradients_of(
+                trained, state.params, state.extras, frozen, batch, dropout_key
+            )
         else:
 
             def one_slice(extras, inputs):
-                (_, (metrics, new)), grads = gradients_of(state.params, state.extras, frozen, *inputs)
+                (_, (metrics, new)), grads = gradients_of(trained, state.params, state.extras, frozen, *inputs)
                 return add_share(extras, state.extras, new, accumulate), (metrics, grads)
 
             slices = jax.tree.map(lambda x: slice_batch(x, accumulate), batch)
@@ -106,14 +120,16 @@ def make_train_step(
             extras, stacked = jax.lax.scan(one_slice, state.extras, (slices, keys))
             metrics, grads = jax.tree.map(lambda x: x.mean(axis=0), stacked)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        extras = objective.updated(params, extras)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = partial.joined(trained, state.params)
+        extras = objective.updated(partial.merged(params), extras)
         ema = state.ema
         if ema is not None:
             # The decay is smaller in early steps; otherwise a short run would evaluate its initial parameters.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema, params)
+            average = lambda old, new: decay * old + (1 - decay) * new
+            ema = partial.joined(jax.tree.map(average, partial.trained(ema), trained), params)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, extras, opt_state, ema), metrics
 
@@ -125,6 +141,7 @@ def make_eval_step(
     prepare: Callable[[Mapping[str, Array]], tuple[Array, Array]],
     *,
     dtype: str = "float32",
+    partial: Partial = EVERYTHING,
     gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[PyTree, PyTree, Mapping[str, Array]], dict[str, Array]]:
     """Create the evaluation step.
@@ -133,6 +150,7 @@ def make_eval_step(
         objective: The metrics and their model.
         prepare: Function from a batch to images (b, H, W, c) and targets (b, k).
         dtype: Data type of matrix products.
+        partial: The part of the parameters that is trained.
         gather: Changes the sharding of parameters from between steps to during a step.
 
     Returns:
@@ -143,7 +161,7 @@ def make_eval_step(
     def eval_step(params, extras, batch):
         images, targets = prepare(batch)
         examples = {"image": images.astype(dtype), "target": targets, "mask": batch["mask"]}
-        metrics = objective.evaluate(gather(cast(params, dtype)), extras, examples)
+        metrics = objective.evaluate(gather(cast(partial.merged(params), dtype)), extras, examples)
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in metrics.items()}
         return {**sums, "count": batch["mask"].sum()}
 

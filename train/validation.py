@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from train.commandline.arguments import parse_arguments
+from train.commandline.freezing import check_partial_options
 from train.commandline.ranges import check_values
 from train.config import Augment, Config, Distill
 from train.errors import UserError, shortened
@@ -47,6 +48,7 @@ def check_options(config: Config) -> None:
     ):
         if prefix is not None and file is None:
             raise UserError(f"--{option} {shortened(prefix)} needs --{of}, which is not given")
+    check_partial_options(config)
     _check_processes(config)
 
 
@@ -104,7 +106,7 @@ def _check_workdir(workdir: str) -> None:
 
 def _check_objective(config: Config) -> None:
     """Check the objective, its arguments, and that it uses every option on labels that is set."""
-    from train.build import objective_name
+    from train.build import CLASSIFIERS, objective_name
     from vit_jax.objectives import objective_arguments
 
     objective = objective_name(config)
@@ -116,6 +118,9 @@ def _check_objective(config: Config) -> None:
         value = getattr(config, field)
         if argument not in accepted and value not in (getattr(Config, field), getattr(recipe, field)):
             raise UserError(f"--{field.replace('_', '-')} is {value}, but objective {objective!r} does not use it")
+    if objective not in CLASSIFIERS and ("backbone" in config.freeze or config.train_only):
+        option = "--freeze backbone" if config.freeze else f"--train-only {config.train_only}"
+        raise UserError(f"{option}: objective {objective!r} pretrains the backbone and has no head")
 
 
 def _check_networks(config: Config) -> None:

@@ -15,7 +15,8 @@ from train.run.stored import InitReport
 def describe(
     config: Config,
     dataset: Dataset,
-    state: PyTree,
+    params: PyTree,
+    trained: PyTree,
     mesh: Mesh,
     total: int,
     eval_every: int,
@@ -26,7 +27,8 @@ def describe(
     Args:
         config: Config of the run.
         dataset: The data.
-        state: The state, which may be abstract.
+        params: The parameters, which may be abstract.
+        trained: The part of them that is trained.
         mesh: The devices.
         total: Number of steps.
         eval_every: Number of steps between evaluations.
@@ -35,12 +37,13 @@ def describe(
     Returns:
         Lines of "name  value".
     """
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    parameters, changing = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trained))
     height, width, channels = dataset.image_shape
     classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
     device = jax.devices()[0]
     rows = [
         ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),
+        *([("trained", f"{changing:,} parameters ({changing / parameters:.2%})")] if changing < parameters else []),
         (
             "data",
             f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "

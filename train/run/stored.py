@@ -11,12 +11,14 @@ from jaxtyping import PyTree
 from train.build import DataInfo, build_objective
 from train.config import Config
 from train.errors import UserError
+from train.lora import merged
 from train.optim import make_optimizer, make_schedule
+from train.partial import make_partial
 from train.run.checkpoint import open_checkpoints, restore
 from train.run.files import reachable
 from train.run.inventory import best_step
 from train.run.json_files import read_json
-from train.step import TrainState, init_state
+from train.step import TrainState, abstract_params, init_state
 from train.validation import check_options
 from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill
@@ -58,7 +60,7 @@ class StoredRun(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A trained run: its config and data, and the parameters and extras of its objective."""
+    """A trained run: its config and data, and the parameters (LoRA is merged) and extras of its objective."""
 
     config: Config
     info: DataInfo
@@ -96,7 +98,7 @@ def load_run(workdir: os.PathLike | str) -> Run:
         raise UserError(f"{workdir} cannot be read: {error.strerror or error}") from error
     with contextlib.closing(manager):
         state, _ = restore(manager, step, abstract_state(config, objective, info))
-    return Run(config, info, objective, state.eval_params, state.extras)
+    return Run(config, info, objective, merged(state.eval_params, config.lora), state.extras)
 
 
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
@@ -113,10 +115,12 @@ def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
 def abstract_state(config: Config, objective: Objective, info: DataInfo) -> TrainState:
     """The abstract state of a run, on one device."""
 
+    partial = make_partial(config, objective, info.images)
+
     def init(key):
-        params = jax.eval_shape(objective.init, key, info.images)[0]
-        optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1.0), params)
-        return init_state(objective, optimizer, key, info.images, ema=config.optim.ema > 0)
+        params = abstract_params(objective, partial, key, info.images)
+        optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1.0), params, partial)
+        return init_state(objective, optimizer, key, info.images, ema=config.optim.ema > 0, partial=partial)
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.eval_shape(init, jax.random.key(0))
