@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from train.build import DataInfo
 from train.config import Config
 from train.errors import UserError
-from train.fitting import Path, fit
+from train.fitting import POSITIONS, Path, fit
 from train.lora import without_matrices
 from train.run.stored import InitReport
 from train.step import TrainState
@@ -60,10 +60,11 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
         )
 
     kept = {_name(name, path) for name in fitted.variables}
+    resampled = {name for name in fitted.variables if name[-1] == POSITIONS} if stored.resampled else fitted.resampled
     report = InitReport(
         source,
         loaded=tuple(sorted(kept)),
-        resampled=tuple(sorted(_name(name, path) for name in fitted.resampled)),
+        resampled=tuple(sorted(_name(name, path) for name in resampled)),
         random=tuple(sorted({_name(name) for name in _below((), state)} - kept)),
         left_out=tuple(sorted(_name(name) for name in stored.variables.keys() - fitted.variables.keys())),
         missing=tuple(sorted(_name(name, path) for name in missing)),

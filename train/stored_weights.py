@@ -26,10 +26,11 @@ from vit_jax.convert import select, torch_key
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.pretrained.describe import describe
 from vit_jax.pretrained.loading import load_pretrained
+from vit_jax.pretrained.positions import RESAMPLED
 from vit_jax.state_dict import named_state_dict
 
 # Arguments that change no weight's meaning.
-FREE = (*FROM_DATA, "depth", "pool", "last_norm", "dropout", "drop_path", "layout", "parent", "name")
+FREE = (*FROM_DATA, "depth", "pool", "last_norm", "dropout", "drop_path", "antialias", "layout", "parent", "name")
 
 
 class Stored(NamedTuple):
@@ -38,11 +39,13 @@ class Stored(NamedTuple):
     Attributes:
         variables: Arrays by path, which begins with the collection.
         grid: Rows and columns of patches that learned positions are for; None if unknown.
+        resampled: Whether positions have been resampled to the images of the run.
         class_names: Names of the classes of the head; None if unknown.
     """
 
     variables: dict[tuple[str, ...], Any]
     grid: Grid | None = None
+    resampled: bool = False
     class_names: tuple[str, ...] | None = None
 
 
@@ -64,7 +67,7 @@ def load_stored(source: str, option: str, config: Config, model: nn.Module, info
     if config.init_prefix:
         raise UserError(f"--init-prefix {config.init_prefix} is not used for {option} {source}: leave it out")
     if is_published(source) or not reachable(source).is_dir():
-        return _published(source, option, config, model)
+        return _published(source, option, config, model, info)
     if is_workdir(source):
         return _of_run(source, option)
     with explained(option, source):
@@ -123,19 +126,26 @@ def as_stored(model: nn.Module, state: Mapping[str, Any], info: DataInfo) -> tup
     return model, info
 
 
-def _published(source: str, option: str, config: Config, model: nn.Module) -> Stored:
+def _published(source: str, option: str, config: Config, model: nn.Module, info: DataInfo) -> Stored:
+    lines = []
+
+    def notify(line: str) -> None:
+        lines.append(line)
+        say(line)
+
     arguments = {}
     if not is_published(source):  # a file, which does not tell its architecture
         given = parse_arguments("--model-args", config.model_args)
         arguments = dict(architecture=config.model, **given)
     with explained(option, source):
-        network, variables, _ = load_pretrained(source, notify=say, **arguments)
+        size = info.image_shape[:2]
+        network, variables, _ = load_pretrained(source, image_size=size, notify=notify, **arguments)
     if difference := _difference(network, model):
         raise UserError(
             f"{option} {source} does not fit --model {config.model}: {difference}; "
             f"pass --model={source} for the model of the weights"
         )
-    return Stored(_flat(variables), getattr(network, "grid", None))
+    return Stored(_flat(variables), resampled=any(line.startswith(RESAMPLED) for line in lines))
 
 
 def _difference(theirs: nn.Module, ours: nn.Module) -> str | None:
@@ -155,7 +165,7 @@ def _of_run(workdir: str, option: str) -> Stored:
         trunk = trunk_of(run)
         return Stored(_flat(trunk.variables), patches(trunk.module, run.info))
     network, variables = model_variables(run)
-    return Stored(_flat(variables), patches(network, run.info), run.info.class_names)
+    return Stored(_flat(variables), patches(network, run.info), class_names=run.info.class_names)
 
 
 def _abstract(model: nn.Module, info: DataInfo) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:

@@ -138,12 +138,15 @@ def test_folders_of_transformers(tmp_path):
     sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, image_size=32, patch_size=8)
     theirs = shake(transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).eval())
     theirs.save_pretrained(tmp_path)
-    transformers.BitImageProcessorPil(size={"shortest_edge": 256}, crop_size=224).save_pretrained(tmp_path)
+    transformers.BitImageProcessorPil(size={"shortest_edge": 64}, crop_size=56).save_pretrained(tmp_path)
     model, variables, preprocess = load_pretrained(tmp_path)
-    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
-    with torch.no_grad():
-        expected = theirs(channels_first(images)).last_hidden_state.numpy()
-    tokens = jax.jit(lambda *args: model.apply(*args, method="encode"))(variables, images)
-    np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    assert preprocess.image_size == (32, 32)
-    assert preprocess.crop_pct == pytest.approx(224 / 256)
+    assert model.image_size == preprocess.image_size == (56, 56)  # as transformers prepares images
+    assert preprocess.crop_pct == pytest.approx(56 / 64)
+    for height, width in ((56, 56), (32, 32), (24, 40)):  # transformers resamples positions without antialiasing
+        images = np.random.default_rng(0).standard_normal((1, height, width, 3), np.float32)
+        with torch.no_grad():
+            expected = theirs(channels_first(images)).last_hidden_state.numpy()
+        if height != 56:
+            model, variables, _ = load_pretrained(tmp_path, image_size=(height, width))
+        tokens = jax.jit(lambda *args, model=model: model.apply(*args, method="encode"))(variables, images)
+        np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -23,6 +23,16 @@ def test_positions_equal_timms(old, new):
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
+def test_positions_without_antialiasing_equal_torchs(old, new):
+    positions = np.random.default_rng(0).standard_normal((1, old[0] * old[1], 8), np.float32)
+    grid = torch.from_numpy(positions).reshape(1, *old, 8).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", align_corners=False)
+    expected = expected.permute(0, 2, 3, 1).reshape(1, -1, 8).numpy()
+    ours = resample_positions(positions, old, new, antialias=False)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.filterwarnings("ignore:.*trunc_normal_:UserWarning")
 @pytest.mark.parametrize(
     "name",

@@ -31,6 +31,8 @@ class Arguments(TimmNetwork, nn.Module):
         class_token: whether there is a class token.
         registers: number of further tokens before the patches.
         positions: whether there are learned positions.
+        antialias: whether positions are resampled to another image size with antialiasing, as in timm, or without, as
+            in transformers.
         rotary: rotary positions, if any.
         qkv_bias: which of queries, keys and values have a bias: "qkv", "qv" or "".
         proj_bias: whether the other linear layers of a block have a bias.
@@ -69,6 +71,7 @@ class Arguments(TimmNetwork, nn.Module):
     class_token: bool = True
     registers: int = 0
     positions: bool = True
+    antialias: bool = True
     rotary: Rotary | None = None
     qkv_bias: str = "qkv"
     proj_bias: bool = True

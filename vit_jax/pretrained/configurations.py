@@ -107,6 +107,7 @@ def _common(config: Config) -> Arguments:
         epsilon=_number(config, "layer_norm_eps"),
         activation=_activation(config),
         qkv_bias="qkv" if _one_of(config, "qkv_bias", True, False) else "",
+        antialias=False,
     )
 
 

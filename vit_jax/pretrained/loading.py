@@ -62,6 +62,7 @@ def load_pretrained(
         architecture: "timm/NAME", of which the weights are; needed without a config.json.
         num_classes: 0 for features. If the number differs from that of the weights, the head is new and random.
         image_size: pixels, or (height, width); learned positions and tables of relative positions are resampled.
+            Default: the size for which the publisher prepares images.
         revision: branch, tag or commit on the hub.
         notify: called with lines about what is fetched, resampled and new; default: writes to stderr.
         **arguments (Any): further arguments of the network, such as `drop_path` or Swin's `window_size`.
@@ -85,8 +86,11 @@ def load_pretrained(
             raise ValueError(f"{shown}: {error}") from error
         published = _with_grid(published, state, notify)
 
-    preprocess = preprocessing_of(found) or Preprocessing(getattr(published, "image_size", 224))
-    size = image_size or getattr(published, "image_size", preprocess.image_size)
+    own = getattr(published, "image_size", None)
+    preprocess = preprocessing_of(found) or Preprocessing(own or 224)
+    if own is None or not getattr(published, "antialias", True):
+        own = preprocess.image_size  # transformers resamples positions to the images of its processor
+    size = image_size or own
     if hasattr(published, "image_size"):
         arguments["image_size"] = size
     classes = _classes(published, state) if num_classes is None else num_classes

@@ -96,7 +96,7 @@ def _differences(model: TimmNetwork, arguments: Mapping[str, Any]) -> dict[str, 
     found = {}
     for key in argument_names(type(model)):
         value, expected = getattr(model, key), arguments.get(key, defaults[key])
-        if key in (*_OURS_IN_TRAINING, "num_classes") or value == expected:
+        if key in (*_OURS_IN_TRAINING, "num_classes", "antialias") or value == expected:
             continue
         if key in ("image_size", "patch_size") and pair(key, value) == pair(key, expected):
             continue

@@ -217,7 +217,8 @@ class VisionTransformer(Arguments):
         check_images(images, self.channels)
         x = self.to_patch_embedding(images) if patches is None else patches
         if self.pos_embedding is not None:
-            x = x + resample_positions(self.pos_embedding, self.grid, patch_grid(images.shape[1:3], self.patch_size))
+            grid = patch_grid(images.shape[1:3], self.patch_size)
+            x = x + resample_positions(self.pos_embedding, self.grid, grid, antialias=self.antialias)
         for tokens in (self.reg_token, self.distillation_token, self.cls_token):
             x = x if tokens is None else prepend(tokens, x)
         if extra_tokens is not None:
@@ -288,4 +289,4 @@ class VisionTransformer(Arguments):
 
     def adapted(self, state, published, notify):
         """The state dict with positions for this network's grid of patches."""
-        return with_positions(state, published.grid, self.grid, notify)
+        return with_positions(state, published.grid, self.grid, notify, antialias=self.antialias)
