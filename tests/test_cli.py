@@ -151,6 +151,11 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys, 
     # Options of logging and speed may change; options that change results may not.
     claim_workdir(dataclasses.replace(claimed, eval_batch_size=8, log_steps=7, keep=1, recipe=None), info)
 
+    stored = json.loads(before)
+    stored["config"]["data"]["eval_crop"] = 1.0  # as an older version wrote it
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    claim_workdir(claimed, info)
+
     elsewhere = tmp_path.parent / f"{tmp_path.name}-moved"  # a run may be moved
     tmp_path.rename(elsewhere)
     claim_workdir(dataclasses.replace(claimed, workdir=str(elsewhere)), info)

@@ -261,3 +261,6 @@ class Config:
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
+
+# Defaults of older versions where it is None today: their runs can continue.
+FORMER_DEFAULTS = {"data.eval_crop": 1.0, "distill.alpha": 0.5}

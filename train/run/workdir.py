@@ -13,7 +13,7 @@ from etils import epath
 
 from train.build import DataInfo
 from train.cluster.processes import is_lead, on_lead
-from train.config import MAY_CHANGE, Config
+from train.config import FORMER_DEFAULTS, MAY_CHANGE, Config
 from train.data.fingerprint import FILE as FINGERPRINTS
 from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
 from train.errors import UserError
@@ -162,6 +162,7 @@ def _check_same(config: Config, info: DataInfo) -> None:
         for old, new in ((_flatten(there), _flatten(mine)),)
         for name in new
         if new[name] not in (old[name], same[name]) and name not in MAY_CHANGE
+        if new[name] is not None or old[name] != FORMER_DEFAULTS.get(name)
     ]
     if differences:
         raise UserError(
