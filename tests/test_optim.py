@@ -248,6 +248,20 @@ LAYERS = {
     "timm/vit_base_patch16_clip_224": TIMM,  # has norm_pre
     "timm/deit_tiny_distilled_patch16_224": TIMM,
     "timm/vit_small_patch14_reg4_dinov2": TIMM,
+    "timm/pit_s_distilled_224": [
+        r"patch_embed/.*|pos_embed|cls_token",
+        *(rf"stage_0/block_{i}/.*" for i in range(2)),
+        r"down_1/.*",
+        *(rf"stage_1/block_{i}/.*" for i in range(6)),
+        r"down_2/.*",
+        *(rf"stage_2/block_{i}/.*" for i in range(4)),
+        r"(norm|head|head_dist)/.*",
+    ],
+    "timm/levit_128s": [
+        r"stem_.*",
+        *(rf"(attn|ff)_{stage}_{i}/.*" for stage, depth in enumerate((2, 1, 3, 1, 4)) for i in range(depth)),
+        r"(mlp_head|distill_head)(_norm)?/.*",
+    ],
     "vit_b_16": [
         "class_token|conv_proj/.*|pos_embedding",
         *(rf"encoder_layer_{i}/.*" for i in range(12)),

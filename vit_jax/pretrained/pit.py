@@ -124,7 +124,7 @@ class PiT(TimmNetwork, nn.Module):
         norm, rows = functools.partial(LayerNorm, 1e-6), new[0]
         for i, (depth, heads, dim) in enumerate(zip(self.depth, self.heads, dims, strict=True)):
             if i > 0:
-                x = Pool(1 + self.distilled, rows, dim, name=f"pool_{i}")(x)
+                x = Pool(1 + self.distilled, rows, dim, name=f"down_{i}")(x)
                 rows = (rows + 1) // 2  # as `Pool` rounds
             attention = functools.partial(Attention, heads, "qkv", True, norm, False, False, None, self.dropout)
             feed_forward = functools.partial(FeedForward, self.mlp_ratio * dim, "gelu", dropout=self.dropout)
@@ -148,7 +148,7 @@ class PiT(TimmNetwork, nn.Module):
     torch_rules = (
         ("patch_embed", "patch_embed.conv"),
         (r"stage_(\d)", r"transformers.\1"),
-        (r"pool_(\d)", r"transformers.\1.pool"),
+        (r"down_(\d)", r"transformers.\1.pool"),
         (r"block_(\d+)", r"blocks.\1"),
     )
 
