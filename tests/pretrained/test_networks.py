@@ -24,7 +24,8 @@ NAMES = [name for kind, presets in CLASSES.items() if kind is not VisionTransfor
 class Row(NamedTuple):
     """Narrow networks to compare: timm's name, size of the images, and the arguments of both.
 
-    `ends` are the numbers of the last blocks of the stages.
+    `ends` are the numbers of the last blocks of the stages. Gradients take several times as long to compile as outputs:
+    some are compared at full width alone, on request.
     """
 
     name: str
@@ -58,11 +59,10 @@ ROWS = (
     # Windows are shifted along both axes in the first stage, and along the longer one in the second.
     sized("swin_tiny_patch4_window7_224", (32, 64), (1, 3), **SWIN),
     # Windows of two sizes, which in the second and third stage are as large as the map.
-    sized("swin_s3_tiny_224", (32, 32), (1, 2, 3), **SWIN_S3),
-    # The gradients take five times as long to compile as all the rest; they are compared at full width, on request.
+    sized("swin_s3_tiny_224", (32, 32), (1, 2, 3), **SWIN_S3)._replace(gradients=False),
     Row("convnext_tiny", (64, 100), (0, 2, 3, 4), CONVNEXT, CONVNEXT, gradients=False),
     Row("levit_128s", (64, 96), (0, 3, 5), *LEVIT),  # blocks between stages count, too
-    sized("pit_s_224", (32, 40), (0, 2, 3), **PIT),
+    sized("pit_s_224", (32, 40), (0, 2, 3), **PIT)._replace(gradients=False),
     sized("pit_s_distilled_224", (32, 40), (0, 2, 3), **PIT),
 )
 EACH = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -232,7 +232,7 @@ def test_heads_for_other_classes(row, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")
-@pytest.mark.parametrize(("side", "window"), [(64, 8), (24, 3), (16, 4)])
+@pytest.mark.parametrize(("side", "window"), [(64, 8), (16, 4)])
 def test_tables_of_relative_positions_are_resampled_as_timm_does_it(side, window, tmp_path):
     theirs, _ = ROWS[0].networks()
     timm.models.save_for_hf(shake(theirs), tmp_path)
