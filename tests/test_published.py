@@ -123,6 +123,21 @@ def test_positions_are_resampled(published, size):
     np.testing.assert_allclose(found.variables["params"]["pos_embedding"], expected, rtol=1e-6)
 
 
+def test_tables_of_relative_positions_are_resampled(tmp_path):
+    """Swin's windows of 4 pixels do not tile the maps of images of 48 pixels; those of 3 do."""
+    sizes = dict(embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4, image_size=32)
+    model = create_model("timm/swin_tiny_patch4_window7_224", num_classes=2, **sizes)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    save_pretrained(tmp_path, model, variables, Preprocessing(32))
+    info = INFO._replace(image_shape=(48, 48, 3))
+    found = flatten_dict(initial(info, model=str(tmp_path), model_args=("window_size=3",)).variables["params"])
+    tables = [leaf for path, leaf in found.items() if path[-1] == "relative_position_bias_table"]
+    assert [table.shape for table in tables] == [(25, 1), (25, 2)]
+    with pytest.raises(UserError, match=r"window_size=4: expected windows that tile the maps of image_size=48"):
+        initial(info, model=str(tmp_path))
+
+
 def test_a_head_for_as_many_classes_is_kept_unless_the_encoder_alone_is_wanted(published):
     info = INFO._replace(class_names=("a", "b", "c"))
     options = dict(model=ARCHITECTURE, model_args=PAIRS)

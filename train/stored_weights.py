@@ -133,10 +133,11 @@ def _published(source: str, option: str, config: Config, model: nn.Module, info:
         lines.append(line)
         say(line)
 
-    arguments = {}
-    if not is_published(source):  # a file, which does not tell its architecture
-        given = parse_arguments("--model-args", config.model_args)
-        arguments = dict(architecture=config.model, **given)
+    arguments = parse_arguments("--model-args", config.model_args)
+    if is_published(source):  # its architecture is known, but not the windows at another image size
+        arguments = {name: value for name, value in arguments.items() if name == "window_size"}
+    else:
+        arguments["architecture"] = config.model
     with explained(option, source):
         size = info.image_shape[:2]
         network, variables, _ = load_pretrained(source, image_size=size, notify=notify, **arguments)

@@ -360,6 +360,8 @@ def test_timm_reads_the_folder(tmp_path):
             "big_vision's ViT (3 blocks, width 8) behind the prefix 'params/img/'",
         ),
         ("layers.{i}.blocks.0.norm1.weight layers.{i}.blocks.1.norm1.weight", "timm's or Microsoft's Swin (3 stages)"),
+        ("stages.{i}.blocks.0.attn.qkv.bn.weight", "timm's LeViT (3 stages)"),
+        ("transformers.{i}.blocks.0.norm1.weight", "timm's PiT (3 stages)"),
         ("layer{i}.0.bn1.weight", "a ResNet (3 stages)"),
     ],
 )

@@ -24,7 +24,8 @@ NAMES = [name for kind, presets in CLASSES.items() if kind is not VisionTransfor
 class Row(NamedTuple):
     """Narrow networks to compare: timm's name, size of the images, and the arguments of both.
 
-    `ends` are the numbers of the last blocks of the stages.
+    `ends` are the numbers of the last blocks of the stages. Gradients take several times as long to compile as outputs:
+    some are compared at full width alone, on request.
     """
 
     name: str
@@ -47,7 +48,7 @@ def sized(name, size, ends, **sizes):
 CONVNEXT = dict(dims=(8, 16, 24, 32), depths=(1, 2, 1, 1))
 SWIN = dict(embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
 SWIN_S3 = dict(embed_dim=16, depths=(2, 1, 1), num_heads=(2, 2, 4), window_size=(4, 8, 8))
-PIT = dict(patch_size=8, stride=4, base_dims=(8, 8), depth=(1, 2), heads=(2, 4))
+PIT = dict(patch_size=8, stride=4, base_dims=(8, 8, 8), depth=(1, 2, 1), heads=(1, 2, 4))
 
 
 LEVIT = (
@@ -58,12 +59,11 @@ ROWS = (
     # Windows are shifted along both axes in the first stage, and along the longer one in the second.
     sized("swin_tiny_patch4_window7_224", (32, 64), (1, 3), **SWIN),
     # Windows of two sizes, which in the second and third stage are as large as the map.
-    sized("swin_s3_tiny_224", (32, 32), (1, 2, 3), **SWIN_S3),
-    # The gradients take five times as long to compile as all the rest; they are compared at full width, on request.
+    sized("swin_s3_tiny_224", (32, 32), (1, 2, 3), **SWIN_S3)._replace(gradients=False),
     Row("convnext_tiny", (64, 100), (0, 2, 3, 4), CONVNEXT, CONVNEXT, gradients=False),
     Row("levit_128s", (64, 96), (0, 3, 5), *LEVIT),  # blocks between stages count, too
-    sized("pit_s_224", (32, 40), (0, 2), **PIT),
-    sized("pit_s_distilled_224", (32, 40), (0, 2), **PIT),
+    sized("pit_s_224", (32, 40), (0, 2, 3), **PIT)._replace(gradients=False),
+    sized("pit_s_distilled_224", (32, 40), (0, 2, 3), **PIT),
 )
 EACH = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
@@ -120,7 +120,17 @@ def outputs_of_timm(module, images, heads):
 @EACH
 def test_narrow_networks_equal_timms(row):
     theirs, ours = row.networks()
-    compare(theirs, ours, images_of(row.size), row.ends, row.gradients)
+    compare(theirs, ours, images_of(row.size), row.ends, row.gradients, perturb=shake_with_biases)
+
+
+def shake_with_biases(module, scale: float):
+    """`shake`, after which LeViT's position biases change its attention, and attention changes the result."""
+    shake(module, scale=scale)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith(("attention_biases", "proj.ln.bn.weight")):
+                parameter.mul_(10 / scale)
+    return module.eval()
 
 
 @pytest.mark.exhaustive
@@ -136,7 +146,8 @@ def test_networks_of_full_width_equal_timms(name):
     theirs = timm.create_model(name, num_classes=5, **few)
     ours = create_model(f"timm/{name}", num_classes=5, **few)
     size = ours.image_size if hasattr(ours, "image_size") else 64
-    compare(theirs, ours, images_of((size, size), 1), ends, perturb=shake_wide)
+    count = 2 if isinstance(ours, LeViT) else 1  # torch's gradients of LeViT are wrong for one image
+    compare(theirs, ours, images_of((size, size), count), ends, perturb=shake_wide)
 
 
 def test_every_name_is_known():
@@ -221,7 +232,7 @@ def test_heads_for_other_classes(row, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")
-@pytest.mark.parametrize(("side", "window"), [(64, 8), (24, 3), (16, 4)])
+@pytest.mark.parametrize(("side", "window"), [(64, 8), (16, 4)])
 def test_tables_of_relative_positions_are_resampled_as_timm_does_it(side, window, tmp_path):
     theirs, _ = ROWS[0].networks()
     timm.models.save_for_hf(shake(theirs), tmp_path)
@@ -254,8 +265,8 @@ def test_positions_of_pit_are_resampled(tmp_path):
     flat = torch.from_numpy(given).flatten(2).transpose(1, 2)
     expected = timm.layers.resample_abs_pos_embed(flat, new_size=(11, 7), old_size=(7, 9), num_prefix_tokens=0)
     positions = to_torch(loaded.model, loaded.variables)["pos_embed"]
-    assert positions.shape == (1, 16, 11, 7)
-    assert_close(positions.reshape(1, 16, -1), expected.transpose(1, 2).numpy(), 1e-5, "positions")
+    assert positions.shape == (1, 8, 11, 7)
+    assert_close(positions.reshape(1, 8, -1), expected.transpose(1, 2).numpy(), 1e-5, "positions")
     assert lines == ["positions are resampled from 7 x 9 to 11 x 7 patches"]
 
 
