@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tests.cases import CASES, FIRST, drawn_cases
 from tests.cases.case import Case, build, build_upstream, upstream_class
 from vit_jax import list_models
-from vit_jax.convert import _torch_key, from_torch, to_torch
+from vit_jax.convert import from_torch, to_torch, torch_key
 
 torch = pytest.importorskip("torch")
 from tests.upstream import channels_first, shake  # noqa: E402
@@ -78,7 +78,7 @@ class Row:
         """The variables of `twin`: `shake` has scaled all of them except buffers that are not statistics."""
         buffers = {name for name, _ in twin.named_buffers() if "running_" not in name}
         flat = flatten_dict(self.variables)
-        is_fixed = {path: _torch_key(self.model, path) in buffers for path in flat}
+        is_fixed = {path: torch_key(self.model, path) in buffers for path in flat}
         return unflatten_dict({path: leaf if is_fixed[path] else leaf * scale for path, leaf in flat.items()})
 
     def _compare(self, scale: float):

@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from vit_jax import create_model
-from vit_jax.convert import _torch_key, from_torch, to_torch
+from vit_jax.convert import from_torch, to_torch, torch_key
 from vit_jax.layers import BatchNorm, LayerNorm
 from vit_jax.registry import FAMILIES
 from vit_jax.teachers import list_teachers
@@ -55,7 +55,7 @@ def converted(model, state_dict, images):
 
     def record(call, args, kwargs, context):
         if isinstance(module := context.module, BatchNorm | LayerNorm):
-            key = _torch_key(model, ("params", *module.path, "scale"))
+            key = torch_key(model, ("params", *module.path, "scale"))
             found[key.removesuffix(".weight")] = (module.epsilon, getattr(module, "momentum", None))
         return call(*args, **kwargs)
 
