@@ -24,7 +24,7 @@ DRAWN = 100  # largest number of images in one picture, which has a row per imag
 class Options:
     """Images to classify, and the run to use."""
 
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, REQUIRED]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, REQUIRED]
     """Image files (docs/images.md lists the formats), folders of them, or patterns ("photos/**/*.jpg"); - reads paths
     from standard input, one per line."""
     workdir: str
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "predict", __doc__)
-        images = list_images(options.images, sys.stdin)
+        images = list_images(map(str, options.images), sys.stdin)
         if options.attention and len(images) > DRAWN:
             raise UserError(f"--attention draws at most {DRAWN} images, but {len(images)} are given")
         from train.prediction import show_predictions  # not at the top: JAX takes seconds to import
