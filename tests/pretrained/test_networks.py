@@ -165,8 +165,9 @@ def test_every_name_is_known():
     ],
 )
 def test_what_is_missing_is_said(name, missing):
-    with pytest.raises(ValueError, match=f"timm/{name.partition('.')[0]} is not supported: it has {missing}"):
-        create_model(f"timm/{name}")
+    for function in (create_model, load_pretrained):
+        with pytest.raises(ValueError, match=f"timm/{name.partition('.')[0]} is not supported: it has {missing}"):
+            function(f"timm/{name}")
 
 
 def test_sizes_equal_timms():

@@ -28,9 +28,15 @@ def find_network(name: str) -> tuple[type, dict[str, Any]]:
     Raises:
         ValueError: if there is no such network, or it is not supported; the message says what is missing.
     """
-    plain = name.partition(".")[0]
-    if plain in UNSUPPORTED:
-        raise ValueError(f"timm/{plain} is not supported: it has {UNSUPPORTED[plain]}")
+    plain = check_supported(name)
     if plain not in NETWORKS:
         raise ValueError(unknown("preset of model 'timm'", plain, list(NETWORKS)))
     return NETWORKS[plain]
+
+
+def check_supported(name: str) -> str:
+    """Return timm's `name` without its tag. Raises ValueError for a network that is known not to be supported."""
+    plain = name.partition(".")[0]
+    if plain in UNSUPPORTED:
+        raise ValueError(f"timm/{plain} is not supported: it has {UNSUPPORTED[plain]}")
+    return plain

@@ -10,6 +10,7 @@ import functools
 import importlib.resources
 from typing import NamedTuple
 
+from vit_jax.pretrained.networks import check_supported
 from vit_jax.pretrained.preprocessing import CLIP, HALF, IMAGENET, Preprocessing
 from vit_jax.registry import unknown
 
@@ -58,11 +59,13 @@ def find_tag(name: str) -> Tag:
     """Return the published weights called `name`, for example "timm/vit_small_patch16_224.augreg_in21k_ft_in1k".
 
     Raises:
-        ValueError: For an unknown name, or one without tag; the message lists similar names, or the tags.
+        ValueError: For an unknown name, or one without tag; the message lists similar names, or the tags. For a network
+            that is not supported.
     """
     key = name.removeprefix("timm/")
     if key in tags():
         return tags()[key]
+    check_supported(key)
     of_architecture = [f"timm/{each}" for each in tags() if each.partition(".")[0] == key]
     if of_architecture:
         raise ValueError(f"{name!r} has no tag: expected one of {', '.join(of_architecture)}")
