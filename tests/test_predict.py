@@ -193,6 +193,19 @@ def write_images(folder, count):
     return paths
 
 
+def test_a_run_in_python_predicts_as_the_command(workdir, tmp_path):
+    (path,) = write_images(tmp_path, 1)
+    run = load_run(workdir)
+    found = run.predict(path)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    expected = make_predict(run)(np.asarray(Image.open(path))[None, ..., None])[0]
+    np.testing.assert_allclose([found[name] for name in run.info.class_names], expected, atol=1e-6)
+    logits = jax.jit(run.model.apply)(run.variables, run.preprocess(path)[None])
+    np.testing.assert_allclose(jax.nn.softmax(logits)[0], expected, atol=1e-5)
+    with pytest.raises(UserError, match="cannot read the image"):
+        run.predict(tmp_path / "nowhere.png")
+
+
 def test_broken_images_are_errors_beside_the_others(workdir, tmp_path, capsys, monkeypatch):
     """Batches of two: one image broken, none broken, all broken, and a smaller last batch."""
     monkeypatch.setattr("train.prediction.BATCH", 2)

@@ -38,12 +38,12 @@ def classify(run: Run, images: Sequence[Path]) -> Iterator[Prediction]:
 
     Images are decoded in threads, in batches, while the one before is classified, so that memory does not grow.
     """
-    predict, size = make_predict(run), min(BATCH, len(images))
+    classes_of, size = make_predict(run), min(BATCH, len(images))
     waiting = None
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         pixels, errors = read_images(run, batch, size)
-        table = predict(pixels)  # returns before the device has finished
+        table = classes_of(pixels)  # returns before the device has finished
         if waiting is not None:
             yield from _rows(*waiting)
         waiting = (batch, table, errors)
@@ -54,14 +54,6 @@ def classify(run: Run, images: Sequence[Path]) -> Iterator[Prediction]:
 def _rows(batch: Sequence[Path], table: Array, errors: dict[int, Unreadable]) -> Iterator[Prediction]:
     for i, (path, row) in enumerate(zip(batch, np.asarray(table), strict=False)):
         yield Prediction(path, None, errors[i]) if i in errors else Prediction(path, row)
-
-
-def load_classifier(workdir: str) -> Run:
-    """Load the best checkpoint of a run. Raises UserError if the workdir contains no trained classifier."""
-    run = load_run(workdir)
-    if not isinstance(run.objective, Classifier):
-        raise UserError(f"{workdir} contains an encoder without a classifier: fine-tune it first, with --init-from")
-    return run
 
 
 def show_predictions(
@@ -84,7 +76,8 @@ def show_predictions(
     """
     if out:
         check_table(out)
-    run = load_classifier(workdir)
+    run = load_run(workdir)
+    check_classifies(run, workdir)
     drawn = attention is not None and draw(run, attention, images)
     if are_independent(run):
         print(INDEPENDENT)
@@ -119,16 +112,30 @@ def are_independent(run: Run) -> bool:
     return run.config.loss == "sigmoid" and getattr(run.objective, "head", "class") == "class"
 
 
+def predict(run: Run, image: os.PathLike | str) -> dict[str, float]:
+    """The probability of each class for an image file, the most probable first. See `Run.predict`."""
+    check_classifies(run, "the run")
+    pixels = image_to_input(image, run.info.image_shape, run.config.data, run.info.mean)
+    row = np.asarray(run.classes_of(pixels[None]))[0]
+    return {run.info.class_names[i]: float(row[i]) for i in np.argsort(-row)}
+
+
+def check_classifies(run: Run, name: str) -> None:
+    """Raises UserError unless the run is a classifier."""
+    if not isinstance(run.objective, Classifier):
+        raise UserError(f"{name} contains an encoder without a classifier: fine-tune it first, with --init-from")
+
+
 def make_predict(run: Run):
     """A jitted function from pixels, uint8 (b, h, w, c), to probabilities of the classes (b, k)."""
     link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
 
     @jax.jit
-    def predict(pixels: Array) -> Float[Array, "b k"]:
+    def classes_of(pixels: Array) -> Float[Array, "b k"]:
         logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
         return link(logits.astype(np.float32))
 
-    return predict
+    return classes_of
 
 
 def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray, dict[int, Unreadable]]:

@@ -1,15 +1,20 @@
 """Load a run from its workdir: config.json, and the parameters of its best checkpoint."""
 
 import contextlib
+import dataclasses
+import functools
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
-from jaxtyping import PyTree
+from jaxtyping import Float32, PyTree
 
 from train.build import DataInfo, build_objective
 from train.config import Config
+from train.data.augment import normalize
 from train.errors import UserError
 from train.lora import merged
 from train.optim import make_optimizer, make_schedule
@@ -59,14 +64,60 @@ class StoredRun(NamedTuple):
     init: InitReport = InitReport()
 
 
-class Run(NamedTuple):
-    """A trained run: its config and data, and the parameters (LoRA is merged) and extras of its objective."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained run.
+
+    `run = load_run("runs/photos")`, and then `run.predict("photo.jpg")` are the probabilities of its classes, and
+    `run.model.apply(run.variables, run.preprocess("photo.jpg")[None])` the outputs of its model.
+
+    Attributes:
+        config: Its settings.
+        info: Properties of its data.
+        objective: Its objective.
+        params: The parameters of the objective; LoRA is merged.
+        extras: All other state of the objective.
+    """
 
     config: Config
     info: DataInfo
     objective: Objective
     params: PyTree
     extras: PyTree
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained model; see `model_variables`."""
+        return model_variables(self)[0]
+
+    @property
+    def variables(self) -> PyTree:
+        """The variables of `model`."""
+        return model_variables(self)[1]
+
+    def preprocess(self, image: os.PathLike | str) -> Float32[np.ndarray, "h w c"]:
+        """Read an image file as an input of `model`: cropped, resized and normalised as in evaluation."""
+        from train.data import image_to_input  # not at the top: decoding is slow to import
+
+        pixels = image_to_input(image, self.info.image_shape, self.config.data, self.info.mean)
+        return np.asarray(normalize(pixels[None], self.info.mean, self.info.std)[0])
+
+    @functools.cached_property
+    def classes_of(self) -> Callable:
+        """A jitted function from pixels, uint8 (b, h, w, c), to probabilities of the classes (b, k)."""
+        from train.prediction import make_predict  # not at the top: it uses this module
+
+        return make_predict(self)
+
+    def predict(self, image: os.PathLike | str) -> dict[str, float]:
+        """The probability of each class for an image file, the most probable first.
+
+        Raises:
+            UserError: If the file is no image, or the run is no classifier.
+        """
+        from train.prediction import predict  # not at the top: it uses this module
+
+        return predict(self, image)
 
 
 def read_run_file(workdir: os.PathLike | str) -> RunFile:
