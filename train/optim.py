@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from train.blocks import FIRST, LAST, block, blocks_of, names
 from train.commandline.ranges import check_values
@@ -43,7 +44,7 @@ def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> op
 
 
 def make_optimizer(
-    config: Optim, schedule: optax.Schedule, params, partial: Partial = EVERYTHING
+    config: Optim, schedule: optax.Schedule, params: PyTree, partial: Partial = EVERYTHING
 ) -> optax.GradientTransformation:
     """Gradient clipping and the optimizer that `config` names, with decoupled weight decay.
 
