@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from train.step import cast
@@ -44,13 +43,12 @@ CONFIG = dict(
     image_size=518,
     patch_size=14,
 )
-SIDE = 224  # of the images that the graph takes; it resamples positions
+SIDE = 224  # of the images that the graph takes; the weights have positions for 518 pixels, which both sides resample
 BLOCK = "/backbone/encoder/layer.{}"
 LAYERS = {"embeddings": "/backbone/embeddings/Add_output_0"}
 LAYERS |= {f"block {i}": f"{BLOCK.format(i)}/Add_1_output_0" for i in range(12)}
 LAYERS |= {"last norm": "/backbone/layernorm/Add_1_output_0"}
 SCORES = {f"block {i}": f"{BLOCK.format(i)}/attention/attention/MatMul_output_0" for i in range(12)}  # before softmax
-POSITIONS = "/backbone/embeddings/Concat_6_output_0"  # resampled, after that of the class token
 DTYPES = ("float32", "bfloat16")
 DRAWN = 8  # photographs of PHOTOS in the picture
 RESULTS = ROOT / "benchmarks/results"
@@ -79,10 +77,8 @@ def main(options: Options) -> None:
     photos = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in SUFFIXES)[: options.count]
     images = np.stack([Preprocessing(SIDE)(path) for path in photos])
 
-    expected, scores, positions = onnx_outputs(packages / GRAPH, images, options.batch_size)
+    expected, scores = onnx_outputs(packages / GRAPH, images, options.batch_size)
     model, variables, _ = load_pretrained(encoder, image_size=SIDE)
-    as_timm = our_outputs(model, variables, images, options.batch_size)["last norm"]
-    variables["params"]["pos_embedding"] = jnp.asarray(positions)
     found = {
         dtype: our_outputs(model, cast(variables, dtype), images.astype(dtype), options.batch_size) for dtype in DTYPES
     }
@@ -98,7 +94,6 @@ def main(options: Options) -> None:
         "images": len(photos),
         "image size": SIDE,
         "layers": rows,
-        "as timm resamples": errors(as_timm, expected["last norm"]),
     }
     (RESULTS / "real-weights.json").write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "real-weights.log").write_text(table(result))
@@ -135,15 +130,15 @@ def state_dict(path: Path) -> dict[str, np.ndarray]:
     return {name.removeprefix("backbone."): array for name, array in state.items()}
 
 
-def onnx_outputs(path: Path, images: np.ndarray, batch_size: int) -> tuple[Outputs, dict[str, float], np.ndarray]:
-    """Outputs of layers, largest attention scores by block, and resampled positions of patches.
+def onnx_outputs(path: Path, images: np.ndarray, batch_size: int) -> tuple[Outputs, dict[str, float]]:
+    """Outputs of layers, and largest attention scores by block.
 
     onnxruntime computes them as the graph says, without optimisations.
     """
     import onnx
     import onnxruntime
 
-    names = [*LAYERS.values(), *SCORES.values(), POSITIONS]
+    names = [*LAYERS.values(), *SCORES.values()]
     model = onnx.load(path)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     settings = onnxruntime.SessionOptions()
@@ -153,10 +148,10 @@ def onnx_outputs(path: Path, images: np.ndarray, batch_size: int) -> tuple[Outpu
     def run(batch):
         found = dict(zip(names, session.run(names, {"input_image": batch.transpose(0, 3, 1, 2)}), strict=True))
         scores = {name: np.array([largest(found[node])]) for name, node in SCORES.items()}
-        return {name: found[node] for name, node in LAYERS.items()}, scores, found[POSITIONS]
+        return {name: found[node] for name, node in LAYERS.items()}, scores
 
-    outputs, scores, positions = in_batches(run, images, batch_size)
-    return outputs, {name: float(values.max()) for name, values in scores.items()}, positions[:1, 1:]
+    outputs, scores = in_batches(run, images, batch_size)
+    return outputs, {name: float(values.max()) for name, values in scores.items()}
 
 
 def our_outputs(model: VisionTransformer, variables: Any, images: np.ndarray, batch_size: int) -> Outputs:
@@ -208,8 +203,6 @@ def table(result: dict[str, Any]) -> str:
         score = "" if row["largest score"] is None else f"{row['largest score']:.1f}"
         columns = "  ".join(numbers(row[dtype]) for dtype in DTYPES)
         lines.append(f"{row['layer']:12}{row['largest']:8.2f} {score:>8}  {columns}")
-    lines += ["", "last norm in float32, with positions resampled as timm does, with antialiasing:"]
-    lines += [" " * 31 + numbers(result["as timm resamples"])]
     return "\n".join(lines) + "\n"
 
 

@@ -31,8 +31,8 @@ class Data:
     eval_split: str | None = None
     """Split used for evaluation; default: the first of `val`, `validation`, `test` that exists."""
     split: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
-    """Share of each class that is trained on, if a folder has no evaluation split: the others are for evaluation;
-    default: 0.8 for PATH/CLASS/*.jpg."""
+    """Share of each class for training, the rest for evaluation; only for folders without an evaluation split; default:
+    0.8 for PATH/CLASS/*.jpg (0.9 without labels)."""
     image_size: tuple[Side, Side] | None = None
     """Height and width of the model's input in pixels, or one number for both; default: the size of the images, which
     must be the same for all."""
@@ -184,12 +184,13 @@ class Config:
     init: str | None = None
     """Weights that training starts from: published ones (timm/NAME.TAG, hf:ORG/REPO, torchvision's IMAGENET1K_V1), a
     file (.safetensors, .pth, .pt, .bin, .npz), or a folder: a run, published weights, or written by `train.convert`.
-    Positions are resampled, and a head for other classes is new; default: random initialisation."""
+    Positions are resampled; a head for another number of classes, or other class names of a run, is new; default:
+    random initialisation."""
     init_prefix: str | None = None
     """Prefix of the model's keys in the file of `--init`, such as `module.`, or `state_dict.model.` for nested dicts;
     default: no prefix."""
     init_from: str | None = None
-    """As `--init`, for the encoder alone: the head is always new, and the encoder of another objective is taken."""
+    """As `--init`, but loads only the encoder, also that of another objective; the head is always new."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained, one or more of `backbone` (all but the head), `embeddings` (of patches and
     positions, and tokens) and `blocks:FIRST-LAST`, counted from 0 as in `blocks:0-8`. With a frozen backbone, dropout
@@ -202,8 +203,7 @@ class Config:
     epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 10.0
     """Number of passes over the training images."""
     min_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
-    """Least number of optimizer steps of `--epochs`: with too few images for it, an epoch passes over them more than
-    once."""
+    """Minimum number of optimizer steps: if `--epochs` gives fewer, each epoch repeats the images."""
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Number of optimizer steps; replaces `--epochs` and `--min-steps`."""
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 128
@@ -262,5 +262,5 @@ class Config:
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
 
-# Defaults of older versions where it is None today: their runs can continue.
+# Former defaults of options whose default is now None, so that older runs can continue.
 FORMER_DEFAULTS = {"data.eval_crop": 1.0, "distill.alpha": 0.5}

@@ -11,7 +11,8 @@ from vit_jax.pretrained.positions import resample_positions
 Path = tuple[str, ...]  # of a variable, such as ("params", "transformer", "attn_0", "to_out", "kernel")
 Grid = tuple[int, int]  # rows and columns of patches
 
-POSITIONS = "pos_embedding"  # the parameter that every model with learned positions of patches has
+POSITIONS = "pos_embedding"  # the parameter with learned positions of patches in most models
+RESAMPLED = (POSITIONS, "pos_embed", "relative_position_bias_table")  # what `load_pretrained` resamples
 LISTED = 20  # misfits in an error message
 
 

@@ -57,7 +57,7 @@ def data() -> str:
     prepared = sorted({path.relative_to(folder).parts[0] for path in folder.glob("**/dataset_info.json")})
     lines = (
         ("digits", "1,797 scans of handwritten digits, 8x8 pixels, included; the default"),
-        ("folder:PATH", "images in PATH/train/CLASS/ and PATH/val/CLASS/ or PATH/test/CLASS/"),
+        ("folder:PATH", "images in PATH/CLASS/, or in PATH/train/CLASS/ and PATH/val/CLASS/ or PATH/test/CLASS/"),
         ("tfds:NAME", f"a dataset that TFDS has prepared; in {folder}: {', '.join(prepared) or 'none'}"),
     )
     return "\n".join(f"{name:12} {text}" for name, text in lines)

@@ -1,4 +1,4 @@
-"""Make the paths in a config absolute."""
+"""Paths in a config: make them absolute, and tell folders of published weights from runs."""
 
 import dataclasses
 import os
@@ -11,6 +11,12 @@ OF_TEACHERS = (CHECKPOINTS, "config.json")  # a folder without either may have t
 def absolute_path(path: str) -> str:
     """The absolute path, with `~` expanded; URLs such as gs://BUCKET/FOLDER stay unchanged."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def is_published_folder(path: str) -> bool:
+    """Whether `path` is a local folder with the config.json of published weights. A run's folder has checkpoints."""
+    has = lambda name: os.path.exists(os.path.join(os.path.expanduser(path), name))
+    return has("config.json") and not has(CHECKPOINTS)
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Iterator
 
 from train.commandline.arguments import parse_arguments
 from train.config import Config
 from train.errors import UserError, shortened
-from train.run.files import is_workdir
+from train.paths import is_published_folder
+from train.recipes import names_weights
 from vit_jax.pretrained.json_files import CONFIG, load_config
 from vit_jax.pretrained.loading import Found, find_source, network_of, preprocessing_of
 from vit_jax.pretrained.preprocessing import Preprocessing
@@ -24,9 +24,7 @@ FROM_DATA = ("image_size", "num_classes", "channels")  # arguments of a model th
 
 def is_published(source: str) -> bool:
     """Whether `source` is timm/NAME.TAG, hf:ORG/REPO, or a folder with weights and their publisher's config.json."""
-    return source.startswith(("timm/", "hf:")) or (
-        os.path.isfile(os.path.join(source, CONFIG)) and not is_workdir(source)
-    )
+    return source.startswith(("timm/", "hf:")) or is_published_folder(source)
 
 
 def with_published(config: Config) -> Config:
@@ -74,7 +72,7 @@ def say(line: str) -> None:
 def _with_architecture(config: Config) -> Config:
     """`config` with a model's name as model, and the weights that were in its place as initial weights."""
     weights = config.model
-    if not _names_weights(weights):
+    if not names_weights(weights):
         return config
     for option, other in (("--init", config.init), ("--init-from", config.init_from)):
         if other is not None:
@@ -91,11 +89,6 @@ def _with_architecture(config: Config) -> Config:
     given = parse_arguments("--model-args", config.model_args)
     found = [f"{key}={value!r}" for key, value in different.items() if key not in (*FROM_DATA, *given)]
     return dataclasses.replace(config, model=f"timm/{name}", model_args=(*found, *config.model_args), init=weights)
-
-
-def _names_weights(model: str) -> bool:
-    is_tag = model.startswith("timm/") and "." in model
-    return is_tag or (not model.startswith("timm/") and is_published(model))
 
 
 def _architecture(found: Found) -> tuple[str, dict]:

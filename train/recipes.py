@@ -1,12 +1,12 @@
 """Recipes: named settings, each with its command, source, and expected accuracy and cost."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from train.config import Augment, Config, Data, Optim
 from train.errors import UserError
+from train.paths import is_published_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,5 +140,6 @@ def base_config(recipe: str | None, model: str, data: str | None) -> Config:
 
 def names_weights(model: str) -> bool:
     """Whether `--model` names published weights: timm/NAME.TAG, hf:ORG/REPO, or a folder with their config.json."""
-    is_tag = model.startswith("timm/") and "." in model
-    return is_tag or model.startswith("hf:") or os.path.isfile(os.path.join(model, "config.json"))
+    if model.startswith("timm/"):
+        return "." in model
+    return model.startswith("hf:") or is_published_folder(model)

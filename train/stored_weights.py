@@ -146,7 +146,7 @@ def _published(source: str, option: str, config: Config, model: nn.Module, info:
             f"{option} {source} does not fit --model {config.model}: {difference}; "
             f"pass --model={source} for the model of the weights"
         )
-    return Stored(_flat(variables), resampled=any(line.startswith(RESAMPLED) for line in lines))
+    return Stored(_flat(variables), resampled=any(RESAMPLED in line for line in lines))
 
 
 def _difference(theirs: nn.Module, ours: nn.Module) -> str | None:

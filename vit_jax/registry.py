@@ -95,7 +95,8 @@ MODELS = {
     "xcit": "vit_jax.models.xcit:XCiT",
 }
 
-# Networks of torchvision, without presets, in "file:Class". Tests always run the first name of a class.
+# Networks of torchvision in "file:Class", which are created by NAME, not by NAME/PRESET. Tests always run the first
+# name of a class.
 FAMILIES = {
     "alexnet:AlexNet": "alexnet",
     "convnext:ConvNeXt": "convnext_tiny convnext_small convnext_base convnext_large",

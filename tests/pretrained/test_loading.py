@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.pretrained.timm_models import timm
 from tests.upstream import channels_first, shake, torch
@@ -117,6 +118,25 @@ def test_what_does_not_fit_is_refused_in_a_few_lines(folder, tmp_path):
     with pytest.raises(ValueError, match="does not fit") as error:
         load_pretrained(folder / "model.safetensors", architecture="timm/vit_base_patch16_224")
     assert len(str(error.value).splitlines()) <= 21
+
+
+@pytest.mark.parametrize(
+    ("network", "damage"),
+    [
+        ("vit_tiny_patch16_224", {"pos_embed": np.zeros(4)}),
+        ("vit_tiny_patch16_224", {"head.weight": np.zeros(())}),
+        ("pit_ti_224", {"pos_embed": np.zeros((2, 3, 27, 27))}),
+        ("swin_tiny_patch4_window7_224", {"layers.7.x.relative_position_bias_table": np.zeros((169, 3))}),
+        ("swin_tiny_patch4_window7_224", {"layers.0.x.relative_position_bias_table": np.zeros((170, 3))}),
+        ("swin_tiny_patch4_window7_224", {"layers.0.x.relative_position_bias_table": np.zeros(())}),
+    ],
+)
+def test_arrays_of_wrong_shapes_are_refused(tmp_path, network, damage):
+    state = {"norm.weight": np.zeros(8), **damage}
+    save_file({key: value.astype(np.float32) for key, value in state.items()}, tmp_path / "w.safetensors")
+    sizes = dict(image_size=64, window_size=2) if "swin" in network else dict(image_size=64)
+    with pytest.raises(ValueError, match=r"w\.safetensors: "):
+        load_pretrained(tmp_path / "w.safetensors", architecture=f"timm/{network}", **sizes)
 
 
 def test_a_model_of_the_zoo_is_not_saved_for_timm(tmp_path):

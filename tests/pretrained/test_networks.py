@@ -11,6 +11,7 @@ from tests.pretrained.timm_models import OTHER_FILES, constructor_arguments, tim
 from tests.upstream import channels_first, shake, torch
 from vit_jax import capture, create_model, load_pretrained, save_pretrained
 from vit_jax.convert import from_torch, to_torch
+from vit_jax.objectives.features import pooled, regions
 from vit_jax.pretrained.convnext import UNSUPPORTED, ConvNeXt
 from vit_jax.pretrained.levit import LeViT
 from vit_jax.pretrained.networks import CLASSES, NETWORKS
@@ -277,3 +278,11 @@ def test_levit_has_one_image_size(tmp_path):
     message = r"image_size=64: expected \(64, 96\), as the position biases of LeViT's weights are for that size alone"
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path, image_size=64)
+
+
+def test_pooled_features_of_pit_are_those_of_the_class_token():
+    model = create_model("timm/pit_ti_distilled_224", num_classes=0)
+    tokens = jax.device_put(np.random.default_rng(0).standard_normal((2, 51, 8), np.float32))
+    np.testing.assert_array_equal(pooled(model, tokens), tokens[:, 0])
+    np.testing.assert_array_equal(regions(model, tokens), tokens[:, 2:])
+    assert create_model("timm/pit_ti_224", image_size=200).grid(200) == (24, 24)  # patches of 16 pixels, 8 apart

@@ -23,6 +23,21 @@ def test_positions_equal_timms(old, new):
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+def test_pixels_that_fill_no_patch_are_left_out_as_in_timm():
+    """The images of two published networks have 384 pixels, and patches of 14."""
+    name = "vit_so400m_patch14_siglip_384"
+    theirs = shake(timm.create_model(name, img_size=(15, 14), patch_size=4, embed_dim=16, depth=1, num_heads=2))
+    sizes = dict(image_size=(15, 14), patch_size=4, dim=16, depth=1, heads=2, num_classes=0)
+    ours = create_model(f"timm/{name}", mlp_dim=theirs.blocks[0].mlp.fc1.out_features, **sizes)
+    assert ours.grid == (3, 3)
+    images = np.random.default_rng(0).standard_normal((2, 15, 14, 3), np.float32)
+    variables = from_torch(ours, {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}, images)
+    with torch.no_grad():
+        expected = theirs.forward_features(channels_first(images)).numpy()
+    found = jax.jit(ours.apply)(variables, images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
 def test_positions_without_antialiasing_equal_torchs(old, new):
     positions = np.random.default_rng(0).standard_normal((1, old[0] * old[1], 8), np.float32)

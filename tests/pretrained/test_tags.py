@@ -2,6 +2,8 @@
 
 import pytest
 
+from vit_jax import create_model
+from vit_jax.layers.check import pair
 from vit_jax.pretrained.networks import NETWORKS
 from vit_jax.pretrained.preprocessing import Preprocessing
 from vit_jax.pretrained.tags import find_tag, list_pretrained, tags
@@ -42,6 +44,13 @@ def test_tags_are_listed_by_pattern():
     )
     assert list_pretrained("vit_tiny_patch16_384*") == ["timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k"]
     assert list_pretrained("vit_huge_patch14_gap_224.*") == []
+
+
+def test_every_tag_is_of_a_network_for_its_images():
+    for name, tag in tags().items():
+        model = create_model(f"timm/{name}")
+        own = getattr(model, "image_size", tag.preprocessing.image_size)
+        assert pair("image_size", own) == tag.preprocessing.image_size, name
 
 
 def test_a_tag_is_found_by_its_name():

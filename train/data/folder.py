@@ -42,8 +42,8 @@ def open_folder(root: Path, config: Data) -> Parts:
     """Open a folder with a subfolder for each class.
 
     Args:
-        root: The folder, with root/train/CLASS/FILE, and root/val, root/validation or root/test likewise. Without the
-            latter, or with root/CLASS/FILE alone, a part of each class is held out for evaluation.
+        root: The folder, with root/train/CLASS/FILE, and root/val, root/validation or root/test likewise. With
+            `config.split`, or with root/CLASS/FILE alone, a part of each class is held out for evaluation.
         config: Its name, evaluation split, and share of training images.
 
     Raises:

@@ -25,7 +25,7 @@ def check_arguments(model: nn.Module) -> None:
     Raises:
         ValueError: for a size below 1, a number of layers or classes below 0, a rate outside 0 to 1, a `pool` other
             than "cls" and "mean", or than those in the model's `pools`, or a `patch_size` that does not divide
-            `image_size`.
+            `image_size`, unless the model's `any_size` says that it need not.
     """
     for field in dataclasses.fields(model):
         if field.init and field.name not in ("parent", "name"):
@@ -37,7 +37,8 @@ def check_arguments(model: nn.Module) -> None:
             raise ValueError(f"{name}={arguments[name]!r}: expected 0 to 1")
     if "pool" in arguments:
         one_of("pool", model.pool, getattr(model, "pools", ("cls", "mean")))
-    if {"image_size", "patch_size"} <= arguments.keys() and arguments.get("input_shape") is None:
+    divided = {"image_size", "patch_size"} <= arguments.keys() and not getattr(model, "any_size", False)
+    if divided and arguments.get("input_shape") is None:
         patch_grid(model.image_size, model.patch_size)
     elif arguments.get("image_size") is not None:
         pair("image_size", model.image_size)

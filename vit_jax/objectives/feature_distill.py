@@ -29,7 +29,7 @@ BETA = 2.0  # of the smooth L1 loss, as in Wei et al.
 
 
 def feature_loss(student: Float[Array, "*b e"], teacher: Float[Array, "*b e"]) -> Float[Array, ""]:
-    """Return the mean smooth L1 loss in float32: d^2 / 2 BETA for differences d below BETA, otherwise d - BETA / 2.
+    """Return the mean smooth L1 loss in float32: d^2 / (2 BETA) for differences d below BETA, otherwise d - BETA / 2.
 
     The teacher's features are normalised to mean 0 and variance 1 over the last axis, the student's are not.
     """
@@ -40,14 +40,14 @@ def feature_loss(student: Float[Array, "*b e"], teacher: Float[Array, "*b e"]) -
 def feature_dim(teacher: Teacher, features: str, images: Images) -> int:
     """Return the width of a teacher's features. `images` of the student are used only for their shape."""
     variables = jax.eval_shape(lambda images: teacher.network.init(jax.random.key(0), teacher.seen(images)), images)
-    learned = lambda variables, images: learned_from(teacher, variables, images, features, logits=False)[0]
+    learned = lambda variables, images: teacher_outputs(teacher, variables, images, features, logits=False)[0]
     return jax.eval_shape(learned, variables, images).shape[-1]
 
 
-def learned_from(
+def teacher_outputs(
     teacher: Teacher, variables: Tree, images: Images, features: str, *, logits: bool
 ) -> tuple[Float[Array, "b *h e"], Float[Array, "b k"] | None]:
-    """Return a teacher's features, and if wanted its logits, which one run of the network computes."""
+    """Return a teacher's features and, if `logits`, its logits, from one run of the network."""
     with passed_to_head() as tokens:
         of_head = teacher.apply(variables, images) if logits else None
     trunk, seen = headless(teacher.network), teacher.seen(images)
@@ -161,7 +161,7 @@ class FeatureDistill(Distill):
         self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
     ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         images, own = batch["image"], {name: value for name, value in extras.items() if name != "teacher"}
-        teacher = learned_from(self.teacher, extras["teacher"], images, self.features, logits=self.alpha > 0)
+        teacher = teacher_outputs(self.teacher, extras["teacher"], images, self.features, logits=self.alpha > 0)
         target, logits = jax.lax.stop_gradient(teacher)
         with passed_to_head("student") as tokens:
             loss, (metrics, kept) = self.base.loss(params, own, {**batch, "teacher": logits}, rngs, train)

@@ -270,6 +270,8 @@ TESTS = {
     "test_vit3": dict(dim=96, depth=9, heads=3, mlp_dim=192, registers=1) | MAP | POSITIONS | SCALE,
 }
 ARCHITECTURES = {name: arguments for family in FAMILIES for name, arguments in family.architectures().items()}
+for _name in ("vit_so400m_patch14_siglip_384", "vit_so400m_patch14_siglip_gap_384"):
+    ARCHITECTURES[_name] |= dict(any_size=True)
 ARCHITECTURES |= {name: dict(image_size=160, patch_size=16) | facts for name, facts in TESTS.items()}
 
 UNSUPPORTED = {

@@ -5,7 +5,7 @@ from typing import ClassVar
 from flax import linen as nn
 
 from vit_jax.frames.arguments import check_arguments
-from vit_jax.layers.check import expect, one_of, patch_grid
+from vit_jax.layers.check import expect, one_of, pair, patch_grid
 from vit_jax.pretrained.network import TimmNetwork
 from vit_jax.pretrained.parts import ACTIVATIONS
 from vit_jax.pretrained.rotary import Rotary
@@ -49,6 +49,8 @@ class Arguments(TimmNetwork, nn.Module):
         dropout: rate within the blocks and before them.
         drop_path: probability that a branch of a block is skipped in training, for each image.
         distilled: a distillation token after the class token, with a head of its own; logits are the mean of both.
+        any_size: whether pixels at the right and at the bottom that fill no patch are left out. Otherwise patches must
+            divide images.
         layout: how timm's file of the weights differs from the parameters here; see `vit_jax.pretrained.layouts`.
 
     Raises:
@@ -88,6 +90,7 @@ class Arguments(TimmNetwork, nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     distilled: bool = False
+    any_size: bool = False
     layout: tuple[str, ...] = ()
 
     pools: ClassVar[tuple[str, ...]] = ("cls", "mean", "map")
@@ -112,7 +115,14 @@ class Arguments(TimmNetwork, nn.Module):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches in an image of `image_size`."""
-        return patch_grid(self.image_size, self.patch_size)
+        return self.grid_of(self.image_size)
+
+    def grid_of(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        if not self.any_size:
+            return patch_grid(image_size, self.patch_size)
+        sides, patch = pair("image_size", image_size), pair("patch_size", self.patch_size)
+        return tuple(side // length for side, length in zip(sides, patch, strict=True))
 
     @property
     def tokens_before(self) -> int:

@@ -1,7 +1,7 @@
-"""timm's LeViT: the zoo's network in the paper's form, with timm's names of weights, and the mean of its two heads.
+"""timm's LeViT: `vit_jax.models.levit` in the paper's form, timm's names of weights, and the mean of its two heads.
 
 Source: Graham et al. 2021, arXiv:2104.01136. Reference: levit.py of timm 1.0.31.
-The position biases are timm's, divided by the root of the key's width, by which the zoo's network multiplies them.
+The position biases are timm's, divided by the root of the key's width, by which `vit_jax.models.levit` multiplies them.
 """
 
 import dataclasses
@@ -20,10 +20,8 @@ from vit_jax.pretrained.network import TimmNetwork
 class LeViT(TimmNetwork, levit.LeViT):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last feature map (b, h, w, d).
 
-    The arguments are those of the zoo's network, of which `dim_value` is twice `dim_key`, and `num_distill_classes` is
-    `num_classes`, and one more.
-
-    Args:
+    Args, other than those of `vit_jax.models.levit.LeViT` (`dim_value` is twice `dim_key`, `num_distill_classes` is
+    `num_classes`):
         use_conv: whether timm stores linear layers as 1x1 convolutions.
     """
 

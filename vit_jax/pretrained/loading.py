@@ -62,7 +62,7 @@ def load_pretrained(
         architecture: "timm/NAME", of which the weights are; needed without a config.json.
         num_classes: 0 for features. If the number differs from that of the weights, the head is new and random.
         image_size: pixels, or (height, width); learned positions and tables of relative positions are resampled.
-            Default: the size for which the publisher prepares images.
+            Default: that of the network; for weights of transformers, that for which its processor prepares images.
         revision: branch, tag or commit on the hub.
         notify: called with lines about what is fetched, resampled and new; default: writes to stderr.
         **arguments (Any): further arguments of the network, such as `drop_path` or Swin's `window_size`.
@@ -132,7 +132,13 @@ class Found(NamedTuple):
 
 
 def find_source(source: str | os.PathLike, revision: str | None, notify: Callable[[str], None]) -> Found:
-    """Find the `source` of `load_pretrained` on disk or on the hub, from which it is fetched."""
+    """Find the `source` of `load_pretrained` on disk or on the hub, from which it is fetched.
+
+    Raises:
+        ValueError: if there is no such file, folder or name.
+        ImportError: if huggingface_hub is missing.
+        OSError: if weights cannot be fetched.
+    """
     path, shown = Path(source).expanduser(), printable(source, 1000)
     if path.exists():
         if revision is not None:
@@ -164,6 +170,9 @@ def network_of(found: Found, architecture: str | None = None) -> TimmNetwork:
     """The network that the weights are of, with the classes and the image size that they were trained with.
 
     It is that of `architecture`, "timm/NAME", or else the one that the name of the weights or their config.json tells.
+
+    Raises:
+        ValueError: if neither tells it, or the network is not supported.
     """
     given, shown = architecture or found.architecture, printable(found.path, 1000)
     config = load_config(found.path) if found.path.is_dir() else None
@@ -185,7 +194,7 @@ def network_of(found: Found, architecture: str | None = None) -> TimmNetwork:
 
 def _with_grid(published: VisionTransformer, state: State, notify: Callable[[str], None]) -> VisionTransformer:
     """`published` with the image size that the positions of the weights tell: those of another square of patches."""
-    count = state["pos_embed"].shape[1] if "pos_embed" in state else 0
+    count = state["pos_embed"].shape[1] if np.ndim(state.get("pos_embed")) == 3 else 0
     side = math.isqrt(count)
     if side**2 != count or count in (0, math.prod(published.grid)):
         return published
@@ -201,8 +210,8 @@ def _check_known(arguments: Mapping[str, Any], known: list[str]) -> None:
 
 
 def _classes(model: TimmNetwork, state: Mapping[str, np.ndarray]) -> int:
-    key = f"{model.timm_heads[0]}.weight"
-    return len(state[key]) if key in state else 0
+    weight = state.get(f"{model.timm_heads[0]}.weight")
+    return len(weight) if np.ndim(weight) else 0
 
 
 def _with_heads(state: State, model: TimmNetwork, notify: Callable[[str], None]) -> State:

@@ -2,7 +2,7 @@
 
 Source: Heo et al. 2021, arXiv:2103.16302. Reference: pit.py of timm 1.0.31.
 Differs from timm: images may have any size; positions are resampled.
-Differs from the zoo's `pit`: queries, keys and values have biases, norms an epsilon of 1e-6, pooling no 1x1
+Differs from `vit_jax.models.pit`: queries, keys and values have biases, norms an epsilon of 1e-6, pooling no 1x1
 convolution, and the class token no position; there may be a distillation token.
 Axes: b batch, n tokens, m tokens after pooling, d dim, h rows and w columns of a grid.
 """
@@ -80,6 +80,8 @@ class PiT(TimmNetwork, nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
 
+    any_size: ClassVar[bool] = True  # as patches overlap
+    pool: ClassVar[str] = "cls"
     timm_first: ClassVar[str] = "patch_embed.conv"
     timm_pool: ClassVar[str] = "token"
     timm_keywords: ClassVar[dict[str, str]] = {
@@ -101,6 +103,11 @@ class PiT(TimmNetwork, nn.Module):
     @property
     def num_features(self) -> int:
         return self.dims[-1]
+
+    @property
+    def tokens_before(self) -> int:
+        """Number of tokens before the patches."""
+        return 1 + self.distilled
 
     @property
     def timm_heads(self) -> tuple[str, ...]:
@@ -126,7 +133,17 @@ class PiT(TimmNetwork, nn.Module):
             if i > 0:
                 x = Pool(1 + self.distilled, rows, dim, name=f"down_{i}")(x)
                 rows = (rows + 1) // 2  # as `Pool` rounds
-            attention = functools.partial(Attention, heads, "qkv", True, norm, False, False, None, self.dropout)
+            attention = functools.partial(
+                Attention,
+                heads=heads,
+                qkv_bias="qkv",
+                proj_bias=True,
+                norm=norm,
+                qk_norm=False,
+                out_norm=False,
+                rotary=None,
+                dropout=self.dropout,
+            )
             feed_forward = functools.partial(FeedForward, self.mlp_ratio * dim, "gelu", dropout=self.dropout)
             block = functools.partial(Block, attention, feed_forward, norm, False, (None, None), self.drop_path)
             x = Transformer(depth, block, name=f"stage_{i}")(x, None, train=train)
@@ -139,7 +156,7 @@ class PiT(TimmNetwork, nn.Module):
     def adapted(self, state: State, published: "PiT", notify: Callable[[str], None]) -> State:
         """The state dict with positions for this network's grid of patches."""
         old, new = published.grid(published.image_size), self.grid(self.image_size)
-        if "pos_embed" not in state or state["pos_embed"].shape[2:] != old:
+        if state.get("pos_embed", np.zeros(0)).shape != (1, self.dims[0], *old):
             return state  # conversion says what is wrong
         flat = rearrange(state["pos_embed"], "1 d h w -> 1 (h w) d")
         flat = with_positions({"pos_embed": flat}, old, new, notify)["pos_embed"]

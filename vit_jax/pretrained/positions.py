@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.pretrained.layouts import State
 
-RESAMPLED = "positions are resampled"  # begins the notice about it
+RESAMPLED = "positions are resampled"  # in the notice about it
 
 
 def resample_positions(
@@ -23,7 +23,8 @@ def resample_positions(
     """Resample positions of a grid of patches (rows, columns) to another grid, by bicubic interpolation.
 
     With `antialias` it is how timm loads weights at another image size (`resample_abs_pos_embed`), without it how
-    transformers interpolates them. The results differ, also where the grid grows, as the cubic kernels do.
+    transformers interpolates them. The results differ even where the grid grows, because the coefficients of the cubic
+    kernels are -0.5 and -0.75.
     """
     if old == new:
         return positions
@@ -47,8 +48,8 @@ def with_positions(
 ) -> State:
     """A state dict with positions "pos_embed" of `old` rows and columns of patches, with those of `new` instead."""
     positions = state.get("pos_embed")
-    if positions is None or old == new or positions.shape[1] != math.prod(old):
-        return state  # if the number of positions is wrong, conversion says so
+    if old == new or np.ndim(positions) != 3 or positions.shape[:2] != (1, math.prod(old)):
+        return state  # if the shape of positions is wrong, conversion says so
     notify(f"{RESAMPLED} from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches")
     positions = jnp.asarray(positions, jnp.float32)
     return state | {"pos_embed": np.asarray(resample_positions(positions, old, new, antialias=antialias))}

@@ -24,8 +24,8 @@ class Swin(TimmNetwork, SwinTransformer):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to normalised, pooled features (b, d).
 
     Args, other than those of torchvision's network:
-        window_size: height and width of a window in pixels, or one number for each stage. A window that is larger than
-            the map of its stage becomes as large as the map.
+        window_size: height and width of a window in pixels of the map, or one number for each stage. A window that is
+            larger than the map of its stage becomes as large as the map.
         image_size: pixels, or (height, width).
 
     Raises:
@@ -77,7 +77,8 @@ class Swin(TimmNetwork, SwinTransformer):
             return state
         state = dict(state)
         for key in state:
-            if stage := re.fullmatch(r"layers\.(\d)\..*\.relative_position_bias_table", key):
+            stage = re.fullmatch(r"layers\.(\d)\..*\.relative_position_bias_table", key)
+            if stage and int(stage[1]) < len(self.windows) and _is_table(state[key]):  # otherwise conversion says so
                 state[key] = resample_offsets(state[key], self.windows[int(stage[1])])
         notify(f"relative positions are resampled from windows of {published.windows} to {self.windows} pixels")
         return state
@@ -94,6 +95,11 @@ class Swin(TimmNetwork, SwinTransformer):
 
     def torch_constants(self) -> dict[str, np.ndarray]:
         return {}
+
+
+def _is_table(values: np.ndarray) -> bool:
+    """Whether an array has a row for every offset in a square window."""
+    return values.ndim == 2 and len(values) % 2 == 1 and math.isqrt(len(values)) ** 2 == len(values)
 
 
 def resample_offsets(table: np.ndarray, window: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_images
 from vit_jax.layers import Dense, LayerNorm, ToHeads, append, prepend, run_blocks, softmax
-from vit_jax.layers.check import pair, patch_grid
+from vit_jax.layers.check import pair
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 from vit_jax.pretrained.arguments import Arguments
 from vit_jax.pretrained.layouts import timm_layout
@@ -199,7 +199,7 @@ class VisionTransformer(Arguments):
     ) -> Tokens:
         """Tokens after the last norm, in the order and with the arguments of `embed`."""
         tokens = self.embed(images, extra_tokens, patches=patches, train=train)
-        return self.transform(tokens, grid=patch_grid(images.shape[1:3], self.patch_size), train=train)
+        return self.transform(tokens, grid=self.grid_of(images.shape[1:3]), train=train)
 
     def embed(
         self,
@@ -217,7 +217,7 @@ class VisionTransformer(Arguments):
         check_images(images, self.channels)
         x = self.to_patch_embedding(images) if patches is None else patches
         if self.pos_embedding is not None:
-            grid = patch_grid(images.shape[1:3], self.patch_size)
+            grid = self.grid_of(images.shape[1:3])
             x = x + resample_positions(self.pos_embedding, self.grid, grid, antialias=self.antialias)
         for tokens in (self.reg_token, self.distillation_token, self.cls_token):
             x = x if tokens is None else prepend(tokens, x)
