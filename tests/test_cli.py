@@ -152,7 +152,8 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys, 
     claim_workdir(dataclasses.replace(claimed, eval_batch_size=8, log_steps=7, keep=1, recipe=None), info)
 
     stored = json.loads(before)
-    stored["config"]["data"]["eval_crop"] = 1.0  # as an older version wrote it
+    stored["config"]["data"]["eval_crop"] = 1.0  # as an older version wrote them
+    stored["config"]["distill"]["alpha"] = 0.5
     (tmp_path / "config.json").write_text(json.dumps(stored))
     claim_workdir(claimed, info)
 

@@ -74,10 +74,28 @@ def test_a_class_of_one_image_is_trained_on(tmp_path):
     assert {dataset.train[i][1] for i in range(4)} == {0, 1}
 
 
-def test_a_share_and_a_split_exclude_each_other(tmp_path):
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_share_and_a_split_exclude_each_other(tmp_path, labels):
     write_folder(tmp_path)
     with pytest.raises(UserError, match=r"--data.split is 0.5, but .* has the split val: leave one of them out"):
-        load_dataset(Data(f"folder:{tmp_path}", split=0.5))
+        load_dataset(Data(f"folder:{tmp_path}", split=0.5), labels=labels)
+
+
+def test_classes_that_cannot_be_divided_are_told(tmp_path):
+    write_flat(tmp_path / "a", 1)
+    write_flat(tmp_path / "b", 1, first=1)
+    with pytest.raises(UserError, match=r"one image in each class of .*: expected two or more"):
+        load_dataset(Data(f"folder:{tmp_path}"))
+    with pytest.raises(UserError, match="has no split val to evaluate on: it has classes without splits"):
+        load_dataset(Data(f"folder:{tmp_path}", eval_split="val"))
+
+
+def test_links_to_themselves_are_no_images(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train/a/loop.png").symlink_to("loop.png")
+    dataset = load_dataset(Data(f"folder:{tmp_path}"))
+    assert len(dataset.train) == SPLITS["train"]
+    assert "skipped (empty or not an image): train/a/loop.png" in dataset.notes[0]
 
 
 @pytest.mark.parametrize("folder", ["", "train"])

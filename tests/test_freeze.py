@@ -1,5 +1,6 @@
 """Frozen parameters: which ones, that they stay to the last bit, and that nothing is spent on them."""
 
+import dataclasses
 import re
 
 import jax
@@ -26,7 +27,9 @@ from train.recipes import base_config
 from train.run.stored import load_run
 from train.sharding import make_mesh
 from train.step import init_state, make_train_step
+from vit_jax import create_model
 from vit_jax.layers import BatchNorm, Dense
+from vit_jax.objectives import create_objective
 from vit_jax.objectives.classify import Classify
 
 INFO = DataInfo(tuple("0123456789"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
@@ -271,3 +274,18 @@ def test_something_must_be_trained():
         make_partial(Config(freeze=("embeddings", "blocks:0-1")), objective, IMAGES)
     with pytest.raises(UserError, match="--freeze embeddings: no embeddings are recognised in t2t/tiny"):
         make_partial(Config(freeze=("embeddings",)), Classify(Dense(3)), IMAGES)
+
+
+def test_blocks_of_a_decoder_are_trained():
+    """Only the encoder has the blocks that --freeze counts, and LoRA's layers."""
+    encoder = create_model("vit/tiny", num_classes=0, image_size=8)
+    objective = create_objective("mae", encoder)
+    config = Config(model="vit", objective="mae", freeze=("blocks:0",))
+    images = jnp.zeros((1, 8, 8, 3))
+    frozen = make_partial(config, objective, images).frozen
+    assert frozen
+    assert {path[0] for path in frozen} == {"encoder"}
+    partial = make_partial(dataclasses.replace(config, freeze=(), lora=Lora(rank=2)), objective, images)
+    params = jax.eval_shape(objective.init, jax.random.key(0), images)[0]
+    extended = jax.eval_shape(partial.extended, params, jax.random.key(0))
+    assert extended["lora"].keys() == {"encoder"}

@@ -263,12 +263,14 @@ def test_a_table_has_the_probability_of_every_class(workdir, tmp_path, capsys, m
     ("arguments", "message"),
     [
         (["{folder}"], "contains no images"),
+        (["-"], "standard input names no images"),
         (["a.png", "--out={folder}/a.txt"], "a.txt: expected a file that ends in .csv or .jsonl"),
         (["a.png", "--out={folder}/nowhere/a.csv"], "there is no folder"),
     ],
 )
-def test_what_cannot_be_classified_is_told(tmp_path, arguments, message, capsys):
+def test_what_cannot_be_classified_is_told(tmp_path, arguments, message, capsys, monkeypatch):
     arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     assert predict([*arguments, f"--workdir={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Published weights as the start of a run: from every source, for other classes and sizes, with their preprocessing."""
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ from train.build import DataInfo, build_objective
 from train.config import Config, Data
 from train.data import image_to_input
 from train.errors import UserError
+from train.fitting import fit
 from train.initial import Initial, load_initial
 from train.published import with_published
 from train.run.stored import abstract_state, read_run_file
-from vit_jax import create_model, save_pretrained
+from vit_jax import create_model, load_pretrained, save_pretrained
 from vit_jax.convert import to_torch
 from vit_jax.objectives import create_objective
 from vit_jax.pretrained.positions import resample_positions
@@ -235,7 +237,7 @@ def test_blocks_that_stay_random_are_told(published):
             "activation is 'gelu'",
         ),
         (dict(model=ARCHITECTURE, init="{folder}", model_args=PAIRS, init_prefix="a."), "--init-prefix a. is not used"),
-        (dict(model="vit/tiny", init="{folder}"), "it is of a VisionTransformer, not of a ViT; pass --model=/"),
+        (dict(model="vit/tiny", init="{folder}"), "it is of a VisionTransformer, not of a ViT; --model=/"),
         (dict(model="cait/tiny", init="{folder}/model.safetensors"), "look like timm's ViT or Meta's DeiT"),
     ],
 )
@@ -245,3 +247,55 @@ def test_what_does_not_fit_is_told(published, options, message):
         initial(**options)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize("family", ["Dinov2", "ViT", "CLIPVision"])
+def test_a_folder_of_transformers_gives_an_architecture_of_timms(tmp_path, family):
+    pytest.importorskip("torch")
+    import tests.pretrained.timm_models  # noqa: F401  (replaces torchvision, which transformers imports)
+
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    config = getattr(transformers, f"{family}Config")(image_size=32, patch_size=16, **sizes)
+    theirs = getattr(transformers, f"{family}Model")(config)
+    theirs.save_pretrained(tmp_path)
+    info = INFO._replace(image_shape=(32, 32, 3))
+    found = initial(info, model=str(tmp_path), data=Data("folder:photos", image_size=(32, 32)))
+    assert found.report.missing == ()
+    expected = load_pretrained(tmp_path, image_size=32).variables["params"]["transformer"]
+    jax.tree.map(np.testing.assert_array_equal, found.variables["params"]["transformer"], expected)
+
+
+def test_positions_of_a_turned_image_are_resampled(zoo):
+    root, pairs, _ = zoo
+    wide = initial(
+        INFO._replace(image_shape=(16, 24, 3)), model="vit/tiny", model_args=pairs, init=f"{root}/w.safetensors"
+    )
+    loaded = {("params", "pos_embedding"): wide.variables["params"]["pos_embedding"]}
+    fitted = fit(loaded, loaded, head=frozenset(), old=(4, 6), new=(6, 4))
+    assert fitted.resampled == loaded.keys()
+    assert not np.allclose(*fitted.variables.values(), *loaded.values())
+
+
+def test_the_preprocessing_of_a_fine_tuned_run_goes_on(published, tmp_path):
+    data = write_folder(tmp_path / "data", {"train": 4, "val": 2}, size=lambda i: (40 + i, 60))
+    base = (f"--model={published.folder}", f"--data=folder:{data}", "--batch-size=2")
+    untrained(tmp_path / "run", "--steps=1", base=base)
+    stored = read_run_file(tmp_path / "run").config
+    again = with_published(Config(model="timm/test_vit", init=str(tmp_path / "run"), data=Data(f"folder:{data}")))
+    assert dataclasses.replace(again.data, min_crop=stored.data.min_crop) == stored.data
+
+
+def test_a_folder_that_is_gone_and_grey_images_are_told(published, tmp_path):
+    with pytest.raises(UserError, match=r"--model /nowhere: expected a folder with weights and config.json, or a name"):
+        with_published(Config(model="/nowhere"))
+    with pytest.raises(UserError, match=r"--data.channels is 1, but published weights expect RGB"):
+        with_published(Config(model=published.folder, data=Data("folder:photos", channels=1)))
+
+
+def test_weights_of_other_heads_are_refused(tmp_path):
+    untrained(tmp_path, "--steps=1")
+    config, info = read_run_file(tmp_path)
+    pairs = tuple(pair for pair in config.model_args if not pair.startswith(("heads", "dim_head")))
+    with pytest.raises(UserError, match="heads is 2 there and 1 here"):
+        initial(info, model="vit", model_args=(*pairs, "heads=1", "dim_head=16"), init=str(tmp_path))

@@ -244,7 +244,7 @@ def test_predict_refuses_in_one_line(learned, tmp_path, capsys):
         (good, unfinished, "no checkpoint"),
         (tmp_path / "text.png", learned, "text.png"),
         (tmp_path / "missing.png", learned, "missing.png"),
-        (tmp_path, learned, str(tmp_path)),
+        (tmp_path / "empty", learned, "contains no images"),
     ):
         assert predict([str(image), "--workdir", str(workdir)]) == 2
         out, err = capsys.readouterr()

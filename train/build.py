@@ -193,6 +193,7 @@ def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo
     try:
         return from_torch(model, select(path, prefix) if prefix else path, info.images)
     except PrefixError as error:
-        raise UserError(f"{option}: {error.found}: pass {option}-prefix={error.prefixes[0]}") from error
+        prefix = f"{option.removesuffix('-from')}-prefix={error.prefixes[0]}"
+        raise UserError(f"{option}: {error.found}: pass {prefix}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: {error}") from error

@@ -262,5 +262,12 @@ class Config:
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
 
-# Former defaults of options whose default is now None, so that older runs can continue.
-FORMER_DEFAULTS = {"data.eval_crop": 1.0, "distill.alpha": 0.5}
+
+def without_former_defaults(config: Config) -> Config:
+    """`config` with None for values that older versions stored as defaults and that mean the same."""
+    data, distill = config.data, config.distill
+    if data.eval_crop == 1.0 and data.crop_mode is None:
+        data = dataclasses.replace(data, eval_crop=None)
+    if distill.alpha == 0.5 and distill.features is None:
+        distill = dataclasses.replace(distill, alpha=None)
+    return dataclasses.replace(config, data=data, distill=distill)

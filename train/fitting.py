@@ -44,11 +44,12 @@ def fit(
         if path not in wanted:
             continue
         shape = wanted[path].shape
-        if value.shape == shape:
-            variables[path] = value
-        elif path[-1] == POSITIONS and (positions := _resampled(value, shape, old, new)) is not None:
+        is_other_grid = path[-1] == POSITIONS and (value.shape != shape or (None not in (old, new) and old != new))
+        if is_other_grid and (positions := _resampled(value, shape, old, new)) is not None:
             variables[path] = positions
             resampled.add(path)
+        elif value.shape == shape:
+            variables[path] = value
         elif path not in head:
             misfits.append(f"{'/'.join(path[1:])} is {value.shape} there and {shape} here")
     if misfits:

@@ -24,7 +24,10 @@ def list_images(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
 
 def _files(name: str, lines: Iterable[str]) -> list[Path]:
     if name == "-":
-        return [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        found = [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        if not found:
+            raise UserError("- : standard input names no images")
+        return found
     if os.path.isdir(name):
         from train.data.folder import images_below  # not at the top: it imports JAX
 

@@ -14,7 +14,7 @@ from train.fitting import RESAMPLED, Path, fit
 from train.lora import without_matrices
 from train.run.stored import InitReport
 from train.step import TrainState
-from train.stored_weights import is_torch_file, load_stored, patches
+from train.stored_weights import load_stored, patches
 from vit_jax.objectives.protocol import Objective
 
 
@@ -37,15 +37,12 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
         return None
     state = state.replace(params=without_matrices(state.params))  # LoRA's are always new
     trunk, _ = objective.trunk(state.params, state.extras)
-    # A torch file may hold the whole model of an objective, such as an encoder and the decoder of its pretraining.
-    # With distillation of features it is the student alone.
-    whole = option == "--init" and is_torch_file(source, config) and config.distill.features is None
-    path, model = ((), objective.model) if whole else (objective.trunk_path, trunk)
+    path = objective.trunk_path
     wanted = _below(path, state)
     of_trunk = flatten_dict(jax.eval_shape(trunk.init, jax.random.key(0), info.images)).keys()
-    head = wanted.keys() - of_trunk if path == objective.trunk_path else frozenset()
+    head = wanted.keys() - of_trunk
 
-    stored = load_stored(source, option, config, model, info)
+    stored = load_stored(source, option, config, trunk, info)
     keeps_head = option == "--init" and stored.class_names in (None, info.class_names)
     loaded = {name: leaf for name, leaf in stored.variables.items() if keeps_head or name not in head}
     try:

@@ -8,6 +8,7 @@ small change of a kernel is kept as in training of the whole model, but the grad
 """
 
 import math
+from collections.abc import Set
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +21,32 @@ from train.config import Lora
 SUBTREE = "lora"
 
 
-def linear_kernels(params: PyTree) -> list[tuple[str, ...]]:
-    """Paths of the kernels of linear layers and 1x1 convolutions in blocks (see `train.blocks.block`)."""
+def linear_kernels(params: PyTree, trunk: Set[tuple[str, ...]] | None = None) -> list[tuple[str, ...]]:
+    """Paths of the kernels of linear layers and 1x1 convolutions in blocks (see `train.blocks.block`).
+
+    If `trunk` is given, only those of its paths.
+    """
     is_linear = lambda shape: len(shape) >= 2 and math.prod(shape[:-2]) == 1
     return sorted(
         path
         for path, leaf in flatten_dict(params).items()
-        if path[-1] == "kernel" and is_linear(leaf.shape) and block(path) not in (FIRST, LAST)
+        if (trunk is None or path in trunk)
+        and path[-1] == "kernel"
+        and is_linear(leaf.shape)
+        and block(path) not in (FIRST, LAST)
     )
 
 
-def with_matrices(params: PyTree, lora: Lora, key: Array) -> PyTree:
+def with_matrices(params: PyTree, lora: Lora, key: Array, trunk: Set[tuple[str, ...]] | None = None) -> PyTree:
     """`params` with new LoRA matrices, which do not change the model yet: `b` is zero.
 
-    `a` is uniform between -i**-0.5 and i**-0.5, as in PEFT. Without LoRA, `params` itself.
+    If `trunk` is given, only its layers get matrices. `a` is uniform between -i**-0.5 and i**-0.5, as in PEFT. Without
+    LoRA, the result is `params` itself.
     """
     if not lora.rank:
         return params
     flat, matrices = flatten_dict(params), {}
-    for number, (*layer, _) in enumerate(linear_kernels(params)):
+    for number, (*layer, _) in enumerate(linear_kernels(params, trunk)):
         inputs, outputs = flat[*layer, "kernel"].shape[-2:]
         numbers = jax.random.uniform(jax.random.fold_in(key, number), (inputs, lora.rank), minval=-1.0)
         matrices[*layer, "a"] = numbers * inputs**-0.5

@@ -10,7 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 
-from train.blocks import FIRST, block, blocks_of
+from train.blocks import FIRST, LAST, block
 from train.build import model_name
 from train.commandline.freezing import frozen_blocks
 from train.config import Config, Lora
@@ -39,7 +39,7 @@ class Partial:
 
     def extended(self, params: PyTree, key: Array) -> PyTree:
         """The parameters of the run, from those of the objective."""
-        return with_matrices(params, self.lora, key)
+        return with_matrices(params, self.lora, key, self.frozen)
 
     def merged(self, params: PyTree) -> PyTree:
         """The parameters of the objective, from those of the run."""
@@ -76,12 +76,14 @@ def make_partial(config: Config, objective: Objective, images: Array) -> Partial
         return EVERYTHING
     params, extras = jax.eval_shape(objective.init, jax.random.key(0), images)
 
+    trunk = trunk_paths(objective, params, extras, images)
+
     def matched(value: str) -> Paths:
         if value == "backbone":
-            return trunk_paths(objective, params, extras, images)
+            return trunk
         if value == "embeddings":
-            return frozenset(path for path in flatten_dict(params) if block(path) == FIRST)
-        return _in_blocks(config, value, params)
+            return frozenset(path for path in trunk if block(path) == FIRST)
+        return _in_blocks(config, value, trunk)
 
     found = {value: matched(value) for value in freeze}
     for value, paths in found.items():
@@ -90,7 +92,7 @@ def make_partial(config: Config, objective: Objective, images: Array) -> Partial
     frozen = frozenset().union(*found.values())
     if frozen >= flatten_dict(params).keys():
         raise UserError(f"--freeze {' '.join(freeze)} leaves nothing to train in {model_name(config.model)}")
-    if config.lora.rank and not linear_kernels(params):
+    if config.lora.rank and not linear_kernels(params, frozen):
         rank = config.lora.rank
         raise UserError(f"--lora.rank {rank}: {model_name(config.model)} has no linear layers in blocks")
     return Partial(frozen, config.lora, evaluates="backbone" in freeze and not config.lora.rank)
@@ -103,12 +105,12 @@ def trunk_paths(objective: Objective, params: PyTree, extras: PyTree, images: Ar
     return frozenset(objective.trunk_path + path for path in own).intersection(flatten_dict(params))
 
 
-def _in_blocks(config: Config, value: str, params: PyTree) -> Paths:
-    """Paths of the parameters in the blocks that `value` names."""
+def _in_blocks(config: Config, value: str, trunk: Paths) -> Paths:
+    """Paths of the parameters of the trunk that are in the blocks that `value` names."""
     first, last = frozen_blocks(value)
-    order = blocks_of(params)
+    order = sorted({block(path) for path in trunk} - {FIRST, LAST})
     if last >= len(order):
         there = f"has blocks 0 to {len(order) - 1}" if order else "has no blocks that are recognised"
         raise UserError(f"--freeze {value}: {model_name(config.model)} {there}")
     wanted = set(order[first : last + 1])
-    return frozenset(path for path in flatten_dict(params) if block(path) in wanted)
+    return frozenset(path for path in trunk if block(path) in wanted)

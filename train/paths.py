@@ -5,6 +5,8 @@ import os
 
 from train.config import CHECKPOINTS, Config
 
+MOST_BYTES = 2**20  # of a config.json
+
 OF_TEACHERS = (CHECKPOINTS, "config.json")  # a folder without either may have the name of a model
 
 
@@ -14,9 +16,12 @@ def absolute_path(path: str) -> str:
 
 
 def is_published_folder(path: str) -> bool:
-    """Whether `path` is a local folder with the config.json of published weights. A run's folder has checkpoints."""
-    has = lambda name: os.path.exists(os.path.join(os.path.expanduser(path), name))
-    return has("config.json") and not has(CHECKPOINTS)
+    """Whether `path` is a local folder with a config.json that is not that of a run, which has the key "dataset"."""
+    try:
+        with open(os.path.join(os.path.expanduser(path), "config.json"), "rb") as file:
+            return b'"dataset":' not in file.read(MOST_BYTES)
+    except (OSError, ValueError):
+        return False
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -32,6 +37,7 @@ def with_absolute_paths(config: Config) -> Config:
         teacher = absolute_path(teacher)
     return dataclasses.replace(
         config,
+        model=absolute_path(config.model) if is_published_folder(config.model) else config.model,
         init=found(config.init),
         init_from=found(config.init_from),
         compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),

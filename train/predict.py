@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "predict", __doc__)
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
         images = list_images(map(str, options.images), sys.stdin)
         if options.attention and len(images) > DRAWN:
             raise UserError(f"--attention draws at most {DRAWN} images, but {len(images)} are given")

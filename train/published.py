@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ from train.config import Config
 from train.errors import UserError, shortened
 from train.paths import is_published_folder
 from train.recipes import names_weights
+from train.run.files import is_workdir
+from train.run.stored import read_run_file
 from vit_jax.pretrained.json_files import CONFIG, load_config
 from vit_jax.pretrained.loading import Found, find_source, network_of, preprocessing_of
 from vit_jax.pretrained.preprocessing import Preprocessing
@@ -18,6 +21,7 @@ from vit_jax.pretrained.tags import find_tag
 from vit_jax.pretrained.timm_config import architecture_of, read_config
 from vit_jax.pretrained.torchvision.weights import WEIGHTS
 from vit_jax.printable import printable
+from vit_jax.registry import TORCHVISION, list_models
 
 FROM_DATA = ("image_size", "num_classes", "channels")  # arguments of a model that the data determines
 
@@ -37,9 +41,13 @@ def with_published(config: Config) -> Config:
         UserError: If there are no such weights, or `config` names others too.
     """
     config = _with_architecture(config)
+    if config.init is not None and is_workdir(config.init):
+        return _as_in_run(config, config.init)
     preprocessing = _preprocessing(config)
     if preprocessing is None:
         return config
+    if config.data.channels == 1:
+        raise UserError("--data.channels is 1, but published weights expect RGB images: leave it out")
     expected = dict(
         image_size=preprocessing.image_size,
         eval_crop=preprocessing.crop_pct,
@@ -69,10 +77,23 @@ def say(line: str) -> None:
     print(printable(line, None), file=sys.stderr)
 
 
+def _as_in_run(config: Config, workdir: str) -> Config:
+    """`config` with the preprocessing of a run that began with published weights."""
+    theirs = read_run_file(workdir).config.data
+    if theirs.interpolation is None:
+        return config
+    names = ("image_size", "eval_crop", "crop_mode", "interpolation", "mean", "std", "channels")
+    missing = {name: getattr(theirs, name) for name in names if getattr(config.data, name) is None}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **missing))
+
+
 def _with_architecture(config: Config) -> Config:
     """`config` with a model's name as model, and the weights that were in its place as initial weights."""
     weights = config.model
     if not names_weights(weights):
+        is_name = weights.partition("/")[0] in (*list_models(), *TORCHVISION, "timm")
+        if not is_name and (os.path.exists(weights) or weights.startswith(("/", "./", "../"))):
+            raise UserError(f"--model {shortened(weights)}: expected a folder with weights and config.json, or a name")
         return config
     for option, other in (("--init", config.init), ("--init-from", config.init_from)):
         if other is not None:
@@ -87,7 +108,8 @@ def _with_architecture(config: Config) -> Config:
         else:
             name, different = _architecture(find_source(weights, None, say))
     given = parse_arguments("--model-args", config.model_args)
-    found = [f"{key}={value!r}" for key, value in different.items() if key not in (*FROM_DATA, *given)]
+    unnamed = (*FROM_DATA, *given, "layout")  # the layout is that of the file, which is read already
+    found = [f"{key}={value!r}" for key, value in different.items() if key not in unnamed]
     return dataclasses.replace(config, model=f"timm/{name}", model_args=(*found, *config.model_args), init=weights)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,9 @@ from vit_jax.state_dict import named_state_dict
 # Arguments that change no weight's meaning.
 FREE = (*FROM_DATA, "depth", "pool", "last_norm", "dropout", "drop_path", "antialias", "layout", "parent", "name")
 
+# Arguments that may differ although all weights have equal shapes.
+OF_HEADS = ("heads", "dim_head")
+
 
 class Stored(NamedTuple):
     """Loaded weights.
@@ -56,30 +59,25 @@ def load_stored(source: str, option: str, config: Config, model: nn.Module, info
         source: timm/NAME.TAG, hf:ORG/REPO, a file, a workdir, or a folder of published weights or of `train.convert`.
         option: The command-line option that gave `source`, for messages.
         config: Config of the run.
-        model: The network that they are for, as the run uses it.
+        model: The network that they are for, without a head.
         info: The dataset of the run.
 
     Raises:
         UserError: If the weights cannot be loaded, or are those of another network.
     """
-    if is_torch_file(source, config):
+    is_folder = not is_published(source) and reachable(source).is_dir()
+    if not (is_folder or is_published(source) or config.model.startswith("timm/")):
         return _of_torch_file(source, option, config, model, info)
     if config.init_prefix:
         raise UserError(f"--init-prefix {config.init_prefix} is not used for {option} {source}: leave it out")
-    if is_published(source) or not reachable(source).is_dir():
+    if not is_folder:
         return _published(source, option, config, model, info)
     if is_workdir(source):
-        return _of_run(source, option)
+        return _of_run(source, option, config, model)
+    if (reachable(source) / "config.json").exists():
+        raise UserError(f"{option} {source} is a run without checkpoints")
     with explained(option, source):
         return Stored(_flat(read_folder(source)))
-
-
-def is_torch_file(source: str, config: Config) -> bool:
-    """Whether `source` is a file of torch weights that are named as those of vit-pytorch or torchvision.
-
-    Files for timm's architectures have other names: those of several publishers.
-    """
-    return not (config.model.startswith("timm/") or is_published(source) or reachable(source).is_dir())
 
 
 def _of_torch_file(source: str, option: str, config: Config, model: nn.Module, info: DataInfo) -> Stored:
@@ -144,26 +142,29 @@ def _published(source: str, option: str, config: Config, model: nn.Module, info:
     if difference := _difference(network, model):
         raise UserError(
             f"{option} {source} does not fit --model {config.model}: {difference}; "
-            f"pass --model={source} for the model of the weights"
+            f"--model={source} without --model-args is the model of the weights"
         )
     return Stored(_flat(variables), resampled=any(RESAMPLED in line for line in lines))
 
 
-def _difference(theirs: nn.Module, ours: nn.Module) -> str | None:
-    """The first difference between two networks that no shape of a weight may show."""
+def _difference(theirs: nn.Module, ours: nn.Module, names: Collection[str] | None = None) -> str | None:
+    """The first difference between two networks, in all arguments or in `names`, that no shape of a weight may show."""
     if type(theirs) is not type(ours):
-        return f"it is of a {type(theirs).__name__}, not of a {type(ours).__name__}"
-    fields = (field.name for field in dataclasses.fields(ours) if field.name not in FREE)
+        return None if names else f"it is of a {type(theirs).__name__}, not of a {type(ours).__name__}"
+    fields = [field.name for field in dataclasses.fields(ours) if field.name not in FREE]
+    fields = [name for name in fields if names is None or name in names]
     for name, there, here in ((name, getattr(theirs, name), getattr(ours, name)) for name in fields):
         if there != here:
             return f"{name} is {there!r} there and {here!r} here"
     return None
 
 
-def _of_run(workdir: str, option: str) -> Stored:
+def _of_run(workdir: str, option: str, config: Config, model: nn.Module) -> Stored:
     run = load_run(workdir)
+    trunk = trunk_of(run)
+    if difference := _difference(trunk.module, model, names=OF_HEADS):
+        raise UserError(f"{option} {workdir} does not fit --model {config.model}: {difference}")
     if option == "--init-from":
-        trunk = trunk_of(run)
         return Stored(_flat(trunk.variables), patches(trunk.module, run.info))
     network, variables = model_variables(run)
     return Stored(_flat(variables), patches(network, run.info), class_names=run.info.class_names)

@@ -43,7 +43,7 @@ def check_options(config: Config) -> None:
     _check_data(config)
     _check_distill_options(config)
     for option, prefix, of, file in (
-        ("init-prefix", config.init_prefix, "init", config.init),
+        ("init-prefix", config.init_prefix, "init", config.init or config.init_from),
         ("distill.weights-prefix", config.distill.weights_prefix, "distill.weights", config.distill.weights),
     ):
         if prefix is not None and file is None:
@@ -56,6 +56,10 @@ def _check_data(config: Config) -> None:
     kind, _, rest = config.data.name.partition(":")
     if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
         raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
+    if config.data.split is not None and config.data.eval_split is not None:
+        raise UserError(
+            f"--data.split is {config.data.split} and --data.eval-split is {config.data.eval_split}: pass one of them"
+        )
     if config.data.split is not None and kind != "folder":
         raise UserError(f"--data.split is {config.data.split}; it is used only with --data=folder:PATH")
     if config.data.dir is not None and kind != "tfds":

@@ -104,7 +104,9 @@ def _is_unsplit(root: Path) -> bool:
     """Whether `root` has folders of classes in place of splits."""
     if not root.is_dir() or (root / "train").is_dir() or set(_folders(root)) & set(EVAL_SPLITS):
         return False
-    return any(_is_image(file) for entry in _entries(root) if entry.is_dir() for file in _entries(entry.path))
+    return any(
+        _is_image(file) for entry in _entries(root) if os.path.isdir(entry.path) for file in _entries(entry.path)
+    )
 
 
 def _divided(
@@ -117,12 +119,16 @@ def _divided(
     folder = root / "train" if (root / "train").is_dir() else root
     if named := set(_folders(root)) & set(EVAL_SPLITS) if folder != root else ():
         raise UserError(f"--data.split is {config.split}, but {root} has the split {min(named)}: leave one of them out")
+    if config.eval_split is not None:
+        raise UserError(f"{config.name} has no split {config.eval_split} to evaluate on: it has classes without splits")
     share = SPLIT if config.split is None else config.split
     train, evaluation = {}, {}
     for name, paths in _scan(folder, skipped, misplaced).items():
         count = min(len(paths) - 1, max(1, round((1 - share) * len(paths))))
         train[name], evaluation[name] = _hold_out(paths, count) if count > 0 else (paths, [])
     count = sum(map(len, evaluation.values()))
+    if any(train.values()) and not count:
+        raise UserError(f"{config.name}: one image in each class of {folder}: expected two or more, one to evaluate on")
     note = f"{count_images(count)} held out for evaluation, {1 - share:.0%} of each class (--data.split)"
     origins = (f"{share:g} of each class", f"the rest of {share:g} of each class")
     both = (_Split(folder, files, o) for files, o in zip((train, evaluation), origins, strict=True))
@@ -146,6 +152,8 @@ def open_images(root: Path, config: Data) -> Parts:
     train_root = root / "train" if (root / "train").is_dir() else root
     split = choose_split(config, _folders(root), required=False)
     eval_root = root / split if split else None
+    if eval_root and config.split is not None:
+        raise UserError(f"--data.split is {config.split}, but {root} has the split {split}: leave one of them out")
     skipped: list[str] = []
     train = images_below(train_root, skipped, without=eval_root)
     evaluation = images_below(eval_root, skipped) if eval_root else []
@@ -185,14 +193,14 @@ def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, li
     """
     files: dict[str, list[str]] = {}
     for entry in _entries(split):
-        if entry.name.startswith(".") or not entry.is_dir():
+        if entry.name.startswith(".") or not os.path.isdir(entry.path):
             (misplaced if _is_image(entry) else skipped).append(entry.path)
             continue
         files[entry.name] = []
         for file in _entries(entry.path):
             if _is_image(file):
                 files[entry.name].append(file.path)
-            elif file.is_dir() and not file.name.startswith(".") and (below := images_below(file.path)):
+            elif os.path.isdir(file.path) and not file.name.startswith(".") and (below := images_below(file.path)):
                 misplaced += below
             else:
                 skipped.append(file.path)
@@ -214,7 +222,7 @@ def images_below(folder: Path | str, skipped: list[str] | None = None, without: 
         for entry in _entries(folder):
             if _is_image(entry):
                 images.append(entry.path)
-            elif entry.is_dir() and not entry.name.startswith("."):
+            elif os.path.isdir(entry.path) and not entry.name.startswith("."):
                 walk(entry.path)
             else:
                 skipped.append(entry.path)
@@ -239,13 +247,13 @@ def _entries(folder: Path | str) -> list[os.DirEntry]:
 
 def _folders(root: Path) -> list[str]:
     """Names of the folders other than "train", which may be splits."""
-    return [entry.name for entry in _entries(root) if entry.is_dir() and entry.name != "train"]
+    return [entry.name for entry in _entries(root) if os.path.isdir(entry.path) and entry.name != "train"]
 
 
 def _is_image(file: os.DirEntry) -> bool:
     suffix = os.path.splitext(file.name)[1].lower()
     visible = not file.name.startswith(".")
-    return visible and suffix in SUFFIXES and file.is_file() and file.stat().st_size > 0
+    return visible and suffix in SUFFIXES and os.path.isfile(file.path) and file.stat().st_size > 0
 
 
 def _folder_source(files: dict[str, list[str]], class_names: tuple[str, ...], channels: int) -> FolderSource:

@@ -50,7 +50,7 @@ def describe(
             f"{height}x{width}x{channels}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
-        *_preprocessing(config.data),
+        *(_preprocessing(config.data) if config.init or config.init_from else []),
         *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
@@ -75,9 +75,9 @@ def describe(
 
 def _preprocessing(data: Data) -> list[tuple[str, str]]:
     """The row about images that are prepared as published weights expect them."""
-    if data.interpolation is None or data.crop_mode is None:
+    if None in (data.eval_crop, data.crop_mode, data.interpolation, data.mean, data.std):
         return []
-    three = lambda values: " ".join(f"{value:.3g}" for value in values or ())
+    three = lambda values: " ".join(f"{value:.3g}" for value in values)
     crop = f"{data.crop_mode} crop of {data.eval_crop:.1%}, {data.interpolation}"
     return [("images", f"as the weights expect: {crop}, mean {three(data.mean)}, deviation {three(data.std)}")]
 

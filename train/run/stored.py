@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Float32, PyTree
 
 from train.build import DataInfo, build_objective
-from train.config import Config
+from train.config import Config, without_former_defaults
 from train.data.augment import normalize
 from train.errors import UserError
 from train.lora import merged
@@ -69,7 +69,7 @@ class Run:
     """A trained run.
 
     `run = load_run("runs/photos")`, and then `run.predict("photo.jpg")` are the probabilities of its classes, and
-    `run.model.apply(run.variables, run.preprocess("photo.jpg")[None])` the outputs of its model.
+    `jax.jit(run.model.apply)(run.variables, run.preprocess("photo.jpg")[None])` the outputs of its model.
 
     Attributes:
         config: Its settings.
@@ -125,7 +125,7 @@ def read_run_file(workdir: os.PathLike | str) -> RunFile:
     path = reachable(workdir) / "config.json"
     try:
         stored = read_json(path, StoredRun)
-        found = RunFile(stored.config, stored.dataset)
+        found = RunFile(without_former_defaults(stored.config), stored.dataset)
         check_options(found.config)
         channels = found.dataset.image_shape[2]
         if not len(found.dataset.mean) == len(found.dataset.std) == channels:

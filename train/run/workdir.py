@@ -13,7 +13,7 @@ from etils import epath
 
 from train.build import DataInfo
 from train.cluster.processes import is_lead, on_lead
-from train.config import FORMER_DEFAULTS, MAY_CHANGE, Config
+from train.config import MAY_CHANGE, Config, without_former_defaults
 from train.data.fingerprint import FILE as FINGERPRINTS
 from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
 from train.errors import UserError
@@ -106,7 +106,7 @@ def claim_workdir(
             the message names the differences.
     """
     workdir = epath.Path(config.workdir)
-    mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
+    mine = {"config": dataclasses.asdict(without_former_defaults(config)), "dataset": info._asdict()}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / "config.json").exists():
@@ -153,7 +153,7 @@ def is_finished(workdir: os.PathLike | str, total: int) -> bool:
 def _check_same(config: Config, info: DataInfo) -> None:
     """Raises UserError, with the differences, if the workdir contains a run of another configuration."""
     workdir = epath.Path(config.workdir)
-    mine = {"config": dataclasses.asdict(config), "dataset": info._asdict()}
+    mine = {"config": dataclasses.asdict(without_former_defaults(config)), "dataset": info._asdict()}
     there_config, there_info = read_run_file(workdir)
     there = {"config": dataclasses.asdict(there_config), "dataset": there_info._asdict()}
     same = _flatten({"config": dataclasses.asdict(with_absolute_paths(there_config)), "dataset": there_info._asdict()})
@@ -162,7 +162,6 @@ def _check_same(config: Config, info: DataInfo) -> None:
         for old, new in ((_flatten(there), _flatten(mine)),)
         for name in new
         if new[name] not in (old[name], same[name]) and name not in MAY_CHANGE
-        if new[name] is not None or old[name] != FORMER_DEFAULTS.get(name)
     ]
     if differences:
         raise UserError(

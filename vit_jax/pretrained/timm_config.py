@@ -30,13 +30,20 @@ def read_config(config: Mapping[str, Any], file: str) -> tuple[str, dict[str, An
     name = config["architecture"]
     base = create_model(f"timm/{name}")
     given = {key: config[key] for key in ("num_classes",) if key in config}
-    given |= {key: value for key, value in config.get("model_args", {}).items() if key not in _IN_TRAINING}
+    stated = config.get("model_args") or {}
+    if not isinstance(stated, Mapping):
+        raise ValueError(f"{file}: model_args={printable(repr(stated), 60)}: expected an object")
+    given |= {key: value for key, value in stated.items() if key not in _IN_TRAINING}
     pool = given.pop("global_pool", base.timm_pool)
     if pool != base.timm_pool:
         raise ValueError(f"{file}: model_args has global_pool={printable(repr(pool), 60)}, unlike {name}")
     keywords = _KEYWORDS | base.timm_keywords
     arguments = {keywords[key]: value for key, value in given.items() if key in keywords}
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    for key, value in (given | {"mlp_ratio": given.get("mlp_ratio", 1)}).items():
+        numbers = value if isinstance(value, list) else [value]
+        if key in (*keywords, "mlp_ratio") and not all(type(number) in (int, float) for number in numbers):
+            raise ValueError(f"{file}: {printable(key)}={printable(repr(value), 60)}: expected numbers")
     if hasattr(base, "mlp_dim"):
         ratio = given.pop("mlp_ratio", None)
         if ratio is not None:
@@ -56,7 +63,7 @@ def write_config(model: TimmNetwork, preprocess: Preprocessing) -> dict[str, Any
     Raises:
         ValueError: if no architecture of timm's differs from `model` in sizes alone.
     """
-    name, different = architecture_of(model)
+    name, different = _architecture_of_sizes(model)
     base = CLASSES[type(model)][name]
     keywords = {ours: theirs for theirs, ours in (_KEYWORDS | model.timm_keywords).items()}
     arguments = {keywords[key]: value for key, value in different.items() if key in keywords}
@@ -75,20 +82,21 @@ def write_config(model: TimmNetwork, preprocess: Preprocessing) -> dict[str, Any
 
 
 def architecture_of(model: TimmNetwork) -> tuple[str, dict[str, Any]]:
-    """The architecture of timm's that is most like `model`, and the sizes in which they differ.
+    """The architecture of timm's that is most like `model`, and the arguments in which they differ."""
+    found = {name: _differences(model, arguments) for name, arguments in CLASSES[type(model)].items()}
+    name = min(found, key=lambda name: len(found[name]))
+    return name, found[name]
 
-    Raises:
-        ValueError: if no architecture differs from `model` in sizes alone.
-    """
-    best = None
+
+def _architecture_of_sizes(model: TimmNetwork) -> tuple[str, dict[str, Any]]:
+    """As `architecture_of`, if they differ in sizes alone. Raises ValueError if no architecture does."""
     sizes = {*_KEYWORDS.values(), *model.timm_keywords.values(), "mlp_dim"}
-    for name, arguments in CLASSES[type(model)].items():
-        different = _differences(model, arguments)
-        if different.keys() <= sizes and (best is None or len(different) < len(best[1])):
-            best = name, different
-    if best is None:
+    found = {name: _differences(model, arguments) for name, arguments in CLASSES[type(model)].items()}
+    found = {name: different for name, different in found.items() if different.keys() <= sizes}
+    if not found:
         raise ValueError("no architecture of timm's has the blocks of this model: save it with to_torch")
-    return best
+    name = min(found, key=lambda name: len(found[name]))
+    return name, found[name]
 
 
 def _differences(model: TimmNetwork, arguments: Mapping[str, Any]) -> dict[str, Any]:
