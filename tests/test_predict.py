@@ -352,7 +352,7 @@ def test_names_that_do_not_print_are_escaped(workdir, tmp_path, capfd):
     assert "\x1b" not in out + err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_attention_of_a_trained_model_lies_on_the_strokes(tmp_path):
     """By attention rollout, the class token of a T2T-ViT attends to patches with more ink than the mean patch."""
     sizes = ("dim=32", "depth=2", "heads=2", "mlp_dim=64", "t2t_layers=((3, 1), (3, 1))")

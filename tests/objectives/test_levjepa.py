@@ -34,7 +34,7 @@ def draw(objective, images) -> dict:
 
 
 @pytest.mark.parametrize("kwargs", SETTINGS, ids=["batch-norm", "standardized"])
-@pytest.mark.parametrize("name", ["levjepa", "levjepa_nd"])
+@pytest.mark.parametrize("name", ["levjepa", pytest.param("levjepa_nd", marks=pytest.mark.exhaustive)])
 def test_loss_and_gradient_are_upstreams(name, kwargs, monkeypatch):
     """In training mode, with dropped patches and batch statistics, and with images mixed as upstream mixes them."""
     torch = pytest.importorskip("torch")
@@ -199,7 +199,7 @@ def test_bad_arguments_of_the_trunks_are_named(case, kwargs, message):
         build(case, **kwargs)
 
 
-@pytest.mark.parametrize("name", ["levjepa", "levjepa_nd"])
+@pytest.mark.parametrize("name", ["levjepa", pytest.param("levjepa_nd", marks=pytest.mark.exhaustive)])
 def test_a_run_from_the_command_line(name, tmp_path):
     options = ("--batch-size=32", "--steps=2", "--eval-batch-size=256", "--log-steps=1", "--recipe=digits")
     sizes = ("--model-args", "depth=1", "dim=16", "heads=2", "mlp_dim=32", "--objective-args", "num_classes_K=16")
