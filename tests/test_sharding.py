@@ -209,7 +209,7 @@ def on_one_device(model: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "mesh"), pairs(MESHES, elsewhere=("levit",)))
+@pytest.mark.parametrize(("model", "mesh"), pairs(MESHES, elsewhere=()))
 def test_eight_devices_train_as_one(model, mesh, tmp_path, capsys):
     expected = on_one_device(model)
     assert run(tmp_path, *OPTIONS, f"--mesh={mesh}", base=MODELS[model]) == 0

@@ -106,6 +106,7 @@ def test_features_of_every_form():
         regions(Encoder(), tokens[:, 0])
 
 
+@pytest.mark.exhaustive  # dino's run is a default test
 def test_a_run_of_tokens_and_smaller_views(tmp_path):
     arguments = ("--objective-args", "num_classes_K=32", "num_local_views=1", "projection_layers=2")
     assert train(tmp_path, "--steps=2", "--objective=es_vit", *arguments) == 0

@@ -180,6 +180,7 @@ def test_bad_values_are_named(kwargs, message):
         create_objective("lejepa", encoder(), **kwargs)
 
 
+@pytest.mark.exhaustive  # levjepa's run is a default test
 def test_a_run_from_the_command_line(tmp_path):
     arguments = ("--objective-args", "num_classes_K=16", "projection_layers=2")
     assert train(tmp_path, "--steps=4", "--objective=lejepa", *arguments) == 0
