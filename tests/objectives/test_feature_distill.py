@@ -18,7 +18,7 @@ from vit_jax import capture, create_model
 from vit_jax.objectives import create_objective
 from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill, Teacher
-from vit_jax.objectives.feature_distill import FeatureDistill, feature_loss, features_of, learned_from
+from vit_jax.objectives.feature_distill import FeatureDistill, feature_loss, features_of, teacher_outputs
 
 RNG = np.random.default_rng(0)
 IMAGES = jax.device_put(RNG.standard_normal((4, 16, 16, 3), np.float32))
@@ -127,7 +127,7 @@ def test_the_students_features_approach_the_teachers():
 
     @jax.jit
     def constant():
-        maps, _ = learned_from(objective.teacher, teacher, IMAGES, "tokens", logits=False)
+        maps, _ = teacher_outputs(objective.teacher, teacher, IMAGES, "tokens", logits=False)
         target = jax.nn.standardize(jax.image.resize(maps, (4, 4, 4, 32), "bilinear"))
         return feature_loss(jnp.broadcast_to(target.mean((0, 1, 2), keepdims=True), target.shape), target)
 
