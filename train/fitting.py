@@ -12,16 +12,16 @@ Path = tuple[str, ...]  # of a variable, such as ("params", "transformer", "attn
 Grid = tuple[int, int]  # rows and columns of patches
 
 POSITIONS = "pos_embedding"  # the parameter with learned positions of patches in most models
-RESAMPLED = (POSITIONS, "pos_embed", "relative_position_bias_table")  # what `load_pretrained` resamples
+# Names of the parameters that `load_pretrained` resamples to another image size.
+RESAMPLED_LEAVES = (POSITIONS, "pos_embed", "relative_position_bias_table")
 LISTED = 20  # misfits in an error message
 
 
 class Fitted(NamedTuple):
-    """Variables that fit into a model, and the paths of those that were resampled and of those that were left out."""
+    """Variables that fit into a model, and the paths of those that were resampled."""
 
     variables: dict[Path, Any]
     resampled: frozenset[Path]
-    left_out: frozenset[Path]
 
 
 def fit(
@@ -55,7 +55,7 @@ def fit(
     if misfits:
         more = [f"and {len(misfits) - LISTED} more"] if len(misfits) > LISTED else []
         raise ValueError("; ".join([*misfits[:LISTED], *more]))
-    return Fitted(variables, frozenset(resampled), frozenset(loaded.keys() - variables.keys()))
+    return Fitted(variables, frozenset(resampled))
 
 
 def square(count: int) -> Grid | None:

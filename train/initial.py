@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from train.build import DataInfo
 from train.config import Config
 from train.errors import UserError
-from train.fitting import RESAMPLED, Path, fit
+from train.fitting import RESAMPLED_LEAVES, Path, fit
 from train.lora import without_matrices
 from train.run.stored import InitReport
 from train.step import TrainState
@@ -57,7 +57,9 @@ def load_initial(config: Config, objective: Objective, info: DataInfo, state: Tr
         )
 
     kept = {_name(name, path) for name in fitted.variables}
-    resampled = {name for name in fitted.variables if name[-1] in RESAMPLED} if stored.resampled else fitted.resampled
+    resampled = (
+        {name for name in fitted.variables if name[-1] in RESAMPLED_LEAVES} if stored.resampled else fitted.resampled
+    )
     report = InitReport(
         source,
         loaded=tuple(sorted(kept)),
