@@ -154,6 +154,7 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path, capsys, 
     stored = json.loads(before)
     stored["config"]["data"]["eval_crop"] = 1.0  # as an older version wrote them
     stored["config"]["distill"]["alpha"] = 0.5
+    del stored["config"]["data"]["target"], stored["dataset"]["target"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
     claim_workdir(claimed, info)
 

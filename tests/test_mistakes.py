@@ -51,6 +51,7 @@ EARLY = [
     ("--data=", "--data.name is ''"),
     ("--data=mnist", "unknown data 'mnist': expected digits, tfds:NAME or folder:PATH"),
     ("--data=folder:", "unknown data 'folder:'"),
+    ("--data.target=multilabel", "--data.target is multilabel, but digits has only classes"),
     ("--data.dir=here", "--data.dir is 'here'; it is used only with --data=tfds:NAME"),
     ("--recipe=nope", "--recipe nope: expected one of digits"),
     ("--recipe=", "--recipe : expected one of digits"),

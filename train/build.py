@@ -1,7 +1,7 @@
 """Build the model and the objective that a config names, and load weights."""
 
 import math
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +23,29 @@ from vit_jax.state_dict import PrefixError
 MOST_VALUES = 2**26  # in an image: 8192 x 8192 pixels of one channel
 MOST_PATCHES = 2**16  # 4096 x 4096 pixels in patches of 16
 
+Positive = Annotated[float, Range(0, math.inf, open_low=True, open_high=True)]
+
 
 class DataInfo(NamedTuple):
     """Properties of the dataset that a workdir stores.
 
     Attributes:
-        class_names: Names of the classes, empty if labels are not used.
+        class_names: Names of the classes, labels, or number columns; empty if they are not used.
         image_shape: Height, width and channels of the model's input.
         mean: Mean per channel, of pixels in 0..1.
         std: Standard deviation per channel, of pixels in 0..1.
+        target: What is learned of each image; see `Data.target`.
+        target_mean: For regression, mean of each number column over the training images; otherwise empty.
+        target_std: For regression, standard deviation of each number column; otherwise empty.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[Side, Side, Side]
     mean: tuple[float, ...]
-    std: tuple[Annotated[float, Range(0, math.inf, open_low=True, open_high=True)], ...]
+    std: tuple[Positive, ...]
+    target: Literal["class", "multilabel", "regression"] = "class"
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[Positive, ...] = ()
 
     @property
     def images(self) -> jax.Array:

@@ -33,6 +33,8 @@ class Data:
     split: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
     """Share of each class for training, the rest for evaluation; only for folders without an evaluation split; default:
     0.8 for PATH/CLASS/*.jpg (0.9 without labels)."""
+    target: Literal["class", "multilabel", "regression"] = "class"
+    """What is learned of each image: its `class`, any number of labels (`multilabel`), or numbers (`regression`)."""
     image_size: tuple[Side, Side] | None = None
     """Height and width of the model's input in pixels, or one number for both; default: the size of the images, which
     must be the same for all."""

@@ -75,7 +75,8 @@ def prepare(config: Config) -> Setup:
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
-    info = as_begun(config, DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std))
+    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std, config.data.target)
+    info = as_begun(config, info)
     total, steps_per_epoch = length(config, len(dataset.train))
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
 

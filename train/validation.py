@@ -18,6 +18,8 @@ from vit_jax.registry import unknown
 # Options that only some objectives use, and the name of the objective's argument.
 OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
 
+ONLY_CLASSES = ("digits", "folder", "tfds")  # kinds of data without labels or numbers
+
 
 def validate(config: Config) -> None:
     """Check everything that can be checked before data is read.
@@ -56,6 +58,8 @@ def _check_data(config: Config) -> None:
     kind, _, rest = config.data.name.partition(":")
     if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
         raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
+    if config.data.target != "class" and kind in ONLY_CLASSES:
+        raise UserError(f"--data.target is {config.data.target}, but {shortened(config.data.name)} has only classes")
     if config.data.split is not None and config.data.eval_split is not None:
         raise UserError(
             f"--data.split is {config.data.split} and --data.eval-split is {config.data.eval_split}: pass one of them"
