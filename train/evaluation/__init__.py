@@ -1,0 +1,1 @@
+"""Measure a trained network on labelled images, and show the results."""
