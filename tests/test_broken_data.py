@@ -92,8 +92,9 @@ def break_size(root):
     (break_nothing, {"std": (math.nan,) * 3}, "--data.std is (nan, nan, nan); it must be one or more values, each"),
     (break_nothing, {"std": (1e-300,) * 3}, "--data.std is (1e-300, 1e-300, 1e-300); it must be"),
     (break_nothing, {"image_size": (10**9, 10**9)}, "--data.image-size is (1000000000, 1000000000); it must be"),
-    (break_nothing, {"name": "imagenet"}, "data 'imagenet': expected digits, tfds:NAME or folder:PATH"),
+    (break_nothing, {"name": "imagenet"}, "data 'imagenet': expected digits, folder:PATH or tfds:NAME"),
     (break_nothing, {"name": "folder:"}, "unknown data 'folder:'"),
+    (break_nothing, {"name": "digits:x"}, "unknown data 'digits:x'"),
     (break_nothing, {"name": "digits", "eval_split": "val"}, "has no split val to evaluate on; it has: test"),
 ])  # fmt: skip
 def test_mistakes_get_one_clear_line(tmp_path, change, config, message):
@@ -111,7 +112,7 @@ def test_an_image_size_beyond_memory_is_refused_unseen(monkeypatch, numbers, byt
     config = Data(image_size=(16_000, 10_000), **numbers)
     need = 16_000 * 10_000 * 3 * bytes_per_value * os.cpu_count()
     monkeypatch.setattr("train.data.dataset.host_memory", lambda: need - 1)
-    monkeypatch.setattr("train.data.dataset.open_digits", lambda config: pytest.fail("the data was opened"))
+    monkeypatch.setattr("train.data.sources.open_digits", lambda *_, **__: pytest.fail("the data was opened"))
     with pytest.raises(UserError, match=rf"\(16000, 10000\): .* needs {need / 2**30:.2f} GiB, but there are only "):
         load_dataset(config)
 

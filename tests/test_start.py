@@ -8,7 +8,7 @@ import sys
 from train.config import Data
 from train.data.sources import open_digits
 import train.loop
-open_digits(Data())
+open_digits("", Data())
 print([name for name in ("torch", "sklearn", "scipy", "pandas", "matplotlib", "tensorflow") if name in sys.modules])
 """
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from train.data_kinds import KINDS
 from train.errors import UserError
 
 SHELLS = ("bash", "zsh")
@@ -55,12 +56,8 @@ def data() -> str:
     """The kinds of data, and the datasets that TFDS has prepared in its default folder."""
     folder = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     prepared = sorted({path.relative_to(folder).parts[0] for path in folder.glob("**/dataset_info.json")})
-    lines = (
-        ("digits", "1,797 scans of handwritten digits, 8x8 pixels, included; the default"),
-        ("folder:PATH", "images in PATH/CLASS/, or in PATH/train/CLASS/ and PATH/val/CLASS/ or PATH/test/CLASS/"),
-        ("tfds:NAME", f"a dataset that TFDS has prepared; in {folder}: {', '.join(prepared) or 'none'}"),
-    )
-    return "\n".join(f"{name:12} {text}" for name, text in lines)
+    found = {"tfds": f"; in {folder}: {', '.join(prepared) or 'none'}"}
+    return "\n".join(f"{kind.written:12} {kind.about}{found.get(name, '')}" for name, kind in KINDS.items())
 
 
 LISTINGS: dict[str, Callable[[], str]] = {

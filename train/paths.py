@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 from train.config import CHECKPOINTS, Config
+from train.data_kinds import with_path
 
 MOST_BYTES = 2**20  # of a config.json
 
@@ -31,7 +32,6 @@ def with_absolute_paths(config: Config) -> Config:
     """
     found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
     data, distill = config.data, config.distill
-    kind, _, folder = data.name.partition(":")
     teacher = distill.teacher
     if teacher and any(os.path.exists(os.path.join(os.path.expanduser(teacher), name)) for name in OF_TEACHERS):
         teacher = absolute_path(teacher)
@@ -41,8 +41,6 @@ def with_absolute_paths(config: Config) -> Config:
         init=found(config.init),
         init_from=found(config.init_from),
         compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),
-        data=dataclasses.replace(
-            data, name=f"folder:{found(folder)}" if kind == "folder" else data.name, dir=found(data.dir)
-        ),
+        data=dataclasses.replace(data, name=with_path(data.name, found), dir=found(data.dir)),
         distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
     )

@@ -11,14 +11,13 @@ from train.commandline.arguments import parse_arguments
 from train.commandline.freezing import check_partial_options
 from train.commandline.ranges import check_values
 from train.config import Augment, Config, Distill
+from train.data_kinds import check_data
 from train.errors import UserError, shortened
 from train.recipes import base_config
 from vit_jax.registry import unknown
 
 # Options that only some objectives use, and the name of the objective's argument.
 OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
-
-ONLY_CLASSES = ("digits", "folder", "tfds")  # kinds of data without labels or numbers
 
 
 def validate(config: Config) -> None:
@@ -42,7 +41,7 @@ def validate(config: Config) -> None:
 def check_options(config: Config) -> None:
     """Raises UserError for a value out of range, and for options that conflict."""
     check_values(config)
-    _check_data(config)
+    check_data(config.data)
     _check_distill_options(config)
     for option, prefix, of, file in (
         ("init-prefix", config.init_prefix, "init", config.init or config.init_from),
@@ -52,22 +51,6 @@ def check_options(config: Config) -> None:
             raise UserError(f"--{option} {shortened(prefix)} needs --{of}, which is not given")
     check_partial_options(config)
     _check_processes(config)
-
-
-def _check_data(config: Config) -> None:
-    kind, _, rest = config.data.name.partition(":")
-    if config.data.name != "digits" and (kind not in ("folder", "tfds") or not rest):
-        raise UserError(f"unknown data {config.data.name!r}: expected digits, tfds:NAME or folder:PATH")
-    if config.data.target != "class" and kind in ONLY_CLASSES:
-        raise UserError(f"--data.target is {config.data.target}, but {shortened(config.data.name)} has only classes")
-    if config.data.split is not None and config.data.eval_split is not None:
-        raise UserError(
-            f"--data.split is {config.data.split} and --data.eval-split is {config.data.eval_split}: pass one of them"
-        )
-    if config.data.split is not None and kind != "folder":
-        raise UserError(f"--data.split is {config.data.split}; it is used only with --data=folder:PATH")
-    if config.data.dir is not None and kind != "tfds":
-        raise UserError(f"--data.dir is {config.data.dir!r}; it is used only with --data=tfds:NAME")
 
 
 def _check_distill_options(config: Config) -> None:

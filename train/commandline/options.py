@@ -19,6 +19,7 @@ import tyro
 
 from train.commandline.ranges import check_values, expected, hints, inner_types, most_values, readable
 from train.config import Side
+from train.data_kinds import KINDS
 from train.errors import UserError, shortened
 
 T = TypeVar("T")
@@ -81,7 +82,8 @@ HELP = ("--help", "-h", "--tyro-print-completion", "--tyro-write-completion")
 
 def expand_user(argv: list[str]) -> list[str]:
     """Expand `~` at the start of a path: ~/x, --option=~/x, folder:~/x. Shells expand only the first form."""
-    found = [re.fullmatch(r"((?:--[\w.-]+=)?(?:folder:)?)(~.*)", arg, re.DOTALL) for arg in argv]
+    kinds = "|".join(name for name, kind in KINDS.items() if kind.is_path)
+    found = [re.fullmatch(rf"((?:--[\w.-]+=)?(?:(?:{kinds}):)?)(~.*)", arg, re.DOTALL) for arg in argv]
     return [m[1] + os.path.expanduser(m[2]) if m else arg for m, arg in zip(found, argv, strict=True)]
 
 

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,10 @@ import rich.progress
 from train.commandline.ranges import check_values
 from train.config import Data
 from train.data.fingerprint import Fingerprint
-from train.data.folder import open_folder, open_images
 from train.data.skipped import Skipped
-from train.data.sources import ArraySource, Source, open_digits, read
-from train.data.tfds import open_tfds
+from train.data.sources import ArraySource, Source, read
 from train.data.transforms import evaluation_crop, evaluation_of
+from train.data_kinds import parse_kind
 from train.errors import UserError
 from train.memory import host_memory, in_words
 from vit_jax.printable import printable
@@ -66,15 +64,8 @@ def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
     """
     check_values(config, "data.")
     _check_image_size(config)
-    kind, _, rest = config.name.partition(":")
-    if config.name == "digits":
-        parts = open_digits(config)
-    elif kind == "folder" and rest:
-        parts = (open_folder if labels else open_images)(Path(rest).expanduser(), config)
-    elif kind == "tfds" and rest:
-        parts = open_tfds(rest, config, labels=labels)
-    else:
-        raise UserError(f"unknown data {config.name!r}: expected digits, tfds:NAME or folder:PATH")
+    kind, rest = parse_kind(config.name)
+    parts = kind.load_opener()(rest, config, labels=labels)
     train, evaluation, class_names, notes, fingerprints = parts
     if labels and len(class_names) < 2:
         raise UserError(f"{config.name} has a single class, {class_names[0]!r}: expected two or more")

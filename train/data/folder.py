@@ -38,7 +38,12 @@ class FolderSource:
         return self.paths[index]
 
 
-def open_folder(root: Path, config: Data) -> Parts:
+def open_folder(path: str, config: Data, *, labels: bool = True) -> Parts:
+    """Open a folder of images: with a subfolder for each class or, if labels are not needed, of any arrangement."""
+    return (_open_classes if labels else _open_images)(Path(path).expanduser(), config)
+
+
+def _open_classes(root: Path, config: Data) -> Parts:
     """Open a folder with a subfolder for each class.
 
     Args:
@@ -135,7 +140,7 @@ def _divided(
     return *both, (note,)
 
 
-def open_images(root: Path, config: Data) -> Parts:
+def _open_images(root: Path, config: Data) -> Parts:
     """Open all images in a folder, for objectives without labels.
 
     Args:

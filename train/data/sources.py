@@ -70,7 +70,7 @@ def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
     return *source[index], index
 
 
-def open_digits(config: Data) -> Parts:
+def open_digits(_: str, config: Data, *, labels: bool = True) -> Parts:
     """Open 1,797 scans of handwritten digits, 8x8 pixels, as scikit-learn has them; 360 are held out for evaluation.
 
     They are in the file `digits.npz`, because importing scikit-learn takes a second.

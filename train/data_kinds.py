@@ -1,0 +1,81 @@
+"""The kinds of data that `--data` names. This module avoids slow imports, for `--help` and errors in options."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+from train.config import Data
+from train.errors import UserError, shortened
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of data.
+
+    Attributes:
+        written: The form of `--data`, such as folder:PATH.
+        opener: MODULE:FUNCTION, called as function(text after the colon, config, labels=...), which returns `Parts`.
+        about: Description for `--list-data`.
+        options: Fields of `Data` that only some kinds use: those in OPTIONAL, and "target".
+        is_path: Whether a path follows the colon.
+    """
+
+    written: str
+    opener: str
+    about: str
+    options: tuple[str, ...] = ()
+    is_path: bool = False
+
+    def load_opener(self) -> Callable:
+        """Import the function that opens data of this kind."""
+        module, _, function = self.opener.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+OPTIONAL = ("dir", "split")
+
+KINDS = {
+    "digits": Kind(
+        "digits",
+        "train.data.sources:open_digits",
+        "1,797 scans of handwritten digits, 8x8 pixels, included; the default",
+    ),
+    "folder": Kind(
+        "folder:PATH",
+        "train.data.folder:open_folder",
+        "images in PATH/CLASS/, or in PATH/train/CLASS/ and PATH/val/CLASS/ or PATH/test/CLASS/",
+        options=("split",),
+        is_path=True,
+    ),
+    "tfds": Kind("tfds:NAME", "train.data.tfds:open_tfds", "a dataset that TFDS has prepared", options=("dir",)),
+}
+
+
+def parse_kind(name: str) -> tuple[Kind, str]:
+    """The kind of `--data=name`, and the text after the colon. Raises UserError for any other name."""
+    prefix, _, rest = name.partition(":")
+    kind = KINDS.get(prefix)
+    if kind is None or not (rest if ":" in kind.written else name == kind.written):
+        *others, last = (kind.written for kind in KINDS.values())
+        raise UserError(f"unknown data {name!r}: expected {', '.join(others)} or {last}")
+    return kind, rest
+
+
+def check_data(config: Data) -> None:
+    """Raises UserError for an unknown kind of data, and for options that it does not use or that conflict."""
+    kind, _ = parse_kind(config.name)
+    if config.target != "class" and "target" not in kind.options:
+        raise UserError(f"--data.target is {config.target}, but {shortened(config.name)} has only classes")
+    if config.split is not None and config.eval_split is not None:
+        both = f"--data.split is {config.split} and --data.eval-split is {config.eval_split}"
+        raise UserError(f"{both}: pass one of them")
+    for field in OPTIONAL:
+        if (value := getattr(config, field)) != getattr(Data, field) and field not in kind.options:
+            users = " or ".join(f"--data={other.written}" for other in KINDS.values() if field in other.options)
+            raise UserError(f"--data.{field.replace('_', '-')} is {value!r}; it is used only with {users}")
+
+
+def with_path(name: str, change: Callable[[str], str]) -> str:
+    """`name` of data with its path changed, if it has one."""
+    prefix, _, path = name.partition(":")
+    return f"{prefix}:{change(path)}" if prefix in KINDS and KINDS[prefix].is_path and path else name
