@@ -66,17 +66,17 @@ def no_step(*_):
 PROGRAMS = {}
 
 
-def shared_program(config, info, mesh, objective, total, steps_per_epoch):
+def shared_program(config, info, mesh, objective, total, steps_per_epoch, extensions):
     """`build_program`, once for all runs that differ only in where they start and what they keep and say.
 
     A teacher is not in the config.
     """
     if config.distill.teacher:
-        return build_program(config, info, mesh, objective, total, steps_per_epoch)
+        return build_program(config, info, mesh, objective, total, steps_per_epoch, extensions)
     config = dataclasses.replace(config, workdir="", keep=1, log_steps=1, save_steps=0, init=None, init_from=None)
-    key = repr((config, info, total, steps_per_epoch)), mesh
+    key = repr((config, info, total, steps_per_epoch, extensions)), mesh
     if key not in PROGRAMS:
-        program = build_program(config, info, mesh, objective, total, steps_per_epoch)
+        program = build_program(config, info, mesh, objective, total, steps_per_epoch, extensions)
         steps = {name: CompiledOnce(getattr(program, name)) for name in ("train_step", "eval_step")}
         PROGRAMS[key] = program._replace(**steps)
     return PROGRAMS[key]

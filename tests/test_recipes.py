@@ -9,10 +9,10 @@ from tests.cases import IMAGE_CLASSIFIERS
 from train.build import DataInfo, build_model
 from train.config import Augment, Config, Data, Distill, Optim
 from train.errors import UserError
+from train.extension import length
 from train.main import parse
 from train.optim import make_schedule
 from train.recipes import RECIPES, base_config
-from train.setup import length
 from train.validation import check_options
 
 

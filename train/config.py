@@ -208,6 +208,12 @@ class Config:
     """Minimum number of optimizer steps: if `--epochs` gives fewer, each epoch repeats the images."""
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Number of optimizer steps; replaces `--epochs` and `--min-steps`."""
+    extend: Literal["stretch", "constant"] | None = None
+    """How a run that is already in the workdir becomes longer, by a larger `--epochs` or `--steps`: from the step that
+    it has reached with the learning rate of a run of the new length (`stretch`), or from its former end with a constant
+    one (`constant`)."""
+    extend_lr: Annotated[float, Range(1e-35, 1e35)] | None = None
+    """Learning rate with `--extend=constant`; default: the one that the schedule ended with."""
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 128
     """Training images per optimizer step, on all devices together."""
     eval_batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
@@ -262,7 +268,7 @@ class Config:
 
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
-MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers")
+MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers", "extend", "extend_lr")
 
 
 def without_former_defaults(config: Config) -> Config:

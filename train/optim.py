@@ -1,19 +1,40 @@
 """Learning-rate schedules and optimizers, in optax."""
 
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
 from train.blocks import FIRST, LAST, block, blocks_of, names
-from train.commandline.ranges import check_values
+from train.commandline.ranges import Range, check_values
 from train.config import MOST_STEPS, Optim
 from train.errors import UserError
 from train.lora import SUBTREE
 from train.partial import EVERYTHING, Partial
 
 
-def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+class Extension(NamedTuple):
+    """A run became longer.
+
+    Attributes:
+        after: The last step with the learning rate of the run as it was before.
+        total: The number of steps from then on.
+        schedule: `stretch` for the learning rate of a run that has `total` steps from its beginning, or `constant`.
+        lr: The constant learning rate.
+    """
+
+    after: Annotated[int, Range(0, MOST_STEPS)]
+    total: Annotated[int, Range(1, MOST_STEPS)]
+    schedule: Literal["stretch", "constant"]
+    lr: Annotated[float, Range(1e-35, 1e35)] | None = None
+
+
+def make_schedule(
+    config: Optim, total_steps: int, steps_per_epoch: float, extensions: Sequence[Extension] = ()
+) -> optax.Schedule:
     """Learning rate by step (from 0): a linear warm-up from zero to `config.lr`, then `config.schedule`.
 
     Args:
@@ -21,11 +42,29 @@ def make_schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> op
         total_steps: Length of the run, after which `cosine` and `linear` reach `config.final_lr`. A run shorter than
             the warm-up ends during the warm-up.
         steps_per_epoch: Optimizer steps per epoch.
+        extensions: How the run became longer since, in order. Earlier steps keep their learning rates.
 
     Raises:
         UserError: If a value is out of range, or there are more than MOST_STEPS steps.
     """
     check_values(config, "optim.")
+    schedule = _schedule(config, total_steps, steps_per_epoch)
+    for extension in extensions:
+        if extension.schedule == "constant":
+            later = optax.constant_schedule(extension.lr)
+        else:
+            later = _schedule(config, extension.total, steps_per_epoch)
+        schedule = _followed(schedule, later, extension.after)
+    return schedule
+
+
+def _followed(first: optax.Schedule, second: optax.Schedule, after: int) -> optax.Schedule:
+    """`first` for steps 0 to `after` - 1, then `second`, which counts its steps from 0 too."""
+    return lambda step: jnp.where(step < after, first(step), second(step))
+
+
+def _schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """The schedule of a run that was not extended."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     for what, steps in (("the run has", total_steps), ("--optim.warmup-epochs makes", warmup)):
         if steps > MOST_STEPS:

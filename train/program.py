@@ -3,7 +3,7 @@
 `train.loop` runs them; `train.plan` compiles them for devices that need not exist.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from train.build import DataInfo
 from train.config import Config
 from train.data.augment import augment, normalize
 from train.errors import UserError
-from train.optim import make_optimizer, make_schedule
+from train.optim import Extension, make_optimizer, make_schedule
 from train.partial import make_partial
 from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
 from train.step import TrainState, abstract_params, init_state, make_eval_step, make_train_step
@@ -47,10 +47,16 @@ class Program(NamedTuple):
 
 
 def build_program(
-    config: Config, info: DataInfo, mesh: Mesh, objective: Objective, total: int, steps_per_epoch: float
+    config: Config,
+    info: DataInfo,
+    mesh: Mesh,
+    objective: Objective,
+    total: int,
+    steps_per_epoch: float,
+    extensions: Sequence[Extension] = (),
 ) -> Program:
-    """Build the program of a run of `total` steps on `mesh`."""
-    schedule = make_schedule(config.optim, total, steps_per_epoch)
+    """Build the program of a run on `mesh` that begins with a length of `total` steps and has these `extensions`."""
+    schedule = make_schedule(config.optim, total, steps_per_epoch, extensions)
     inputs = init_inputs(config, info)
     partial = make_partial(config, objective, info.images)
     optimizer = make_optimizer(config.optim, schedule, abstract_params(objective, partial, *inputs), partial)

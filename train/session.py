@@ -65,10 +65,9 @@ def start(setup: Setup) -> Iterator[Session]:
         Stopped: For errors of the disk or of device memory, also within the context.
     """
     config, dataset, progress = setup.config, setup.dataset, setup.progress
-    init = setup.initial.report if setup.initial else None
     with (
         disk_trouble(config.workdir),
-        closing(claim(config, setup.info, init, fingerprints=setup.fingerprints)) as claimed,
+        closing(claimed_by(setup)) as claimed,
         progress,
         checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
         closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,
@@ -100,6 +99,12 @@ def start(setup: Setup) -> Iterator[Session]:
             teacher_logits=logits,
             state=state,
         )
+
+
+def claimed_by(setup: Setup) -> Claim:
+    """Claim the workdir for the run. Raises UserError if that is not possible."""
+    init = setup.initial.report if setup.initial else None
+    return claim(setup.config, setup.info, init, fingerprints=setup.fingerprints, extensions=setup.extensions)
 
 
 def training_batches(setup: Setup, start: int) -> Any:

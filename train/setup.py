@@ -16,7 +16,9 @@ from train.data import Dataset, load_dataset
 from train.data.fingerprint import Fingerprint
 from train.distill.cached_logits import with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher, with_feature_dim
+from train.extension import described, extensions_of, length, with_former_length
 from train.initial import Initial, load_initial
+from train.optim import Extension
 from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
 from train.published import with_published
 from train.run.failures import memory_trouble
@@ -34,6 +36,7 @@ class Setup(NamedTuple):
     Attributes:
         frozen: The teacher's variables, {} without a teacher.
         total: Number of steps.
+        extensions: How the run became longer.
         eval_every: Number of steps between evaluations.
         train_step: The compiled training step; None if the workdir has a checkpoint of the last step.
     """
@@ -48,6 +51,7 @@ class Setup(NamedTuple):
     initial: Initial | None
     program: Program
     total: int
+    extensions: tuple[Extension, ...]
     eval_every: int
     progress: Progress
     train_step: Compiled | None
@@ -77,22 +81,27 @@ def prepare(config: Config) -> Setup:
     dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
     info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std, config.data.target)
     info = as_begun(config, info)
-    total, steps_per_epoch = length(config, len(dataset.train))
+    asked, config = config, with_former_length(config)
+    begun, steps_per_epoch = length(config, len(dataset.train))
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
 
     teacher, frozen = load_teacher(config, info)
     config = with_feature_dim(config, teacher, info)
     fingerprints = {**dataset.fingerprints, **({"teacher": fingerprint_of_weights(frozen)} if teacher else {})}
+    check_continues(config, info, fingerprints)
+    extensions = extensions_of(asked, config, len(dataset.train))
+    total = extensions[-1].total if extensions else begun
     objective = build_objective(config, info, teacher, total)
-    program = build_program(config, info, mesh, objective, total, steps_per_epoch)
+    program = build_program(config, info, mesh, objective, begun, steps_per_epoch, extensions)
     check_memory(config, info, program, mesh)
     initial = load_initial(config, objective, info, program.state)
-    check_continues(config, info, fingerprints)
 
     progress = Progress(0, total)
     report = initial.report if initial else None
     for line in describe(config, dataset, program.state.params, program.trained, mesh, total, eval_every, report):
         progress.message(line)
+    if extensions:
+        progress.message(f"extended     {described(config, len(dataset.train), extensions)}")
     finished = is_finished(config.workdir, total)
     with memory_trouble(config.workdir), contextlib.nullcontext() if finished else announced(progress):
         train_step = None if finished else compile_train_step(program, frozen, config, mesh)
@@ -108,17 +117,12 @@ def prepare(config: Config) -> Setup:
         initial=initial,
         program=program,
         total=total,
+        extensions=extensions,
         eval_every=eval_every,
         progress=progress,
         train_step=train_step,
         eval_step=eval_step,
     )
-
-
-def length(config: Config, images: int) -> tuple[int, float]:
-    """Steps of a run, and of an epoch, for a number of training images."""
-    steps_per_epoch = max(images / config.batch_size, config.min_steps / config.epochs)
-    return config.steps or max(1, round(config.epochs * steps_per_epoch)), steps_per_epoch
 
 
 @contextlib.contextmanager

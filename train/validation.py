@@ -49,6 +49,8 @@ def check_options(config: Config) -> None:
     ):
         if prefix is not None and file is None:
             raise UserError(f"--{option} {shortened(prefix)} needs --{of}, which is not given")
+    if config.extend_lr is not None and config.extend != "constant":
+        raise UserError(f"--extend-lr {config.extend_lr:g} needs --extend=constant")
     check_partial_options(config)
     _check_processes(config)
 

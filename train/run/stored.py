@@ -17,7 +17,7 @@ from train.config import Config, without_former_defaults
 from train.data.augment import normalize
 from train.errors import UserError
 from train.lora import merged
-from train.optim import make_optimizer, make_schedule
+from train.optim import Extension, make_optimizer, make_schedule
 from train.partial import make_partial
 from train.run.checkpoint import open_checkpoints, restore
 from train.run.files import reachable
@@ -57,11 +57,12 @@ class RunFile(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """The content of config.json."""
+    """The content of config.json. `config` has the length that the run began with; `extensions` follow in order."""
 
     config: Config
     dataset: DataInfo
     init: InitReport = InitReport()
+    extensions: tuple[Extension, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,19 +121,27 @@ class Run:
         return predict(self, image)
 
 
-def read_run_file(workdir: os.PathLike | str) -> RunFile:
+def read_stored(workdir: os.PathLike | str) -> StoredRun:
     """Read config.json of `workdir`. Raises UserError if it is missing or invalid."""
     path = reachable(workdir) / "config.json"
     try:
         stored = read_json(path, StoredRun)
-        found = RunFile(without_former_defaults(stored.config), stored.dataset)
+        found = stored._replace(config=without_former_defaults(stored.config))
         check_options(found.config)
         channels = found.dataset.image_shape[2]
+        if any((extension.schedule == "constant") != (extension.lr is not None) for extension in found.extensions):
+            raise UserError(f"{path}: extensions with the schedule constant, and no others, must have a number as lr")
         if not len(found.dataset.mean) == len(found.dataset.std) == channels:
             raise UserError(f"{path}: dataset.mean and dataset.std must have {channels} values, one for each channel")
     except UserError as error:
         raise UserError(f"{workdir} holds no run of this version: {error}") from error
     return found
+
+
+def read_run_file(workdir: os.PathLike | str) -> RunFile:
+    """The settings and the data of `workdir`. Raises UserError if config.json is missing or invalid."""
+    stored = read_stored(workdir)
+    return RunFile(stored.config, stored.dataset)
 
 
 def load_run(workdir: os.PathLike | str) -> Run:

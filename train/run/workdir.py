@@ -17,11 +17,12 @@ from train.config import MAY_CHANGE, Config, without_former_defaults
 from train.data.fingerprint import FILE as FINGERPRINTS
 from train.data.fingerprint import Fingerprint, changes, read_fingerprints, write_fingerprints
 from train.errors import UserError
+from train.optim import Extension
 from train.paths import with_absolute_paths
-from train.run.files import write_atomically
+from train.run.files import read_small, write_atomically
 from train.run.inventory import last_step, set_damaged_aside
 from train.run.lock import Lock, check_free
-from train.run.stored import InitReport, read_run_file
+from train.run.stored import InitReport, read_run_file, read_stored
 from vit_jax.printable import printable
 
 NONE: Mapping[str, Fingerprint] = MappingProxyType({})
@@ -50,6 +51,7 @@ def claim(
     init: InitReport | None = None,
     *,
     fingerprints: Mapping[str, Fingerprint] = NONE,
+    extensions: tuple[Extension, ...] = (),
 ) -> Claim:
     """Claim the workdir of `config` for this run, and move damaged checkpoints away. All processes must call it.
 
@@ -58,6 +60,7 @@ def claim(
         info: Properties of the data.
         init: Report on initial weights, if any.
         fingerprints: Fingerprints of the inputs by name.
+        extensions: How the run became longer; a new one is recorded.
 
     Raises:
         UserError: If another run holds the workdir, if the inputs of this process differ from those of process 0, or
@@ -73,7 +76,7 @@ def claim(
         except OSError as error:
             raise _not_written(config.workdir, error) from error
         try:
-            workdir = claim_workdir(config, info, init, fingerprints=fingerprints)
+            workdir = claim_workdir(config, info, init, fingerprints=fingerprints, extensions=extensions)
             start = set_damaged_aside(workdir, warn=lambda line: print(printable(line, None), file=sys.stderr)) or 0
             return start, digests
         except BaseException:
@@ -92,6 +95,7 @@ def claim_workdir(
     init: InitReport | None = None,
     *,
     fingerprints: Mapping[str, Fingerprint] = NONE,
+    extensions: tuple[Extension, ...] = (),
 ) -> epath.Path:
     """Create the workdir of `config`, with config.json and the fingerprints, or check those that it contains.
 
@@ -100,6 +104,7 @@ def claim_workdir(
         info: Properties of the data.
         init: Report on initial weights, stored in config.json.
         fingerprints: Fingerprints of the inputs by name.
+        extensions: How the run became longer; a new one is recorded in config.json.
 
     Raises:
         UserError: If the workdir cannot be written, or contains a run of another configuration or with other inputs;
@@ -118,7 +123,21 @@ def claim_workdir(
 
     _check_same(config, info)
     _check_fingerprints(workdir, fingerprints)
+    if extensions != (recorded := read_stored(workdir).extensions):
+        if extensions[:-1] != recorded:
+            raise UserError(f"--workdir {workdir}: the run was extended by another process meanwhile; start again")
+        _record(extensions, workdir)
     return workdir
+
+
+def _record(extensions: tuple[Extension, ...], workdir: epath.Path) -> None:
+    """Write `extensions` into config.json, whose other keys stay."""
+    path = workdir / "config.json"
+    try:
+        stored = json.loads(read_small(path)) | {"extensions": [extension._asdict() for extension in extensions]}
+        write_atomically(path, json.dumps(stored, indent=2) + "\n")
+    except OSError as error:
+        raise _not_written(workdir, error) from error
 
 
 def check_continues(config: Config, info: DataInfo, fingerprints: Mapping[str, Fingerprint]) -> None:
