@@ -82,7 +82,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("count", "losses"),
     [
-        (2, [(1, signal.SIGKILL), (1, signal.SIGTERM)]),
+        (2, [(1, signal.SIGKILL), (1, signal.SIGINT)]),
         pytest.param(2, [(0, signal.SIGKILL)], marks=pytest.mark.exhaustive),
         pytest.param(4, [(2, signal.SIGKILL), (3, signal.SIGTERM)], marks=pytest.mark.exhaustive),
     ],
@@ -95,7 +95,10 @@ def test_processes_lose_one_and_end_as_if_left_alone(count, losses, alone, tmp_p
         wait_for_checkpoint(processes[0])
         processes[victim].send_signal(how)
         for index, (said, status) in enumerate(finish(processes)):
-            if how == signal.SIGTERM:  # all save at one step, and leave
+            if how == signal.SIGINT and index == victim:
+                assert status == 130
+                assert "interrupted: saved after step " in said
+            elif how in (signal.SIGTERM, signal.SIGINT):  # all save at one step, and leave
                 assert status == 143, said
                 assert "preempted: saved after step " in said
             elif index == victim:

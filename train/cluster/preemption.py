@@ -35,6 +35,8 @@ class Preemption:
         if number == signal.SIGINT:
             _say("interrupted: saving after this step, then exiting; press Ctrl-C again to exit at once")
         self.signal = self.signal or number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's own handler tells the other processes
 
     def asked(self) -> bool:
         """Whether a single process will exit after this step; False with several, which must first agree on a step."""
@@ -55,11 +57,13 @@ def _say(line: str) -> None:
 def listening() -> Iterator[Preemption]:
     """Context whose Preemption handles SIGTERM and SIGINT."""
     preemption = Preemption()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield preemption
         return
     # Shells start background jobs with SIGINT ignored; it remains ignored.
-    heard = [n for n in (signal.SIGTERM, signal.SIGINT) if n == signal.SIGTERM or callable(signal.getsignal(n))]
+    heard = [signal.SIGINT] if callable(signal.getsignal(signal.SIGINT)) else []
+    if jax.process_count() == 1:  # with several, JAX handles SIGTERM
+        heard.append(signal.SIGTERM)
     before = {number: signal.signal(number, preemption.note) for number in heard}
     try:
         yield preemption
