@@ -124,7 +124,7 @@ def make_images(folder: Path) -> None:
 
 def read_image(folder: Path, file: Path) -> None:
     """Read it as training does: first the number of channels, then the pixels."""
-    transforms.image_channels(str(file), file.name)
+    transforms.image_form(str(file), file.name)
     for channels in (1, 3):
         pixels = transforms.decode(str(file), channels, file.name)
         assert pixels.dtype == np.uint8

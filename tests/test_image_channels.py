@@ -6,7 +6,7 @@ import pytest
 from tests.image_files import COLOURS, GREY, RGB, png
 from train.config import Data
 from train.data import load_dataset
-from train.data.channels import folder_channels
+from train.data.channels import folder_form
 from train.errors import UserError
 
 
@@ -37,8 +37,8 @@ def test_colour_beyond_the_sample_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr("train.data.channels.SAMPLE", 3)
     write(tmp_path, "gggggggggcgg")
     paths = sorted(str(path) for path in tmp_path.rglob("*.png"))
-    channels, (note,) = folder_channels(paths, paths)
-    assert channels == 3
+    form, (note,) = folder_form(paths, paths, Data())
+    assert form == (3, "uint8")
     assert "0009.png" in note
 
 
@@ -58,6 +58,6 @@ def test_unreadable_files_do_not_decide(tmp_path):
     for path in paths[:2]:
         with open(path, "wb") as file:
             file.write(b"broken")
-    assert folder_channels(paths, paths) == (1, ())
+    assert folder_form(paths, paths, Data()) == ((1, "uint8"), ())
     with pytest.raises(UserError, match=r"cannot read the image .*0000\.png"):
-        folder_channels(paths[:1], paths)
+        folder_form(paths[:1], paths, Data())

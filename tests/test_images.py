@@ -33,7 +33,7 @@ from tests.image_files import (
     stacked,
     tiff,
 )
-from train.data.transforms import Unreadable, image_channels
+from train.data.transforms import Unreadable, image_form
 
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 since_13 = pytest.mark.skipif(not PILLOW_13, reason="Pillow reads such files since version 13")
@@ -58,7 +58,7 @@ since_13 = pytest.mark.skipif(not PILLOW_13, reason="Pillow reads such files sin
     ids=lambda contents: ascii(contents[:4]),
 )
 def test_deep_greyscale_keeps_its_upper_bits(contents):
-    assert image_channels(io.BytesIO(contents), "it") == 1
+    assert image_form(io.BytesIO(contents), "it").channels == 1
     np.testing.assert_array_equal(pixels(contents, 1)[..., 0], UPPER)
     np.testing.assert_array_equal(pixels(contents, 3), stacked(UPPER, UPPER, UPPER))
 
@@ -73,7 +73,7 @@ def test_twelve_bits():
 def test_pgm_is_scaled_by_its_maximum(maxval, expected):
     contents = pnm(b"P5", np.array([[0, (maxval + 1) // 2, maxval]]), maxval)
     assert pixels(contents, 1).ravel().tolist() == expected
-    assert image_channels(io.BytesIO(contents), "it") == 1
+    assert image_form(io.BytesIO(contents), "it").channels == 1
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_pgm_is_scaled_by_its_maximum(maxval, expected):
     ids=lambda contents: ascii(contents[:4]),
 )
 def test_deep_colour_keeps_its_upper_bits(contents):
-    assert image_channels(io.BytesIO(contents), "it") == 3
+    assert image_form(io.BytesIO(contents), "it").channels == 3
     np.testing.assert_array_equal(pixels(contents, 3), stacked(UPPER, UPPER[::-1], UPPER))
 
 
@@ -105,7 +105,7 @@ def test_deep_colour_keeps_its_upper_bits(contents):
     ids=lambda contents: ascii(contents[:4]),
 )
 def test_shallow_greyscale(contents):
-    assert image_channels(io.BytesIO(contents), "it") == 1
+    assert image_form(io.BytesIO(contents), "it").channels == 1
     np.testing.assert_array_equal(pixels(contents, 1)[..., 0], SHALLOW)
     np.testing.assert_array_equal(pixels(contents, 3), stacked(SHALLOW, SHALLOW, SHALLOW))
 
@@ -113,14 +113,14 @@ def test_shallow_greyscale(contents):
 def test_one_bit_is_black_and_white():
     """In PBM, 1 is black."""
     assert pixels(b"P4 8 1\n\x0f", 1).ravel().tolist() == [255] * 4 + [0] * 4
-    assert image_channels(io.BytesIO(b"P4 8 1\n\x0f"), "it") == 1
+    assert image_form(io.BytesIO(b"P4 8 1\n\x0f"), "it").channels == 1
 
 
 @pytest.mark.parametrize("alpha", [None, b"\0\x80", b"\xff\0"])
 def test_palettes_give_their_colours_whatever_is_transparent(alpha):
     extra = chunk(b"PLTE", bytes([10, 20, 30, 250, 100, 7]))
     contents = png(np.array([[0, 1, 1]], np.uint8), PALETTE, extra + (chunk(b"tRNS", alpha) if alpha else b""))
-    assert image_channels(io.BytesIO(contents), "it") == 3
+    assert image_form(io.BytesIO(contents), "it").channels == 3
     assert pixels(contents, 3).tolist() == [[[10, 20, 30], [250, 100, 7], [250, 100, 7]]]
 
 
@@ -138,7 +138,7 @@ def test_alpha_is_dropped_and_premultiplied_colours_are_restored():
 @since_13
 def test_premultiplied_greyscale_is_restored():
     grey = tiff(np.array([[[50, 51], [7, 255]]], np.uint8), BLACK_IS_ZERO, extra_samples=[ASSOCIATED])
-    assert image_channels(io.BytesIO(grey), "it") == 1
+    assert image_form(io.BytesIO(grey), "it").channels == 1
     assert pixels(grey, 1).ravel().tolist() == [250, 7]
 
 
@@ -180,7 +180,7 @@ def test_lab():
     assert white.min() >= 254
     assert black.max() <= 1
     np.testing.assert_allclose(red, [255, 0, 0], atol=25)
-    assert image_channels(io.BytesIO(tiff(lab, LAB)), "it") == 3
+    assert image_form(io.BytesIO(tiff(lab, LAB)), "it").channels == 3
     assert pixels(tiff(lab, LAB), 1)[0, 0, 0] >= 254
 
 
@@ -200,4 +200,4 @@ def test_every_format_is_read(suffix):
     options = dict(lossless=True) if suffix == "WEBP" else dict(quality=100, subsampling=0) if suffix == "JPEG" else {}
     contents = saved(picture, suffix, **options)
     np.testing.assert_allclose(pixels(contents, 3).astype(int), picture, atol=8 if suffix == "JPEG" else 0)
-    assert image_channels(io.BytesIO(contents), "it") == 3
+    assert image_form(io.BytesIO(contents), "it").channels == 3

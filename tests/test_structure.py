@@ -16,7 +16,9 @@ LIBRARY = sorted((ROOT / "vit_jax").rglob("*.py"))
 MODEL_FILES = [path for path in sorted((ROOT / "vit_jax/models").glob("*.py")) if path.name != "__init__.py"]
 ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {
-    "vit_jax/images.py": {"PIL"},
+    "vit_jax/images/__init__.py": {"PIL"},
+    "vit_jax/images/bands.py": {"PIL", "tifffile"},
+    "vit_jax/images/pillow.py": {"PIL"},
     "vit_jax/pretrained/preprocessing.py": {"PIL"},  # for a type
     "vit_jax/pretrained/files.py": {"safetensors"},
     "vit_jax/pretrained/hub.py": {"huggingface_hub"},
@@ -61,7 +63,7 @@ MAY_IMPORT = {
     "layers": {"layers"},
     "frames": {"frames", "layers"},
     "capture": set(),
-    "images": set(),
+    "images": {"images"},
     "models": {"frames", "layers", "models"},
     "pretrained": {"convert", "frames", "images", "layers", "models", "pretrained", "printable", "registry"}
     | {"state_dict", "torch_file"},

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.image_files import BLACK_IS_ZERO, DEEP, GREY, SHALLOW, chunk, pixels, png, tiff
-from train.data.transforms import Unreadable, decode, image_channels
+from train.data.transforms import Unreadable, decode, image_form
 from vit_jax.images import FORMATS, MAX_PIXELS, SUFFIXES
 
 
@@ -54,7 +54,7 @@ def test_no_image_file_starts_a_process(tmp_path, monkeypatch):
         with pytest.raises(Unreadable, match="none of JPEG"):
             decode(tmp_path / name, 3, name)
         with pytest.raises(Unreadable, match="none of JPEG"):
-            image_channels(tmp_path / name, name)
+            image_form(tmp_path / name, name)
     with Image.open(tmp_path / "photo.jpg") as image, pytest.raises(AssertionError, match="started"):
         image.load()  # without our list of formats
 

@@ -32,11 +32,12 @@ class DataInfo(NamedTuple):
     Attributes:
         class_names: Names of the classes, labels, or number columns; empty if they are not used.
         image_shape: Height, width and channels of the model's input.
-        mean: Mean per channel, of pixels in 0..1.
-        std: Standard deviation per channel, of pixels in 0..1.
+        mean: Mean per channel, of pixels in 0..1; floats may have any range.
+        std: Standard deviation per channel, of the same pixels.
         target: What is learned of each image; see `Data.target`.
         target_mean: For regression, mean of each number column over the training images; otherwise empty.
         target_std: For regression, standard deviation of each number column; otherwise empty.
+        pixels: Type of the samples of images.
     """
 
     class_names: tuple[str, ...]
@@ -46,6 +47,7 @@ class DataInfo(NamedTuple):
     target: Literal["class", "multilabel", "regression"] = "class"
     target_mean: tuple[float, ...] = ()
     target_std: tuple[Positive, ...] = ()
+    pixels: Literal["uint8", "uint16", "float32"] = "uint8"
 
     @property
     def images(self) -> jax.Array:

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -21,8 +22,8 @@ def check_memory(config: Config, info: DataInfo, program: Program, mesh: Mesh) -
     available, sharing = device_memory(mesh)
     state = sharing * local_bytes((program.state, program.trained))  # gradients are sharded like parameters
     for option, size, batch in (
-        ("--batch-size", config.batch_size, training_bytes(config, info.image_shape)),
-        ("--eval-batch-size", config.eval_batch_size, config.eval_batch_size * math.prod(info.image_shape) * 5),
+        ("--batch-size", config.batch_size, training_bytes(config, info)),
+        ("--eval-batch-size", config.eval_batch_size, config.eval_batch_size * image_bytes(info)),
     ):
         batch = sharing * batch // (mesh.shape["data"] * mesh.shape["fsdp"])
         if state + batch > available:
@@ -62,13 +63,19 @@ ADVICE = (
 )
 
 
-def training_bytes(config: Config, shape: tuple[int, int, int]) -> int:
-    """Bytes of a batch of images: all as uint8, plus one accumulation slice padded for random crops and as float32."""
-    height, width, channels = shape
-    border = 2 * config.augment.crop_padding
+def training_bytes(config: Config, info: DataInfo) -> int:
+    """Bytes of a batch of images: all as stored, plus one accumulation slice padded for random crops and as float32."""
+    height, width, channels = info.image_shape
+    border, size = 2 * config.augment.crop_padding, np.dtype(info.pixels).itemsize
     padded = (height + border) * (width + border) * channels if border else 0
-    plain = math.prod(shape)
-    return config.batch_size * plain + config.batch_size // config.optim.accumulate * (padded + 4 * plain)
+    plain = math.prod(info.image_shape)
+    slice_bytes = size * padded + 4 * plain
+    return config.batch_size * size * plain + config.batch_size // config.optim.accumulate * slice_bytes
+
+
+def image_bytes(info: DataInfo) -> int:
+    """Bytes of an image as stored and as float32."""
+    return math.prod(info.image_shape) * (np.dtype(info.pixels).itemsize + 4)
 
 
 def local_bytes(tree: PyTree) -> int:

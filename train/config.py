@@ -49,14 +49,16 @@ class Data:
     crop (`border`), or does not keep it (`squash`); default: that of published weights, otherwise `center`."""
     interpolation: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = None
     """Interpolation of resized images; default: that of published weights, otherwise `bicubic`."""
-    channels: Literal[1, 3] | None = None
-    """Whether images are read as greyscale (1) or RGB (3); default: 3 for published weights or if an image is in
-    colour."""
-    mean: tuple[Annotated[float, Range(0, 1)], ...] | None = None
-    """Mean of each channel, subtracted from pixels in 0..1; default: that of published weights, otherwise measured on
-    up to 1,000 training images."""
-    std: tuple[Annotated[float, Range(1e-6, 10)], ...] | None = None
-    """Standard deviation of each channel, for pixels in 0..1; default: as for the mean."""
+    channels: Annotated[int, Range(1, 1024)] | None = None
+    """Channels of images: 1 (greyscale), 3 (RGB), 4 (RGB with alpha, or four bands), or another number of bands, which
+    all files must have; default: 3 for published weights or if an image is in colour, otherwise those of the files."""
+    pixels: Literal["uint8", "uint16", "float32"] | None = None
+    """Type of samples of images; `uint8` reduces 16-bit images to their upper 8 bits; default: that of the files."""
+    mean: tuple[Annotated[float, Range(-1e6, 1e6)], ...] | None = None
+    """Mean of each channel, subtracted from pixels in 0..1 (of floats, from what they are); default: that of published
+    weights, otherwise measured on up to 1,000 training images."""
+    std: tuple[Annotated[float, Range(1e-6, 1e6)], ...] | None = None
+    """Standard deviation of each channel, for the same pixels; default: as for the mean."""
     workers: Annotated[int, Range(0, 1024)] = 0
     """Number of processes that decode images; 0: threads of the main process decode them."""
 
@@ -269,6 +271,7 @@ class Config:
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers", "extend", "extend_lr")
+MAY_CHANGE += ("data.pixels",)  # the type itself is part of the stored dataset
 
 
 def without_former_defaults(config: Config) -> Config:

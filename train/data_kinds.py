@@ -66,6 +66,7 @@ def check_data(config: Data) -> None:
     kind, _ = parse_kind(config.name)
     if config.target != "class" and "target" not in kind.options:
         raise UserError(f"--data.target is {config.target}, but {shortened(config.name)} has only classes")
+    check_normalisation(config)
     if config.split is not None and config.eval_split is not None:
         both = f"--data.split is {config.split} and --data.eval-split is {config.eval_split}"
         raise UserError(f"{both}: pass one of them")
@@ -73,6 +74,15 @@ def check_data(config: Data) -> None:
         if (value := getattr(config, field)) != getattr(Data, field) and field not in kind.options:
             users = " or ".join(f"--data={other.written}" for other in KINDS.values() if field in other.options)
             raise UserError(f"--data.{field.replace('_', '-')} is {value!r}; it is used only with {users}")
+
+
+def check_normalisation(config: Data) -> None:
+    """Raises UserError for a mean or deviation that integer pixels cannot have."""
+    for field, least, most in (("mean", 0, 1), ("std", 1e-6, 10)):
+        values = getattr(config, field) or ()
+        if config.pixels != "float32" and not all(least <= value <= most for value in values):
+            allowed = f"each a number from {least:g} to {most}, or with --data.pixels=float32 any"
+            raise UserError(f"--data.{field} is {values}; it must be one or more values, {allowed}")
 
 
 def with_path(name: str, change: Callable[[str], str]) -> str:

@@ -115,7 +115,7 @@ def are_independent(run: Run) -> bool:
 def predict(run: Run, image: os.PathLike | str) -> dict[str, float]:
     """The probability of each class for an image file, the most probable first. See `Run.predict`."""
     check_classifies(run, "the run")
-    pixels = image_to_input(image, run.info.image_shape, run.config.data, run.info.mean)
+    pixels = image_to_input(image, run.info.image_shape, run.config.data, run.info.mean, run.info.pixels)
     row = np.asarray(run.classes_of(pixels[None]))[0]
     return {run.info.class_names[i]: float(row[i]) for i in np.argsort(-row)}
 
@@ -127,7 +127,7 @@ def check_classifies(run: Run, name: str) -> None:
 
 
 def make_predict(run: Run):
-    """A jitted function from pixels, uint8 (b, h, w, c), to probabilities of the classes (b, k)."""
+    """A jitted function from pixels of the run's type (b, h, w, c) to probabilities of the classes (b, k)."""
     link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
 
     @jax.jit
@@ -147,14 +147,15 @@ def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray,
         size: Number of rows of the result; missing and unreadable images are zeros.
 
     Returns:
-        Pixels, uint8 (size, h, w, c), and the errors of unreadable images by index.
+        Pixels (size, h, w, c) of the run's type, and the errors of unreadable images by index.
     """
-    pixels = np.zeros((size, *run.info.image_shape), np.uint8)
+    pixels = np.zeros((size, *run.info.image_shape), run.info.pixels)
     errors = {}
 
     def fetch(index: int) -> None:
         try:
-            pixels[index] = image_to_input(paths[index], run.info.image_shape, run.config.data, run.info.mean)
+            info = run.info
+            pixels[index] = image_to_input(paths[index], info.image_shape, run.config.data, info.mean, info.pixels)
         except Unreadable as error:
             errors[index] = error
 

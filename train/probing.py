@@ -61,7 +61,7 @@ def probe(options: Options) -> dict[str, float]:
 
 def data_of(data: Data, name: str | None, info: DataInfo) -> Data:
     """The dataset `name`, or the run's `data` if None, preprocessed as in the run."""
-    seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std)
+    seen = dict(image_size=info.image_shape[:2], mean=info.mean, std=info.std, pixels=info.pixels)
     if name is None:
         return dataclasses.replace(data, **seen)
     prepared = {key: getattr(data, key) for key in ("eval_crop", "crop_mode", "interpolation", "dir")}

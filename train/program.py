@@ -164,7 +164,7 @@ def abstract_frozen(frozen: PyTree, mesh: Mesh) -> PyTree:
 
 def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a training batch."""
-    shapes = {"image": ((config.batch_size, *info.image_shape), np.uint8), "label": ((config.batch_size,), np.int32)}
+    shapes = {"image": ((config.batch_size, *info.image_shape), info.pixels), "label": ((config.batch_size,), np.int32)}
     if config.distill.views:
         shapes["sample"] = ((config.batch_size,), np.int32)
     if config.distill.cache:
@@ -174,7 +174,7 @@ def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.
 
 def abstract_eval_batch(size: int, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch of `size` images for evaluation."""
-    shapes = {"image": ((size, *info.image_shape), np.uint8), "label": ((size,), np.int32)}
+    shapes = {"image": ((size, *info.image_shape), info.pixels), "label": ((size,), np.int32)}
     shapes["mask"] = ((size,), np.float32)
     return _split(shapes, mesh)
 

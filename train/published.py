@@ -46,8 +46,10 @@ def with_published(config: Config) -> Config:
     preprocessing = _preprocessing(config)
     if preprocessing is None:
         return config
-    if config.data.channels == 1:
-        raise UserError("--data.channels is 1, but published weights expect RGB images: leave it out")
+    if config.data.channels not in (None, 3):
+        raise UserError(
+            f"--data.channels is {config.data.channels}, but published weights expect RGB images: leave it out"
+        )
     expected = dict(
         image_size=preprocessing.image_size,
         eval_crop=preprocessing.crop_pct,

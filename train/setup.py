@@ -79,7 +79,9 @@ def prepare(config: Config) -> Setup:
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
-    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std, config.data.target)
+    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std, config.data.target)._replace(
+        pixels=dataset.pixels
+    )
     info = as_begun(config, info)
     asked, config = config, with_former_length(config)
     begun, steps_per_epoch = length(config, len(dataset.train))

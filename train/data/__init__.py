@@ -1,4 +1,4 @@
-"""Datasets and batches: images and labels of several sources, as batches of uint8 images."""
+"""Datasets and batches: images and labels of several sources, as batches of images."""
 
 from train.data.dataset import Dataset, load_dataset
 from train.data.pipeline import eval_batches, image_to_input, train_batches, view_batches

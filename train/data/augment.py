@@ -16,11 +16,11 @@ from train.errors import UserError
 
 
 def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
-    """Augment uint8 images (b, h, w, c) with int labels (b,), in the order of the lines below.
+    """Augment images (b, h, w, c) with int labels (b,), in the order of the lines below.
 
-    Returns normalised float32 images (b, h, w, c) and float32 targets (b, k), which are one-hot or mixed like the
-    images and sum to one. `mean` and `std` have one number per channel, for pixels in 0..1. Raises UserError for a
-    value of `config` that is out of range.
+    Pixels are of any type that `normalize` takes; RandAugment takes only uint8. Returns normalised float32 images
+    (b, h, w, c) and float32 targets (b, k), which are one-hot or mixed like the images and sum to one. `mean` and `std`
+    have one number per channel, for pixels in 0..1. Raises UserError for a value of `config` that is out of range.
     """
     check_values(config, "augment.")
     crop_key, flip_key, randaugment_key, erase_key, mix_key = jax.random.split(key, 5)
@@ -30,6 +30,8 @@ def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
     if config.flip:
         images = random_flip(flip_key, images)
     if config.randaugment_layers:
+        if images.dtype != jnp.uint8:
+            raise UserError(f"--augment.randaugment-layers needs uint8 images, not {images.dtype}: --data.pixels=uint8")
         strength = config.randaugment_magnitude / 10
         images = randaugment(randaugment_key, images, config.randaugment_layers, strength, fill=mean)
     images = normalize(images, mean, std)
@@ -43,13 +45,17 @@ def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
 
 
 def normalize(images, mean, std):
-    """Normalise pixels (b, h, w, c) in 0..255: float32 (pixels / 255 - mean) / std, per channel."""
+    """Normalise pixels (b, h, w, c): float32 (pixels / white - mean) / std, per channel.
+
+    The type of the pixels gives white: 255 for uint8, 65535 for uint16, 1 for float32.
+    """
     channels = images.shape[-1]
     for option, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(f"--data.{option} has {len(values)} values; the images have {channels} channels")
     per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, channels)
-    return (images.astype(jnp.float32) / 255 - per_channel(mean)) / per_channel(std)
+    white = 1 if jnp.issubdtype(images.dtype, jnp.floating) else jnp.iinfo(images.dtype).max
+    return (images.astype(jnp.float32) / white - per_channel(mean)) / per_channel(std)
 
 
 def random_crop(key, images, padding):

@@ -1,4 +1,4 @@
-"""Decide whether the images of a folder are read as greyscale or as RGB."""
+"""Find how the images of a dataset are read: their number of channels and the type of their samples."""
 
 import contextlib
 import os
@@ -7,69 +7,106 @@ from concurrent.futures import ThreadPoolExecutor
 
 import rich.progress
 
-from train.data.transforms import Unreadable, image_channels
+from train.config import Data
+from train.data.transforms import Unreadable, image_form
+from train.errors import UserError
+from vit_jax.images import Form
 
 SAMPLE = 1000  # headers to read first; if one of them is in colour, no others are read
 CHUNK = 64  # headers per task of the thread pool
 
+Examples = dict[Form, str]
 
-def folder_channels(train: Sequence[str], evaluation: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-    """Number of channels to read the images of a folder with: 3 if any training image is in colour, otherwise 1.
+
+def folder_form(train: Sequence[str], evaluation: Sequence[str], config: Data) -> tuple[Form, tuple[str, ...]]:
+    """The form in which the images of a folder are read: that of `config`, otherwise one in which all of them fit.
+
+    Greyscale and colour are read as colour if any training image is in colour; 8 and 16 bits as 16 bits.
 
     Args:
         train: Paths of the training images, one or more.
         evaluation: Paths of the evaluation images.
+        config: Number of channels and type of samples, if they are configured.
 
     Returns:
-        The number of channels, and notes for the user if greyscale and colour are mixed.
+        The form, and notes for the user about images that are stored in another one.
 
     Raises:
         Unreadable: If no training image of an evenly spaced sample can be read.
+        UserError: If images differ in bands, or integers and floats are mixed.
     """
-    examples = _examples(_sample(train))
-    if not examples:
-        image_channels(train[0], train[0])  # raises Unreadable
-    if 3 not in examples and len(train) > SAMPLE:
-        examples = _examples(train, "Looking for images in colour")
-    if len(examples) == 2:
-        return 3, (f"greyscale and colour images are mixed; all are read as RGB: {examples[1]}, {examples[3]}",)
-    (channels,) = examples
-    if channels == 1 and (colour := _examples(_sample(evaluation)).get(3)):
-        return 1, (f"all training images are greyscale; colour images for evaluation are read as greyscale: {colour}",)
-    return channels, ()
+    if config.channels and config.pixels:
+        return Form(config.channels, config.pixels), ()
+    of_train, of_evaluation = _examples(_sample(train)), _examples(_sample(evaluation))
+    if not of_train:
+        image_form(train[0], train[0])  # raises Unreadable
+    if {form.channels for form in of_train} == {1} and not config.channels and len(train) > SAMPLE:
+        of_train |= _examples(train, "Looking for images in colour", until_colour=True)
+    channels, of_channels = (config.channels, ()) if config.channels else _channels(of_train, of_evaluation)
+    pixels, of_pixels = (config.pixels, ()) if config.pixels else _pixels(of_evaluation | of_train)
+    return Form(channels, pixels), (*of_channels, *of_pixels)
+
+
+def _channels(train: Examples, evaluation: Examples) -> tuple[int, tuple[str, ...]]:
+    there = {form.channels: path for form, path in train.items()}
+    every = {form.channels: path for form, path in evaluation.items()} | there
+    if len(every) == 1:
+        return *there, ()
+    if every.keys() != {1, 3}:
+        found = " and ".join(f"{channels} ({every[channels]})" for channels in sorted(every)[:3])
+        raise UserError(f"images differ in their number of channels: {found}; expected the same in all")
+    if len(there) == 2:
+        return 3, (f"greyscale and colour images are mixed; all are read as RGB: {there[1]}, {there[3]}",)
+    if 3 in there:
+        return 3, ()
+    return 1, (f"all training images are greyscale; colour images for evaluation are read as greyscale: {every[3]}",)
+
+
+def _pixels(examples: Examples) -> tuple[str, tuple[str, ...]]:
+    there = {form.pixels: path for form, path in examples.items()}
+    if len(there) == 1:
+        return *there, ()
+    if "float32" in there:
+        found = " and ".join(f"{pixels} ({path})" for pixels, path in sorted(there.items()))
+        raise UserError(
+            f"images differ in the type of their samples: {found}; --data.pixels=float32 reads integers as 0..1"
+        )
+    return "uint16", (
+        f"images of 8 and 16 bits are mixed; all are read at 16 bits: {there['uint8']}, {there['uint16']}",
+    )
 
 
 def _sample(paths: Sequence[str]) -> Sequence[str]:
     """Up to SAMPLE evenly spaced paths."""
-    return paths[:: -(-len(paths) // SAMPLE)]
+    return paths[:: -(-len(paths) // SAMPLE) or 1]
 
 
-def _examples(paths: Sequence[str], description: str | None = None) -> dict[int, str]:
-    """The first path for each number of channels. Reading stops once both 1 and 3 are found."""
-    examples: dict[int, str] = {}
-    with contextlib.closing(_all_channels(paths)) as every:
+def _examples(paths: Sequence[str], description: str | None = None, *, until_colour: bool = False) -> Examples:
+    """The first path for each form."""
+    examples: Examples = {}
+    with contextlib.closing(_all_forms(paths)) as every:
         shown = rich.progress.track(every, description, total=len(paths)) if description else every
-        for path, channels in zip(paths, shown, strict=True):
-            if channels is not None:
-                examples.setdefault(channels, path)
-            if len(examples) == 2:
-                break
+        for path, form in zip(paths, shown, strict=True):
+            if form is not None:
+                examples.setdefault(form, path)
+                if until_colour and form.channels > 1:
+                    break
     return examples
 
 
-def _all_channels(paths: Sequence[str]) -> Iterator[int | None]:
-    """Yield the number of channels of each image in order, None if it cannot be read."""
+def _all_forms(paths: Sequence[str]) -> Iterator[Form | None]:
+    """Yield the form of each image in order, None if it cannot be read."""
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]  # a future takes as long as a header
-    with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(_chunk_channels, chunks)) as results:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(_chunk_forms, chunks)) as results:
         for chunk in results:
             yield from chunk
 
 
-def _chunk_channels(paths: Sequence[str]) -> list[int | None]:
-    return [_channels(path) for path in paths]
+def _chunk_forms(paths: Sequence[str]) -> list[Form | None]:
+    return [_form(path) for path in paths]
 
 
-def _channels(path: str) -> int | None:
+def _form(path: str) -> Form | None:
     with contextlib.suppress(Unreadable):
-        return image_channels(path, path)
+        return image_form(path, path)
     return None

@@ -18,9 +18,10 @@ from train.data.fingerprint import Fingerprint
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, read
 from train.data.transforms import evaluation_crop, evaluation_of
-from train.data_kinds import parse_kind
+from train.data_kinds import check_normalisation, parse_kind
 from train.errors import UserError
 from train.memory import host_memory, in_words
+from vit_jax.images import WHITE, Pixels
 from vit_jax.printable import printable
 
 SAMPLE = 1000  # images used to compare sizes, and to measure means and deviations
@@ -36,10 +37,11 @@ class Dataset:
         eval: Evaluation images and labels.
         class_names: Names of the classes; may be empty if labels are not needed.
         image_shape: Height, width and channels of the model's input.
-        mean: Mean per channel, of pixels in 0..1.
-        std: Standard deviation per channel, of pixels in 0..1.
+        mean: Mean per channel, of pixels in 0..1; floats may have any range.
+        std: Standard deviation per channel, of the same pixels.
         notes: Lines about the data, shown at the start of a run.
         fingerprints: Fingerprints of "train" and "eval".
+        pixels: Type of the samples of images.
     """
 
     train: Source
@@ -50,6 +52,7 @@ class Dataset:
     std: tuple[float, ...]
     notes: tuple[str, ...]
     fingerprints: Mapping[str, Fingerprint] = dataclasses.field(default_factory=dict)
+    pixels: Pixels = "uint8"
 
 
 def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
@@ -63,6 +66,7 @@ def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
         UserError: If `config` is invalid, or the data cannot be used.
     """
     check_values(config, "data.")
+    check_normalisation(config)
     _check_image_size(config)
     kind, rest = parse_kind(config.name)
     parts = kind.load_opener()(rest, config, labels=labels)
@@ -70,11 +74,11 @@ def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
     if labels and len(class_names) < 2:
         raise UserError(f"{config.name} has a single class, {class_names[0]!r}: expected two or more")
 
-    image_shape = _image_shape(train, config)
+    image_shape, pixels = _image_shape(train, config), read(train, 0)[0].dtype
     train = _into_memory(train, image_shape, "training")
     evaluation = _into_memory(evaluation, image_shape, "evaluation")
     mean, std = _statistics(train, image_shape, config)
-    return Dataset(train, evaluation, class_names, image_shape, mean, std, notes, fingerprints)
+    return Dataset(train, evaluation, class_names, image_shape, mean, std, notes, fingerprints, pixels.name)
 
 
 def _check_image_size(config: Data) -> None:
@@ -83,7 +87,7 @@ def _check_image_size(config: Data) -> None:
         return
     measured = config.mean is None or config.std is None
     bytes_per_value = 20 if measured else 4  # an image, its resized copy, and the copy's squares in float64
-    need = math.prod(config.image_size) * 3 * bytes_per_value * os.cpu_count()
+    need = math.prod(config.image_size) * (config.channels or 3) * bytes_per_value * os.cpu_count()
     if need > host_memory():
         raise UserError(
             f"--data.image-size is {config.image_size}: decoding images of this size in {os.cpu_count()} threads "
@@ -111,15 +115,18 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
 
-    preprocessing = evaluation_of(config, shape, mean=(0.5,))  # grey borders
+    grey = (0.5,) * shape[2]  # of borders
+    preprocessing = evaluation_of(config, shape, grey)
+    white = WHITE[read(source, 0)[0].dtype.name]
 
     def moments(index: int) -> np.ndarray:
-        pixels = evaluation_crop(read(source, index)[0], preprocessing) / 255
+        pixels = evaluation_crop(read(source, index)[0], preprocessing, grey).astype(np.float64) / white
         return np.stack([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
 
     measured = _each(moments, _sample(source), "Measuring mean and deviation", source)
     mean, square = np.mean(list(measured), axis=0)
-    std = np.sqrt(np.maximum(square - mean**2, 1 / 255**2))  # avoids division by zero for a constant channel
+    least = 1 / max(white, 255)  # avoids division by zero for a constant channel
+    std = np.sqrt(np.maximum(square - mean**2, least**2))
     return config.mean or tuple(mean.tolist()), config.std or tuple(std.tolist())
 
 
@@ -128,10 +135,10 @@ def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Sour
 
     An unreadable training image is replaced by another; an unreadable evaluation image is left out.
     """
-    size = len(source)
-    if isinstance(source, ArraySource) or size * math.prod(shape) > MEMORY or read(source, 0)[0].shape != shape:
+    size, first = len(source), read(source, 0)[0]
+    if isinstance(source, ArraySource) or size * math.prod(shape) * first.itemsize > MEMORY or first.shape != shape:
         return source
-    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+    images, labels = np.empty((size, *shape), first.dtype), np.empty(size, np.int32)
     used = np.empty(size, np.int64)
 
     def fetch(index: int) -> bool:

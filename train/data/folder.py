@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config import Data
-from train.data.channels import folder_channels
+from train.data.channels import folder_form
 from train.data.fingerprint import Fingerprint, fingerprint_of_files
 from train.data.sources import EVAL_SPLITS, HELD_OUT, Parts, choose_split, count_images, held_out_note
 from train.data.transforms import decode
 from train.errors import UserError
-from vit_jax.images import SUFFIXES
+from vit_jax.images import SUFFIXES, Form
 
 SPLIT = 0.8  # share of the images for training, if a folder has classes in place of splits
 
@@ -26,13 +26,14 @@ class FolderSource:
 
     paths: list[str]
     labels: list[int]
-    channels: int
+    form: Form
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return decode(self.paths[index], self.channels, self.name_of(index)), self.labels[index]
+        form = self.form
+        return decode(self.paths[index], form.channels, self.name_of(index), form.pixels), self.labels[index]
 
     def name_of(self, index: int) -> str:
         return self.paths[index]
@@ -72,8 +73,8 @@ def _open_classes(root: Path, config: Data) -> Parts:
 
     class_names = tuple(train.files)
     every = [list(itertools.chain(*split.files.values())) for split in (train, evaluation)]
-    channels, mixed = _channels(*every, config)
-    sources = [_folder_source(split.files, class_names, channels) for split in (train, evaluation)]
+    form, mixed = folder_form(*every, config)
+    sources = [_folder_source(split.files, class_names, form) for split in (train, evaluation)]
     fingerprints = {
         name: _fingerprint(split.folder, split.files, split.origin)
         for name, split in (("train", train), ("eval", evaluation))
@@ -171,18 +172,13 @@ def _open_images(root: Path, config: Data) -> Parts:
         if not paths:
             raise UserError(f"{config.name}: no images in {folder}" + ("" if eval_root else ": expected two or more"))
 
-    channels, mixed = _channels(train, evaluation, config)
-    sources = [FolderSource(paths, [0] * len(paths), channels) for paths in (train, evaluation)]
+    form, mixed = folder_form(train, evaluation, config)
+    sources = [FolderSource(paths, [0] * len(paths), form) for paths in (train, evaluation)]
     fingerprints = {
         "train": _fingerprint(train_root, {"": train}, "all images"),
         "eval": _fingerprint(eval_root or train_root, {"": evaluation}, f"split {split}" if split else "held out"),
     }
     return Parts(*sources, (), mixed + notes, fingerprints)
-
-
-def _channels(train: list[str], evaluation: list[str], config: Data) -> tuple[int, tuple[str, ...]]:
-    """Number of channels to read images with, and notes: as `config` says, otherwise as `folder_channels` finds."""
-    return (config.channels, ()) if config.channels else folder_channels(train, evaluation)
 
 
 def _hold_out(paths: list[str], count: int) -> tuple[list[str], list[str]]:
@@ -261,10 +257,10 @@ def _is_image(file: os.DirEntry) -> bool:
     return visible and suffix in SUFFIXES and os.path.isfile(file.path) and file.stat().st_size > 0
 
 
-def _folder_source(files: dict[str, list[str]], class_names: tuple[str, ...], channels: int) -> FolderSource:
+def _folder_source(files: dict[str, list[str]], class_names: tuple[str, ...], form: Form) -> FolderSource:
     numbers = {name: number for number, name in enumerate(class_names)}
     pairs = [(path, numbers[name]) for name, paths in files.items() for path in paths]
-    return FolderSource([path for path, _ in pairs], [number for _, number in pairs], channels)
+    return FolderSource([path for path, _ in pairs], [number for _, number in pairs], form)
 
 
 def _fingerprint(folder: Path, files: Mapping[str, Sequence[str]], origin: str) -> Fingerprint:

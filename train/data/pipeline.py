@@ -21,6 +21,7 @@ from train.data.sources import ArraySource, Source, read
 from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop
 from train.data.workers import Watched, die_with_parent
 from train.errors import UserError
+from vit_jax.images import Pixels
 
 Warn = Callable[[str], None]
 Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -43,10 +44,10 @@ def train_batches(
         warn: Receives a line about unreadable images; readable ones replace them.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,)}, where b is this process's share of
-        `batch_size`; with `views` also "sample": int32 (b,), view * number of examples + example. `set_state` resumes
-        exactly from the JSON-serialisable `get_state()` of an iterator with as many workers. Close the iterator to end
-        its worker processes.
+        An iterator over {"image": (b, h, w, c) of the dataset's type, "label": int32 (b,)}, where b is this process's
+        share of `batch_size`; with `views` also "sample": int32 (b,), view * number of examples + example. `set_state`
+        resumes exactly from the JSON-serialisable `get_state()` of an iterator with as many workers. Close the iterator
+        to end its worker processes.
 
     Raises:
         UserError: If an argument is out of range or, later, if too many images are unreadable.
@@ -120,9 +121,9 @@ def eval_batches(
     if _is_ready(source, size, preprocessing.crop_pct):
         batches = _gathered(source, indices, share)
     else:
-        crop = lambda image, rng: evaluation_crop(image, preprocessing)
+        crop = lambda image, rng: evaluation_crop(image, preprocessing, dataset.mean)
         batches = _decoded(source, indices, crop, share, config.workers)
-    none = {"image": np.zeros((0, *dataset.image_shape), np.uint8), "label": np.zeros(0, np.int32)}
+    none = {"image": np.zeros((0, *dataset.image_shape), dataset.pixels), "label": np.zeros(0, np.int32)}
     skipped = skipped or Skipped(source, "evaluation", warn)
     with contextlib.closing(_iterate(batches, source, config)) as iterator:
         for _ in range(0, len(source), batch_size):
@@ -132,9 +133,12 @@ def eval_batches(
             yield _padded(batch, share, unreadable < 0)
 
 
-def image_to_input(path: str | os.PathLike, image_shape: Shape, config: Data, mean: Sequence[float]) -> np.ndarray:
-    """Read one image file as in evaluation: uint8 pixels of `image_shape` (height, width, channels)."""
-    return evaluation_crop(decode(path, image_shape[2], str(path)), evaluation_of(config, image_shape, mean))
+def image_to_input(
+    path: str | os.PathLike, image_shape: Shape, config: Data, mean: Sequence[float], pixels: Pixels = "uint8"
+) -> np.ndarray:
+    """Read one image file as in evaluation: `pixels` of `image_shape` (height, width, channels)."""
+    image = decode(path, image_shape[2], str(path), pixels)
+    return evaluation_crop(image, evaluation_of(config, image_shape, mean), mean)
 
 
 def _sample(examples: int, seed: int, views: int, position: int, row: int) -> int:

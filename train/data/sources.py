@@ -1,6 +1,7 @@
 """The interface of all sources of images, and the included digits; `folder.py` and `tfds.py` open the other sources.
 
-A source has a length, and its item i is (uint8 image (h, w, c) of the file's own size, int label).
+A source has a length, and its item i is (image (h, w, c) of the file's own size, label); all images have samples of one
+type: uint8, uint16 or float32.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ class Parts(NamedTuple):
 class ArraySource:
     """Decoded images of one size, in memory."""
 
-    images: np.ndarray  # uint8 (n, h, w, c)
+    images: np.ndarray  # (n, h, w, c)
     labels: np.ndarray  # int32 (n,)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from train.data.prepared import (
     read_class_names,
 )
 from train.data.sources import HELD_OUT, Parts, choose_split, held_out_note
-from train.data.transforms import Unreadable, decode, image_channels
+from train.data.transforms import Unreadable, decode, image_form
 from train.errors import UserError, one_line
 
 SAMPLE = 1000  # records whose labels are checked before training; the others are checked when they are read
@@ -170,7 +170,7 @@ def _channels(image: Any, source: TfdsSource) -> int:
     kinds = set()
     for index in _sample(len(source), 100):
         with contextlib.suppress(Unreadable):
-            kinds.add(image_channels(io.BytesIO(source.encoded_image(index)), source.name_of(index)))
+            kinds.add(image_form(io.BytesIO(source.encoded_image(index)), source.name_of(index)).channels)
     return max(kinds, default=3)
 
 

@@ -1,6 +1,7 @@
 """Transforms of one image on the host: decode, crop, resize.
 
-Images are uint8 (h, w, c). Sizes are (height, width) and boxes are (left, top, right, bottom), in pixels.
+Images are (h, w, c), with samples uint8, uint16 or float32. Sizes are (height, width) and boxes are (left, top, right,
+bottom), in pixels.
 """
 
 import logging
@@ -14,34 +15,35 @@ from PIL import Image
 from train.config import Data
 from train.errors import UserError
 from vit_jax import images
-from vit_jax.images import File
+from vit_jax.images import WHITE, File, Form, Pixels
 from vit_jax.pretrained.preprocessing import INTERPOLATIONS, Preprocessing
 
 Box = tuple[float, float, float, float]
 Shape = tuple[int, int, int]  # height, width, channels
 INTERPOLATION = "bicubic"  # the default
 
-# Pillow's warnings about damage do not name the file. For images that cannot be decoded, `decode` raises Unreadable.
+# Warnings about damage do not name the file. For images that cannot be decoded, `decode` raises Unreadable.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-logging.getLogger("PIL").setLevel(logging.CRITICAL)
+for library in ("PIL", "tifffile"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 class Unreadable(UserError):
     """A file that is not a whole image of a supported format; printed as one line."""
 
 
-def image_channels(file: File, name: str) -> int:
-    """Number of channels of an image, from its header, as `vit_jax.images.image_channels`. Raises Unreadable."""
+def image_form(file: File, name: str) -> Form:
+    """Channels and type of samples of an image, from its header, as `vit_jax.images.image_form`. Raises Unreadable."""
     try:
-        return images.image_channels(file, name)
+        return images.image_form(file, name)
     except images.Unreadable as error:
         raise Unreadable(str(error)) from error
 
 
-def decode(file: File, channels: int, name: str) -> np.ndarray:
+def decode(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> np.ndarray:
     """Decode an image at its own size, upright, as `vit_jax.images.decode`. Raises Unreadable."""
     try:
-        return images.decode(file, channels, name)
+        return images.decode(file, channels, name, pixels)
     except images.Unreadable as error:
         raise Unreadable(str(error)) from error
 
@@ -57,16 +59,21 @@ def evaluation_of(config: Data, image_shape: Shape, mean: Sequence[float]) -> Pr
     )
 
 
-def evaluation_crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Resize and crop an image with 1 or 3 channels, as `preprocessing` says.
+def evaluation_crop(image: np.ndarray, preprocessing: Preprocessing, mean: Sequence[float] | None = None) -> np.ndarray:
+    """Resize and crop an image, as `preprocessing` says, with borders of the colour `mean` if it is given.
 
     An image of extreme aspect ratio, whose resized copy would be too large, is cropped before it is resized.
     """
+    pictures, fills = _pictures(image), [None] * image.shape[2]
+    if mean is not None and preprocessing.crop_mode == "border" and pictures[0].mode != "RGB":
+        fills = [WHITE[image.dtype.name] * value for value in mean]
+        fills = fills if image.dtype == np.float32 else list(map(round, fills))
     try:
-        return _pixels(preprocessing.fit(_picture(image)))
+        fitted = [preprocessing.fit(picture, fill) for picture, fill in zip(pictures, fills, strict=False)]
     except ValueError:
         size, share, interpolation = preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation
         return center_crop(image, size, share, interpolation)
+    return _pixels(fitted, image.dtype)
 
 
 def center_crop(
@@ -119,14 +126,22 @@ def _random_box(full: tuple[int, int], size: tuple[int, int], min_area: float, r
 
 def _resize(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Crop the image to `box` and resize it to `size`, in one antialiased operation."""
-    return _pixels(_picture(image).resize((size[1], size[0]), INTERPOLATIONS.index(interpolation), box=box))
+    resample = INTERPOLATIONS.index(interpolation)
+    resized = [picture.resize((size[1], size[0]), resample, box=box) for picture in _pictures(image)]
+    return _pixels(resized, image.dtype)
 
 
-def _picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+def _pictures(image: np.ndarray) -> list[Image.Image]:
+    """An image as one picture in RGB or, as Pillow has no others, as one for each channel: of bytes or of floats."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return [Image.fromarray(image)]
+    bands = image if image.dtype == np.uint8 else image.astype(np.float32)
+    return [Image.fromarray(np.ascontiguousarray(bands[..., i])) for i in range(image.shape[2])]
 
 
-def _pixels(picture: Image.Image) -> np.ndarray:
-    """Pixels (h, w, c) of a greyscale or RGB image."""
-    pixels = np.asarray(picture)
-    return pixels.reshape(*pixels.shape[:2], -1)
+def _pixels(pictures: Sequence[Image.Image], dtype: np.dtype) -> np.ndarray:
+    """Pixels (h, w, c) of what `_pictures` returns."""
+    pixels = np.asarray(pictures[0]) if pictures[0].mode == "RGB" else np.stack(pictures, axis=-1)
+    if dtype == np.uint16:  # interpolation exceeds the range of the samples
+        pixels = np.clip(np.rint(pixels), 0, WHITE["uint16"])
+    return pixels.astype(dtype, copy=False)

@@ -100,12 +100,13 @@ class Run:
         """Read an image file as an input of `model`: cropped, resized and normalised as in evaluation."""
         from train.data import image_to_input  # not at the top: decoding is slow to import
 
-        pixels = image_to_input(image, self.info.image_shape, self.config.data, self.info.mean)
-        return np.asarray(normalize(pixels[None], self.info.mean, self.info.std)[0])
+        info = self.info
+        pixels = image_to_input(image, info.image_shape, self.config.data, info.mean, info.pixels)
+        return np.asarray(normalize(pixels[None], info.mean, info.std)[0])
 
     @functools.cached_property
     def classes_of(self) -> Callable:
-        """A jitted function from pixels, uint8 (b, h, w, c), to probabilities of the classes (b, k)."""
+        """A jitted function from pixels of the run's type (b, h, w, c) to probabilities of the classes (b, k)."""
         from train.prediction import make_predict  # not at the top: it uses this module
 
         return make_predict(self)

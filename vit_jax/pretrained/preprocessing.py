@@ -87,8 +87,11 @@ class Preprocessing:
         """
         return np.asarray(self.fit(_images().as_rgb(image)))
 
-    def fit(self, picture: "Image.Image") -> "Image.Image":
-        """Resize and crop an image of Pillow in mode RGB or L. Raises ValueError if it would be resized too large."""
+    def fit(self, picture: "Image.Image", fill: "int | float | tuple[int, ...] | None" = None) -> "Image.Image":
+        """Resize and crop an image of Pillow. Raises ValueError if it would be resized too large.
+
+        `fill` replaces `self.fill`, as the colour of the picture's mode where there is no image.
+        """
         images = _images()
         height, width = self.resized(picture.height, picture.width)
         if height * width > images.MAX_PIXELS:
@@ -98,7 +101,8 @@ class Preprocessing:
             )
         picture = picture.resize((width, height), INTERPOLATIONS.index(self.interpolation))
         top, left = _offset(height, self.image_size[0]), _offset(width, self.image_size[1])
-        fill = self.fill if picture.mode == "RGB" else self.fill[0]
+        if fill is None:
+            fill = self.fill if picture.mode == "RGB" else self.fill[0]
         return images.window(picture, top, left, self.image_size, fill)
 
     def normalize(self, pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float32[np.ndarray, "*b h w 3"]:
