@@ -185,7 +185,8 @@ def test_slices_drop_out_differently():
     assert metrics["loss"] == pytest.approx(float(sum(losses)) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dino", "es_vit"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dino", pytest.param("es_vit", marks=pytest.mark.exhaustive)])
 def test_accumulation_moves_centers_to_the_mean_of_the_whole_batch(name):
     """Every view is the whole image, so that random draws do not differ between slices and the whole batch."""
     same = lambda key, pixels: pixels

@@ -227,6 +227,7 @@ def test_predict_shows_as_many_classes_as_asked_for(learned, tmp_path, capsys):
     assert sum(float(line.split()[0].rstrip("%")) for line in lines) == pytest.approx(100, abs=0.06)
 
 
+@pytest.mark.slow
 def test_predict_refuses_in_one_line(learned, tmp_path, capsys):
     (good,), _ = write_digits(tmp_path, [0])
     (tmp_path / "text.png").write_text("no image")

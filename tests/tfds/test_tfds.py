@@ -130,7 +130,7 @@ def test_a_label_outside_of_the_classes_is_refused(copied, tmp_path, split, labe
     assert message in refusal(data(tmp_path))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_a_wrong_label_beyond_the_sample_is_refused_when_it_is_read(copied, tmp_path, monkeypatch, workers):
     monkeypatch.setattr("train.data.tfds.SAMPLE", 2)
     change = lambda features, number: number == 3 and features["kind"].int64_list.value.__setitem__(0, 7)
