@@ -38,11 +38,14 @@ RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--o
 def train(workdir, *options, base=TINY, devices=None) -> int:
     """The exit status of a run in this process. Runs of one configuration share their compiled program.
 
+    It writes a report only if the options say `--report`.
+
     By default a mesh in the options has all eight devices, and without one there are two, which take less time.
     """
     mesh = lambda shape: make_mesh(shape, jax.devices()[: devices or (8 if shape else 2)])
     with mock.patch("train.setup.build_program", shared_program), mock.patch("train.setup.make_mesh", mesh):
-        return main([*base, *options, f"--workdir={workdir}"])
+        report = () if "--report" in options else ("--no-report",)
+        return main([*report, *base, *options, f"--workdir={workdir}"])
 
 
 def untrained(workdir, *options, base=TINY):
@@ -121,7 +124,7 @@ def start(workdir, *options, devices=1):
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "train.main", *TINY, *options, f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "train.main", "--no-report", *TINY, *options, f"--workdir={workdir}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

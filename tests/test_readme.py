@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 import train.cli
+import train.compare
 import train.convert
+import train.evaluate
 import train.main
 import train.plan
 import train.predict
 import train.probe
+import train.report
 from docs import make_deviations
 from train.commandline.options import read_options, split
 from vit_jax.registry import MODELS, list_presets
@@ -57,7 +60,7 @@ NOT_RUN = (
     "--workdir=runs/deeper-pit",
 )
 
-OTHERS = {"predict": train.predict, "probe": train.probe, "convert": train.convert}
+OTHERS = {name: getattr(train, name) for name in ("predict", "evaluate", "report", "compare", "probe", "convert")}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -119,7 +122,7 @@ def run_command(words: list[str], done: list[list[str]], capsys) -> None:
         with pytest.raises(SystemExit, match="0"):
             train.cli.main(words[1:])
         return
-    quick = ["--steps=2", *(["--model-args", "depth=1"] if "--model-args" not in words else [])]
+    quick = ["--steps=2", "--no-report", *(["--model-args", "depth=1"] if "--model-args" not in words else [])]
     assert train.cli.main([*words[1:], *(quick if words[1] == "train" else [])]) == 0, words
     table = "images classified" if any("--out" in word for word in words) else "%"
     printed = {"train": "done: loss", "predict": table, "probe": "linear ", "convert": "numbers written to"}[words[1]]

@@ -240,6 +240,8 @@ class Config:
     """Steps per training record in metrics.jsonl, which holds their means."""
     keep: Annotated[int, Range(1, 1_000_000)] = 3
     """Number of latest checkpoints to keep, in addition to the best one."""
+    report: bool = True
+    """Write report.html at the end of the run: results, curves, mistakes and attention on one page."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of activations and of the parameters in matrix products; master parameters are always float32."""
     remat: Literal["none", "dots", "full"] = "none"
@@ -271,7 +273,7 @@ class Config:
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers", "extend", "extend_lr")
-MAY_CHANGE += ("data.pixels",)  # the type itself is part of the stored dataset
+MAY_CHANGE += ("report", "data.pixels")  # the type itself is part of the stored dataset
 
 
 def without_former_defaults(config: Config) -> Config:

@@ -72,13 +72,15 @@ def completion(shell: str) -> str:
     """A script that completes the commands of vit-jax and their options in `shell`."""
     import contextlib
     import io
+    from importlib import import_module
 
     import tyro
 
-    from train import convert, plan, predict, probe
+    from train.commandline.options import MODULES
     from train.config import Config
 
-    commands = dict(train=Config, **{module.__name__[6:]: module.Options for module in (predict, probe, convert, plan)})
+    others = [name for name in MODULES if name != "train"]
+    commands = {"train": Config, **{name: import_module(f"train.{MODULES[name]}").Options for name in others}}
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(commands, args=["--tyro-print-completion", shell], prog="vit-jax")

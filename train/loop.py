@@ -14,7 +14,7 @@ from train.data import Dataset, Skipped, eval_batches
 from train.distill.cached_logits import with_teacher
 from train.errors import Diverged, Preempted
 from train.run import checkpoint
-from train.run.curves import draw_curves
+from train.run.ending import write_ending
 from train.run.failures import last_usable_checkpoint
 from train.run.records import check_finite
 from train.session import Session, start
@@ -117,7 +117,9 @@ def finished(session: Session, result: dict[str, float] | None) -> dict[str, flo
         f"after {setup.total:,} steps; best at step {best:,}: {show(session.checkpoints.metrics(best))}"
     )
     if is_lead():
-        setup.progress.message(f"see {draw_curves(session.workdir)} and {session.workdir / 'metrics.jsonl'}")
+        trained = session.start < setup.total
+        message = setup.progress.message
+        write_ending(session.workdir, setup.config, setup.dataset, trained=trained, message=message)
     return result
 
 

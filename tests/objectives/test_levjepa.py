@@ -203,5 +203,5 @@ def test_bad_arguments_of_the_trunks_are_named(case, kwargs, message):
 def test_a_run_from_the_command_line(name, tmp_path):
     options = ("--batch-size=32", "--steps=2", "--eval-batch-size=256", "--log-steps=1", "--recipe=digits")
     sizes = ("--model-args", "depth=1", "dim=16", "heads=2", "mlp_dim=32", "--objective-args", "num_classes_K=16")
-    assert main([f"--objective={name}", *options, f"--workdir={tmp_path}", *sizes]) == 0
+    assert main(["--no-report", f"--objective={name}", *options, f"--workdir={tmp_path}", *sizes]) == 0
     assert len(records(tmp_path, "train")) == 2

@@ -37,7 +37,10 @@ def prog(command: str) -> str:
     return f"vit-jax {command}" if Path(sys.argv[0]).stem == "vit-jax" else f"python -m train.{MODULES[command]}"
 
 
-MODULES = {"train": "main", "predict": "predict", "probe": "probe", "convert": "convert", "plan": "plan"}
+# Modules of commands.
+MODULES = {"train": "main"} | {
+    name: name for name in ("predict", "evaluate", "report", "compare", "probe", "convert", "plan")
+}
 
 
 def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:
