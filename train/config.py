@@ -24,15 +24,20 @@ class Data:
     """Dataset, and its preprocessing on the host: decoding, cropping and resizing."""
 
     name: str = "digits"
-    """Dataset: `digits` (included), `tfds:NAME` (prepared as ArrayRecord) or `folder:PATH` (PATH/train/CLASS/*.jpg ...
-    or PATH/CLASS/*.jpg); `--data` for short."""
+    """Dataset: `digits` (included), `folder:PATH` (PATH/train/CLASS/*.jpg ... or PATH/CLASS/*.jpg), `table:FILE` (CSV,
+    TSV or Parquet), `hf:NAME` (Hugging Face, also local), `wds:SHARDS` (tars of WebDataset) or `tfds:NAME` (prepared as
+    ArrayRecord); `--data` for short."""
     dir: str | None = None
     """Directory of prepared TFDS datasets; default: the one that TFDS itself uses."""
     eval_split: str | None = None
     """Split used for evaluation; default: the first of `val`, `validation`, `test` that exists."""
     split: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
-    """Share of each class for training, the rest for evaluation; only for folders without an evaluation split; default:
-    0.8 for PATH/CLASS/*.jpg (0.9 without labels)."""
+    """Share of each class for training, the rest for evaluation; not with a split `val` or `validation`; default: 0.8
+    (0.9 without labels) if there is no split for evaluation."""
+    image_column: str | None = None
+    """Column of a table or dataset with the images; for `wds:` their suffix, such as jpg; default: found by name."""
+    label_columns: tuple[str, ...] = ()
+    """Columns with the labels or numbers; for `wds:` cls, txt, or keys of json; default: found by name."""
     target: Literal["class", "multilabel", "regression"] = "class"
     """What is learned of each image: its `class`, any number of labels (`multilabel`), or numbers (`regression`)."""
     image_size: tuple[Side, Side] | None = None

@@ -32,7 +32,8 @@ class Kind:
         return getattr(importlib.import_module(module), function)
 
 
-OPTIONAL = ("dir", "split")
+OPTIONAL = ("dir", "split", "image_column", "label_columns")
+COLUMNS = ("split", "image_column", "label_columns", "target")
 
 KINDS = {
     "digits": Kind(
@@ -47,7 +48,30 @@ KINDS = {
         options=("split",),
         is_path=True,
     ),
-    "tfds": Kind("tfds:NAME", "train.data.tfds:open_tfds", "a dataset that TFDS has prepared", options=("dir",)),
+    "table": Kind(
+        "table:FILE",
+        "train.data.table:open_table",
+        "images that a .csv, .tsv or .parquet file lists with their labels",
+        options=COLUMNS,
+        is_path=True,
+    ),
+    "hf": Kind(
+        "hf:NAME",
+        "train.data.huggingface:open_huggingface",
+        "a dataset of Hugging Face, a .parquet file, a folder of them, or a folder that save_to_disk wrote",
+        options=COLUMNS,
+        is_path=True,
+    ),
+    "wds": Kind(
+        "wds:SHARDS",
+        "train.data.webdataset:open_shards",
+        "tar shards of WebDataset: a folder, or a pattern such as train-{000..009}.tar",
+        options=COLUMNS,
+        is_path=True,
+    ),
+    "tfds": Kind(
+        "tfds:NAME", "train.data.tfds:open_tfds", "a dataset that TFDS has prepared", options=("dir", "split")
+    ),
 }
 
 

@@ -4,28 +4,42 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import rich.progress
 
 from train.config import Data
 from train.data.transforms import Unreadable, image_form
 from train.errors import UserError
-from vit_jax.images import Form
+from vit_jax.images import File, Form
 
 SAMPLE = 1000  # headers to read first; if one of them is in colour, no others are read
 CHUNK = 64  # headers per task of the thread pool
 
-Examples = dict[Form, str]
+
+class EncodedImage(NamedTuple):
+    """An encoded image in a sequence of files that may be read on access."""
+
+    files: Sequence[File]
+    index: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def folder_form(train: Sequence[str], evaluation: Sequence[str], config: Data) -> tuple[Form, tuple[str, ...]]:
+Image = str | EncodedImage  # a str is a path
+Examples = dict[Form, Image]
+
+
+def folder_form(train: Sequence[Image], evaluation: Sequence[Image], config: Data) -> tuple[Form, tuple[str, ...]]:
     """The form in which the images of a folder are read: that of `config`, otherwise one in which all of them fit.
 
     Greyscale and colour are read as colour if any training image is in colour; 8 and 16 bits as 16 bits.
 
     Args:
-        train: Paths of the training images, one or more.
-        evaluation: Paths of the evaluation images.
+        train: The training images, one or more.
+        evaluation: The evaluation images.
         config: Number of channels and type of samples, if they are configured.
 
     Returns:
@@ -39,7 +53,7 @@ def folder_form(train: Sequence[str], evaluation: Sequence[str], config: Data) -
         return Form(config.channels, config.pixels), ()
     of_train, of_evaluation = _examples(_sample(train)), _examples(_sample(evaluation))
     if not of_train:
-        image_form(train[0], train[0])  # raises Unreadable
+        _read_form(train[0])  # raises Unreadable
     if {form.channels for form in of_train} == {1} and not config.channels and len(train) > SAMPLE:
         of_train |= _examples(train, "Looking for images in colour", until_colour=True)
     channels, of_channels = (config.channels, ()) if config.channels else _channels(of_train, of_evaluation)
@@ -76,12 +90,12 @@ def _pixels(examples: Examples) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _sample(paths: Sequence[str]) -> Sequence[str]:
+def _sample(paths: Sequence[Image]) -> Sequence[Image]:
     """Up to SAMPLE evenly spaced paths."""
     return paths[:: -(-len(paths) // SAMPLE) or 1]
 
 
-def _examples(paths: Sequence[str], description: str | None = None, *, until_colour: bool = False) -> Examples:
+def _examples(paths: Sequence[Image], description: str | None = None, *, until_colour: bool = False) -> Examples:
     """The first path for each form."""
     examples: Examples = {}
     with contextlib.closing(_all_forms(paths)) as every:
@@ -94,7 +108,7 @@ def _examples(paths: Sequence[str], description: str | None = None, *, until_col
     return examples
 
 
-def _all_forms(paths: Sequence[str]) -> Iterator[Form | None]:
+def _all_forms(paths: Sequence[Image]) -> Iterator[Form | None]:
     """Yield the form of each image in order, None if it cannot be read."""
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]  # a future takes as long as a header
     with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(_chunk_forms, chunks)) as results:
@@ -102,11 +116,16 @@ def _all_forms(paths: Sequence[str]) -> Iterator[Form | None]:
             yield from chunk
 
 
-def _chunk_forms(paths: Sequence[str]) -> list[Form | None]:
+def _chunk_forms(paths: Sequence[Image]) -> list[Form | None]:
     return [_form(path) for path in paths]
 
 
-def _form(path: str) -> Form | None:
+def _form(path: Image) -> Form | None:
     with contextlib.suppress(Unreadable):
-        return image_form(path, path)
+        return _read_form(path)
     return None
+
+
+def _read_form(image: Image) -> Form:
+    file = image if isinstance(image, str) else image.files[image.index]
+    return image_form(file, str(image))

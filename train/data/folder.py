@@ -12,12 +12,21 @@ import numpy as np
 from train.config import Data
 from train.data.channels import folder_form
 from train.data.fingerprint import Fingerprint, fingerprint_of_files
-from train.data.sources import EVAL_SPLITS, HELD_OUT, Parts, choose_split, count_images, held_out_note
+from train.data.sources import Parts
+from train.data.splits import (
+    EVAL_SPLITS,
+    HELD_OUT,
+    SPLIT,
+    choose_split,
+    count_images,
+    divide,
+    divided_note,
+    held_out_note,
+    hold_out,
+)
 from train.data.transforms import decode
 from train.errors import UserError
 from vit_jax.images import SUFFIXES, Form
-
-SPLIT = 0.8  # share of the images for training, if a folder has classes in place of splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +69,7 @@ def _open_classes(root: Path, config: Data) -> Parts:
     if config.split is not None or _is_unsplit(root):
         train, evaluation, notes = _divided(root, config, skipped, misplaced)
     else:
-        train, evaluation = _named_splits(root, config, skipped, misplaced)
-        notes = ()
+        train, evaluation, notes = _named_splits(root, config, skipped, misplaced)
     for split in (train, evaluation):
         if not any(split.files.values()):
             raise UserError(f"{config.name}: no images in {split.folder}/CLASS/{_flat_hint(misplaced)}")
@@ -91,19 +99,21 @@ class _Split(NamedTuple):
     origin: str
 
 
-def _named_splits(root: Path, config: Data, skipped: list[str], misplaced: list[str]) -> tuple[_Split, _Split]:
-    """The training split in root/train and the evaluation split beside it."""
+def _named_splits(
+    root: Path, config: Data, skipped: list[str], misplaced: list[str]
+) -> tuple[_Split, _Split, tuple[str, ...]]:
+    """The training split in root/train and the evaluation split beside it, and notes."""
     if not (root / "train").is_dir():
         missing = root / "train" if root.is_dir() else root
         hint = _flat_hint([entry.path for entry in _entries(root) if _is_image(entry)]) if root.is_dir() else ""
         expected = f"expected {root}/train/CLASS/ and {root}/val/CLASS/, or {root}/CLASS/"
         raise UserError(f"{config.name}: {expected}; there is no folder {missing}{hint}")
     try:
-        eval_root = root / choose_split(config, _folders(root))
+        name, notes = choose_split(config, _folders(root))
     except UserError as error:
         raise UserError(f"{error}; --data.split={SPLIT} holds out a part of the training images") from error
-    folders = (root / "train", eval_root)
-    return tuple(_Split(f, _scan(f, skipped, misplaced), f"split {f.name}") for f in folders)
+    folders = (root / "train", root / name)
+    return *(_Split(f, _scan(f, skipped, misplaced), f"split {f.name}") for f in folders), notes
 
 
 def _is_unsplit(root: Path) -> bool:
@@ -123,19 +133,20 @@ def _divided(
     The choice is random, but the same for the same files. At least one image of each class is for training.
     """
     folder = root / "train" if (root / "train").is_dir() else root
-    if named := set(_folders(root)) & set(EVAL_SPLITS) if folder != root else ():
-        raise UserError(f"--data.split is {config.split}, but {root} has the split {min(named)}: leave one of them out")
+    if folder != root:
+        choose_split(config, _folders(root))  # raises UserError for a split that would not be used
     if config.eval_split is not None:
         raise UserError(f"{config.name} has no split {config.eval_split} to evaluate on: it has classes without splits")
     share = SPLIT if config.split is None else config.split
-    train, evaluation = {}, {}
-    for name, paths in _scan(folder, skipped, misplaced).items():
-        count = min(len(paths) - 1, max(1, round((1 - share) * len(paths))))
-        train[name], evaluation[name] = _hold_out(paths, count) if count > 0 else (paths, [])
+    files = _scan(folder, skipped, misplaced)
+    parts = divide(list(files.values()), share)
+    train, evaluation = (
+        (dict(zip(files, part, strict=True)) for part in zip(*parts, strict=True)) if parts else ({}, {})
+    )
     count = sum(map(len, evaluation.values()))
     if any(train.values()) and not count:
         raise UserError(f"{config.name}: one image in each class of {folder}: expected two or more, one to evaluate on")
-    note = f"{count_images(count)} held out for evaluation, {1 - share:.0%} of each class (--data.split)"
+    note = divided_note(count, share, "each class")
     origins = (f"{share:g} of each class", f"the rest of {share:g} of each class")
     both = (_Split(folder, files, o) for files, o in zip((train, evaluation), origins, strict=True))
     return *both, (note,)
@@ -156,17 +167,15 @@ def _open_images(root: Path, config: Data) -> Parts:
     if not root.is_dir():
         raise UserError(f"{config.name}: there is no folder {root}")
     train_root = root / "train" if (root / "train").is_dir() else root
-    split = choose_split(config, _folders(root), required=False)
+    split, said = choose_split(config, _folders(root), required=False)
     eval_root = root / split if split else None
-    if eval_root and config.split is not None:
-        raise UserError(f"--data.split is {config.split}, but {root} has the split {split}: leave one of them out")
     skipped: list[str] = []
     train = images_below(train_root, skipped, without=eval_root)
     evaluation = images_below(eval_root, skipped) if eval_root else []
     notes = _skipped_note(root, skipped)
     if eval_root is None and len(train) > 1:
         share = HELD_OUT if config.split is None else 1 - config.split
-        train, evaluation = _hold_out(train, max(1, min(len(train) - 1, round(share * len(train)))))
+        train, evaluation = hold_out(train, max(1, min(len(train) - 1, round(share * len(train)))))
         notes = (held_out_note(len(evaluation)), *notes)
     for folder, paths in ((train_root, train), (eval_root or train_root, evaluation)):
         if not paths:
@@ -178,13 +187,7 @@ def _open_images(root: Path, config: Data) -> Parts:
         "train": _fingerprint(train_root, {"": train}, "all images"),
         "eval": _fingerprint(eval_root or train_root, {"": evaluation}, f"split {split}" if split else "held out"),
     }
-    return Parts(*sources, (), mixed + notes, fingerprints)
-
-
-def _hold_out(paths: list[str], count: int) -> tuple[list[str], list[str]]:
-    """Split paths into training and evaluation: a fixed random choice of `count` is for evaluation."""
-    drawn = set(np.random.default_rng(0).permutation(len(paths))[:count].tolist())
-    return [p for i, p in enumerate(paths) if i not in drawn], [p for i, p in enumerate(paths) if i in drawn]
+    return Parts(*sources, (), said + mixed + notes, fingerprints)
 
 
 def _scan(split: Path, skipped: list[str], misplaced: list[str]) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ type: uint8, uint16 or float32.
 import contextlib
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import grain
@@ -15,13 +15,10 @@ import numpy as np
 
 from train.config import Data
 from train.data.fingerprint import Fingerprint, fingerprint_of_arrays
+from train.data.splits import choose_split
 from train.data.transforms import Unreadable
-from train.errors import UserError
 
-EVAL_SPLITS = ("val", "validation", "test")
 STAND_INS = 100  # images to try in place of an unreadable one; if all fail, the fault is elsewhere
-
-HELD_OUT = 0.1  # share of the images for evaluation, if there is no split for it and labels are not needed
 
 Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
 
@@ -91,38 +88,3 @@ def open_digits(_: str, config: Data, *, labels: bool = True) -> Parts:
         for name, part in (("train", train), ("eval", test))
     }
     return Parts(train, test, tuple("0123456789"), (), fingerprints)
-
-
-def held_out_note(count: int) -> str:
-    """The note for data without an evaluation split."""
-    return f"no split {' or '.join(EVAL_SPLITS)}: {count_images(count)} held out for evaluation"
-
-
-def count_images(count: int) -> str:
-    """Format a number of images."""
-    return f"{count:,} {'image' if count == 1 else 'images'}"
-
-
-def choose_split(config: Data, splits: Sequence[str], *, required: bool = True) -> str | None:
-    """Choose the evaluation split.
-
-    Args:
-        config: The configured split, if any.
-        splits: Names of the splits that exist.
-        required: Whether there must be one.
-
-    Returns:
-        The configured split, otherwise the first of EVAL_SPLITS that exists. None if there is none and `required` is
-        False.
-
-    Raises:
-        UserError: If the configured or the required split does not exist.
-    """
-    wanted = EVAL_SPLITS if config.eval_split is None else (config.eval_split,)
-    for name in wanted:
-        if name in splits:
-            return name
-    if not required and config.eval_split is None:
-        return None
-    others = f"it has: {', '.join(splits)}" if splits else "it has none"
-    raise UserError(f"{config.name} has no split {' or '.join(wanted)} to evaluate on; {others}")

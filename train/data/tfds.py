@@ -21,7 +21,8 @@ from train.data.prepared import (
     one_line_errors,
     read_class_names,
 )
-from train.data.sources import HELD_OUT, Parts, choose_split, held_out_note
+from train.data.sources import Parts
+from train.data.splits import HELD_OUT, choose_split, count_images, divided_note, held_out_note
 from train.data.transforms import Unreadable, decode, image_form
 from train.errors import UserError, one_line
 
@@ -118,9 +119,7 @@ def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
             f"Then pass --data.dir={elsewhere}"
         )
 
-    eval_split = choose_split(config, list(info.splits), required=labels)
-    share = round(100 * HELD_OUT)
-    splits = ("train", eval_split) if eval_split else (f"train[:-{share}%]", f"train[-{share}%:]")
+    splits, notes = _splits(info, config, labels)
     label_key = found.label_key if labels else None
     sources = [
         TfdsSource(records, found.image_key, label_key, len(found.class_names), 3, f"{config.name} {split}")
@@ -135,8 +134,23 @@ def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
         part: Fingerprint(f"{info.full_name} {split}", len(source), _digest(info, split), {}, ())
         for part, source, split in zip(("train", "eval"), sources, splits, strict=True)
     }
-    notes = () if eval_split else (held_out_note(len(sources[1])),)
     return Parts(*sources, found.class_names, notes, fingerprints)
+
+
+def _splits(info: Any, config: Data, labels: bool) -> tuple[tuple[str, str], tuple[str, ...]]:
+    """TFDS's names of the training and the evaluation split, and notes. TFDS has shuffled the examples."""
+    eval_split, notes = choose_split(config, list(info.splits), required=labels)
+    if eval_split:
+        return ("train", eval_split), notes
+    count = info.splits["train"].num_examples
+    if count < 2:
+        raise UserError(f"{config.name} has {count_images(count)}: expected two or more, one to evaluate on")
+    if config.split is None:
+        share = round(100 * HELD_OUT)
+        splits = (f"train[:-{share}%]", f"train[-{share}%:]")
+        return splits, (held_out_note(info.splits[splits[1]].num_examples),)
+    kept = max(1, min(count - 1, round(config.split * count)))
+    return (f"train[:{kept}]", f"train[{kept}:]"), (divided_note(count - kept, config.split, "the images"),)
 
 
 def _described(tfds: ModuleType, folder: Path, config: Data, labels: bool) -> Described:
