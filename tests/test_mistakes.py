@@ -49,7 +49,10 @@ EARLY = [
     ("--init-from=/nowhere", "--init-from /nowhere does not exist"),
     ("--mesh=", "--mesh is ''"),
     ("--data=", "--data.name is ''"),
-    ("--data=mnist", "unknown data 'mnist': expected digits, folder:PATH or tfds:NAME"),
+    (
+        "--data=mnist",
+        "unknown data 'mnist': expected digits, folder:PATH, table:FILE, hf:NAME, wds:SHARDS or tfds:NAME",
+    ),
     ("--data=folder:", "unknown data 'folder:'"),
     ("--data.target=multilabel", "--data.target is multilabel, but digits has only classes"),
     ("--data.dir=here", "--data.dir is 'here'; it is used only with --data=tfds:NAME"),
