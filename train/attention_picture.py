@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train.data.augment import normalize
+from train.data.transforms import as_picture
 from train.errors import UserError
 from train.run.stored import Run
 from vit_jax.capture import attention, rollout
@@ -38,7 +39,7 @@ def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], pa
 
     Args:
         panels: The maps.
-        pixels: The images, uint8 (b, h, w, c).
+        pixels: The images (b, h, w, c).
         titles: A title for each image.
         path: The picture to write; the suffix gives the format, PNG if there is none.
 
@@ -53,10 +54,11 @@ def draw_attention(panels: Panels, pixels: np.ndarray, titles: Sequence[str], pa
     figure.suptitle(f"attention of {panels.reader}")
     grid = figure.subplots(len(pixels), columns, squeeze=False)
     for row, image, title, maps in zip(grid, pixels, titles, panels.shares, strict=True):
-        height, width, channels = image.shape
+        height, width, _ = image.shape
+        picture = np.asarray(as_picture(image))
         show = dict(extent=(0, width, height, 0), interpolation="nearest")
         for axes in row:
-            axes.imshow(image if channels == 3 else image.mean(axis=-1), cmap="gray", vmin=0, vmax=255, **show)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, **show)
             axes.set_axis_off()
         row[0].set_title(title, parse_math=False)
         for axes, name, shares in zip(row[1:], panels.names, maps, strict=True):
@@ -76,7 +78,7 @@ def attention_panels(run: Run, pixels: np.ndarray) -> Panels:
 
     Args:
         run: A trained classifier.
-        pixels: Images, uint8 (b, h, w, c).
+        pixels: Images (b, h, w, c) of the run's type.
 
     Raises:
         UserError: If the model's attention has no map over single patches.

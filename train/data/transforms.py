@@ -124,6 +124,14 @@ def _random_box(full: tuple[int, int], size: tuple[int, int], min_area: float, r
     return _center_box(full, size, 1.0)
 
 
+def as_picture(image: np.ndarray) -> Image.Image:
+    """An image of any kind to look at, in mode RGB or L: bands are averaged, and floats stretched to their range."""
+    values = image if image.shape[2] == 3 else image.mean(axis=2, keepdims=True)
+    low, high = (0, WHITE[image.dtype.name]) if image.dtype != np.float32 else (image.min(), image.max())
+    values = np.rint((values.astype(np.float64) - low) * (255 / max(high - low, 1e-30)))
+    return _pictures(values.astype(np.uint8))[0]
+
+
 def _resize(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Crop the image to `box` and resize it to `size`, in one antialiased operation."""
     resample = INTERPOLATIONS.index(interpolation)

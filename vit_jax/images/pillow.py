@@ -73,9 +73,11 @@ class PillowImage:
         self._image.load()
         if self._rawmode == GREY_ALPHA:  # the four bytes of a pixel as if they were four channels
             return _decoded_as("RGBA", contents).view(">u2").astype(np.uint16)
-        upper, lower = np.asarray(self._image), _decoded_as(SWAPPED[self._rawmode], contents)
-        samples = upper.astype(np.uint16) << 8 | lower
-        return straight(samples) if self._rawmode.startswith("RGBa") else samples
+        is_premultiplied = self._rawmode.startswith("RGBa")
+        rawmode = self._rawmode.upper()  # Pillow would divide the upper 8 bits by alpha
+        upper = _decoded_as(rawmode, contents) if is_premultiplied else np.asarray(self._image)
+        samples = upper.astype(np.uint16) << 8 | _decoded_as(SWAPPED[rawmode], contents)
+        return straight(samples) if is_premultiplied else samples
 
 
 def _decoded_as(rawmode: str, contents: bytes) -> np.ndarray:
@@ -111,8 +113,8 @@ def window(image: Image.Image, top: int, left: int, size: tuple[int, int], fill:
 
 
 def _rawmode(image: Image.Image) -> str:
-    """Pillow's name of the samples in the file; empty if there is none."""
-    args = image.tile[0].args if image.tile else ""
+    """Pillow's name of the samples in a PNG or TIFF; empty for other formats."""
+    args = image.tile[0][3] if image.format in ("PNG", "TIFF") and image.tile else ""
     return args if isinstance(args, str) else str(args[0]) if args else ""
 
 
