@@ -233,6 +233,9 @@ class Config:
     """Weight of the auxiliary loss that some models return with their logits (vit_with_decorr)."""
     seed: Annotated[int, Range(0, 2**32, open_high=True)] = 0
     """Random seed of initialisation, data order, augmentation and dropout."""
+    sweep: tuple[str, ...] = ()
+    """Settings to combine, as OPTION=VALUE,VALUE,...: `--sweep optim.lr=1e-3,3e-3 seed=0,1` trains four runs one after
+    the other, each in a folder of its own in `--workdir`. The same command continues a sweep."""
     workdir: str | None = None
     """Folder of the run; a run that is already in it continues. Default: runs/MODEL-DATA, or runs/MODEL-OBJECTIVE-DATA
     if the objective is given."""

@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status.
 
     Returns:
-        0: the run has finished. 2: invalid user input. 1: the run failed (a loss that is not finite, a full disk, ...).
+        0: the run has finished. 2: invalid user input. 1: the run failed (a loss that is not finite, a full disk, ...),
+        or one of a sweep.
         143: preempted by SIGTERM; 130: interrupted by Ctrl-C. After these two the same command continues the run.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -27,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
             print(text)
             return 0
         config = parse(argv)
+        if config.sweep:
+            from train.sweep import sweep  # not at the top: it imports JAX and this module
+
+            return sweep(split(argv, SHORT), config)
         check_options(config)
     except UserError as error:
         return tell(2, f"error: {error}")

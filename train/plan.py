@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     own = [group for group in groups if group.option in (*own_options, *HELP)]
     others = [group for group in groups if group not in own]
     try:
-        check_known(groups, own_options | options(Config))
+        check_known(groups, options(Config) | own_options)
         asked = read_options(Options, own, "plan", __doc__)
         if last(others, "--data.name") is None:
             others.insert(0, Group("--data.name", ("tfds:imagenet2012",)))  # the default data selects a recipe
