@@ -246,6 +246,9 @@ class Config:
     SIGTERM the run saves another and exits with status 143 (128 + SIGTERM), as if the signal had killed it."""
     log_steps: Annotated[int, Range(1, MOST_STEPS)] = 20
     """Steps per training record in metrics.jsonl, which holds their means."""
+    track: Literal["wandb", "mlflow"] | None = None
+    """Also send settings and metrics to Weights & Biases or MLflow, which their environment variables configure
+    (WANDB_MODE=offline, MLFLOW_TRACKING_URI); default: neither."""
     keep: Annotated[int, Range(1, 1_000_000)] = 3
     """Number of latest checkpoints to keep, in addition to the best one."""
     report: bool = True
@@ -281,7 +284,7 @@ class Config:
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers", "extend", "extend_lr")
-MAY_CHANGE += ("report", "data.pixels")  # the type itself is part of the stored dataset
+MAY_CHANGE += ("report", "track", "data.pixels")  # the type itself is part of the stored dataset
 
 
 def without_former_defaults(config: Config) -> Config:

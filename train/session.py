@@ -20,6 +20,7 @@ from train.program import init_inputs, prepare_training
 from train.run import checkpoint
 from train.run.failures import disk_trouble, memory_trouble
 from train.run.records import Metrics, TrainLog
+from train.run.trackers import tracking
 from train.run.workdir import Claim, claim
 from train.setup import Setup, announced, compile_train_step
 from train.sharding import replicated
@@ -70,7 +71,8 @@ def start(setup: Setup) -> Iterator[Session]:
         closing(claimed_by(setup)) as claimed,
         progress,
         checkpoint.closing(checkpoint.open_checkpoints(claimed.workdir, config.keep)) as checkpoints,
-        closing(Metrics(claimed.workdir, claimed.start, progress.warn)) as metrics,
+        tracking(config, claimed.workdir, progress.warn) as send,
+        closing(Metrics(claimed.workdir, claimed.start, progress.warn, send)) as metrics,
         closing(training_batches(setup, claimed.start)) as batches,
         together(),
         memory_trouble(config.workdir),

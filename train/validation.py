@@ -30,7 +30,10 @@ def validate(config: Config) -> None:
         UserError: If `check_options` fails, or if a model, preset, objective, argument, file or folder that the config
             names does not exist or cannot be used.
     """
+    from train.run.trackers import check_tracker  # here, because it imports JAX
+
     check_options(config)
+    check_tracker(config.track)
     if config.workdir is not None:
         _check_workdir(config.workdir)
     _check_objective(config)

@@ -63,13 +63,21 @@ class Metrics:
         workdir: The workdir.
         step: The step that the run continues from; records of later steps are removed, because the run repeats them.
         warn: Shows a line about invalid lines to the user.
+        send: Gets a copy of every record, as (step, values by SPLIT/NAME).
 
     Attributes:
         records: Number of records so far.
     """
 
-    def __init__(self, workdir: os.PathLike | str, step: int, warn: Callable[[str], None] = print):
+    def __init__(
+        self,
+        workdir: os.PathLike | str,
+        step: int,
+        warn: Callable[[str], None] = print,
+        send: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+    ):
         self.records = 0
+        self._send = send
         if not is_lead():
             return
         found = list(_records(workdir))
@@ -93,8 +101,10 @@ class Metrics:
             return
         self._lines.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self.records += 1
-        scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in values.items()]
+        tagged = {f"{split}/{name}": value for name, value in values.items()}
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in tagged.items()]
         self._events.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
+        self._send(step, tagged)
 
     def publish(self) -> None:
         """Bring the files in the workdir up to date. Call it before a checkpoint is saved."""
