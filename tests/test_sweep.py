@@ -1,10 +1,11 @@
 """A sweep: its runs by hand, what is refused before any starts, and how it continues after failures and signals."""
 
-import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,59 +20,51 @@ NAMES = [f"optim.lr={lr},seed={seed}" for lr in ("0.001", "0.003") for seed in (
 @pytest.fixture
 def started(monkeypatch):
     """The command lines of the runs that were started, instead of processes; each leaves an evaluation."""
-    argvs = []
+    argvs, compared, statuses = [], [], []
 
     def start(argv, cache):
         argvs.append(argv)
-        workdir = next(token for token in argv if token.startswith("--workdir=")).removeprefix("--workdir=")
-        os.makedirs(workdir, exist_ok=True)
-        accuracy = 0.9 if "seed=1" in workdir else 0.5
-        with open(f"{workdir}/metrics.jsonl", "w") as file:
-            for step, value in ((10, accuracy), (20, accuracy - 0.1)):
-                print(json.dumps({"step": step, "split": "eval", "loss": 1 - value, "accuracy": value}), file=file)
-        return start.statuses.pop(0) if start.statuses else 0
+        workdir = Path(argv[-1].removeprefix("--workdir="))
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "metrics.jsonl").write_text('{"step": 10, "split": "eval", "loss": 0.5}\n')
+        return statuses.pop(0) if statuses else 0
 
-    start.statuses = []
     monkeypatch.setattr(train.sweep, "start", start)
-    argvs.append(start.statuses)
-    return argvs
+    monkeypatch.setattr("train.evaluation.comparison.show_comparison", lambda *given: compared.append(given))
+    return SimpleNamespace(argvs=argvs, compared=compared, statuses=statuses)
 
 
 def sweep(folder, *options):
     return main([*TINY, f"--workdir={folder}", *SWEEP, *options])
 
 
-def test_every_combination_is_run_and_compared(started, tmp_path, capsys):
+def test_every_combination_is_run_and_compared(started, tmp_path):
     assert sweep(tmp_path, "--steps=20") == 0
-    _, *argvs = started
-    assert [argv[-1] for argv in argvs] == [f"--workdir={tmp_path}/{name}" for name in NAMES]
-    for argv, (lr, seed) in zip(argvs, (("1e-3", 0), ("1e-3", 1), ("0.003", 0), ("0.003", 1)), strict=True):
+    assert [argv[-1] for argv in started.argvs] == [f"--workdir={tmp_path}/{name}" for name in NAMES]
+    for argv, (lr, seed) in zip(started.argvs, (("1e-3", 0), ("1e-3", 1), ("0.003", 0), ("0.003", 1)), strict=True):
         assert argv[-3:-1] == [f"--optim.lr={lr}", f"--seed={seed}"]
         assert "--steps=20" in argv
         assert not any("sweep" in token for token in argv)
         main_config = train.main.parse(argv)
         assert (main_config.optim.lr, main_config.seed, main_config.model_args[-1]) == (float(lr), seed, "mlp_dim=32")
-    table = capsys.readouterr().out.split("\n\n")[-1].splitlines()
-    assert table[0].split() == ["run", "accuracy", "loss", "step"]
-    assert [row.split() for row in table[1:3]] == [[NAMES[i], "0.9000", "0.1000", "10"] for i in (1, 3)]
+    assert started.compared == [([f"{tmp_path}/{name}" for name in NAMES], tmp_path / "compare.html")]
 
 
 def test_a_sweep_continues(started, tmp_path, capsys):
-    statuses = started[0]
-    statuses[:] = [0, 1, 130]
+    started.statuses[:] = [0, 1, 130]
     assert sweep(tmp_path) == 130
     assert capsys.readouterr().err == "interrupted: the same command continues the sweep\n"
-    statuses[:] = [2, 0]
+    started.statuses[:] = [2, 0]
     assert sweep(tmp_path) == 1
     said = capsys.readouterr()
     assert f"run 1/4    {NAMES[0]}: has finished" in said.out
     expected = f"stopped: 1 of 4 runs failed: {NAMES[1]} (status 2); the same command tries them again\n"
     assert said.err == expected
     assert sweep(tmp_path) == 0
-    starts = [argv[-1].rpartition("/")[2] for argv in started[1:]]
+    starts = [argv[-1].rpartition("/")[2] for argv in started.argvs]
     assert starts == [NAMES[i] for i in (0, 1, 2, 1, 2, 3, 1)]
     assert sweep(tmp_path, "--epochs=70", "--extend=constant") == 0  # other options: all runs again
-    assert len(started) == 1 + len(starts) + 4
+    assert len(started.argvs) == len(starts) + 4
 
 
 @pytest.mark.parametrize(
@@ -96,7 +89,7 @@ def test_mistakes_are_found_before_any_run_starts(settings, said, started, tmp_p
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert said in error
-    assert started == [[]]
+    assert started.argvs == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +97,7 @@ def test_values_of_every_kind(started, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = ("augment.flip=true,false", "data.image_size=8 8,16 16", "model=cct,cct/tiny")
     assert main(["--sweep", *settings]) == 0
-    found = [train.main.parse(argv) for argv in started[1:]]
+    found = [train.main.parse(argv) for argv in started.argvs]
     assert [c.augment.flip for c in found] == [True] * 4 + [False] * 4
     assert [c.data.image_size for c in found[::2]] == [(8, 8), (16, 16)] * 2
     # A default workdir would have the name of one of the models.

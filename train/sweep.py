@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from train.commandline.options import Group, check_known, last, options
@@ -20,8 +21,7 @@ from train.config import Config
 from train.errors import UserError, shortened
 from train.main import SHORT, parse_groups
 from train.paths import absolute_path
-from train.run.files import reachable, write_atomically
-from train.run.inventory import score
+from train.run.files import is_remote, reachable, write_atomically
 from train.run.json_files import read_json
 from train.run.records import read_records
 from train.validation import validate
@@ -89,7 +89,7 @@ def sweep(groups: Sequence[Group], config: Config) -> int:
         else:
             finished[run.name] = run.argv
             _note(folder, finished)
-    say("\n" + comparison(runs))
+    compare(runs, folder)
     if failed:
         names = ", ".join(f"{name} (status {status})" for name, status in failed.items())
         return tell(1, f"stopped: {len(failed)} of {len(runs)} runs failed: {names}; the same command tries them again")
@@ -194,25 +194,15 @@ def _note(folder: str, finished: dict[str, list[str]]) -> None:
     write_atomically(reachable(folder) / FILE, json.dumps({"finished": finished}, indent=2) + "\n")
 
 
-def comparison(runs: Sequence[SweptRun]) -> str:
-    """A table of the best evaluation of each run, the best run first."""
-    best = {}
-    for run in runs:
-        records = [record for record in read_records(run.config.workdir) if record.pop("split") == "eval"]
-        evaluations = [{name: float(value) for name, value in record.items()} for record in records]
-        best[run.name] = max(evaluations, key=score, default={})
-    names = [name for name in ("accuracy", "loss") if any(name in record for record in best.values())]
-    rows = [["run", *names, "step"]]
-    for name in sorted(best, key=lambda name: score(best[name]), reverse=True):
-        formats = {**dict.fromkeys(names, ".4f"), "step": ".0f"}
-        rows.append([name, *(f"{best[name][c]:{f}}" if c in best[name] else "-" for c, f in formats.items())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_row(row, widths) for row in rows)
+def compare(runs: Sequence[SweptRun], folder: str) -> None:
+    """Compare the runs that have an evaluation, if there are several, and write compare.html."""
+    from train.evaluation.comparison import show_comparison
 
-
-def _row(row: Sequence[str], widths: Sequence[int]) -> str:
-    name, *numbers = zip(row, widths, strict=True)
-    return "  ".join([name[0].ljust(name[1]), *(number.rjust(width) for number, width in numbers)])
+    split = lambda run: {record["split"] for record in read_records(run.config.workdir)}
+    evaluated = [run.config.workdir for run in runs if "eval" in split(run)]
+    if len(evaluated) > 1:
+        say("")
+        show_comparison(evaluated, None if is_remote(folder) else Path(folder, "compare.html"))
 
 
 def say(text: str) -> None:

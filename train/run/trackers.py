@@ -4,7 +4,6 @@ A tracker that fails is a warning, and never ends a run.
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import os
@@ -18,6 +17,7 @@ from etils import epath
 from train.cluster.processes import is_lead
 from train.config import Config
 from train.errors import Preempted, UserError, one_line
+from train.run.command import flat
 from train.run.files import is_remote, write_atomically
 from train.run.json_files import read_json
 
@@ -138,16 +138,7 @@ def open_tracker(config: Config, workdir: epath.Path) -> Tracker:
     """Begin or continue the run in its tracker, and store its id in the workdir."""
     path = workdir / FILE
     known = read_json(path, dict[str, str]) if path.exists() else {}
-    settings = {name: value for name, value in flatten(dataclasses.asdict(config)).items() if value is not None}
+    settings = {name: value for name, value in flat(config).items() if value is not None}
     tracker = TRACKERS[config.track](workdir, settings, known.get(config.track))
     write_atomically(path, json.dumps(known | {config.track: tracker.id}) + "\n")
     return tracker
-
-
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"optim": {"lr": 1}} to {"optim.lr": 1}."""
-    flat = {}
-    for name, value in config.items():
-        inner = flatten(value) if isinstance(value, Mapping) else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": each for key, each in inner.items()}
-    return flat
