@@ -92,7 +92,7 @@ def break_size(root):
     (break_nothing, {"std": (math.nan,) * 3}, "--data.std is (nan, nan, nan); it must be one or more values, each"),
     (break_nothing, {"std": (1e-300,) * 3}, "--data.std is (1e-300, 1e-300, 1e-300); it must be"),
     (break_nothing, {"image_size": (10**9, 10**9)}, "--data.image-size is (1000000000, 1000000000); it must be"),
-    (break_nothing, {"name": "imagenet"}, "data 'imagenet': expected digits, folder:PATH, table:FILE, hf:NAME, wds:SHARDS or tfds:NAME"),
+    (break_nothing, {"name": "imagenet"}, "unknown data 'imagenet': expected digits, folder:PATH, table:FILE, "),
     (break_nothing, {"name": "folder:"}, "unknown data 'folder:'"),
     (break_nothing, {"name": "digits:x"}, "unknown data 'digits:x'"),
     (break_nothing, {"name": "digits", "eval_split": "val"}, "has no split val to evaluate on; it has: test"),

@@ -46,7 +46,7 @@ class Chosen(Sequence):
         return len(self.indices)
 
     def __getitem__(self, index: int):
-        return self.sequence[self.indices[index]]
+        return self.sequence[int(self.indices[index])]
 
 
 @dataclasses.dataclass(frozen=True)

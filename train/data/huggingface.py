@@ -80,13 +80,13 @@ def open_huggingface(name: str, config: Data, *, labels: bool = True) -> Parts:
         others = first.remove_columns(images)[:SAMPLE]
     if not images:
         raise UserError(f"{config.name} has no column of images: its columns are {', '.join(first.column_names)[:200]}")
+    if config.image_column in first.column_names and config.image_column not in images:
+        with_images = ", ".join(images)[:200]
+        raise UserError(f"--data.image-column is {config.image_column}, which has no images; {with_images} has")
     chosen = choose_columns(config, dict.fromkeys(images, ()) | others, images, labels=labels)
-    if chosen.image not in images:
-        raise UserError(f"--data.image-column is {chosen.image}, which has no images; {', '.join(images)[:200]} has")
+    last = Path(name).name  # a fingerprint does not depend on the folder
     with _as_user_error(config):
-        examples = {
-            split: _examples(datasets, rows, f"{config.name} {split}", chosen) for split, rows in splits.items()
-        }
+        examples = {split: _examples(datasets, rows, f"hf:{last} {split}", chosen) for split, rows in splits.items()}
         known = _class_names(datasets, first.features, chosen.labels)
     return open_examples(config, examples, labels=labels, class_names=known, notes=chosen.notes)
 

@@ -122,20 +122,18 @@ def expand_braces(pattern: str) -> list[str]:
         parts = [f"{number:0{width}}" for number in range(first, last + 1)]
     else:
         parts = found[1].split(",")
-    expanded = []
+    expanded: dict[str, None] = {}  # a name once: {a,b{1,2}} expands its inner part first
     for part in parts:
-        expanded += expand_braces(pattern[:start] + part + pattern[end:])
+        expanded |= dict.fromkeys(expand_braces(pattern[:start] + part + pattern[end:]))
         if len(expanded) > MOST_SHARDS:
             raise UserError(f"{shortened(pattern)} names more than {MOST_SHARDS:,} files")
-    return expanded
+    return list(expanded)
 
 
 def _split_of(shard: Path) -> str:
     """The split that the name of a shard contains, or that of its folder; otherwise "train"."""
-    for name in (shard.stem.lower(), shard.parent.name.lower()):
-        if found := OF_SPLIT.search(name):
-            return split_name(found[1])
-    return "train"
+    found = OF_SPLIT.search(shard.stem.lower()) or OF_SPLIT.fullmatch(shard.parent.name.lower())
+    return split_name(found[1]) if found else "train"
 
 
 def _index(shard: Path) -> list[Example]:
