@@ -33,6 +33,7 @@ PAGES = (
     "README.md",
     "docs/getting-started.md",
     "docs/own-images.md",
+    "docs/runs.md",
     "docs/published-weights.md",
     "docs/fine-tuning.md",
     "docs/distillation.md",
@@ -58,6 +59,9 @@ NOT_RUN = (
     "--recipe=cifar10",
     "--init-from=runs/photos",
     "--workdir=runs/deeper-pit",
+    "--workdir=runs/longer",
+    "--sweep",
+    "--track",
 )
 
 OTHERS = {name: getattr(train, name) for name in ("predict", "evaluate", "report", "compare", "probe", "convert")}
@@ -104,7 +108,7 @@ def check_trainer_command(argv: list[str]) -> None:
     elif command != "train":
         read_options(OTHERS[command].Options, split(options), command, "")
     elif "--help" not in options:
-        with mock.patch("train.main.run", return_value=0):
+        with mock.patch("train.main.run", return_value=0), mock.patch("train.sweep.sweep", return_value=0):
             assert train.main.main(options) == 0
 
 
