@@ -61,13 +61,16 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Markup:
 def scatter_chart(name: str, true: np.ndarray, predicted: np.ndarray, most: int = 500) -> Markup:
     """Predicted over true numbers, of at most `most` examples, and the diagonal."""
     rows = np.linspace(0, len(true) - 1, min(len(true), most)).astype(int)
-    both = np.concatenate([true[rows], predicted[rows]]).astype(float)
+    true, predicted = true[rows].astype(float), predicted[rows].astype(float)
+    both = np.concatenate([true, predicted])
     axes = _Axes(both, both)
     dots = [
         _dot(*axes.place(t, p), 1, f"true {t:.4g}, predicted {p:.4g}")
-        for t, p in zip(true[rows], predicted[rows], strict=True)
+        for t, p in zip(true.tolist(), predicted.tolist(), strict=True)
     ]
-    return _svg(f"Predicted over true {name}", [axes.grid("true"), axes.diagonal(both.min(), both.max()), *dots])
+    return _svg(
+        f"Predicted over true {name}", [axes.grid("true"), axes.diagonal(float(both.min()), float(both.max())), *dots]
+    )
 
 
 class _Axes:

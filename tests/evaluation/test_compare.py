@@ -1,0 +1,66 @@
+"""`compare` groups runs that differ only in their seed, and shows what differs."""
+
+import json
+
+import pytest
+
+import train.cli
+from tests.evaluation.pages import browser, check, opened
+from tests.runs import untrained
+from train.evaluation.comparison import grouped, load_runs
+
+ACCURACIES = {"a": 0.5, "b": 0.7, "c": 0.9}
+OPTIONS = {"a": ("--seed=0",), "b": ("--seed=1",), "c": ("--optim.lr=0.5",)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs with different seeds, and one with another learning rate, with records of their only checkpoint."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, accuracy in ACCURACIES.items():
+        untrained(root / name, *OPTIONS[name])
+        record = {"step": 0, "split": "eval", "loss": 2 * accuracy, "accuracy": accuracy, "examples": 360}
+        (root / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    return root
+
+
+def test_seeds_are_grouped_with_mean_and_deviation(runs):
+    first, other = grouped(load_runs([str(runs / name) for name in "abc"]))
+    assert [run.name for run in first.runs] == ["a", "b"]
+    assert first.spread["accuracy"] == pytest.approx((0.6, 0.02**0.5))  # of 0.5 and 0.7: (0.1² + 0.1²) / (2 - 1)
+    assert first.name == "optim.lr 0.002"
+    assert (other.name, other.spread["accuracy"]) == ("optim.lr 0.5", (0.9, None))
+
+
+def test_the_table_and_the_page(runs, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    assert train.cli.main(["compare", *(str(runs / name) for name in "abc"), f"--out={out}"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[0] == ["Run", "seed", "optim.lr", "step", "loss", "accuracy"]
+    assert printed[1] == ["a", "0", "0.002", "0", "1", "50.00%"]
+    assert printed[3] == ["mean", "of", "2", "seeds", "0.002", "1.2", "±", "0.2828", "60.00%", "±", "14.14%"]
+    assert printed[4] == ["c", "0", "0.5", "0", "1.8", "90.00%"]
+    page = out.read_text()
+    assert "| a | 0 | 0.002 | 0 | 1 | 50.00% |" in page
+    assert "| --- | --- | --- | ---: | ---: | ---: |" in page
+    with browser() as started:
+        for width in (1280, 390):
+            with opened(started, out, "dark", width) as shown:
+                check(shown, width)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("a", "expected two or more folders of runs"),
+        ("a a", "RUNS names a folder twice"),
+        ("a nothing", "nothing holds no run of this version"),
+        ("a b --out=nowhere/x.html", "--out nowhere/x.html cannot be written: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(runs, names, message, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    assert train.cli.main(["compare", *names.split()]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
