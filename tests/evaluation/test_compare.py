@@ -38,7 +38,7 @@ def test_the_table_and_the_page(runs, tmp_path, capsys):
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert printed[0] == ["Run", "seed", "optim.lr", "step", "loss", "accuracy"]
     assert printed[1] == ["a", "0", "0.002", "0", "1", "50.00%"]
-    assert printed[3] == ["mean", "of", "2", "seeds", "0.002", "1.2", "±", "0.2828", "60.00%", "±", "14.14%"]
+    assert printed[3] == ["mean", "of", "2", "seeds", "0.002", "1.2", "±", "0.28", "60.00%", "±", "14.14%"]
     assert printed[4] == ["c", "0", "0.5", "0", "1.8", "90.00%"]
     page = out.read_text()
     assert "| a | 0 | 0.002 | 0 | 1 | 50.00% |" in page

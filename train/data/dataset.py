@@ -152,8 +152,8 @@ def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Sour
         return source
     unreadable = used != np.arange(size)
     Skipped(source, what, warn).add(np.flatnonzero(unreadable).tolist())
-    kept = slice(None) if what == "training" else ~unreadable
-    return ArraySource(images[kept], labels[kept])
+    kept = np.flatnonzero(~unreadable) if what == "evaluation" else np.arange(size)
+    return ArraySource(images[kept], labels[kept], [source.name_of(index) for index in kept.tolist()])
 
 
 def warn(line: str) -> None:

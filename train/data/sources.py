@@ -7,7 +7,7 @@ type: uint8, uint16 or float32.
 import contextlib
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -39,12 +39,16 @@ class ArraySource:
 
     images: np.ndarray  # (n, h, w, c)
     labels: np.ndarray  # int32 (n,)
+    names: Sequence[str] = ()  # files that the images were decoded from, if there are any
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.images[index], int(self.labels[index])
+
+    def name_of(self, index: int) -> str:
+        return self.names[index] if self.names else ""
 
 
 def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:

@@ -194,7 +194,8 @@ def _metric(name: str, value: float | int | None, spread: float | None = None) -
     if value is None:
         return Cell("-", -1e300)
     show = (lambda x: f"{x:.2%}") if name == "accuracy" else number
-    return Cell(show(value) + (f" ± {show(spread)}" if spread is not None else ""), value)
+    around = "" if spread is None else f" ± {spread:.2%}" if name == "accuracy" else f" ± {spread:.2g}"
+    return Cell(show(value) + around, value)
 
 
 def _shown(value: Any) -> str:

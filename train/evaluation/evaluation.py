@@ -110,8 +110,7 @@ def write(options: Options, subject: Subject, predicted: Predictions, metrics: d
     """Write the files of an evaluation."""
     run, dataset, out = subject.run, subject.dataset, options.out
     targets = subject.targets(predicted.targets)
-    name_of = getattr(dataset.eval, "name_of", lambda index: "")
-    images = [(int(index), name_of(index)) for index in predicted.indices]
+    images = [(index, dataset.eval.name_of(index)) for index in predicted.indices.tolist()]
     write_files(out, metrics, predicted.values, targets, run.info.class_names, images)
     views = options.crops * (1 + options.flip)
     question = [

@@ -71,9 +71,8 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
         predicted = predict_split(run, dataset, data, make_mesh(), run.config.eval_batch_size)
         metrics = measure(run.info, predicted.values, predicted.targets)
         head = tiles(target_of(run.info), metrics)
-        name_of = getattr(dataset.eval, "name_of", lambda index: "")
         image = lambda row: pixels_of(dataset, data, int(predicted.indices[row]))
-        name = lambda row: name_of(int(predicted.indices[row]))
+        name = lambda row: dataset.eval.name_of(int(predicted.indices[row]))
         shown = results(run.info, metrics, predicted.values, predicted.targets, image, name)
         attention = _attention(run, [image(row) for row in range(min(LOOKED_AT, len(predicted.values)))])
     else:

@@ -1,6 +1,7 @@
 """The part of a page about predictions: a table for each class, confusions, calibration and examples."""
 
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def results(
         name_of: The name of a row's image, "" if it has none.
     """
     target = target_of(info)
-    mistakes, successes = choose(target, values, targets, [printable(name) for name in info.class_names])
+    mistakes, successes = choose(target, values, targets, [printable(name, 40) for name in info.class_names])
     show = lambda examples: [_shown(each, pixels_of(each.row), name_of(each.row)) for each in examples]
     shown = {
         "mistakes_heading": "Largest errors" if target == "regression" else "Most confident mistakes",
@@ -158,4 +159,6 @@ def _shown(example: Example, pixels: np.ndarray, name: str) -> dict[str, Any]:
     same = example.true == example.predicted
     lines = [example.predicted, *([] if same else [f"true: {example.true}"]), example.detail]
     alt = f"Image of {example.true}, predicted as {example.predicted}"
-    return {"picture": thumbnail(pixels), "alt": alt, "lines": [*lines, *([printable(name)] if name else [])]}
+    if name:
+        lines.append("/".join(PurePath(printable(name, None)).parts[-2:]))  # its folder is often its class
+    return {"picture": thumbnail(pixels), "alt": alt, "lines": lines}
