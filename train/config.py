@@ -25,8 +25,8 @@ class Data:
 
     name: str = "digits"
     """Dataset: `digits` (included), `folder:PATH` (PATH/train/CLASS/*.jpg ... or PATH/CLASS/*.jpg), `table:FILE` (CSV,
-    TSV or Parquet), `hf:NAME` (Hugging Face, also local), `wds:SHARDS` (tars of WebDataset) or `tfds:NAME` (prepared as
-    ArrayRecord); `--data` for short."""
+    TSV or Parquet), `array:FILE` (.npz, or a folder of .npy), `hf:NAME` (Hugging Face, also local), `wds:SHARDS` (tars
+    of WebDataset) or `tfds:NAME` (prepared as ArrayRecord); `--data` for short."""
     dir: str | None = None
     """Directory of prepared TFDS datasets; default: the one that TFDS itself uses."""
     eval_split: str | None = None

@@ -69,6 +69,13 @@ KINDS = {
         options=COLUMNS,
         is_path=True,
     ),
+    "array": Kind(
+        "array:FILE",
+        "train.data.arrays:open_arrays",
+        "arrays of images and labels: an .npz file, or a folder of .npy files",
+        options=("split", "target"),
+        is_path=True,
+    ),
     "tfds": Kind(
         "tfds:NAME", "train.data.tfds:open_tfds", "a dataset that TFDS has prepared", options=("dir", "split")
     ),

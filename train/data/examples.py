@@ -70,6 +70,24 @@ class EncodedSource:
         return self.names[index]
 
 
+class Selection(NamedTuple):
+    """The examples for training and for evaluation.
+
+    Attributes:
+        examples: The examples of both.
+        targets: Their encoded labels.
+        origins: Names of the splits, for fingerprints.
+        class_names: Names of the classes, labels, or columns of numbers.
+        notes: Lines for the user.
+    """
+
+    examples: Sequence[Examples]
+    targets: Sequence[np.ndarray]
+    origins: Sequence[str]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def open_examples(
     config: Data,
     splits: Mapping[str, Examples],
@@ -90,6 +108,20 @@ def open_examples(
     Raises:
         UserError: If there is no training split, a split is empty, or a label is missing or unsuitable.
     """
+    chosen = select(config, splits, labels=labels, class_names=class_names)
+    form, mixed = folder_form(*map(_images, chosen.examples), config)
+    sources = [EncodedSource(e.files, e.names, t, form) for e, t in zip(chosen.examples, chosen.targets, strict=True)]
+    fingerprints = {
+        part: _fingerprint(f"split {name}", source)
+        for part, name, source in zip(("train", "eval"), chosen.origins, sources, strict=True)
+    }
+    return Parts(*sources, chosen.class_names, (*notes, *chosen.notes, *mixed), fingerprints)
+
+
+def select(
+    config: Data, splits: Mapping[str, Examples], *, labels: bool, class_names: Sequence[str] | None = None
+) -> Selection:
+    """Choose the splits and encode the labels; see `open_examples`."""
     if "train" not in splits:
         raise UserError(f"{config.name} has no split train; it has: {', '.join(splits) or 'none'}")
     chosen, said = choose_split(config, [name for name in splits if name != "train"], required=False)
@@ -106,13 +138,7 @@ def open_examples(
         is_default = not labels and config.split is None
         said = (held_out_note(count) if is_default else divided_note(count, share, _unit(config)),)
         names = [f"{share:g} of the images", f"the rest of {share:g} of the images"]
-    form, mixed = folder_form(*map(_images, used), config)
-    sources = [EncodedSource(e.files, e.names, t, form) for e, t in zip(used, targets, strict=True)]
-    fingerprints = {
-        part: _fingerprint(f"split {name}", source)
-        for part, name, source in zip(("train", "eval"), names, sources, strict=True)
-    }
-    return Parts(*sources, tuple(class_names), (*notes, *said, *mixed), fingerprints)
+    return Selection(used, targets, names, tuple(class_names), said)
 
 
 def _encoded(config: Data, splits: Sequence[Examples], names: Sequence[str] | None):

@@ -14,6 +14,28 @@ MAGIC = np.lib.format.MAGIC_PREFIX
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
+def read_header(stream: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type of a .npy file. Raises ValueError if it is damaged."""
+    version = np.lib.format.read_magic(stream)
+    if version not in HEADERS:
+        raise ValueError(f"its .npy format is version {version[0]}.{version[1]}: expected 1.0 or 2.0")
+    with warnings.catch_warnings(action="ignore"):  # about files of Python 2
+        shape, by_columns, dtype = HEADERS[version](stream)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"its shape is {shape}")
+    return shape, by_columns, dtype
+
+
+def check_channels(shape: tuple[int, int, int]) -> None:
+    """Raises ValueError for the shape of an image that seems to have its channels first."""
+    height, width, channels = shape
+    if height < min(width, channels) and channels > 4:
+        raise ValueError(
+            f"its shape is {shape}: expected (height, width, channels), but this looks like channels first "
+            f"(if it is not, set the number of channels to {channels})"
+        )
+
+
 class NpyImage:
     """An array in a .npy file, whose header has been checked. `orientation` is EXIF's for upright."""
 
@@ -21,11 +43,7 @@ class NpyImage:
 
     def __init__(self, stream: io.BufferedIOBase):
         self._stream = stream
-        version = np.lib.format.read_magic(stream)
-        if version not in HEADERS:
-            raise ValueError(f"its .npy format is version {version[0]}.{version[1]}: expected 1.0 or 2.0")
-        with warnings.catch_warnings(action="ignore"):  # about files of Python 2
-            shape, self._by_columns, self._dtype = HEADERS[version](stream)
+        shape, self._by_columns, self._dtype = read_header(stream)
         if not 2 <= len(shape) <= 3:
             raise ValueError(f"its shape is {shape}: expected (height, width) or (height, width, channels)")
         self._shape = shape if len(shape) == 3 else (*shape, 1)
@@ -35,13 +53,8 @@ class NpyImage:
 
     def form(self) -> Form:
         """Raises ValueError if it is unclear which axis has the channels."""
-        height, width, channels = self._shape
-        if height < min(width, channels) and channels > 4:
-            raise ValueError(
-                f"its shape is {self._shape}: expected (height, width, channels), but this looks like channels first "
-                f"(if it is not, set the number of channels to {channels})"
-            )
-        return Form(channels, self._pixels)
+        check_channels(self._shape)
+        return Form(self._shape[2], self._pixels)
 
     def read(self, channels: int, pixels: str) -> np.ndarray:
         """The samples, in the type of the file."""

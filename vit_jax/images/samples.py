@@ -83,11 +83,11 @@ def converted(samples: np.ndarray, pixels: Pixels) -> np.ndarray:
 
 def recoloured(samples: np.ndarray, channels: int) -> np.ndarray:
     """Greyscale as RGB, or RGB as greyscale. Raises ValueError for any other change of channels."""
-    given = samples.shape[2]
+    given = samples.shape[-1]
     if given == channels:
         return samples
     if (given, channels) == (1, 3):
-        return np.repeat(samples, 3, axis=2)
+        return np.repeat(samples, 3, axis=-1)
     if (given, channels) == (3, 1):
         grey = (samples @ LUMA)[..., None]
         return (grey if samples.dtype.kind == "f" else grey.round()).astype(samples.dtype)
