@@ -102,7 +102,7 @@ def make_train_step(
         prepare_key, dropout_key = jax.random.split(key)
         images, targets = prepare(prepare_key, batch)
         given = {"teacher": batch["teacher"]} if "teacher" in batch else {}
-        batch = {"image": images, "target": targets, **given}
+        batch = objective.with_totals({"image": images, "target": targets, **given})
         trained = partial.trained(state.params)
 
         if accumulate == 1:

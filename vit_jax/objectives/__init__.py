@@ -1,4 +1,4 @@
-"""Training objectives by name: classification, distillation and self-supervised pretraining.
+"""Training objectives by name: classes, labels, numbers, distillation and self-supervised pretraining.
 
 An objective defines the loss and the state that it keeps between steps. `vit_jax.objectives.protocol` is its interface
 to the trainer. `create_objective("mae", encoder, masking_ratio=0.6)` builds one for a model of `create_model`.
@@ -28,6 +28,8 @@ OBJECTIVES = {
     "mae": "vit_jax.objectives.mae:MAE",
     "mp3": "vit_jax.objectives.mp3:MP3",
     "mpp": "vit_jax.objectives.mpp:MPP",
+    "multilabel": "vit_jax.objectives.multilabel:MultiLabel",
+    "regress": "vit_jax.objectives.regress:Regress",
     "simmim": "vit_jax.objectives.simmim:SimMIM",
 }
 

@@ -1,7 +1,8 @@
 """Supervised classification, with softmax or sigmoid cross-entropy."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
-from vit_jax.objectives.protocol import Classifier, Tree
+from vit_jax.objectives.protocol import Tree
+from vit_jax.objectives.supervised import Supervised
 
 
 def softmax_cross_entropy(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, "b"]:
@@ -36,16 +38,28 @@ def correct(logits: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[
     return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(jnp.float32)
 
 
-def logits_and_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
-    """Split a model's output into logits and auxiliary loss: the second output if it is a scalar, else 0."""
-    if not isinstance(outputs, tuple):
-        return outputs, 0.0
-    logits, second = outputs[:2]
-    return logits, second if isinstance(second, jax.Array) and second.ndim == 0 else 0.0
+def learned_targets(batch: Tree, smoothing: float, class_weights: Sequence[float] | None) -> Float[Array, "b k"]:
+    """Return the factors of the log-probabilities in the loss: smoothed targets, weighted by class.
+
+    Weights are divided by their mean over the targets of the batch, as in torch's CrossEntropyLoss(weight=...).
+    """
+    targets = smooth_labels(batch["target"], smoothing)
+    if class_weights is None:
+        return targets
+    mean = with_mean_weight(batch, class_weights)["mean_weight"]
+    return targets * jnp.asarray(class_weights, jnp.float32)[None] / mean[:, None]
+
+
+def with_mean_weight(batch: Tree, class_weights: Sequence[float] | None) -> Tree:
+    """Add the mean class weight of the batch's targets as "mean_weight", (b,) equal numbers, unless it is there."""
+    if class_weights is None or "mean_weight" in batch:
+        return batch
+    mean = (batch["target"] @ jnp.asarray(class_weights, jnp.float32)).mean()
+    return {**batch, "mean_weight": jnp.broadcast_to(mean, len(batch["target"]))}
 
 
 @dataclasses.dataclass(frozen=True)
-class Classify(Classifier):
+class Classify(Supervised):
     """Cross-entropy between the logits of a classifier and the labels.
 
     Args:
@@ -53,55 +67,49 @@ class Classify(Classifier):
         cross_entropy: "softmax" or "sigmoid".
         label_smoothing: weight of the uniform distribution in the targets, at least 0 and below 1.
         auxiliary_weight: weight of the auxiliary loss.
+        class_weights: weight of each class in the loss, for "softmax"; None: all equal.
 
     Raises:
-        ValueError: for another `cross_entropy` or `label_smoothing`.
+        ValueError: for other values.
     """
 
     model: nn.Module
     cross_entropy: str = "softmax"
     label_smoothing: float = 0.0
     auxiliary_weight: float = 1.0
+    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        check_loss(self.cross_entropy, self.label_smoothing)
+        check_loss(self.cross_entropy, self.label_smoothing, self.class_weights)
 
-    def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:
-        variables = dict(self.model.init(key, images))
-        return variables.pop("params"), variables
+    def losses(self, outputs: Float[Array, "b k"], batch: Tree) -> Float[Array, "b"]:
+        targets = learned_targets(batch, self.label_smoothing, self.class_weights)
+        return CROSS_ENTROPY[self.cross_entropy](outputs, targets)
 
-    def loss(
-        self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
-    ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        variables = {"params": params, **extras}
-        outputs, extras = self.model.apply(
-            variables, batch["image"], train=train, rngs=rngs, mutable=list(extras) if train else []
-        )
-        logits, auxiliary = logits_and_auxiliary(outputs)
-        targets = smooth_labels(batch["target"], self.label_smoothing)
-        loss = CROSS_ENTROPY[self.cross_entropy](logits, targets).mean() + self.auxiliary_weight * auxiliary
-        return loss, ({"loss": loss, "accuracy": correct(logits, targets).mean()}, extras)
+    def measured(self, outputs: Float[Array, "b k"], targets: Float[Array, "b k"]) -> dict[str, Float[Array, "b"]]:
+        return {"loss": CROSS_ENTROPY[self.cross_entropy](outputs, targets), "accuracy": correct(outputs, targets)}
 
-    def predict(self, params: Tree, extras: Tree, images: Array) -> Float[Array, "b k"]:
-        logits, _ = logits_and_auxiliary(self.model.apply({"params": params, **extras}, images))
-        return logits
-
-    def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
-        logits = self.predict(params, extras, batch["image"])
-        loss = CROSS_ENTROPY[self.cross_entropy](logits, batch["target"])
-        return {"loss": loss, "accuracy": correct(logits, batch["target"])}
-
-    def trunk(self, params: Tree, extras: Tree) -> tuple[nn.Module, Tree]:
-        return headless(self.model), {"params": params, **extras}
+    def with_totals(self, batch: Tree) -> Tree:
+        return with_mean_weight(batch, self.class_weights)
 
 
-def headless(model: nn.Module) -> nn.Module:
-    """Return `model` with `num_classes=0`: it outputs features, and ignores the parameters of the head."""
-    return model.clone(num_classes=0) if getattr(model, "num_classes", 0) else model
-
-
-def check_loss(cross_entropy: str, label_smoothing: float) -> None:
-    """Raise ValueError unless `cross_entropy` is known and `label_smoothing` is at least 0 and below 1."""
+def check_loss(cross_entropy: str, label_smoothing: float, class_weights: Sequence[float] | None) -> None:
+    """Raise ValueError for an unknown `cross_entropy`, or numbers out of range."""
     one_of("cross_entropy", cross_entropy, tuple(CROSS_ENTROPY))
+    check_smoothing(label_smoothing)
+    if class_weights is not None:
+        check_weights(class_weights)
+        if cross_entropy != "softmax":
+            raise ValueError(f"cross_entropy={cross_entropy!r}: expected 'softmax', for class_weights")
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise ValueError unless `label_smoothing` is at least 0 and below 1."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing={label_smoothing}: expected at least 0 and below 1")
+
+
+def check_weights(class_weights: Sequence[float]) -> None:
+    """Raise ValueError unless all class weights are positive."""
+    if not all(0 < weight < math.inf for weight in class_weights):
+        raise ValueError(f"class_weights={class_weights}: expected positive numbers")

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.layers.check import one_of
-from vit_jax.objectives.classify import CROSS_ENTROPY, Classify, correct, smooth_labels
+from vit_jax.objectives.classify import CROSS_ENTROPY, Classify, correct, learned_targets
 from vit_jax.objectives.protocol import Tree
 
 
@@ -70,6 +70,7 @@ class DeepSupervision(Classify):
         cross_entropy: "softmax" or "sigmoid".
         label_smoothing: as in `Classify`.
         auxiliary_weight: weight of the gate's error.
+        class_weights: as in `Classify`.
 
     Raises:
         ValueError: for a model without loops, or one with a gate and a single loop.
@@ -95,11 +96,11 @@ class DeepSupervision(Classify):
             rngs=rngs,
         )
         logits, benefits = outputs if gated else (outputs, None)
-        targets = smooth_labels(batch["target"], self.label_smoothing)
+        targets = learned_targets(batch, self.label_smoothing, self.class_weights)
         losses = jax.vmap(CROSS_ENTROPY[self.cross_entropy], in_axes=(0, None))(logits, targets)
         weights = loop_weights(len(losses), self.model.deep_supervision_weighting)
         loss = (losses * weights[:, None]).sum(axis=0).mean()
-        metrics = {"accuracy": correct(logits[-1], targets).mean()}
+        metrics = {"accuracy": correct(logits[-1], batch["target"]).mean()}
         if gated:
             metrics["gate_loss"] = ((benefits - exit_targets(losses)) ** 2).mean()
             loss = loss + self.auxiliary_weight * metrics["gate_loss"]

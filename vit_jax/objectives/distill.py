@@ -20,15 +20,9 @@ from jaxtyping import Array, Float
 from vit_jax.layers.check import one_of
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.head import NormHead
-from vit_jax.objectives.classify import (
-    CROSS_ENTROPY,
-    check_loss,
-    correct,
-    headless,
-    logits_and_auxiliary,
-    smooth_labels,
-)
+from vit_jax.objectives.classify import CROSS_ENTROPY, check_loss, correct, learned_targets, with_mean_weight
 from vit_jax.objectives.protocol import Classifier, Tree
+from vit_jax.objectives.supervised import headless, split_auxiliary
 
 
 def is_distillable(model: nn.Module | type) -> bool:
@@ -125,7 +119,7 @@ class Teacher:
 
     def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
         """Return the network's logits in evaluation mode, in the order of the student's classes."""
-        logits, _ = logits_and_auxiliary(self.network.apply(variables, self.seen(images)))
+        logits, _ = split_auxiliary(self.network.apply(variables, self.seen(images)))
         return logits if self.order is None else logits[:, jnp.asarray(self.order)]
 
     def seen(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
@@ -155,6 +149,7 @@ class Distill(Classifier):
         head: logits for prediction: "class", "distill", or "mean" of both, as in DeiT's code.
         cross_entropy: "softmax" or "sigmoid".
         label_smoothing: as in `Classify`.
+        class_weights: as in `Classify`, for the loss on labels.
 
     Raises:
         ValueError: for invalid values.
@@ -171,9 +166,10 @@ class Distill(Classifier):
     head: str = "mean"
     cross_entropy: str = "softmax"
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        check_loss(self.cross_entropy, self.label_smoothing)
+        check_loss(self.cross_entropy, self.label_smoothing, self.class_weights)
         one_of("head", self.head, ("class", "distill", "mean"))
         if self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature}: expected more than 0")
@@ -203,7 +199,7 @@ class Distill(Classifier):
             teacher_logits = batch["teacher"]
         else:
             teacher_logits = jax.lax.stop_gradient(self.teacher.apply(extras["teacher"], batch["image"]))
-        targets = smooth_labels(batch["target"], self.label_smoothing)
+        targets = learned_targets(batch, self.label_smoothing, self.class_weights)
         label_loss = CROSS_ENTROPY[self.cross_entropy](class_logits, targets).mean()
         if self.hard:
             teacher_loss = hard_distillation(distill_logits, teacher_logits)
@@ -214,9 +210,12 @@ class Distill(Classifier):
             "loss": loss,
             "label_loss": label_loss,
             "teacher_loss": teacher_loss,
-            "accuracy": correct(_with_mean(class_logits, distill_logits)[self.head], targets).mean(),
+            "accuracy": correct(_with_mean(class_logits, distill_logits)[self.head], batch["target"]).mean(),
         }
         return loss, (metrics, own)
+
+    def with_totals(self, batch: Tree) -> Tree:
+        return with_mean_weight(batch, self.class_weights)
 
     def predict(self, params: Tree, extras: Tree, images: Array) -> Float[Array, "b k"]:
         return self._heads(params, extras, images)[self.head]

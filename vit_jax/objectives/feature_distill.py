@@ -19,10 +19,11 @@ from vit_jax.layers.check import one_of
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.norm import standardize
 from vit_jax.layers.shapes import Images, Output
-from vit_jax.objectives.classify import Classify, headless
+from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.objectives.features import patch_map, pooled
 from vit_jax.objectives.protocol import Tree
+from vit_jax.objectives.supervised import headless
 
 FEATURES = ("tokens", "pooled")
 BETA = 2.0  # of the smooth L1 loss, as in Wei et al.
@@ -110,6 +111,7 @@ class FeatureDistill(Distill):
         temperature: as `hard`, `mlp_layernorm` and `head`, used with `alpha` above 0; see `Distill`.
         cross_entropy: "softmax" or "sigmoid".
         label_smoothing: as in `Classify`.
+        class_weights: as in `Classify`.
         auxiliary_weight: as in `Classify`, used with `alpha=0`.
 
     Raises:
@@ -135,7 +137,8 @@ class FeatureDistill(Distill):
         """The objective without features."""
         if not self.alpha:
             student = Undistilled(self.student)
-            return Classify(student, self.cross_entropy, self.label_smoothing, self.auxiliary_weight)
+            loss = (self.cross_entropy, self.label_smoothing, self.auxiliary_weight, self.class_weights)
+            return Classify(student, *loss)
         return Distill(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Distill)})
 
     @property

@@ -16,10 +16,12 @@ class Objective(Protocol):
     `params` are the parameters that the optimizer updates. `extras` is all other state of a step, such as
     `batch_stats`, a moving average of the parameters ("ema") or a center. The trainer also passes the variables of a
     frozen teacher in `extras["teacher"]`. An objective does not return these, so they are not part of checkpoints.
-    `trunk_path` is the path of the trunk in the parameters.
+    `trunk_path` is the path of the trunk in the parameters. `metrics_of_all` says whether metrics also need the outputs
+    for all evaluation images together, such as average precision; `evaluate` then returns them too, as "outputs" (b, k).
     """
 
     trunk_path: ClassVar[tuple[str, ...]] = ()
+    metrics_of_all: ClassVar[bool] = False
 
     def init(self, key: Array, images: Array) -> tuple[Tree, Tree]:
         """Initialise (params, extras) for images (b, H, W, c)."""
@@ -41,6 +43,10 @@ class Objective(Protocol):
             The scalar to minimise, and a pair of metrics, "loss" among them, and the new extras.
         """
         ...
+
+    def with_totals(self, batch: Tree) -> Tree:
+        """Add to a batch what the loss of its slices depends on in the other slices, such as the sum of weights."""
+        return batch
 
     def updated(self, params: Tree, extras: Tree) -> Tree:
         """Return the extras after an optimizer step to `params`, for example to update a moving average."""
