@@ -22,7 +22,7 @@ LABELS = RNG.integers(0, 5, 16).astype(np.int32)
 
 
 def run(key, images=IMAGES, labels=LABELS, config=ALL, mean=MEAN, std=STD):
-    return augment(key, images, labels, config, num_classes=5, mean=mean, std=std)
+    return augment(key, images, jax.nn.one_hot(labels, 5), config, mean=mean, std=std)
 
 
 RUN = jax.jit(run, static_argnames=("config", "mean", "std"))

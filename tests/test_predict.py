@@ -241,7 +241,7 @@ def test_a_table_has_the_probability_of_every_class(workdir, tmp_path, capsys, m
         == 1
     )
     said = capsys.readouterr()
-    assert f"8 of 9 images classified; the table is {out}" in said.out
+    assert f"8 of 9 images predicted; the table is {out}" in said.out
     assert said.err.count("error: cannot read the image") == 1
     text = out.read_text().splitlines()
     rows = [json.loads(line) for line in text] if suffix == ".jsonl" else list(csv.DictReader(text))

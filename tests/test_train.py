@@ -94,7 +94,7 @@ def test_run_says_what_it_will_do_and_what_it_reached(learning):
     assert re.search(r"step 67/240  evaluation: loss [\d.]+, accuracy [\d.]+%", tail)
     best = max(records(workdir, "eval"), key=lambda record: (record["accuracy"], record["step"]))
     last = rf"done: loss [\d.]+, accuracy {accuracy:.2%} on 360 .* after 240 steps; "
-    last += rf"best at step {best['step']}: loss {best['loss']:.4f}, accuracy {best['accuracy']:.2%}\n"
+    last += rf"best at step {best['step']} by accuracy: loss {best['loss']:.4f}, accuracy {best['accuracy']:.2%}\n"
     assert re.search(last, tail)
     assert "\x1b" not in said  # a log file gets lines, no bar
 

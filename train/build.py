@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from train.commandline.arguments import parse_arguments
 from train.commandline.ranges import Range
-from train.config import Config, Side
+from train.config import LOSSES, Config, Side
 from train.errors import UserError, shortened
 from vit_jax import create_model
 from vit_jax.convert import from_torch, select
@@ -38,6 +38,7 @@ class DataInfo(NamedTuple):
         target_mean: For regression, mean of each number column over the training images; otherwise empty.
         target_std: For regression, standard deviation of each number column; otherwise empty.
         pixels: Type of the samples of images.
+        class_weights: Weight of each class or label in the loss; empty: all equal.
     """
 
     class_names: tuple[str, ...]
@@ -48,6 +49,7 @@ class DataInfo(NamedTuple):
     target_mean: tuple[float, ...] = ()
     target_std: tuple[Positive, ...] = ()
     pixels: Literal["uint8", "uint16", "float32"] = "uint8"
+    class_weights: tuple[Positive, ...] = ()
 
     @property
     def images(self) -> jax.Array:
@@ -125,14 +127,21 @@ def _check_patches(model: nn.Module, height: int, width: int) -> None:
         raise ValueError(f"images of {height}x{width} have {patches:,} patches; expected at most {MOST_PATCHES:,}")
 
 
-# Objectives whose model is a classifier.
-CLASSIFIERS = ("classify", "deep_supervision", "distill", "feature_distill")
+# Objectives whose model has a head, and which use what `--data.target` says.
+CLASSIFIERS = ("classify", "deep_supervision", "distill", "feature_distill", "multilabel", "regress")
+# The objective of each `--data.target`, without a teacher.
+OBJECTIVE_OF = {"class": "classify", "multilabel": "multilabel", "regression": "regress"}
 
 
 def objective_name(config: Config) -> str:
-    """The name of the objective. Raises UserError if it needs a teacher and has none, or has one and needs none."""
-    distill = config.distill
-    usual = "classify" if distill.teacher is None else "distill" if distill.features is None else "feature_distill"
+    """The name of the objective.
+
+    Raises:
+        UserError: If it needs a teacher and has none, or has one and needs none, or if it does not learn the target.
+    """
+    distill, target = config.distill, config.data.target
+    taught = "distill" if distill.features is None else "feature_distill"
+    usual = OBJECTIVE_OF[target] if distill.teacher is None else taught
     name = config.objective or usual
     if name not in OBJECTIVES:
         raise UserError(f"--objective: {unknown('objective', name, list_objectives())}")
@@ -142,6 +151,10 @@ def objective_name(config: Config) -> str:
     ):
         if (name in needed) != (value is not None):
             raise UserError(f"--objective {name} {'needs' if name in needed else 'does not use'} {option}")
+    if target != "class" and name != OBJECTIVE_OF[target]:
+        raise UserError(f"--data.target is {target}, which objective {name!r} does not learn")
+    if target == "class" and name in (OBJECTIVE_OF["multilabel"], OBJECTIVE_OF["regression"]):
+        raise UserError(f"--objective {name} does not learn classes: it needs another --data.target")
     return name
 
 
@@ -161,7 +174,9 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
     model = build_model(config.model, config.model_args, info, classes=name in CLASSIFIERS)
     given = parse_arguments("--objective-args", config.objective_args)
     from_run = dict(
-        cross_entropy=config.loss,
+        cross_entropy=config.loss or LOSSES[info.target][0],
+        error=config.loss or LOSSES[info.target][0],
+        class_weights=info.class_weights or None,
         label_smoothing=config.label_smoothing,
         auxiliary_weight=config.auxiliary_weight,
         teacher=teacher,

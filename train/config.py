@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from train.commandline.ranges import Range
 
+# For each `--data.target` its losses, the default first.
+LOSSES = {"class": ("softmax", "sigmoid"), "multilabel": ("sigmoid",), "regression": ("mse", "huber")}
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 
 MOST_STEPS = 2**31 - 1  # steps are counted in int32
@@ -40,6 +42,9 @@ class Data:
     """Columns with the labels or numbers; for `wds:` cls, txt, or keys of json; default: found by name."""
     target: Literal["class", "multilabel", "regression"] = "class"
     """What is learned of each image: its `class`, any number of labels (`multilabel`), or numbers (`regression`)."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Order of the training images: each once in every epoch (`shuffle`), or images of every class equally often
+    (`balanced`), which repeats those of rare classes."""
     image_size: tuple[Side, Side] | None = None
     """Height and width of the model's input in pixels, or one number for both; default: the size of the images, which
     must be the same for all."""
@@ -225,10 +230,16 @@ class Config:
     """Training images per optimizer step, on all devices together."""
     eval_batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
     """Images per evaluation step, on all devices together; affects only the speed."""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Softmax cross-entropy over all classes, or sigmoid cross-entropy of each class separately."""
+    loss: Literal["softmax", "sigmoid", "mse", "huber"] | None = None
+    """Softmax cross-entropy over all classes; sigmoid cross-entropy of each class or label separately; mean squared
+    (`mse`) or Huber error (smooth L1) of standardised numbers; default: softmax for classes, sigmoid for labels, mse
+    for numbers."""
     label_smoothing: Annotated[float, Range(0, 1, open_high=True)] = 0.0
-    """Label smoothing: probability that targets distribute evenly over all classes."""
+    """Label smoothing: probability that targets distribute evenly over all classes; labels move towards 1/2."""
+    class_weights: tuple[str, ...] = ()
+    """Weight of each class in the loss: `balanced` (images / (classes x images of the class)), NAME=WEIGHT for some
+    classes, or a number for each class in order; for labels, the weight where a label is present (`balanced`: images
+    without it / images with it). The loss of a batch is divided by the mean weight of its classes."""
     auxiliary_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
     """Weight of the auxiliary loss that some models return with their logits (vit_with_decorr)."""
     seed: Annotated[int, Range(0, 2**32, open_high=True)] = 0
@@ -294,4 +305,5 @@ def without_former_defaults(config: Config) -> Config:
         data = dataclasses.replace(data, eval_crop=None)
     if distill.alpha == 0.5 and distill.features is None:
         distill = dataclasses.replace(distill, alpha=None)
-    return dataclasses.replace(config, data=data, distill=distill)
+    loss = None if config.loss == LOSSES[data.target][0] else config.loss
+    return dataclasses.replace(config, data=data, distill=distill, loss=loss)

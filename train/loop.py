@@ -1,12 +1,15 @@
 """The training loop. `fit` is a whole run: prepare, start, run."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from train.build import DataInfo
 from train.cluster.preemption import Preemption
 from train.cluster.processes import is_lead
 from train.config import Config
@@ -17,6 +20,7 @@ from train.run import checkpoint
 from train.run.ending import write_ending
 from train.run.failures import last_usable_checkpoint
 from train.run.records import check_finite
+from train.scores import NAMES, chosen_by, metrics_of_all, show
 from train.session import Session, start
 from train.setup import prepare
 from train.sharding import sufficient_batch, to_devices
@@ -112,9 +116,11 @@ def finished(session: Session, result: dict[str, float] | None) -> dict[str, flo
     checkpoint.finish(session.checkpoints)
     session.metrics.publish()
     best = session.checkpoints.best_step()
+    of_best = session.checkpoints.metrics(best)
+    metric = chosen_by(of_best)
     setup.progress.message(
         f"done: {show(result)} on {int(result['examples']):,} {setup.config.data.eval_split or 'evaluation'} images "
-        f"after {setup.total:,} steps; best at step {best:,}: {show(session.checkpoints.metrics(best))}"
+        f"after {setup.total:,} steps; best at step {best:,} by {NAMES.get(metric, metric)}: {show(of_best)}"
     )
     if is_lead():
         trained = session.start < setup.total
@@ -126,13 +132,15 @@ def finished(session: Session, result: dict[str, float] | None) -> dict[str, flo
 def evaluation(session: Session, asked: Callable[[], bool]) -> dict[str, float] | None:
     """Evaluate the state of a session; see `evaluate`."""
     setup = session.setup
-    return evaluate(setup.eval_step, session.state, setup.dataset, setup.config, setup.mesh, session.skipped, asked)
+    evaluated = (setup.eval_step, session.state, setup.dataset, setup.info, setup.config, setup.mesh)
+    return evaluate(*evaluated, session.skipped, asked)
 
 
 def evaluate(
     eval_step: Callable,
     state: TrainState,
     dataset: Dataset,
+    info: DataInfo,
     config: Config,
     mesh: Mesh,
     skipped: Skipped,
@@ -144,6 +152,7 @@ def evaluate(
         eval_step: The evaluation step, from `train.step.make_eval_step`.
         state: The state.
         dataset: The dataset.
+        info: Its properties.
         config: Config of the run.
         mesh: The devices.
         skipped: Counts unreadable images.
@@ -152,16 +161,26 @@ def evaluate(
     Returns:
         Means of the metrics, and the number of examples as "examples"; None if an exit was requested.
     """
-    sums = []
+    sums, whole = [], []
     size = sufficient_batch(config.eval_batch_size, len(dataset.eval), mesh)
     for batch in eval_batches(dataset, config.data, size, skipped):
         if asked():
             return None
-        sums.append(eval_step(state.eval_params, state.extras, to_devices(batch, mesh)))
-    sums = jax.device_get(sums)
+        found = eval_step(state.eval_params, state.extras, to_devices(batch, mesh))
+        if whole:  # of the batch before, while the devices compute this one
+            whole[-1] = jax.device_get(whole[-1])
+        if "all" in found:
+            whole.append(found.pop("all"))
+        sums.append(found)
+    sums, whole = jax.device_get((sums, whole))
     totals = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
     count = totals.pop("count")
-    return {name: total / count for name, total in totals.items()} | {"examples": count}
+    result = {name: total / count for name, total in totals.items()}
+    if whole and math.isfinite(result["loss"]):
+        rows = {name: np.concatenate([part[name] for part in whole]) for name in whole[0]}
+        real = rows["mask"] > 0
+        result |= metrics_of_all(rows["outputs"][real], rows["targets"][real], info)
+    return result | {"examples": count}
 
 
 @jax.jit
@@ -174,12 +193,6 @@ def check_parameters(params: PyTree, step: int) -> None:
     """Raises Diverged if a parameter is not finite, because such a state must not be saved."""
     if not all_finite(params):
         raise Diverged(f"a parameter is not finite after step {step}")
-
-
-def show(result: dict[str, float]) -> str:
-    """Format an evaluation for the user."""
-    accuracy = f", accuracy {result['accuracy']:.2%}" if "accuracy" in result else ""
-    return f"loss {result['loss']:.4f}{accuracy}"
 
 
 CONTINUES = "the same command continues from there"

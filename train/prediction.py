@@ -1,4 +1,4 @@
-"""Classify image files with a trained run."""
+"""Predict classes, labels or numbers of image files with a trained run."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,29 @@ from jaxtyping import Array, Float
 from rich.progress import track
 
 from train.attention_picture import attention_panels, draw_attention
+from train.build import DataInfo
 from train.commandline.terminal import tell
 from train.data import Unreadable, image_to_input
 from train.data.augment import normalize
 from train.errors import UserError
 from train.prediction_table import check_table, write_table
 from train.run.stored import Run, load_run
+from train.scores import in_units
 from vit_jax.objectives.protocol import Classifier
 from vit_jax.printable import printable
 
 BATCH = 64  # images in memory at a time
-INDEPENDENT = "the probability of each class is independent (--loss=sigmoid): percentages need not add up to 100%"
+INDEPENDENT = "the probability of each {} is independent: percentages need not add up to 100%"
 
 
 class Prediction(NamedTuple):
-    """The probability of each class for an image, (k,); None if it cannot be read, because of `error`."""
+    """What a run says of an image; None if it cannot be read, because of `error`.
+
+    `outputs` (k,) are the probability of each class or label, or numbers.
+    """
 
     path: Path
-    probabilities: np.ndarray | None
+    outputs: np.ndarray | None
     error: Unreadable | None = None
 
 
@@ -80,17 +85,17 @@ def show_predictions(
     check_classifies(run, workdir)
     drawn = attention is not None and draw(run, attention, images)
     if are_independent(run):
-        print(INDEPENDENT)
+        print(INDEPENDENT.format("label" if run.info.target == "multilabel" else "class"))
     predictions = _reporting(classify(run, images))
     if out:
-        failed = write_table(out, track(predictions, "Classifying", total=len(images)), run.info.class_names)
-        print(f"{len(images) - failed:,} of {len(images):,} images classified; the table is {printable(out, None)}")
+        failed = write_table(out, track(predictions, "Predicting", total=len(images)), run.info)
+        print(f"{len(images) - failed:,} of {len(images):,} images predicted; the table is {printable(out, None)}")
     else:
         failed = 0
         for prediction in predictions:
             failed += prediction.error is not None
             if prediction.error is None:
-                show(prediction, run.info.class_names, top)
+                show(prediction, run.info, top)
     if drawn:
         print(f"attention drawn to {printable(attention, None)}")
     return 0 if not failed else 1 if failed < len(images) else 2
@@ -105,19 +110,23 @@ def _reporting(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
 
 
 def are_independent(run: Run) -> bool:
-    """Whether the probabilities of classes are independent: sigmoids of the logits instead of their softmax.
+    """Whether the probabilities are independent: sigmoids of the logits instead of their softmax.
 
-    They are not if a distillation head is used: it learns the teacher's softmax, with any loss of the class head.
+    Those of labels are. Those of classes are not if a distillation head is used: it learns the teacher's softmax, with
+    any loss of the class head.
     """
+    if run.info.target == "multilabel":
+        return True
     return run.config.loss == "sigmoid" and getattr(run.objective, "head", "class") == "class"
 
 
 def predict(run: Run, image: os.PathLike | str) -> dict[str, float]:
-    """The probability of each class for an image file, the most probable first. See `Run.predict`."""
+    """The probability of each class or label for an image file, or numbers. See `Run.predict`."""
     check_classifies(run, "the run")
     pixels = image_to_input(image, run.info.image_shape, run.config.data, run.info.mean, run.info.pixels)
     row = np.asarray(run.classes_of(pixels[None]))[0]
-    return {run.info.class_names[i]: float(row[i]) for i in np.argsort(-row)}
+    order = range(len(row)) if run.info.target == "regression" else np.argsort(-row)
+    return {run.info.class_names[i]: float(row[i]) for i in order}
 
 
 def check_classifies(run: Run, name: str) -> None:
@@ -127,8 +136,11 @@ def check_classifies(run: Run, name: str) -> None:
 
 
 def make_predict(run: Run):
-    """A jitted function from pixels of the run's type (b, h, w, c) to probabilities of the classes (b, k)."""
-    link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
+    """A jitted function from pixels of the run's type (b, h, w, c) to probabilities or numbers (b, k)."""
+    if run.info.target == "regression":
+        link = lambda outputs: in_units(outputs, run.info)
+    else:
+        link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
 
     @jax.jit
     def classes_of(pixels: Array) -> Float[Array, "b k"]:
@@ -164,11 +176,15 @@ def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray,
     return pixels, errors
 
 
-def show(prediction: Prediction, class_names: Sequence[str], top: int) -> None:
-    """Print an image's most probable classes."""
+def show(prediction: Prediction, info: DataInfo, top: int) -> None:
+    """Print an image's most probable classes or labels, or its numbers."""
     print(printable(prediction.path, None))
-    for index in np.argsort(-prediction.probabilities)[:top]:
-        print(f"  {prediction.probabilities[index]:7.2%}  {printable(class_names[index])}")
+    if info.target == "regression":
+        for name, number in zip(info.class_names, prediction.outputs, strict=True):
+            print(f"  {number:12.6g}  {printable(name)}")
+        return
+    for index in np.argsort(-prediction.outputs)[:top]:
+        print(f"  {prediction.outputs[index]:7.2%}  {printable(info.class_names[index])}")
 
 
 def draw(run: Run, file: Path, images: Sequence[Path]) -> bool:
@@ -177,8 +193,11 @@ def draw(run: Run, file: Path, images: Sequence[Path]) -> bool:
     good = [i for i in range(len(images)) if i not in errors]
     if not good:
         return False
-    probabilities = np.asarray(make_predict(run)(pixels))
-    best = lambda row: f"{row.max():.1%} {printable(run.info.class_names[row.argmax()])}"
-    titles = [f"{printable(images[i].name)}\n{best(probabilities[i])}" for i in good]
+    outputs, names = np.asarray(make_predict(run)(pixels)), run.info.class_names
+    if run.info.target == "regression":
+        said = lambda row: f"{printable(names[0])} {row[0]:.4g}"
+    else:
+        said = lambda row: f"{row.max():.1%} {printable(names[row.argmax()])}"
+    titles = [f"{printable(images[i].name)}\n{said(outputs[i])}" for i in good]
     draw_attention(attention_panels(run, pixels[good]), pixels[good], titles, file)
     return True

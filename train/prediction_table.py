@@ -2,14 +2,16 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from train.errors import UserError
+from train.evaluation.metrics import THRESHOLD
 from train.run.files import draft
 
 if TYPE_CHECKING:
+    from train.build import DataInfo
     from train.prediction import Prediction
 
 Row = dict[str, Any]
@@ -23,8 +25,11 @@ def check_table(out: Path) -> None:
         raise UserError(f"--out {out}: there is no folder {out.parent}")
 
 
-def write_table(out: Path, predictions: "Iterable[Prediction]", class_names: Sequence[str]) -> int:
-    """Write a row for each image: its path, the most probable class, the probability of each class, and any error.
+def write_table(out: Path, predictions: "Iterable[Prediction]", info: "DataInfo") -> int:
+    """Write a row for each image: its path, what is predicted, and any error.
+
+    For classes that is the most probable one and the probability of each; for labels those with a probability of a half
+    or more, and the probability of each; otherwise numbers.
 
     `out` appears, or replaces an older file, once it is complete.
 
@@ -37,10 +42,10 @@ def write_table(out: Path, predictions: "Iterable[Prediction]", class_names: Seq
     part, failed = draft(out), 0
     try:
         with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            write = WRITERS[out.suffix.lower()](file, class_names)
+            write = WRITERS[out.suffix.lower()](file, info)
             for prediction in predictions:
                 failed += prediction.error is not None
-                write(_row(prediction, class_names))
+                write(_row(prediction, info))
         part.replace(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
@@ -49,33 +54,38 @@ def write_table(out: Path, predictions: "Iterable[Prediction]", class_names: Seq
     return failed
 
 
-def _row(prediction: "Prediction", class_names: Sequence[str]) -> Row:
+def _row(prediction: "Prediction", info: "DataInfo") -> Row:
     if prediction.error is not None:
         return {"path": str(prediction.path), "error": str(prediction.error)}
-    probabilities = prediction.probabilities.tolist()
-    best = int(prediction.probabilities.argmax())
-    return {
-        "path": str(prediction.path),
-        "class": class_names[best],
-        "probability": probabilities[best],
-        "probabilities": dict(zip(class_names, probabilities, strict=True)),
-    }
+    row, each = {"path": str(prediction.path)}, dict(zip(info.class_names, prediction.outputs.tolist(), strict=True))
+    if info.target == "regression":
+        return row | {"numbers": each}
+    if info.target == "multilabel":
+        return row | {"labels": [name for name, value in each.items() if value >= THRESHOLD], "probabilities": each}
+    best = max(each, key=each.get)
+    return row | {"class": best, "probability": each[best], "probabilities": each}
 
 
-def _csv_writer(file: TextIO, class_names: Sequence[str]) -> Callable[[Row], None]:
-    """Columns: path, class, probability, error, and one for each class, p(CLASS)."""
-    columns = [f"p({name})" for name in class_names]
-    writer = csv.DictWriter(file, ["path", "class", "probability", "error", *columns])
+def _csv_writer(file: TextIO, info: "DataInfo") -> Callable[[Row], None]:
+    """Columns: path, then class and probability, or labels (separated by "; "), or neither, then error, and one each.
+
+    That is p(NAME) for each class or label, and predicted(NAME) for each column of numbers.
+    """
+    first = {"class": ["class", "probability"], "multilabel": ["labels"], "regression": []}[info.target]
+    column = ("predicted({})" if info.target == "regression" else "p({})").format
+    writer = csv.DictWriter(file, ["path", *first, "error", *map(column, info.class_names)])
     writer.writeheader()
 
     def write(row: Row) -> None:
-        each = row.pop("probabilities", {})
-        writer.writerow(row | {f"p({name})": value for name, value in each.items()})
+        each = row.pop("probabilities", None) or row.pop("numbers", {})
+        if "labels" in row:
+            row["labels"] = "; ".join(row["labels"])
+        writer.writerow(row | {column(name): value for name, value in each.items()})
 
     return write
 
 
-def _json_writer(file: TextIO, _: Sequence[str]) -> Callable[[Row], None]:
+def _json_writer(file: TextIO, _: "DataInfo") -> Callable[[Row], None]:
     return lambda row: print(json.dumps(row), file=file)
 
 

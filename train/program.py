@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -126,8 +127,7 @@ def prepare_training(config: Config, info: DataInfo) -> Callable:
         return augmented(key, batch["image"], batch["label"])
 
     def augmented(key, images, labels):
-        classes = len(info.class_names)
-        return augment(key, images, labels, config.augment, num_classes=classes, mean=info.mean, std=info.std)
+        return augment(key, images, targets_of(labels, info), config.augment, mean=info.mean, std=info.std)
 
     def prepare_views(_, batch):
         keys = jax.vmap(lambda sample: jax.random.fold_in(jax.random.key(config.seed), sample))(batch["sample"])
@@ -142,9 +142,19 @@ def prepare_evaluation(info: DataInfo) -> Callable:
     """A function from a batch to normalised images and targets, on the device."""
 
     def prepare(batch):
-        return normalize(batch["image"], info.mean, info.std), jax.nn.one_hot(batch["label"], len(info.class_names))
+        return normalize(batch["image"], info.mean, info.std), targets_of(batch["label"], info)
 
     return prepare
+
+
+def targets_of(labels: jax.Array, info: DataInfo) -> jax.Array:
+    """What the outputs of a model learn, float32 (b, k): classes one-hot, labels, or standardised numbers."""
+    if info.target == "class":
+        return jax.nn.one_hot(labels, len(info.class_names))
+    if info.target == "multilabel":
+        return labels
+    mean, std = (jnp.asarray(values, jnp.float32)[None] for values in (info.target_mean, info.target_std))
+    return (labels - mean) / std
 
 
 def with_sharding(abstract: PyTree, mesh: Mesh) -> PyTree:
@@ -164,7 +174,7 @@ def abstract_frozen(frozen: PyTree, mesh: Mesh) -> PyTree:
 
 def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a training batch."""
-    shapes = {"image": ((config.batch_size, *info.image_shape), info.pixels), "label": ((config.batch_size,), np.int32)}
+    shapes = _shapes(config.batch_size, info)
     if config.distill.views:
         shapes["sample"] = ((config.batch_size,), np.int32)
     if config.distill.cache:
@@ -174,9 +184,14 @@ def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.
 
 def abstract_eval_batch(size: int, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch of `size` images for evaluation."""
-    shapes = {"image": ((size, *info.image_shape), info.pixels), "label": ((size,), np.int32)}
-    shapes["mask"] = ((size,), np.float32)
+    shapes = _shapes(size, info) | {"mask": ((size,), np.float32)}
     return _split(shapes, mesh)
+
+
+def _shapes(size: int, info: DataInfo) -> dict[str, tuple]:
+    """Shapes and types of `size` images and their labels."""
+    label = ((size,), np.int32) if info.target == "class" else ((size, len(info.class_names)), np.float32)
+    return {"image": ((size, *info.image_shape), info.pixels), "label": label}
 
 
 def _split(shapes: dict[str, tuple], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

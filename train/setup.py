@@ -1,6 +1,7 @@
 """Prepare a run before its workdir is written: validate, load data and weights, compile, and check the memory."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from train.capacity import check_compiled, check_memory, local_bytes
 from train.config import Config
 from train.data import Dataset, load_dataset
 from train.data.fingerprint import Fingerprint
+from train.data_info import info_of, notes_on
 from train.distill.cached_logits import with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher, with_feature_dim
 from train.extension import described, extensions_of, length, with_former_length
@@ -79,10 +81,8 @@ def prepare(config: Config) -> Setup:
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
-    info = DataInfo(dataset.class_names, dataset.image_shape, dataset.mean, dataset.std, config.data.target)._replace(
-        pixels=dataset.pixels
-    )
-    info = as_begun(config, info)
+    info = as_begun(config, info_of(dataset, config))
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *notes_on(info, config)))
     asked, config = config, with_former_length(config)
     begun, steps_per_epoch = length(config, len(dataset.train))
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))

@@ -82,8 +82,8 @@ def make_train_step(
 
     Returns:
         The function (state, batch, frozen) -> (state, metrics). `batch` has uint8 "image" (b, H, W, c), "label" (b,)
-        and optionally a teacher's logits as "teacher" (b, k). `frozen` has variables that no step changes, such as a
-        teacher's.
+        or (b, k), and optionally a teacher's logits as "teacher" (b, k). `frozen` has variables that no step changes,
+        such as a teacher's.
     """
 
     def loss_of(trained, params, extras, frozen, batch, key):
@@ -155,15 +155,19 @@ def make_eval_step(
 
     Returns:
         The function (params, extras, batch) -> sums of the metrics over the examples whose `batch["mask"]` is 1, and
-        the number of these examples as "count".
+        the number of these examples as "count". If the objective has `metrics_of_all`, also "all": "outputs" and
+        "targets" (b, k), and the mask.
     """
 
     def eval_step(params, extras, batch):
         images, targets = prepare(batch)
         examples = {"image": images.astype(dtype), "target": targets, "mask": batch["mask"]}
-        metrics = objective.evaluate(gather(cast(partial.merged(params), dtype)), extras, examples)
+        metrics = dict(objective.evaluate(gather(cast(partial.merged(params), dtype)), extras, examples))
+        whole = {}
+        if objective.metrics_of_all:
+            whole["all"] = {"outputs": metrics.pop("outputs"), "targets": targets, "mask": batch["mask"]}
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in metrics.items()}
-        return {**sums, "count": batch["mask"].sum()}
+        return {**sums, "count": batch["mask"].sum(), **whole}
 
     return eval_step
 

@@ -7,17 +7,23 @@ import dataclasses
 import re
 from typing import Any
 
+from train.class_weights import check_class_weights
 from train.commandline.arguments import parse_arguments
 from train.commandline.freezing import check_partial_options
 from train.commandline.ranges import check_values
-from train.config import Augment, Config, Distill
+from train.config import LOSSES, Augment, Config, Distill
 from train.data_kinds import check_data
 from train.errors import UserError, shortened
 from train.recipes import base_config
 from vit_jax.registry import unknown
 
-# Options that only some objectives use, and the name of the objective's argument.
-OF_LABELS = {"loss": "cross_entropy", "label_smoothing": "label_smoothing", "auxiliary_weight": "auxiliary_weight"}
+# Options that only some objectives use, and the names of the objective's argument.
+OF_LABELS = {
+    "loss": ("cross_entropy", "error"),
+    "label_smoothing": ("label_smoothing",),
+    "class_weights": ("class_weights",),
+    "auxiliary_weight": ("auxiliary_weight",),
+}
 
 
 def validate(config: Config) -> None:
@@ -45,6 +51,7 @@ def check_options(config: Config) -> None:
     """Raises UserError for a value out of range, and for options that conflict."""
     check_values(config)
     check_data(config.data)
+    _check_loss(config)
     _check_distill_options(config)
     for option, prefix, of, file in (
         ("init-prefix", config.init_prefix, "init", config.init or config.init_from),
@@ -56,6 +63,19 @@ def check_options(config: Config) -> None:
         raise UserError(f"--extend-lr {config.extend_lr:g} needs --extend=constant")
     check_partial_options(config)
     _check_processes(config)
+
+
+def _check_loss(config: Config) -> None:
+    target, losses = config.data.target, LOSSES[config.data.target]
+    if config.loss not in (None, *losses):
+        expected = " or ".join(losses)
+        raise UserError(f"--loss is {config.loss}; with --data.target={target} it must be {expected}")
+    if config.data.sampler == "balanced" and target != "class":
+        raise UserError(f"--data.sampler is balanced; with --data.target={target} there are no classes to balance")
+    if config.class_weights:
+        check_class_weights(config.class_weights, target)
+        if config.loss == "sigmoid" and target == "class":
+            raise UserError("--class-weights is set with --loss=sigmoid; it is used with softmax cross-entropy")
 
 
 def _check_distill_options(config: Config) -> None:
@@ -110,9 +130,9 @@ def _check_objective(config: Config) -> None:
     accepted = objective_arguments(objective)
     _check_keys(f"--objective {objective}", f"objective {objective!r}", given, accepted)
     recipe = base_config(config.recipe, config.model, config.data.name)  # may set options that are not used
-    for field, argument in OF_LABELS.items():
+    for field, arguments in OF_LABELS.items():
         value = getattr(config, field)
-        if argument not in accepted and value not in (getattr(Config, field), getattr(recipe, field)):
+        if not set(arguments) & set(accepted) and value not in (getattr(Config, field), getattr(recipe, field)):
             raise UserError(f"--{field.replace('_', '-')} is {value}, but objective {objective!r} does not use it")
     if objective not in CLASSIFIERS and ("backbone" in config.freeze or config.train_only):
         option = "--freeze backbone" if config.freeze else f"--train-only {config.train_only}"

@@ -5,7 +5,7 @@ from tests.faults.stopping import LAST, QUICK, assert_close_run, assert_same_run
 from tests.runs import assert_same, records, stored
 from tests.runs import train as run
 from train.run.checkpoint import open_checkpoints
-from train.run.inventory import score
+from train.scores import score
 
 
 def test_checkpoints_between_evaluations(alone):

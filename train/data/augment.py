@@ -15,12 +15,12 @@ from train.data.randaugment import randaugment
 from train.errors import UserError
 
 
-def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
-    """Augment images (b, h, w, c) with int labels (b,), in the order of the lines below.
+def augment(key, images, targets, config: Augment, *, mean, std):
+    """Augment images (b, h, w, c) with float32 targets (b, k), in the order of the lines below.
 
     Pixels are of any type that `normalize` takes; RandAugment takes only uint8. Returns normalised float32 images
-    (b, h, w, c) and float32 targets (b, k), which are one-hot or mixed like the images and sum to one. `mean` and `std`
-    have one number per channel, for pixels in 0..1. Raises UserError for a value of `config` that is out of range.
+    (b, h, w, c) and targets, mixed like the images. `mean` and `std` have one number per channel, for pixels in 0..1.
+    Raises UserError for a value of `config` that is out of range.
     """
     check_values(config, "augment.")
     crop_key, flip_key, randaugment_key, erase_key, mix_key = jax.random.split(key, 5)
@@ -38,7 +38,6 @@ def augment(key, images, labels, config: Augment, *, num_classes, mean, std):
     if config.erasing:
         images = random_erase(erase_key, images, config.erasing)
 
-    targets = jax.nn.one_hot(labels, num_classes)
     if config.mixup or config.cutmix:
         images, targets = mix(mix_key, images, targets, config.mixup, config.cutmix)
     return images, targets

@@ -35,7 +35,7 @@ class Dataset:
     Attributes:
         train: Training images and labels. If labels are not needed, they may all be 0.
         eval: Evaluation images and labels.
-        class_names: Names of the classes; may be empty if labels are not needed.
+        class_names: Names of the classes, labels, or columns of numbers; may be empty if they are not needed.
         image_shape: Height, width and channels of the model's input.
         mean: Mean per channel, of pixels in 0..1; floats may have any range.
         std: Standard deviation per channel, of the same pixels.
@@ -71,7 +71,7 @@ def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
     kind, rest = parse_kind(config.name)
     parts = kind.load_opener()(rest, config, labels=labels)
     train, evaluation, class_names, notes, fingerprints = parts
-    if labels and len(class_names) < 2:
+    if labels and config.target == "class" and len(class_names) < 2:
         raise UserError(f"{config.name} has a single class, {class_names[0]!r}: expected two or more")
 
     image_shape, pixels = _image_shape(train, config), read(train, 0)[0].dtype
@@ -138,7 +138,8 @@ def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Sour
     size, first = len(source), read(source, 0)[0]
     if isinstance(source, ArraySource) or size * math.prod(shape) * first.itemsize > MEMORY or first.shape != shape:
         return source
-    images, labels = np.empty((size, *shape), first.dtype), np.empty(size, np.int32)
+    label = as_array(read(source, 0)[1])
+    images, labels = np.empty((size, *shape), first.dtype), np.empty((size, *label.shape), label.dtype)
     used = np.empty(size, np.int64)
 
     def fetch(index: int) -> bool:

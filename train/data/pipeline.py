@@ -16,8 +16,9 @@ from absl import flags
 
 from train.config import Data
 from train.data.dataset import Dataset, warn
+from train.data.labels import Balanced, labels_of
 from train.data.skipped import Skipped
-from train.data.sources import ArraySource, Source, read
+from train.data.sources import ArraySource, Source, as_array, read
 from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop
 from train.data.workers import Watched, die_with_parent
 from train.errors import UserError
@@ -30,7 +31,7 @@ Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 def train_batches(
     dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0, start: int = 0, warn: Warn = warn
 ) -> grain.DatasetIterator:
-    """Endless batches of training images, reshuffled every epoch.
+    """Endless batches of training images, reshuffled every epoch, or with `config.sampler` balanced by class.
 
     Args:
         dataset: The dataset.
@@ -44,10 +45,10 @@ def train_batches(
         warn: Receives a line about unreadable images; readable ones replace them.
 
     Returns:
-        An iterator over {"image": (b, h, w, c) of the dataset's type, "label": int32 (b,)}, where b is this process's
-        share of `batch_size`; with `views` also "sample": int32 (b,), view * number of examples + example. `set_state`
-        resumes exactly from the JSON-serialisable `get_state()` of an iterator with as many workers. Close the iterator
-        to end its worker processes.
+        An iterator over {"image": (b, h, w, c) of the dataset's type, "label": int32 (b,), or float32 (b, k) for labels
+        and numbers}, where b is this process's share of `batch_size`; with `views` also "sample": int32 (b,), view *
+        number of examples + example. `set_state` resumes exactly from the JSON-serialisable `get_state()` of an
+        iterator with as many workers. Close the iterator to end its worker processes.
 
     Raises:
         UserError: If an argument is out of range or, later, if too many images are unreadable.
@@ -55,7 +56,10 @@ def train_batches(
     if seed < 0:
         raise UserError(f"seed is {seed}: expected 0 or more")
     examples = len(dataset.train)
-    sample = functools.partial(_sample, examples, seed, max(1, views))
+    if config.sampler == "balanced":
+        sample = Balanced(labels_of(dataset.train), seed, max(1, views))
+    else:
+        sample = functools.partial(_sample, examples, seed, max(1, views))
     samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(sample)
     batches = _train_batches(dataset, config, samples, _share(batch_size), seed, views, start * batch_size, warn)
     return _iterate(batches, dataset.train, config)
@@ -123,11 +127,10 @@ def eval_batches(
     else:
         crop = lambda image, rng: evaluation_crop(image, preprocessing, dataset.mean)
         batches = _decoded(source, indices, crop, share, config.workers)
-    none = {"image": np.zeros((0, *dataset.image_shape), dataset.pixels), "label": np.zeros(0, np.int32)}
     skipped = skipped or Skipped(source, "evaluation", warn)
     with contextlib.closing(_iterate(batches, source, config)) as iterator:
         for _ in range(0, len(source), batch_size):
-            batch = next(iterator, none)
+            batch = next(iterator, None) or _no_examples(dataset)
             unreadable = batch.pop("unreadable", np.full(len(batch["label"]), -1))
             skipped.add(unreadable[unreadable >= 0].tolist())
             yield _padded(batch, share, unreadable < 0)
@@ -228,11 +231,17 @@ def _example(
 ) -> dict[str, np.ndarray]:
     index = sample % len(source)
     image, label, used = read(source, index)
-    example = {"label": np.asarray(label, np.int32), "unreadable": np.asarray(-1 if used == index else index)}
+    example = {"label": as_array(label), "unreadable": np.asarray(-1 if used == index else index)}
     if view_seed is not None:
         rng = np.random.default_rng((view_seed, sample))
         example["sample"] = np.asarray(sample, np.int32)
     return {"image": crop(image, rng), **example}
+
+
+def _no_examples(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The batch of a process without a share of the last examples."""
+    label = as_array(read(dataset.eval, 0)[1])
+    return {"image": np.zeros((0, *dataset.image_shape), dataset.pixels), "label": label[None][:0]}
 
 
 def _padded(batch: dict[str, np.ndarray], size: int, mask: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """The interface of all sources of images, and the included digits; `folder.py` and `tfds.py` open the other sources.
 
-A source has a length, and its item i is (image (h, w, c) of the file's own size, label); all images have samples of one
-type: uint8, uint16 or float32.
+A source has a length, and its item i is (image (h, w, c) of the file's own size, target). All images have samples of
+one type: uint8, uint16 or float32. The target is the int of a class, or float32 (k,) with 0 or 1 for each label, or
+with numbers. With an attribute `labels`, the targets of all examples, these are known without reading images.
 """
 
 import contextlib
@@ -20,11 +21,15 @@ from train.data.transforms import Unreadable
 
 STAND_INS = 100  # images to try in place of an unreadable one; if all fail, the fault is elsewhere
 
-Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, int]]
+Target = int | np.ndarray
+Source = grain.sources.RandomAccessDataSource[tuple[np.ndarray, Target]]
 
 
 class Parts(NamedTuple):
-    """An opened dataset. If labels are not needed, they may all be 0 and `class_names` may be empty."""
+    """An opened dataset. `class_names` are those of classes, labels, or columns of numbers.
+
+    If labels are not needed, they may all be 0 and `class_names` may be empty.
+    """
 
     train: Source
     eval: Source
@@ -38,20 +43,27 @@ class ArraySource:
     """Decoded images of one size, in memory."""
 
     images: np.ndarray  # (n, h, w, c)
-    labels: np.ndarray  # int32 (n,)
+    labels: np.ndarray  # int32 (n,) or float32 (n, k)
     names: Sequence[str] = ()  # files that the images were decoded from, if there are any
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Target]:
+        label = self.labels[index]
+        return self.images[index], label if label.ndim else int(label)
 
     def name_of(self, index: int) -> str:
         return self.names[index] if self.names else ""
 
 
-def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
+def as_array(target: Target) -> np.ndarray:
+    """A target, or those of several examples, as an array: int32 for classes, float32 for labels or numbers."""
+    array = np.asarray(target)
+    return array.astype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
+
+
+def read(source: Source, index: int) -> tuple[np.ndarray, Target, int]:
     """Read an example or, if it is unreadable, the next readable one.
 
     The replacement is always the same, so that a resumed run sees the same images.
@@ -61,7 +73,7 @@ def read(source: Source, index: int) -> tuple[np.ndarray, int, int]:
         index: Index of the example.
 
     Returns:
-        The image, the label, and the index of the example that was read.
+        The image, its target, and the index of the example that was read.
 
     Raises:
         Unreadable: If STAND_INS examples in a row are unreadable.

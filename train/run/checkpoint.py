@@ -20,8 +20,9 @@ from train.config import CHECKPOINTS as FOLDER
 from train.errors import UserError, one_line
 from train.run.files import is_remote, orbax_path
 from train.run.integrity import seal
-from train.run.inventory import score, step_of
+from train.run.inventory import step_of
 from train.run.json_files import from_json
+from train.scores import score
 
 
 class Unsaved(OSError):

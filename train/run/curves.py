@@ -7,14 +7,15 @@ from etils import epath
 
 from train.run.files import write_atomically
 from train.run.records import read_records
+from train.scores import BEST_BY
 
 
 def draw_curves(workdir: os.PathLike | str) -> epath.Path:
-    """Draw loss, and accuracy if there is any, of both splits over steps, and write curves.png into the workdir."""
+    """Draw the loss, and the metrics in BEST_BY, of both splits over steps, and write curves.png into the workdir."""
     import matplotlib.figure  # slow to import, and not needed before the run has finished
 
     records = read_records(workdir)
-    names = [name for name in ("loss", "accuracy") if any(name in record for record in records)] or ["loss"]
+    names = ["loss", *(name for name in BEST_BY if name != "loss" and any(name in record for record in records))]
     figure = matplotlib.figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for split, style in (("train", dict(alpha=0.6)), ("eval", dict(marker="o", markersize=3))):

@@ -5,7 +5,7 @@ import numbers
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from etils import epath
 
@@ -14,17 +14,10 @@ from train.errors import UserError
 from train.run.files import is_remote
 from train.run.integrity import damage
 from train.run.json_files import read_json
+from train.scores import score
 
 ASIDE = "damaged"  # folder in a workdir
 METRICS = "metrics/metrics"  # Orbax's file in a checkpoint
-
-
-def score(metrics: Mapping[str, float]) -> float:
-    """The score of an evaluation (higher is better): accuracy, or for non-classifiers the negated loss.
-
-    Checkpoints between evaluations have no metrics; their score is lower than any other.
-    """
-    return metrics.get("accuracy", -metrics["loss"]) if metrics else -math.inf
 
 
 def step_of(name: str) -> int | None:

@@ -39,7 +39,8 @@ def describe(
     """
     parameters, changing = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trained))
     height, width, channels = dataset.image_shape
-    classes = f"{len(dataset.class_names)} classes" if dataset.class_names else "no labels"
+    kind = {"class": "classes", "multilabel": "labels", "regression": "numbers"}[config.data.target]
+    classes = f"{len(dataset.class_names)} {kind}" if dataset.class_names else "no labels"
     device = jax.devices()[0]
     rows = [
         ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),

@@ -25,9 +25,9 @@ from train.run.inventory import best_step
 from train.run.json_files import read_json
 from train.step import TrainState, abstract_params, init_state
 from train.validation import check_options
-from vit_jax.objectives.classify import Classify
 from vit_jax.objectives.distill import Distill
 from vit_jax.objectives.protocol import Objective
+from vit_jax.objectives.supervised import Supervised
 
 
 class InitReport(NamedTuple):
@@ -106,13 +106,13 @@ class Run:
 
     @functools.cached_property
     def classes_of(self) -> Callable:
-        """A jitted function from pixels of the run's type (b, h, w, c) to probabilities of the classes (b, k)."""
+        """A jitted function from pixels of the run's type (b, h, w, c) to probabilities or numbers (b, k)."""
         from train.prediction import make_predict  # not at the top: it uses this module
 
         return make_predict(self)
 
     def predict(self, image: os.PathLike | str) -> dict[str, float]:
-        """The probability of each class for an image file, the most probable first.
+        """The probability of each class or label for an image file, the most probable first, or numbers by name.
 
         Raises:
             UserError: If the file is no image, or the run is no classifier.
@@ -165,9 +165,10 @@ def load_run(workdir: os.PathLike | str) -> Run:
 def model_variables(run: Run) -> tuple[nn.Module, PyTree]:
     """The model of a run, and its variables.
 
-    For a classifier it is the classifier, for distillation the student without its token, otherwise the encoder.
+    For classes, labels and numbers it is the model with its head, for distillation the student without its token,
+    otherwise the encoder.
     """
-    if isinstance(run.objective, Classify):
+    if isinstance(run.objective, Supervised):
         return run.objective.model, {"params": run.params, **run.extras}
     trunk, variables = run.objective.trunk(run.params, run.extras)
     return run.objective.student if isinstance(run.objective, Distill) else trunk, variables

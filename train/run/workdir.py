@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from train.build import DataInfo
@@ -204,17 +205,24 @@ def _check_fingerprints(workdir: epath.Path, fingerprints: Mapping[str, Fingerpr
 
 
 def as_begun(config: Config, info: DataInfo) -> DataInfo:
-    """`info`, with the mean and deviation that the run in the workdir began with, if they are close to the new ones.
+    """`info`, with the measured numbers that the run in the workdir began with, if they are close to the new ones.
 
-    They are measured on images, one of which may have become unreadable since. Such a run must be able to continue.
+    They are measured on the training images, one of which may have become unreadable since. Such a run must be able to
+    continue.
     """
     try:
         there = read_run_file(config.workdir).dataset
     except UserError:
         return info
-    old, new = there.mean + there.std, info.mean + info.std
-    close = len(old) == len(new) and all(abs(a - b) < 0.01 for a, b in zip(old, new, strict=True))
-    return info._replace(mean=there.mean, std=there.std) if close else info
+    for names, scale in (
+        (("mean", "std"), 1.0),
+        (("target_mean", "target_std"), np.asarray(info.target_std)),
+        (("class_weights",), np.asarray(info.class_weights)),
+    ):
+        pairs = [(np.asarray(getattr(there, name)), np.asarray(getattr(info, name))) for name in names]
+        if all(old.shape == new.shape and np.all(abs(old - new) < 0.01 * scale) for old, new in pairs):
+            info = info._replace(**{name: getattr(there, name) for name in names})
+    return info
 
 
 def _not_written(workdir: os.PathLike | str, error: OSError) -> UserError:

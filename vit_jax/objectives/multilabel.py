@@ -14,7 +14,7 @@ from vit_jax.objectives.supervised import Supervised
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "b k"], targets: Float[Array, "b k"], weights: Float[Array, "k"] | float = 1.0
+    logits: Float[Array, "b k"], targets: Float[Array, "b k"], weights: Float[Array, "1 k"] | float = 1.0
 ) -> Float[Array, "b"]:
     """Return the mean over labels of the binary cross-entropy, in float32.
 

@@ -16,8 +16,8 @@ class Objective(Protocol):
     `params` are the parameters that the optimizer updates. `extras` is all other state of a step, such as
     `batch_stats`, a moving average of the parameters ("ema") or a center. The trainer also passes the variables of a
     frozen teacher in `extras["teacher"]`. An objective does not return these, so they are not part of checkpoints.
-    `trunk_path` is the path of the trunk in the parameters. `metrics_of_all` says whether metrics also need the outputs
-    for all evaluation images together, such as average precision; `evaluate` then returns them too, as "outputs" (b, k).
+    `trunk_path` is the path of the trunk in the parameters. `metrics_of_all` says whether metrics, such as average
+    precision, need the outputs for all evaluation images together; `evaluate` then also returns "outputs" (b, k).
     """
 
     trunk_path: ClassVar[tuple[str, ...]] = ()
