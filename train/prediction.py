@@ -28,7 +28,7 @@ INDEPENDENT = "the probability of each {} is independent: percentages need not a
 
 
 class Prediction(NamedTuple):
-    """What a run says of an image; None if it cannot be read, because of `error`.
+    """The outputs of a run for an image; None if it cannot be read, because of `error`.
 
     `outputs` (k,) are the probability of each class or label, or numbers.
     """

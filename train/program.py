@@ -148,7 +148,7 @@ def prepare_evaluation(info: DataInfo) -> Callable:
 
 
 def targets_of(labels: jax.Array, info: DataInfo) -> jax.Array:
-    """What the outputs of a model learn, float32 (b, k): classes one-hot, labels, or standardised numbers."""
+    """The targets of the outputs of a model, float32 (b, k): classes one-hot, labels, or standardised numbers."""
     if info.target == "class":
         return jax.nn.one_hot(labels, len(info.class_names))
     if info.target == "multilabel":
