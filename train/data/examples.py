@@ -55,14 +55,14 @@ class EncodedSource:
 
     files: Sequence[File]
     names: Sequence[str]
-    targets: np.ndarray
+    labels: np.ndarray
     form: Form
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
-        target = self.targets[index]
+        target = self.labels[index]
         image = decode(self.files[index], self.form.channels, self.name_of(index), self.form.pixels)
         return image, int(target) if target.ndim == 0 else target
 
@@ -182,4 +182,4 @@ def _fingerprint(origin: str, source: EncodedSource) -> Fingerprint:
         with contextlib.suppress(Unreadable):
             file = source.files[index]
             contents += [file.getvalue()] if isinstance(file, io.BytesIO) else []
-    return files._replace(digest=digest_of([files.digest.encode(), source.targets.tobytes(), *contents]))
+    return files._replace(digest=digest_of([files.digest.encode(), source.labels.tobytes(), *contents]))
