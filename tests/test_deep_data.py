@@ -118,16 +118,18 @@ def test_files_that_cannot_be_read_alike_are_named(tmp_path):
 
 
 def test_randaugment_needs_bytes():
-    few = dict(num_classes=2, mean=(0.5,) * 5, std=(0.5,) * 5)
+    few = dict(mean=(0.5,) * 5, std=(0.5,) * 5)
     with pytest.raises(UserError, match=r"--augment.randaugment-layers needs uint8 images, not uint16: --data.pixels"):
-        augment(jax.random.key(0), bands()[None], np.array([1]), Augment(randaugment_layers=1), **few)
+        augment(jax.random.key(0), bands()[None], np.eye(2, dtype=np.float32)[:1], Augment(randaugment_layers=1), **few)
 
 
 def test_all_other_augmentations_take_bands():
     config = Augment(crop_padding=2, flip=True, erasing=0.5, mixup=0.2, cutmix=1.0)
     images = np.stack([bands(seed=i) for i in range(2)])
-    few = dict(num_classes=2, mean=(0.5,) * 5, std=(0.5,) * 5)
-    found, _ = jax.eval_shape(lambda key: augment(key, images, np.array([1, 0]), config, **few), jax.random.key(0))
+    few = dict(mean=(0.5,) * 5, std=(0.5,) * 5)
+    found, _ = jax.eval_shape(
+        lambda key: augment(key, images, np.eye(2, dtype=np.float32), config, **few), jax.random.key(0)
+    )
     assert (found.shape, found.dtype) == ((2, 8, 8, 5), np.float32)
 
 

@@ -16,7 +16,7 @@ from train.commandline.ranges import check_values
 from train.config import Data
 from train.data.fingerprint import Fingerprint
 from train.data.skipped import Skipped
-from train.data.sources import ArraySource, Source, read
+from train.data.sources import ArraySource, Source, as_array, read
 from train.data.transforms import evaluation_crop, evaluation_of
 from train.data_kinds import check_normalisation, parse_kind
 from train.errors import UserError
