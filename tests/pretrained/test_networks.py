@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from jax import export
 
 from tests.pretrained.parity import assert_close, assert_equal, shake_wide, state_of
 from tests.pretrained.timm_models import OTHER_FILES, constructor_arguments, timm
@@ -122,6 +123,16 @@ def outputs_of_timm(module, images, heads):
 def test_narrow_networks_equal_timms(row):
     theirs, ours = row.networks()
     compare(theirs, ours, images_of(row.size), row.ends, row.gradients, perturb=shake_with_biases)
+
+
+@pytest.mark.usefixtures("unchecked_types")  # which compare sizes by numpy, where they may broadcast
+@EACH
+def test_narrow_networks_are_traced_for_any_batch(row):
+    _, model = row.networks()
+    variables = jax.eval_shape(model.init, jax.random.key(0), images_of(row.size))
+    (batch,) = export.symbolic_shape("b")
+    logits = jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct((batch, *row.size, 3), np.float32))
+    assert logits.shape == (batch, 5)
 
 
 def shake_with_biases(module, scale: float):

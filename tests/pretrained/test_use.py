@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax import export
 
 from tests.test_execution import assert_close, gradient
 from tests.test_models import assert_bfloat16, filled
@@ -61,6 +62,18 @@ def test_features_attention_and_embeddings(name):
         dist = params["classifier_dist"]
         logits = (logits + features.pooled[:, 32:] @ dist["kernel"] + dist["bias"][None]) / 2
     np.testing.assert_allclose(features.logits, logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked_types")  # which compare sizes by numpy, where they may broadcast
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_regions_are_traced_for_any_batch(name):
+    model, variables = model_and_variables(name)
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *IMAGES.shape[1:]), np.float32)
+    assert jax.eval_shape(model.apply, variables, images).shape == (batch, 5)
+    encoder = model.clone(num_classes=0)
+    tokens = jax.eval_shape(lambda images: regions(encoder, encoder.apply(variables, images, method="encode")), images)
+    assert tokens.shape == (batch, 6, 32)
 
 
 @pytest.mark.parametrize("name", NAMES)

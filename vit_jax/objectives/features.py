@@ -34,7 +34,7 @@ def regions(encoder: nn.Module, outputs: Any) -> Float[Array, "b n d"]:
         raise ValueError(f"encoder={type(encoder).__name__}: expected one that returns tokens or a map, not a vector")
     if x.ndim == 3:
         return x[:, _before(encoder) :]
-    return x.reshape(len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def patch_map(encoder: nn.Module, outputs: Any, image_size: tuple[int, int]) -> Float[Array, "b h w d"]:
@@ -58,7 +58,7 @@ def patch_map(encoder: nn.Module, outputs: Any, image_size: tuple[int, int]) -> 
             f"{type(encoder).__name__} returns features of shape {x.shape[1:]} for images of {image_size}: expected a "
             "token for each patch, or a map"
         )
-    return x[:, -math.prod(grid) :].reshape(len(x), *grid, x.shape[-1])
+    return x[:, -math.prod(grid) :].reshape(x.shape[0], *grid, x.shape[-1])
 
 
 def token_grid(model: nn.Module, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import export
 
 from vit_jax import create_model
 from vit_jax.convert import from_torch, to_torch, torch_key
@@ -87,6 +88,7 @@ def networks(name):
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.usefixtures("unchecked_types")  # which compare sizes by numpy, where they may broadcast
 @pytest.mark.parametrize("name", EVERY)
 def test_logits_equal_torchvisions(name, pytestconfig):
     is_exhaustive = pytestconfig.getoption("--exhaustive")
@@ -98,7 +100,6 @@ def assert_logits_equal(name, arguments, sizes):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(weights=None, **arguments)
     ours = create_model(name, **arguments)
-    apply = jax.jit(ours.apply)
     rng = np.random.default_rng(0)
     expected_norms = their_norms(theirs)  # before `settled` sets their momentum
     least = (299, 299) if name == "inception_v3" else sizes[0]  # its auxiliary head trains on no fewer pixels
@@ -113,9 +114,16 @@ def assert_logits_equal(name, arguments, sizes):
             assert_same(to_torch(ours, variables), state_dict)
         with torch.no_grad():
             expected = theirs(channels_first(images)).numpy()
-        logits = apply(variables, images)
+        logits = exported_for_any_batch(ours, variables, images)
         assert np.abs(logits - expected).max() <= TOLERANCE.get(name, 1e-4) * np.abs(expected).max()
         assert np.abs(expected[0] - expected[1]).max() > 1e-2 * np.abs(expected).max()  # logits depend on the image
+
+
+def exported_for_any_batch(model, variables, images):
+    """Logits by the exported program of `model`, whose batch has any size."""
+    (batch,) = export.symbolic_shape("b")
+    images_of_any_batch = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    return jax.jit(export.export(jax.jit(model.apply))(variables, images_of_any_batch).call)(variables, images)
 
 
 def assert_same(ours: dict, theirs: dict):
