@@ -244,7 +244,7 @@ def test_values_that_are_not_supported_name_file_and_key(tmp_path, key, value):
     [
         ('{"pretrained_cfg": {"crop_pct": "1"}}', "crop_pct='1'"),
         ('{"pretrained_cfg": {"crop_mode": "\\u001b[2J"}}', r"crop_mode='\\x1b\[2J'"),
-        ('{"pretrained_cfg": {"input_size": [1, 28, 28]}}', r"input_size=\[1, 28, 28\]: expected \[3, height, width\]"),
+        ('{"pretrained_cfg": {"input_size": [4, 28, 28]}}', r"input_size=\[4, 28, 28\]: expected \[3, height, width\]"),
         ('{"pretrained_cfg": {"input_size": [3, 28, 0]}}', "input_size="),
         ('{"pretrained_cfg": {"mean": [0.5, 0.5, NaN]}}', ".*NaN is not a number"),
         ('{"pretrained_cfg": 3}', "pretrained_cfg is 3, expected dict"),

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from vit_jax.pretrained.configurations import arguments_of
 from vit_jax.pretrained.describe import describe
 from vit_jax.pretrained.files import load_weights, save_folder
 from vit_jax.pretrained.json_files import CONFIG, load_config
+from vit_jax.pretrained.model_config import KEY, read_model, write_model
 from vit_jax.pretrained.network import TimmNetwork
 from vit_jax.pretrained.networks import ARGUMENTS
 from vit_jax.pretrained.preprocessing import Preprocessing
-from vit_jax.pretrained.preprocessing_files import read_preprocessing
+from vit_jax.pretrained.preprocessing_files import from_timm, read_preprocessing
 from vit_jax.pretrained.publishers import read, recognise
 from vit_jax.pretrained.tags import find_tag
 from vit_jax.pretrained.timm_config import read_config, write_config
@@ -34,11 +35,11 @@ State = dict[str, np.ndarray]
 
 
 class Pretrained(NamedTuple):
-    """A network, its trained weights, and how images become its inputs."""
+    """A network, its trained weights, and how images become its inputs: None if they have neither 3 channels nor 1."""
 
-    model: TimmNetwork
+    model: nn.Module
     variables: dict
-    preprocess: Preprocessing
+    preprocess: Preprocessing | None
 
 
 def load_pretrained(
@@ -58,7 +59,8 @@ def load_pretrained(
 
     Args:
         source: "timm/NAME.TAG" or "hf:ORG/REPO" for weights on the Hugging Face hub; a folder with config.json and
-            weights, as timm and transformers write it; or a file of weights (.safetensors, .pth, .bin, .npz).
+            weights, as timm, transformers and `vit-jax export` write it; or a file of weights (.safetensors, .pth,
+            .bin, .npz).
         architecture: "timm/NAME", of which the weights are; needed without a config.json.
         num_classes: 0 for features. If the number differs from that of the weights, the head is new and random.
         image_size: pixels, or (height, width); learned positions and tables of relative positions are resampled.
@@ -76,6 +78,10 @@ def load_pretrained(
     notify = notify or (lambda line: print(line, file=sys.stderr))
     found = find_source(source, revision, notify)
     shown = printable(found.path if found.weights is None else source, 1000)
+    config = load_config(found.path) if found.path.is_dir() else None
+    if KEY in (config or {}):
+        changes = dict(architecture=architecture, num_classes=num_classes, image_size=image_size, **arguments)
+        return _of_model(found, config, [name for name, value in changes.items() if value is not None])
     published = network_of(found, architecture)
     _check_known(arguments, argument_names(type(published)))
     state = load_weights(found.path, found.weights)
@@ -101,25 +107,52 @@ def load_pretrained(
 
 
 def save_pretrained(
-    folder: str | os.PathLike, model: nn.Module, variables: Mapping[str, Any], preprocess: Preprocessing
+    folder: str | os.PathLike,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    preprocess: Preprocessing | None,
+    *,
+    name: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
-    """Write config.json and model.safetensors, which `load_pretrained(folder)` and timm read.
+    """Write config.json and model.safetensors, which `load_pretrained(folder)` reads.
 
-    timm reads them by `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+    If `model` is a network of timm's, timm reads them, too: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
     Args:
         folder: created if it does not exist. Its other files are kept.
-        model: a network of timm's, with any sizes and number of classes.
+        model: a network of timm's, with any sizes and number of classes, or any model with `name`.
         variables: of `model`.
-        preprocess: how images become its inputs.
+        preprocess: how images become its inputs; None, for models that are not timm's, if no `Preprocessing` tells it.
+        name: the name that `create_model` takes, of a model that is not timm's.
+        input_shape: shape of its inputs without the batch axis; default: RGB images as `preprocess` makes them.
+        class_names: names of the classes, which are written as "label_names".
 
     Raises:
-        ValueError: if timm has no architecture that differs from `model` in sizes alone.
+        ValueError: if timm has no architecture that differs from `model` in sizes alone, and there is no `name`.
         OSError: if the folder cannot be written.
     """
-    if not isinstance(model, TimmNetwork):
-        raise ValueError(f"model is a {type(model).__name__}, expected a network of timm's (create_model('timm/...'))")
-    save_folder(folder, write_config(model, preprocess), to_torch(model, variables))
+    if isinstance(model, TimmNetwork):
+        config = write_config(model, preprocess)
+    elif name is None:
+        raise ValueError(f"model is a {type(model).__name__}, expected a network of timm's, or name=")
+    else:
+        config = write_model(name, model, input_shape or (*preprocess.image_size, 3), preprocess)
+    if class_names:
+        config["label_names"] = list(class_names)
+    save_folder(folder, config, to_torch(model, variables))
+
+
+def _of_model(found: "Found", config: Mapping[str, Any], changes: Sequence[str]) -> Pretrained:
+    """A model that is not timm's, as `save_pretrained` wrote it. Raises ValueError for `changes` of its arguments."""
+    shown = printable(found.path, 1000)
+    if changes:
+        raise ValueError(f"{shown} is of a model that is not timm's: it is loaded as it was saved, without {changes[0]}=")
+    model, shape = read_model(config, f"{shown}/{CONFIG}")
+    state = load_weights(found.path, found.weights)
+    variables = from_torch(model, state, jax.ShapeDtypeStruct((1, *shape), np.float32))
+    return Pretrained(model, variables, from_timm(config) if "pretrained_cfg" in config else None)
 
 
 class Found(NamedTuple):

@@ -18,7 +18,7 @@ from vit_jax.layers.check import one_of, pair
 if TYPE_CHECKING:
     from PIL import Image
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]  # red, green and blue, or grey
 
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # the index is Pillow's number
@@ -46,7 +46,7 @@ class Preprocessing:
             it fits into it; "squash" resizes both sides to that size. Images are then cropped around the centre.
             Where a crop is larger than the image, it is black, with "border" of the colour `mean`.
         interpolation: One of `INTERPOLATIONS`.
-        mean: Mean of the red, green and blue of pixels in 0..1.
+        mean: Mean of the red, green and blue of pixels in 0..1; one number for greyscale images.
         std: Their standard deviation.
 
     Raises:
@@ -62,30 +62,33 @@ class Preprocessing:
 
     def __post_init__(self):
         object.__setattr__(self, "image_size", sides("image_size", self.image_size))
-        object.__setattr__(self, "mean", three("mean", self.mean, least=-LARGEST))
-        object.__setattr__(self, "std", three("std", self.std, least=1 / LARGEST))
+        count = 1 if isinstance(self.mean, list | tuple) and len(self.mean) == 1 else 3
+        object.__setattr__(self, "mean", channels("mean", self.mean, -LARGEST, count))
+        object.__setattr__(self, "std", channels("std", self.std, 1 / LARGEST, count))
         check_number("crop_pct", self.crop_pct, least=1 / LARGEST)
         one_of("crop_mode", self.crop_mode, CROP_MODES)
         one_of("interpolation", self.interpolation, INTERPOLATIONS)
 
-    def __call__(self, image: "str | os.PathLike | np.ndarray | Image.Image") -> Float32[np.ndarray, "h w 3"]:
+    def __call__(self, image: "str | os.PathLike | np.ndarray | Image.Image") -> Float32[np.ndarray, "h w c"]:
         """Return the image as the weights expect it: `self.normalize(self.pixels(image))`."""
         return self.normalize(self.pixels(image))
 
-    def pixels(self, image: "str | os.PathLike | np.ndarray | Image.Image") -> UInt8[np.ndarray, "h w 3"]:
+    def pixels(self, image: "str | os.PathLike | np.ndarray | Image.Image") -> UInt8[np.ndarray, "h w c"]:
         """Resize and crop an image to `image_size`, without normalisation.
 
         Args:
             image: Path of an image file, which is decoded as in training: upright by its EXIF orientation and without
-                alpha; pixels, uint8 (h, w, 3); or an image of Pillow, which is converted to RGB as timm does and not
-                rotated.
+                alpha; pixels, uint8 (h, w, c); or an image of Pillow, which is converted to RGB as timm does, or to
+                greyscale, and not rotated.
 
         Raises:
             ImportError: If Pillow is not installed.
             ValueError: If the file is not a whole image of a supported format, the array has another type or shape, or
                 the resized image would be too large to crop.
         """
-        return np.asarray(self.fit(_images().as_rgb(image)))
+        picture = _images().as_rgb(image) if len(self.mean) == 3 else _as_grey(image)
+        pixels = np.asarray(self.fit(picture))
+        return pixels.reshape(*pixels.shape[:2], len(self.mean))
 
     def fit(self, picture: "Image.Image", fill: "int | float | tuple[int, ...] | None" = None) -> "Image.Image":
         """Resize and crop an image of Pillow. Raises ValueError if it would be resized too large.
@@ -105,7 +108,7 @@ class Preprocessing:
             fill = self.fill if picture.mode == "RGB" else self.fill[0]
         return images.window(picture, top, left, self.image_size, fill)
 
-    def normalize(self, pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float32[np.ndarray, "*b h w 3"]:
+    def normalize(self, pixels: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
         """Divide pixels by 255, subtract `mean`, and divide by `std`, in float32."""
         values = pixels.astype(np.float32)
         values /= 255
@@ -132,7 +135,7 @@ class Preprocessing:
     def to_config(self) -> dict[str, Any]:
         """The values as in `pretrained_cfg` of timm's config.json."""
         return {
-            "input_size": [3, *self.image_size],
+            "input_size": [len(self.mean), *self.image_size],
             "interpolation": self.interpolation,
             "crop_pct": self.crop_pct,
             "crop_mode": self.crop_mode,
@@ -161,10 +164,10 @@ def sides(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return pair(name, value)
 
 
-def three(name: str, value: Sequence[float], least: float) -> Channels:
-    """Return `value` as floats. Raises ValueError, naming `name`, unless it is three numbers, `least` to `LARGEST`."""
-    if not isinstance(value, list | tuple) or len(value) != 3:
-        raise ValueError(f"{name}={value!r}: expected three numbers")
+def channels(name: str, value: Sequence[float], least: float, count: int = 3) -> Channels:
+    """Return `value` as floats. Raises ValueError, naming `name`, unless it is `count` numbers, `least` to `LARGEST`."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        raise ValueError(f"{name}={value!r}: expected {'three numbers' if count == 3 else 'one number'}")
     for number in value:
         check_number(name, number, least)
     return tuple(float(number) for number in value)
@@ -179,6 +182,17 @@ def check_number(name: str, value: float, least: float) -> None:
 def _offset(full: int, side: int) -> int:
     """First pixel of a central crop, by torchvision's rounding; negative if the crop is larger than the image."""
     return round((full - side) / 2) if full >= side else -((side - full) // 2)
+
+
+def _as_grey(image: "str | os.PathLike | np.ndarray | Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image.convert("L")
+    pixels = _images().decode(image, 1, os.fspath(image)) if isinstance(image, str | os.PathLike) else np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 1 or not pixels.size:
+        raise ValueError(f"image of shape {pixels.shape}, {pixels.dtype}: expected uint8 (height, width, 1)")
+    return Image.fromarray(pixels[..., 0])
 
 
 def _images() -> ModuleType:

@@ -80,8 +80,8 @@ def from_timm(config: dict[str, Any], file: str = "config.json") -> Preprocessin
         cfg = _object("pretrained_cfg", config.get("pretrained_cfg", config))
         given = {key: value for key, value in cfg.items() if value is not None}
         size = given.get("input_size", [3, 224, 224])
-        if not isinstance(size, list | tuple) or len(size) != 3 or size[0] != 3:
-            raise ValueError(f"input_size={size!r}: expected [3, height, width]")
+        if not isinstance(size, list | tuple) or len(size) != 3 or size[0] not in (1, 3):
+            raise ValueError(f"input_size={size!r}: expected [3, height, width], or 1 for greyscale")
         values = {key: given[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std") if key in given}
         return Preprocessing(sides("input_size", size[1:]), **values)
 
@@ -152,8 +152,8 @@ def _mean_and_std(given: dict[str, Any]) -> tuple[Channels, Channels]:
     check_number("rescale_factor", factor, 1 / LARGEST)
     mean, std = (0.0,) * 3, (1.0,) * 3
     if given["do_normalize"]:
-        mean = three("image_mean", given["image_mean"], -LARGEST)
-        std = three("image_std", given["image_std"], 1 / LARGEST)
+        mean = channels("image_mean", given["image_mean"], -LARGEST)
+        std = channels("image_std", given["image_std"], 1 / LARGEST)
     return tuple(value / (255 * factor) for value in mean), tuple(value / (255 * factor) for value in std)
 
 
