@@ -39,7 +39,8 @@ def prog(command: str) -> str:
 
 # Modules of commands.
 MODULES = {"train": "main"} | {
-    name: name for name in ("predict", "evaluate", "report", "compare", "probe", "convert", "plan")
+    name: name
+    for name in ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push", "plan")
 }
 
 

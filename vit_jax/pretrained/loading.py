@@ -148,7 +148,7 @@ def _of_model(found: "Found", config: Mapping[str, Any], changes: Sequence[str])
     """A model that is not timm's, as `save_pretrained` wrote it. Raises ValueError for `changes` of its arguments."""
     shown = printable(found.path, 1000)
     if changes:
-        raise ValueError(f"{shown} is of a model that is not timm's: it is loaded as it was saved, without {changes[0]}=")
+        raise ValueError(f"{shown} is of a model that is not timm's: it is loaded as it is, without {changes[0]}=")
     model, shape = read_model(config, f"{shown}/{CONFIG}")
     state = load_weights(found.path, found.weights)
     variables = from_torch(model, state, jax.ShapeDtypeStruct((1, *shape), np.float32))

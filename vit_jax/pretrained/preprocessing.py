@@ -63,8 +63,8 @@ class Preprocessing:
     def __post_init__(self):
         object.__setattr__(self, "image_size", sides("image_size", self.image_size))
         count = 1 if isinstance(self.mean, list | tuple) and len(self.mean) == 1 else 3
-        object.__setattr__(self, "mean", channels("mean", self.mean, -LARGEST, count))
-        object.__setattr__(self, "std", channels("std", self.std, 1 / LARGEST, count))
+        object.__setattr__(self, "mean", colours("mean", self.mean, -LARGEST, count))
+        object.__setattr__(self, "std", colours("std", self.std, 1 / LARGEST, count))
         check_number("crop_pct", self.crop_pct, least=1 / LARGEST)
         one_of("crop_mode", self.crop_mode, CROP_MODES)
         one_of("interpolation", self.interpolation, INTERPOLATIONS)
@@ -164,8 +164,8 @@ def sides(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     return pair(name, value)
 
 
-def channels(name: str, value: Sequence[float], least: float, count: int = 3) -> Channels:
-    """Return `value` as floats. Raises ValueError, naming `name`, unless it is `count` numbers, `least` to `LARGEST`."""
+def colours(name: str, value: Sequence[float], least: float, count: int = 3) -> Channels:
+    """Return `value` as floats. Raises ValueError, naming `name`, for other than `count` numbers up to `LARGEST`."""
     if not isinstance(value, list | tuple) or len(value) != count:
         raise ValueError(f"{name}={value!r}: expected {'three numbers' if count == 3 else 'one number'}")
     for number in value:

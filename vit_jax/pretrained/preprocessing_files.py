@@ -17,9 +17,9 @@ from vit_jax.pretrained.preprocessing import (
     Channels,
     Preprocessing,
     check_number,
+    colours,
     fraction,
     sides,
-    three,
 )
 from vit_jax.printable import printable
 
@@ -152,8 +152,8 @@ def _mean_and_std(given: dict[str, Any]) -> tuple[Channels, Channels]:
     check_number("rescale_factor", factor, 1 / LARGEST)
     mean, std = (0.0,) * 3, (1.0,) * 3
     if given["do_normalize"]:
-        mean = channels("image_mean", given["image_mean"], -LARGEST)
-        std = channels("image_std", given["image_std"], 1 / LARGEST)
+        mean = colours("image_mean", given["image_mean"], -LARGEST)
+        std = colours("image_std", given["image_std"], 1 / LARGEST)
     return tuple(value / (255 * factor) for value in mean), tuple(value / (255 * factor) for value in std)
 
 

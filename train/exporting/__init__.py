@@ -1,0 +1,1 @@
+"""Export a run: weights, programs, and what is written beside them."""
