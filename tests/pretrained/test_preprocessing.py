@@ -137,8 +137,8 @@ def test_without_pillow_the_error_names_it(monkeypatch):
         *[("crop_pct", value) for value in (0, -0.5, float("nan"), float("inf"), "0.9", True, 10**400)],
         *[("crop_mode", value) for value in ("centre", 3)],
         *[("interpolation", value) for value in ("cubic", "random", 3)],
-        *[("mean", value) for value in ((0.5,), (0.5, 0.5, "0.5"), 0.5, (0, 0, float("nan")))],
-        *[("std", value) for value in ((0.5,) * 4, (0.5, 0.5, 0), (1, 1, -1))],
+        *[("mean", value) for value in ((0.5, 0.5), (0.5, 0.5, "0.5"), 0.5, (0, 0, float("nan")))],
+        *[("std", value) for value in ((0.5,), (0.5,) * 4, (0.5, 0.5, 0), (1, 1, -1))],
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")

@@ -1,4 +1,4 @@
-"""What is written beside an exported run: preprocessing.json, and README.md, which is its model card on the hub."""
+"""Files beside an exported run: preprocessing.json, and README.md, which is its model card on the hub."""
 
 import numbers
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from vit_jax.printable import printable
 
 
 class Card(NamedTuple):
-    """What only the publisher of a model knows.
+    """Facts that only the publisher of a model knows.
 
     Attributes:
         repository: "ORG/REPO" on the hub.

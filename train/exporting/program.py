@@ -25,7 +25,7 @@ Function = Callable[[Array | np.ndarray], Array]
 
 
 class Program(NamedTuple):
-    """What is exported of a run.
+    """The part of a run that is exported.
 
     Attributes:
         run: The run.
