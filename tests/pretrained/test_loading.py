@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.pretrained.timm_models import timm
+from tests.test_models import filled
 from tests.upstream import channels_first, shake, torch
 from vit_jax import create_model, load_pretrained, save_pretrained
 from vit_jax.convert import to_torch
@@ -141,7 +142,7 @@ def test_arrays_of_wrong_shapes_are_refused(tmp_path, network, damage):
 
 def test_a_model_of_the_zoo_is_not_saved_for_timm(tmp_path):
     model = create_model("vit/tiny", num_classes=2)
-    with pytest.raises(ValueError, match=r"model is a ViT, expected a network of timm's \(create_model"):
+    with pytest.raises(ValueError, match=r"model is a ViT, expected a network of timm's, or name="):
         save_pretrained(tmp_path, model, {}, Preprocessing(32))
     odd = create_model(f"timm/{NAME}", qk_norm=True, rms_norm=True)
     with pytest.raises(ValueError, match="no architecture of timm's has the blocks of this model"):
@@ -170,3 +171,30 @@ def test_folders_of_transformers(tmp_path):
             model, variables, _ = load_pretrained(tmp_path, image_size=(height, width))
         tokens = jax.jit(lambda *args, model=model: model.apply(*args, method="encode"))(variables, images)
         np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_model_of_the_zoo_is_saved_with_its_name(tmp_path):
+    model = create_model("efficient/tiny", num_classes=2, channels=1, image_size=16)  # an argument is a module
+    images = np.zeros((1, 16, 16, 1), np.float32)
+    variables = filled(jax.eval_shape(model.init, jax.random.key(0), images))
+    preprocess = Preprocessing(16, mean=(0.5,), std=(0.25,))
+    more = dict(name="efficient/tiny", input_shape=(16, 16, 1), class_names=("cat", "dog"))
+    save_pretrained(tmp_path, model, variables, preprocess, **more)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.model == model
+    assert loaded.preprocess == preprocess
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+    with pytest.raises(ValueError, match="is loaded as it is, without num_classes="):
+        load_pretrained(tmp_path, num_classes=3)
+    for entry, message in ((3, "expected model, arguments"), (dict(model="vti", arguments={}, input_shape=[1]), "vit")):
+        (tmp_path / "config.json").write_text(json.dumps({"vit_jax": entry}))
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(tmp_path)
+
+
+def test_greyscale_is_prepared_as_colour_is():
+    grey = np.random.default_rng(0).integers(0, 256, (30, 20, 1), np.uint8)
+    one, three = Preprocessing(16, mean=(0.5,), std=(0.25,)), Preprocessing(16, mean=(0.5,) * 3, std=(0.25,) * 3)
+    np.testing.assert_array_equal(np.repeat(one(grey), 3, axis=-1), three(np.repeat(grey, 3, axis=-1)))
+    with pytest.raises(ValueError, match=r"expected uint8 \(height, width, 1\)"):
+        one(np.repeat(grey, 3, axis=-1))

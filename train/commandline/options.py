@@ -39,8 +39,7 @@ def prog(command: str) -> str:
 
 # Modules of commands.
 MODULES = {"train": "main"} | {
-    name: name
-    for name in ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push", "plan")
+    name: name for name in ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push", "plan")
 }
 
 

@@ -34,6 +34,7 @@ def describe(program: Program) -> dict[str, Any]:
     """The content of preprocessing.json: the input of the programs, how files become it, and their output."""
     run, preprocess = program.run, preprocessing_of(program.run)
     height, width, channels = run.info.image_shape
+    white = WHITE[run.info.pixels]
     outputs = {"probabilities": "sigmoid of the logits" if are_independent(run) else "softmax of the logits"}
     resized = {} if preprocess is None else {"resize": preprocess.to_config() | {"steps": _steps(preprocess)}}
     return {
@@ -47,7 +48,7 @@ def describe(program: Program) -> dict[str, Any]:
         "normalize": {
             "mean": list(run.info.mean),
             "std": list(run.info.std),
-            "meaning": f"(pixels / {WHITE[run.info.pixels]} - mean) / std; {STABLEHLO} and {ONNX} do this themselves, the weights expect it",
+            "meaning": f"(pixels / {white} - mean) / std; {STABLEHLO} and {ONNX} contain it, the weights expect it",
         },
         "output": {"name": program.output, "meaning": outputs.get(program.output, f"{program.output} of each image")},
         "class_names": list(run.info.class_names),
