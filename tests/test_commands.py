@@ -85,6 +85,12 @@ MISTAKES = {  # of each command; --workdir=w and the like make the rest of the l
         ("--steps=abc", "--steps is abc; it must be a whole number from 1 to 2,147,483,647"),
         ("-- stray", "unexpected argument stray: options start with --"),
     ],
+    "prepare": [
+        ("", "NAME is missing; it must be text that is not empty"),
+        ("mnist --dirs=d", "unknown option --dirs; did you mean --dir?"),
+        ("mnist cifar10", "unexpected argument cifar10: options start with --"),
+        ("../mnist", "unknown data 'tfds:../mnist': expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0"),
+    ],
     "probe": [
         ("", "--workdir is missing; it must be text that is not empty"),
         ("--workdri=w", "unknown option --workdri; did you mean --workdir?"),

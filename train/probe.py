@@ -23,7 +23,7 @@ class Options:
     workdir: str
     """Folder of the run whose encoder is probed; of a classifier, everything before the head."""
     data: str | None = None
-    """Dataset with labels: digits, folder:PATH or tfds:NAME; default: the dataset of the run."""
+    """Dataset with labels, as for training (`vit-jax --list-data`); default: the dataset of the run."""
     untrained: bool = False
     """Probe the same encoder with random weights instead, for comparison."""
     neighbours: Annotated[int, Range(1, 1_000_000)] = 20

@@ -61,12 +61,8 @@ def test_a_name_stays_within_the_data_directory(prepared, name):
 
 
 def test_how_to_prepare_is_told(prepared):
-    """The suggested command is Python: `tfds build` needs Apache Beam and TensorFlow even to start."""
     message = refusal(data(prepared, "tfds:mnist"))
-    assert message.startswith(f"tfds:mnist is not prepared in {prepared}: ")
-    command = message.partition('python -c "')[2].removesuffix('"')
-    compile(command, "command", "exec")
-    assert f"builder('mnist', data_dir='{prepared}', file_format='array_record').download_and_prepare()" in command
+    assert message == f"tfds:mnist is not prepared in {prepared}: vit-jax prepare mnist --dir={prepared} prepares it"
 
 
 def test_missing_evaluation_split(prepared):
@@ -74,7 +70,7 @@ def test_missing_evaluation_split(prepared):
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [
-    ("fileFormat", "tfrecord", "is prepared as tfrecord, not array_record: to prepare it"),
+    ("fileFormat", "tfrecord", "is prepared as tfrecord, not array_record: vit-jax prepare blobs --dir="),
     ("supervisedKeys", {"tuple": {"items": [{"featureKey": "picture"}, {"featureKey": "id"}]}},
      "tfds:blobs is not for image classification: its features are"),
 ])  # fmt: skip
@@ -143,6 +139,9 @@ def test_a_wrong_label_beyond_the_sample_is_refused_when_it_is_read(copied, tmp_
 def test_images_without_labels_need_no_evaluation_split(copied, tmp_path):
     change_json(copied / "dataset_info.json", lambda info: info["splits"].pop(1))
     assert "no split val or validation or test" in refusal(data(tmp_path))
+    divided = load_dataset(data(tmp_path, split=0.67))
+    assert (len(divided.train), len(divided.eval)) == (6, 3)
+    assert divided.notes == ("3 images held out for evaluation, 33% of the images (--data.split)",)
     change_json(copied / "features.json", lambda features: features["featuresDict"]["features"].pop("kind"))
     assert "is not for image classification" in refusal(data(tmp_path))
     dataset = load_dataset(data(tmp_path), labels=False)
@@ -150,3 +149,10 @@ def test_images_without_labels_need_no_evaluation_split(copied, tmp_path):
     images = [source[i][0].tobytes() for source in (dataset.train, dataset.eval) for i in range(len(source))]
     assert sorted(images) == sorted(noise(12, 10, seed=i).tobytes() for i in range(9))
     assert "1 image held out for evaluation" in dataset.notes[0]
+
+
+def test_choosing_by_the_test_split_is_told(prepared):
+    assert "split test also choose the best checkpoint" in load_dataset(data(prepared)).notes[0]
+    assert load_dataset(data(prepared, eval_split="test")).notes == ()
+    divided = load_dataset(data(prepared, split=0.67))
+    assert (len(divided.train), len(divided.eval)) == (6, 3)

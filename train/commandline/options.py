@@ -38,9 +38,8 @@ def prog(command: str) -> str:
 
 
 # Modules of commands.
-MODULES = {"train": "main"} | {
-    name: name for name in ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push", "plan")
-}
+COMMANDS = ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push", "plan", "prepare")
+MODULES = {"train": "main"} | {name: name for name in COMMANDS}
 
 
 def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:

@@ -1,11 +1,13 @@
-"""Find the folder of a prepared TFDS dataset, and validate it before TFDS reads it.
+"""Prepare a TFDS dataset, or find the folder of a prepared one and validate it before TFDS reads it.
 
 TFDS imports every Python class that features.json names, and does not validate the other files.
 """
 
 import contextlib
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,9 +33,7 @@ def find_prepared(tfds: ModuleType, name: str, data_dir: Path) -> Path:
     Raises:
         UserError: If there is no such folder.
     """
-    parsed = NAME.fullmatch(name)
-    if parsed is None:
-        raise UserError(f"unknown data 'tfds:{name}': expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0")
+    parsed = check_name(name)
     with one_line_errors(f"tfds:{name} cannot be read in {data_dir}"):
         folder = data_dir / tfds.core.naming.camelcase_to_snakecase(parsed["name"])
         if parsed["config"]:
@@ -44,7 +44,7 @@ def find_prepared(tfds: ModuleType, name: str, data_dir: Path) -> Path:
         fits = lambda version: all(w in ("*", v) for w, v in zip(wanted, version.split("."), strict=True))
         versions = [version for version in _versions(folder) if fits(version)]
     if not versions:
-        raise UserError(f"tfds:{name} is not prepared in {data_dir}: {how_to_prepare(name, data_dir)}")
+        raise UserError(f"tfds:{name} is not prepared in {data_dir}: {how_to_prepare(name, data_dir)} prepares it")
     return folder / versions[-1]
 
 
@@ -65,13 +65,53 @@ def _versions(folder: Path) -> list[str]:
 
 
 def how_to_prepare(name: str, data_dir: Path) -> str:
-    """A command that prepares a dataset. (TFDS's own command, `tfds build`, also needs Apache Beam.)"""
-    arguments = f"{name!r}, data_dir={str(data_dir)!r}, file_format='array_record'"
-    return (
-        "to prepare it, in an environment with TensorFlow (pip install tensorflow tensorflow-datasets "
-        "importlib_resources), run python -c "
-        f'"import tensorflow_datasets as tfds; tfds.builder({arguments}).download_and_prepare()"'
-    )
+    """The command that prepares a dataset."""
+    return f"vit-jax prepare {name} --dir={shlex.quote(str(data_dir))}"
+
+
+def prepare(name: str, data_dir: str | None) -> Path:
+    """Download and prepare a dataset as ArrayRecord, and return its folder.
+
+    Args:
+        name: NAME, NAME/CONFIG or NAME:VERSION.
+        data_dir: The folder of all datasets; that of TFDS if None.
+
+    Raises:
+        UserError: If TFDS does not know the dataset, or cannot download or prepare it.
+    """
+    check_name(name)
+    import tensorflow_datasets as tfds  # slow to import
+
+    data_dir = Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+    try:
+        builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"TFDS has no dataset {name}") from error
+    except Exception as error:  # of the network, the disk, or the dataset's code
+        if _needs_tensorflow(error):
+            raise UserError(
+                f"the code of TFDS for {name} uses TensorFlow: run the same command in an environment with it "
+                "(pip install tensorflow); training does not need it"
+            ) from error
+        raise UserError(f"{name} cannot be prepared in {data_dir}: {one_line(error)}") from error
+    return Path(builder.data_dir)
+
+
+def _needs_tensorflow(error: BaseException | None) -> bool:
+    """Whether TensorFlow was missing, according to an error or its causes."""
+    while error is not None:
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "tensorflow":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_name(name: str) -> re.Match:
+    """Parse the name of a dataset. Raises UserError if it is none."""
+    if parsed := NAME.fullmatch(name):
+        return parsed
+    raise UserError(f"unknown data 'tfds:{name}': expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0")
 
 
 def check_metadata(tfds: ModuleType, folder: Path) -> None:

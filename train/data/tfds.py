@@ -116,7 +116,7 @@ def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
         elsewhere = data_dir / "array_record"
         raise UserError(
             f"{config.name} is prepared as {', '.join(formats)}, not array_record: {how_to_prepare(name, elsewhere)} "
-            f"Then pass --data.dir={elsewhere}"
+            f"prepares it again; then pass --data.dir={elsewhere}"
         )
 
     splits, notes = _splits(info, config, labels)
