@@ -7,6 +7,9 @@ import struct
 import zipfile
 import zlib
 
+from benchmarks.fuzz_contents import mutate_parquet, mutate_table, mutate_tar
+
+BY_SUFFIX = {"csv": mutate_table, "tsv": mutate_table, "parquet": mutate_parquet, "tar": mutate_tar}
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 TEXTS = ("", "\x00", "\x1b[2J", "\u202e", "\ud800", "../../x", "/dev/zero", "a" * 100_000, "1e400", "%s{}", "nan")
 # Parts of pickles: marks, containers, numbers, references and calls; some nest deeply or state a false length.
@@ -27,6 +30,8 @@ def mutate(content: bytes, name: str, rng: random.Random) -> bytes:
         length = struct.unpack("<Q", content[:8])[0]
         header = _json(content[8 : 8 + length], rng) if rng.random() < 0.5 else _bytes(content[8 : 8 + length], rng)
         return struct.pack("<Q", len(header)) + header + content[8 + length :]
+    if (change := BY_SUFFIX.get(name.rpartition(".")[2])) and rng.random() < 0.75:
+        return change(content, name, rng)
     if content[:1] in (b"{", b"[") and rng.random() < 0.75:
         return _json(content, rng)
     return _bytes(content, rng)

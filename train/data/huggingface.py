@@ -11,7 +11,7 @@ from train.config import Data
 from train.data.columns import choose_columns
 from train.data.examples import Examples, open_examples
 from train.data.sources import Parts
-from train.data.splits import split_name
+from train.data.splits import split_name, split_of
 from train.data.transforms import Unreadable
 from train.errors import UserError, one_line
 from vit_jax.images import File
@@ -97,14 +97,8 @@ def _load(datasets: Any, name: str, config: Data) -> Mapping[str, Any]:
     with _as_user_error(config):
         if path.is_dir() and any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(path))
-        elif path.is_file():
-            if path.suffix.lower() != ".parquet":
-                raise UserError(f"{path} cannot be read: expected a .parquet file or a folder")
-            loaded = datasets.load_dataset("parquet", data_files=str(path))
-        elif path.is_dir():
-            if not any(path.rglob("*.parquet")):
-                raise UserError(f"{path} has neither Parquet files nor what save_to_disk writes")
-            loaded = datasets.load_dataset("parquet", data_dir=str(path))
+        elif path.exists():
+            loaded = datasets.DatasetDict.from_parquet(_parquet_files(path))  # `load_dataset` would use the network
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"there is no file or folder {path}")
         else:
@@ -114,6 +108,19 @@ def _load(datasets: Any, name: str, config: Data) -> Mapping[str, Any]:
     splits = {split_name(str(split)): rows for split, rows in splits.items()}
     if empty := [split for split, rows in splits.items() if not len(rows)]:
         raise UserError(f"{config.name} has no images in the split {empty[0]}")
+    return splits
+
+
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """A Parquet file, or those below a folder, by split."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if not files:
+        raise UserError(f"{path} has neither Parquet files nor what save_to_disk writes")
+    if files[0].suffix.lower() != ".parquet":
+        raise UserError(f"{path} cannot be read: expected a .parquet file or a folder")
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault("train" if path.is_file() else split_of(file), []).append(str(file))
     return splits
 
 

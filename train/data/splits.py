@@ -1,6 +1,8 @@
 """Choose the evaluation split of a dataset, or hold out a part of its training images."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +14,7 @@ T = TypeVar("T")
 
 EVAL_SPLITS = ("val", "validation", "test")
 OTHER_NAMES = {"training": "train", "valid": "val", "dev": "val", "testing": "test"}
+OF_SPLIT = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test)(?![a-z])")
 
 SPLIT = 0.8  # share of the images for training, if no split is for evaluation
 HELD_OUT = 0.1  # share of the images for evaluation, if there is no split for it and labels are not needed
@@ -94,3 +97,9 @@ def split_name(text: str) -> str:
     """The name of a split in lower case, in the form that `choose_split` expects."""
     name = text.strip().lower()
     return OTHER_NAMES.get(name, name)
+
+
+def split_of(file: Path) -> str:
+    """The split that the name of a file contains, such as train-000.tar, or that of its folder; otherwise "train"."""
+    found = OF_SPLIT.search(file.stem.lower()) or OF_SPLIT.fullmatch(file.parent.name.lower())
+    return split_name(found[1]) if found else "train"

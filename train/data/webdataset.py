@@ -18,7 +18,7 @@ from train.config import Data
 from train.data.columns import Chosen, choose_columns
 from train.data.examples import Examples, open_examples
 from train.data.sources import Parts
-from train.data.splits import split_name
+from train.data.splits import split_of
 from train.data.transforms import Unreadable
 from train.errors import UserError, one_line, shortened
 from vit_jax.images import SUFFIXES
@@ -28,7 +28,6 @@ LABELS = ("cls", "txt", "json")  # members with labels
 SAMPLE = 100  # examples by which columns are inferred
 MOST_SHARDS = 100_000
 MOST_LABEL = 2**20  # bytes of a member with labels
-OF_SPLIT = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test)(?![a-z])")
 
 
 class Member(NamedTuple):
@@ -74,7 +73,7 @@ def open_shards(pattern: str, config: Data, *, labels: bool = True) -> Parts:
     shards = find_shards(pattern, config)
     examples: dict[str, list[Example]] = {}
     for shard in rich.progress.track(shards, "Reading the index of each shard", disable=len(shards) < 2):
-        examples.setdefault(_split_of(shard), []).extend(_index(shard))
+        examples.setdefault(split_of(shard), []).extend(_index(shard))
     if empty := [split for split, found in examples.items() if not found]:
         raise UserError(f"{config.name} has no examples in the split {empty[0]}")
     sample = [content for _, content in next(iter(examples.values()))[:SAMPLE]]
@@ -128,12 +127,6 @@ def expand_braces(pattern: str) -> list[str]:
         if len(expanded) > MOST_SHARDS:
             raise UserError(f"{shortened(pattern)} names more than {MOST_SHARDS:,} files")
     return list(expanded)
-
-
-def _split_of(shard: Path) -> str:
-    """The split that the name of a shard contains, or that of its folder; otherwise "train"."""
-    found = OF_SPLIT.search(shard.stem.lower()) or OF_SPLIT.fullmatch(shard.parent.name.lower())
-    return split_name(found[1]) if found else "train"
 
 
 def _index(shard: Path) -> list[Example]:
