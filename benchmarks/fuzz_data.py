@@ -7,6 +7,8 @@ import random
 import tarfile
 from pathlib import Path
 
+import numpy as np
+
 from train.config import Data
 from train.data.dataset import load_dataset
 from train.data_kinds import check_data
@@ -56,6 +58,22 @@ def make_shards(folder: Path) -> None:
                 _add(archive, f"s{i}.json", json.dumps({"size": i / 4, "tags": ["x", "y"][: i % 3]}).encode())
 
 
+def make_arrays(folder: Path) -> None:
+    """Write arrays of images and labels, as .npz and as a folder of .npy files."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (12, 4, 4, 3), np.uint8), np.arange(12) % 2
+    arrays = {
+        "train_images": images[:8],
+        "train_labels": labels[:8],
+        "val_images": images[8:],
+        "val_labels": labels[8:],
+    }
+    (folder / "arrays/npy").mkdir(parents=True)
+    np.savez(folder / "arrays/data.npz", **arrays)
+    for name, array in arrays.items():
+        np.save(folder / f"arrays/npy/{name}.npy", array)
+
+
 def _write_images(folder: Path) -> None:
     from PIL import Image
 
@@ -87,6 +105,11 @@ def read_stored(folder: Path, file: Path) -> None:
 def read_shards(folder: Path, file: Path) -> None:
     """Read both shards."""
     _read(f"wds:{file.parent}", file, {"class": (), "multilabel": ("tags",), "regression": ("size",)})
+
+
+def read_arrays(folder: Path, file: Path) -> None:
+    """Read an .npz file, or all .npy files."""
+    _read(f"array:{file if file.suffix == '.npz' else file.parent}", file, {"class": (), "regression": ()})
 
 
 def _read(name: str, file: Path, columns: dict[str, tuple[str, ...]]) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fuzz_data import make_shards, make_stored, make_tables, read_shards, read_stored, read_table
+from benchmarks.fuzz_data import (
+    make_arrays,
+    make_shards,
+    make_stored,
+    make_tables,
+    read_arrays,
+    read_shards,
+    read_stored,
+    read_table,
+)
 from tests.runs import train as run_trainer
 from train.config import Data
 from train.data import transforms
@@ -233,5 +242,6 @@ KINDS = {
     "tfds": Kind(make_tfds, "blobs/1.0.0/*", read_tfds, (UserError,), 0.03),
     "tables": Kind(make_tables, "tables/*", read_table, (UserError,), 0.02),
     "stored": Kind(make_stored, "data/**/*", read_stored, (UserError,), 0.01),
+    "arrays": Kind(make_arrays, "arrays/**/*.np*", read_arrays, (UserError,), 0.02),
     "shards": Kind(make_shards, "shards/*", read_shards, (UserError,), 0.02),
 }

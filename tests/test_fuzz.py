@@ -148,3 +148,13 @@ def test_the_readers_of_weights_and_images_hold(tmp_path):
     assert sum(row["files"] for row in table.values()) == 600
     assert all(row["read"] and row["refused"] for row in table.values())
     assert not (tmp_path / "out").exists()
+
+
+@linux
+def test_the_readers_of_datasets_hold(tmp_path):
+    """A few files; benchmarks/results/malformed-data.log has several hundred."""
+    arguments = ("--files=60", "--kinds", "tables", "arrays", "shards", "--jobs=1", f"--out={tmp_path / 'out'}")
+    status, table, printed = run("benchmarks/fuzz.py", *arguments)
+    assert status == 0, printed
+    assert sum(row["files"] for row in table.values()) == 60
+    assert all(row["read"] and row["refused"] for row in table.values())

@@ -21,6 +21,7 @@ import train.probe
 import train.report
 from docs import make_deviations
 from train.commandline.options import read_options, split
+from train.data import load_dataset
 from vit_jax.registry import MODELS, list_presets
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,9 @@ NOT_RUN = (
     "--workdir=runs/longer",
     "--sweep",
     "--track",
+    "--data=table:",  # test_the_data_of_the_page_is_read
+    "--data=wds:",
+    "--data=hf:",
 )
 
 OTHERS = {name: getattr(train, name) for name in ("predict", "evaluate", "report", "compare", "probe", "convert")}
@@ -169,6 +173,27 @@ def test_commands_exist(page):
         if language == "console":
             for words in commands(text):
                 check_command(words)
+
+
+def test_the_data_of_the_page_is_read(photos):
+    """The commands of docs/own-images.md on tables, tar shards and Parquet files, up to the training."""
+    pd, webdataset = pytest.importorskip("pandas"), pytest.importorskip("webdataset")
+    paths = sorted(Path("photos").rglob("*.png"))
+    rows = [(str(path), path.parent.name, path.parts[1], i, i / 2) for i, path in enumerate(paths)]
+    frame = pd.DataFrame(rows, columns=["path", "label", "split", "age", "weight"])
+    frame.to_csv("photos.csv", index=False)
+    images = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+    pd.DataFrame({"image": images, "label": frame.label}).to_parquet("photos.parquet")
+    Path("shards").mkdir()
+    for name, part in (("train-000", frame[:99]), ("train-001", frame[99:]), ("val-000", frame[::9])):
+        with webdataset.TarWriter(f"shards/{name}.tar") as shard:
+            for path, label in zip(part.path, part.label, strict=True):
+                shard.write({"__key__": path[:-4].replace("/", "-"), "png": Path(path).read_bytes(), "cls": label})
+    lines = [words[2:] for _, text in blocks("docs/own-images.md") for words in commands(text)]
+    configs = [train.main.parse(line).data for line in lines if re.search("--data=(table|wds|hf):", " ".join(line))]
+    found = [(dataset.class_names, len(dataset.train), len(dataset.eval)) for dataset in map(load_dataset, configs)]
+    both = ("cat", "dog")
+    assert found == [(both, 128, 128), (("age", "weight"), 128, 128), (both, 256, 29), (both, 230, 26)]
 
 
 def test_every_page_with_code_is_tested():

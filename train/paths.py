@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 from train.config import CHECKPOINTS, Config
 from train.data_kinds import with_path
@@ -31,6 +32,7 @@ def with_absolute_paths(config: Config) -> Config:
     Paths that do not exist stay unchanged, because they may be names of published weights.
     """
     found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
+    data_path = lambda path: absolute_path(path) if re.search(r"[{*?\[]", path) else found(path)  # patterns of shards
     data, distill = config.data, config.distill
     teacher = distill.teacher
     if teacher and any(os.path.exists(os.path.join(os.path.expanduser(teacher), name)) for name in OF_TEACHERS):
@@ -41,6 +43,6 @@ def with_absolute_paths(config: Config) -> Config:
         init=found(config.init),
         init_from=found(config.init_from),
         compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),
-        data=dataclasses.replace(data, name=with_path(data.name, found), dir=found(data.dir)),
+        data=dataclasses.replace(data, name=with_path(data.name, data_path), dir=found(data.dir)),
         distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
     )
