@@ -108,6 +108,7 @@ def read_published(folder: Path, file: Path) -> None:
 
 def make_images(folder: Path) -> None:
     """Write an image of every format and mode that Pillow writes and the trainer reads."""
+    import tifffile
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -130,15 +131,21 @@ def make_images(folder: Path) -> None:
     frames = [modes["P"], modes["P"].rotate(90)]
     for form in ("GIF", "PNG", "WEBP"):
         frames[0].save(folder / f"animated.{form.lower()}", form, save_all=True, append_images=frames)
+    bands = rng.integers(0, 2**16, (9, 10, 5), np.uint16)
+    for array in (bands, bands.astype(np.uint8), bands.astype(np.float32)):
+        np.save(folder / f"{array.dtype}.npy", array)
+        for compression in (None, "zlib"):
+            path = folder / f"{array.dtype}-{compression}.tif"
+            tifffile.imwrite(path, array, photometric="minisblack", planarconfig="contig", compression=compression)
 
 
 def read_image(folder: Path, file: Path) -> None:
-    """Read it as training does: first the number of channels, then the pixels."""
-    transforms.image_form(str(file), file.name)
-    for channels in (1, 3):
-        pixels = transforms.decode(str(file), channels, file.name)
-        assert pixels.dtype == np.uint8
-        assert pixels.shape[2] == channels
+    """Read it as training does: first its form, then the pixels."""
+    form = transforms.image_form(str(file), file.name)
+    for channels, pixels in {form, *((1, "uint8"), (3, "uint8")) * (form.channels in (1, 3))}:
+        image = transforms.decode(str(file), channels, file.name, pixels)
+        assert image.dtype == pixels
+        assert image.shape[2] == channels
 
 
 # Workdirs.

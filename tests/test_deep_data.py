@@ -7,7 +7,8 @@ from PIL import Image
 
 from tests.image_files import BLACK_IS_ZERO, RGB, png, tiff
 from tests.runs import train
-from train.config import Augment, Data
+from train.build import DataInfo, build_objective
+from train.config import Augment, Config, Data
 from train.data import eval_batches, load_dataset, train_batches
 from train.data.augment import augment, normalize
 from train.data.channels import folder_form
@@ -121,6 +122,13 @@ def test_randaugment_needs_bytes():
     few = dict(mean=(0.5,) * 5, std=(0.5,) * 5)
     with pytest.raises(UserError, match=r"--augment.randaugment-layers needs uint8 images, not uint16: --data.pixels"):
         augment(jax.random.key(0), bands()[None], np.eye(2, dtype=np.float32)[:1], Augment(randaugment_layers=1), **few)
+
+
+def test_objectives_that_change_colours_need_them_in_range():
+    """They clip to 0..1."""
+    info = DataInfo((), (8, 8, 1), (3.0,), (20.0,), pixels="float32")
+    with pytest.raises(UserError, match=r"--objective lejepa takes pixels in 0\.\.1, but the images have a mean of 3"):
+        build_objective(Config(model="vit", objective="lejepa"), info)
 
 
 def test_all_other_augmentations_take_bands():

@@ -194,6 +194,8 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
     from_run = {key: value for key, value in from_run.items() if key in objective_arguments(name)}
     if clash := from_run.keys() & given.keys():
         raise UserError(f"--objective-args {min(clash)}: is set by another option or by the data")
+    if "mean" in from_run and name not in CLASSIFIERS and not all(0 <= value <= 1 for value in info.mean):
+        raise UserError(f"--objective {name} takes pixels in 0..1, but the images have a mean of {max(info.mean):g}")
     try:
         objective = create_objective(name, model, **from_run, **given)
         jax.eval_shape(objective.init, jax.random.key(0), info.images)

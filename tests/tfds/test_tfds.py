@@ -79,6 +79,24 @@ def test_another_kind(copied, tmp_path, key, value, message):
     assert message in refusal(data(tmp_path))
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_samples_have_the_declared_type(copied, tmp_path, dtype):
+    """TFDS stores floats as the bytes of RGBA."""
+
+    def declare(features):
+        image = features["featuresDict"]["features"]["picture"]["image"]
+        image["dtype"] = dtype
+        image["shape"]["dimensions"][2] = "1" if dtype == "float32" else "3"
+
+    change_json(copied / "features.json", declare)
+    if dtype == "float32":
+        assert "tfds:blobs has images of type float32: expected uint8 or uint16" in refusal(data(tmp_path))
+        return
+    dataset = load_dataset(data(tmp_path))
+    assert dataset.pixels == "uint16"
+    assert np.unique(dataset.train.images % 257) == [0]  # they are stored as bytes
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_are_those_declared(copied, tmp_path, channels):
     """Not those of the first record, which is greyscale here."""

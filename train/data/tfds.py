@@ -25,8 +25,10 @@ from train.data.sources import Parts
 from train.data.splits import HELD_OUT, choose_split, count_images, divided_note, held_out_note
 from train.data.transforms import Unreadable, decode, image_form
 from train.errors import UserError, one_line
+from vit_jax.images import Form
 
 SAMPLE = 1000  # records whose labels are checked before training; the others are checked when they are read
+RGB = Form(3, "uint8")
 UNLABELLED = -1  # TFDS's value for a missing label
 
 
@@ -38,7 +40,7 @@ class TfdsSource:
     image_key: str
     label_key: str | None
     classes: int
-    channels: int
+    form: Form
     name: str
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class TfdsSource:
         features = self._features(index)
         label = 0 if self.label_key is None else self.check_label(self._value(features, self.label_key, index), index)
         image = self._value(features, self.image_key, index)
-        return decode(io.BytesIO(image), self.channels, self.name_of(index)), label
+        return decode(io.BytesIO(image), self.form.channels, self.name_of(index), self.form.pixels), label
 
     def name_of(self, index: int) -> str:
         return f"{index} of {self.name}"
@@ -122,11 +124,11 @@ def open_tfds(name: str, config: Data, *, labels: bool = True) -> Parts:
     splits, notes = _splits(info, config, labels)
     label_key = found.label_key if labels else None
     sources = [
-        TfdsSource(records, found.image_key, label_key, len(found.class_names), 3, f"{config.name} {split}")
+        TfdsSource(records, found.image_key, label_key, len(found.class_names), RGB, f"{config.name} {split}")
         for split, records in ((split, _records(tfds, found.builder, split, folder)) for split in splits)
     ]
-    channels = config.channels or _channels(found.image, sources[0])
-    sources = [dataclasses.replace(source, channels=channels) for source in sources]
+    form = Form(config.channels or _channels(found.image, sources[0]), config.pixels or _pixels(found.image, config))
+    sources = [dataclasses.replace(source, form=form) for source in sources]
     if labels:
         for source, split in zip(sources, splits, strict=True):
             _check_labels(source, split, config)
@@ -180,12 +182,19 @@ def _records(tfds: ModuleType, builder: Any, split: str, folder: Path) -> Any:
 def _channels(image: Any, source: TfdsSource) -> int:
     """The declared number of channels; if none is declared, 3 if any image of a sample is in colour, otherwise 1."""
     if declared := image.shape[-1]:
-        return 1 if declared == 1 else 3
+        return 1 if declared == 1 else 3  # alpha is dropped
     kinds = set()
     for index in _sample(len(source), 100):
         with contextlib.suppress(Unreadable):
             kinds.add(image_form(io.BytesIO(source.encoded_image(index)), source.name_of(index)).channels)
     return max(kinds, default=3)
+
+
+def _pixels(image: Any, config: Data) -> str:
+    """The declared type of samples. Raises UserError for floats, which TFDS stores as the bytes of RGBA."""
+    if (declared := np.dtype(image.np_dtype).name) not in ("uint8", "uint16"):
+        raise UserError(f"{config.name} has images of type {declared}: expected uint8 or uint16")
+    return declared
 
 
 def _check_labels(source: TfdsSource, split: str, config: Data) -> None:
