@@ -34,6 +34,7 @@ PAGES = (
     "README.md",
     "docs/getting-started.md",
     "docs/own-images.md",
+    "docs/images.md",
     "docs/runs.md",
     "docs/published-weights.md",
     "docs/fine-tuning.md",
@@ -132,7 +133,7 @@ def run_command(words: list[str], done: list[list[str]], capsys) -> None:
         return
     quick = ["--steps=2", "--no-report", *(["--model-args", "depth=1"] if "--model-args" not in words else [])]
     assert train.cli.main([*words[1:], *(quick if words[1] == "train" else [])]) == 0, words
-    table = "images classified" if any("--out" in word for word in words) else "%"
+    table = "images predicted" if any("--out" in word for word in words) else "%"
     printed = {"train": "done: loss", "predict": table, "probe": "linear ", "convert": "numbers written to"}[words[1]]
     assert printed in capsys.readouterr().out
 
