@@ -35,6 +35,7 @@ PAGES = (
     "docs/getting-started.md",
     "docs/own-images.md",
     "docs/images.md",
+    "docs/evaluation.md",
     "docs/runs.md",
     "docs/published-weights.md",
     "docs/fine-tuning.md",
@@ -57,6 +58,7 @@ NOT_RUN = (
     "checkpoint.pth",
     "augreg",
     "runs/photos-small",
+    "runs/photos-seed-0",
     "resnet18",
     "--recipe=cifar10",
     "--init-from=runs/photos",
@@ -134,8 +136,15 @@ def run_command(words: list[str], done: list[list[str]], capsys) -> None:
     quick = ["--steps=2", "--no-report", *(["--model-args", "depth=1"] if "--model-args" not in words else [])]
     assert train.cli.main([*words[1:], *(quick if words[1] == "train" else [])]) == 0, words
     table = "images predicted" if any("--out" in word for word in words) else "%"
-    printed = {"train": "done: loss", "predict": table, "probe": "linear ", "convert": "numbers written to"}[words[1]]
-    assert printed in capsys.readouterr().out
+    printed = {
+        "train": "done: loss",
+        "predict": table,
+        "evaluate": "Forward pass alone",
+        "report": "report.html",
+        "probe": "linear ",
+        "convert": "numbers written to",
+    }
+    assert printed[words[1]] in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -74,7 +74,8 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
         image = lambda row: pixels_of(dataset, data, int(predicted.indices[row]))
         name = lambda row: dataset.eval.name_of(int(predicted.indices[row]))
         shown = results(run.info, metrics, predicted.values, predicted.targets, image, name)
-        attention = _attention(run, [image(row) for row in range(min(LOOKED_AT, len(predicted.values)))])
+        rows = np.unique(np.linspace(0, len(predicted.values) - 1, LOOKED_AT).astype(int)).tolist()
+        attention = _attention(run, [image(row) for row in rows])
     else:
         last = [record for record in records if record["split"] == "eval"][-1:]
         head = [("Loss", f"{record['loss']:.4f}") for record in last]
@@ -82,7 +83,7 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
     write_page(
         path,
         "report.html",
-        title=f"{run.config.model} on {printable(run.config.data.name)}",
+        title=f"{run.config.model} on {_short(run.config.data.name)}",
         subtitle=f"Run {printable(epath.Path(workdir).name)}: its best checkpoint, of step {step:,}.",
         tiles=head,
         question=_question(run, dataset, workdir),
@@ -94,6 +95,12 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
         code=_code(workdir, classifies),
     )
     return path
+
+
+def _short(data: str) -> str:
+    """The name of a dataset; of a path only its end."""
+    kind, colon, place = data.partition(":")
+    return printable(f"{kind}{colon}{place.rstrip('/').rpartition('/')[2]}")
 
 
 def charts(records: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -178,7 +185,7 @@ def _samples(run: Run, dataset: Dataset) -> list[dict[str, Any]]:
     pixels = denormalized(np.asarray(images, np.float32), info)
     lines = _target_lines(info, np.asarray(targets)) if info.class_names else [[] for _ in pixels]
     return [
-        {"picture": thumbnail(image), "alt": " ".join(["Training image", *text]), "lines": text}
+        {"picture": thumbnail(image), "alt": " ".join(["Training image", *text]), "lines": text, "file": ""}
         for image, text in zip(pixels, lines, strict=True)
     ]
 

@@ -1,7 +1,6 @@
 """The part of a page about predictions: a table for each class, confusions, calibration and examples."""
 
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -159,6 +158,4 @@ def _shown(example: Example, pixels: np.ndarray, name: str) -> dict[str, Any]:
     same = example.true == example.predicted
     lines = [example.predicted, *([] if same else [f"true: {example.true}"]), example.detail]
     alt = f"Image of {example.true}, predicted as {example.predicted}"
-    if name:
-        lines.append("/".join(PurePath(printable(name, None)).parts[-2:]))  # its folder is often its class
-    return {"picture": thumbnail(pixels), "alt": alt, "lines": lines}
+    return {"picture": thumbnail(pixels), "alt": alt, "lines": lines, "file": printable(name, None)}

@@ -25,14 +25,14 @@ class Environment(NamedTuple):
     Attributes:
         versions: Versions of Python and of packages.
         device: Number, kind and platform of the devices.
-        commit: The git commit of the folder in which the run was started, "-dirty" with changes; "" outside of git.
+        commit: The git commit of the folder in which the run was started, "-dirty" with changes; None outside of git.
         memory: Largest number of bytes in use, of a device if it counts them, otherwise of the process; 0 if unknown.
         of_device: Whether the memory is that of a device.
     """
 
     versions: str = ""
     device: str = ""
-    commit: str = ""
+    commit: str | None = None
     memory: int = 0
     of_device: bool = False
 
@@ -52,15 +52,15 @@ def environment() -> Environment:
     )
 
 
-def commit() -> str:
-    """The git commit of the current folder, or "" outside of git or without git."""
+def commit() -> str | None:
+    """The git commit of the current folder; None outside of git or without git."""
     # A repository's own settings must not start programs: fsmonitor would.
     command = ["git", "-c", "core.fsmonitor=false", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()[:100] if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip()[:100] if done.returncode == 0 else None
 
 
 def peak_of_process() -> int:
