@@ -55,12 +55,13 @@ class Dataset:
     pixels: Pixels = "uint8"
 
 
-def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
+def load_dataset(config: Data, *, labels: bool = True, trains: bool = True) -> Dataset:
     """Open the dataset `config.name`, and decode it into memory if it is small.
 
     Args:
         config: The dataset and its preprocessing.
         labels: Whether labels are needed. Otherwise a folder of images need not have a folder for each class.
+        trains: Whether the training images are all needed. Otherwise they are not decoded into memory.
 
     Raises:
         UserError: If `config` is invalid, or the data cannot be used.
@@ -75,7 +76,7 @@ def load_dataset(config: Data, *, labels: bool = True) -> Dataset:
         raise UserError(f"{config.name} has a single class, {class_names[0]!r}: expected two or more")
 
     image_shape, pixels = _image_shape(train, config), read(train, 0)[0].dtype
-    train = _into_memory(train, image_shape, "training")
+    train = _into_memory(train, image_shape, "training") if trains else train
     evaluation = _into_memory(evaluation, image_shape, "evaluation")
     mean, std = _statistics(train, image_shape, config)
     return Dataset(train, evaluation, class_names, image_shape, mean, std, notes, fingerprints, pixels.name)

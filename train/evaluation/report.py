@@ -11,13 +11,14 @@ from etils import epath
 from markupsafe import Markup
 
 from train.attention_picture import attention_panels
+from train.build import DataInfo
 from train.config import Config
 from train.data import Dataset, load_dataset, train_batches
 from train.errors import UserError
 from train.evaluation.charts import Line, line_chart
 from train.evaluation.page import number, write_page
 from train.evaluation.predictions import predict_split
-from train.evaluation.results import measure, results, target_of, tiles
+from train.evaluation.results import measure, results, tiles
 from train.evaluation.thumbnails import denormalized, pixels_of, thumbnail, visible
 from train.memory import in_words
 from train.probing import data_of
@@ -27,6 +28,7 @@ from train.run.environment import read_environment
 from train.run.inventory import best_step
 from train.run.records import read_records
 from train.run.stored import Run, load_run
+from train.scores import in_units
 from train.sharding import make_mesh
 from vit_jax.objectives.protocol import Classifier
 from vit_jax.printable import printable
@@ -64,13 +66,13 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
     run = load_run(workdir)
     data = data_of(run.config.data, None, run.info)
     classifies = isinstance(run.objective, Classifier)
-    dataset = dataset or load_dataset(data, labels=classifies)
+    dataset = dataset or load_dataset(data, labels=classifies, trains=False)
     step, records = best_step(workdir), list(read_records(workdir))
     head, shown, attention = [], None, None
     if classifies:
         predicted = predict_split(run, dataset, data, make_mesh(), run.config.eval_batch_size)
         metrics = measure(run.info, predicted.values, predicted.targets)
-        head = tiles(target_of(run.info), metrics)
+        head = tiles(run.info.target, metrics)
         image = lambda row: pixels_of(dataset, data, int(predicted.indices[row]))
         name = lambda row: dataset.eval.name_of(int(predicted.indices[row]))
         shown = results(run.info, metrics, predicted.values, predicted.targets, image, name)
@@ -190,11 +192,12 @@ def _samples(run: Run, dataset: Dataset) -> list[dict[str, Any]]:
     ]
 
 
-def _target_lines(info: Any, targets: np.ndarray) -> list[list[str]]:
+def _target_lines(info: DataInfo, targets: np.ndarray) -> list[list[str]]:
     """The target of each image, with shares if labels are mixed."""
     names = [printable(name) for name in info.class_names]
-    if target_of(info) == "regression":
-        return [[f"{name} {value:.4g}" for name, value in zip(names, row, strict=True)] for row in targets]
+    if info.target == "regression":
+        numbers = np.asarray(in_units(targets, info))
+        return [[f"{name} {value:.4g}" for name, value in zip(names, row, strict=True)] for row in numbers]
     several = lambda row: sorted(np.flatnonzero(row > 0.005), key=lambda i: -row[i])[:3]
     show = lambda i, row: names[i] if row[i] > 0.995 else f"{names[i]} {row[i]:.0%}"
     return [[show(i, row) for i in several(row)] for row in targets]

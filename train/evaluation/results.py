@@ -25,14 +25,9 @@ NOTES = {
 METRICS = {"class": classification_metrics, "multilabel": multilabel_metrics, "regression": regression_metrics}
 
 
-def target_of(info: DataInfo) -> str:
-    """The kind of target of a run: "class", "multilabel" or "regression"."""
-    return getattr(info, "target", "class")
-
-
 def measure(info: DataInfo, values: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     """Metrics of predictions, by the kind of target; see `train.evaluation.metrics`."""
-    return METRICS[target_of(info)](values, targets, info.class_names)
+    return METRICS[info.target](values, targets, info.class_names)
 
 
 def tiles(target: str, metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -69,7 +64,7 @@ def results(
         pixels_of: The image of a row.
         name_of: The name of a row's image, "" if it has none.
     """
-    target = target_of(info)
+    target = info.target
     mistakes, successes = choose(target, values, targets, [printable(name, 40) for name in info.class_names])
     show = lambda examples: [_shown(each, pixels_of(each.row), name_of(each.row)) for each in examples]
     shown = {

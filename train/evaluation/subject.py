@@ -68,7 +68,7 @@ def load_subject(options: "Options") -> Subject:
         data = dataclasses.replace(data, dir=options.dir)
     if options.split not in (None, "train"):
         data = dataclasses.replace(data, eval_split=options.split, split=None)
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, trains=options.split == "train")
     if dataset.image_shape != run.info.image_shape:
         raise UserError(f"--data has images of {dataset.image_shape}: the network takes {run.info.image_shape}")
     if options.split == "train":
