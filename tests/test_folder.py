@@ -81,6 +81,17 @@ def test_a_share_and_a_split_exclude_each_other(tmp_path, labels):
         load_dataset(Data(f"folder:{tmp_path}", split=0.5), labels=labels)
 
 
+def test_choosing_by_the_test_split_is_told(tmp_path):
+    write_folder(tmp_path, {"train": 10, "test": 4})
+    for labels in (True, False):
+        chosen = load_dataset(Data(f"folder:{tmp_path}"), labels=labels)
+        assert len(chosen.eval) == 4
+        assert "split test also choose the best checkpoint, so its accuracy there is optimistic" in chosen.notes[0]
+        assert load_dataset(Data(f"folder:{tmp_path}", eval_split="test"), labels=labels).notes == ()
+        divided = load_dataset(Data(f"folder:{tmp_path}", split=0.8), labels=labels)  # as the note advises
+        assert (len(divided.train), len(divided.eval)) == (8, 2)
+
+
 def test_classes_that_cannot_be_divided_are_told(tmp_path):
     write_flat(tmp_path / "a", 1)
     write_flat(tmp_path / "b", 1, first=1)

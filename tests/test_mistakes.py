@@ -51,10 +51,14 @@ EARLY = [
     ("--data=", "--data.name is ''"),
     (
         "--data=mnist",
-        "unknown data 'mnist': expected digits, folder:PATH, table:FILE, hf:NAME, wds:SHARDS or tfds:NAME",
+        "unknown data 'mnist': expected digits, folder:PATH, table:FILE, ",
     ),
     ("--data=folder:", "unknown data 'folder:'"),
     ("--data.target=multilabel", "--data.target is multilabel, but digits has only classes"),
+    (
+        "--data.image-column=jpg",
+        "--data.image-column is 'jpg'; it is used only with --data=table:FILE or --data=hf:NAME",
+    ),
     ("--data.dir=here", "--data.dir is 'here'; it is used only with --data=tfds:NAME"),
     ("--recipe=nope", "--recipe nope: expected one of digits"),
     ("--recipe=", "--recipe : expected one of digits"),
