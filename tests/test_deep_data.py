@@ -156,14 +156,15 @@ def test_a_run_on_five_bands_of_sixteen_bits(tmp_path, capsys):
         path = tmp_path / "data" / split / "ab"[i % 2] / f"{i}.tif"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(tiff(bands(seed=i), BLACK_IS_ZERO, extra_samples=[0] * 4))
-        np.save(path.with_suffix(".array"), bands(seed=i))
     options = (f"--data=folder:{tmp_path}/data", "--steps=2", "--batch-size=4", "--eval-batch-size=2")
     assert train(tmp_path / "run", *options) == 0
+    assert "4 training and 2 evaluation images, 8x8x5 uint16" in capsys.readouterr().out
     run = load_run(tmp_path / "run")
     assert run.info.image_shape == (8, 8, 5)
     assert run.info.pixels == "uint16"
 
-    file, array = tmp_path / "data/val/b/5.tif", tmp_path / "data/val/b/5.array.npy"
+    file, array = tmp_path / "data/val/b/5.tif", tmp_path / "5.npy"
+    np.save(array, bands(seed=5))
     expected = (bands(seed=5) / 65535 - np.array(run.info.mean)) / np.array(run.info.std)
     for path in (file, array):
         np.testing.assert_allclose(run.preprocess(path), expected, atol=1e-5)

@@ -39,6 +39,7 @@ def describe(
     """
     parameters, changing = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trained))
     height, width, channels = dataset.image_shape
+    depth = "" if dataset.pixels == "uint8" else f" {dataset.pixels}"
     kind = {"class": "classes", "multilabel": "labels", "regression": "numbers"}[config.data.target]
     classes = f"{len(dataset.class_names)} {kind}" if dataset.class_names else "no labels"
     device = jax.devices()[0]
@@ -48,7 +49,7 @@ def describe(
         (
             "data",
             f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "
-            f"{height}x{width}x{channels}, {classes}",
+            f"{height}x{width}x{channels}{depth}, {classes}",
         ),
         *(("", note) for note in dataset.notes),
         *(_preprocessing(config.data) if config.init or config.init_from else []),
