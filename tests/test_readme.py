@@ -36,6 +36,7 @@ PAGES = (
     "docs/own-images.md",
     "docs/images.md",
     "docs/evaluation.md",
+    "docs/targets.md",
     "docs/runs.md",
     "docs/published-weights.md",
     "docs/fine-tuning.md",
@@ -69,6 +70,9 @@ NOT_RUN = (
     "--data=table:",  # test_the_data_of_the_page_is_read
     "--data=wds:",
     "--data=hf:",
+    "--data.target",
+    "--class-weights",
+    "--data.sampler",
 )
 
 OTHERS = {name: getattr(train, name) for name in ("predict", "evaluate", "report", "compare", "probe", "convert")}

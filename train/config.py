@@ -214,10 +214,11 @@ class Config:
     recipe: str | None = None
     """Named settings, which the other options override (`--list-recipes` prints them); default: `digits` for the data
     of that name, otherwise `finetune` for published weights."""
-    epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] = 10.0
-    """Number of passes over the training images."""
-    min_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
-    """Minimum number of optimizer steps: if `--epochs` gives fewer, each epoch repeats the images."""
+    epochs: Annotated[float, Range(0, 1_000_000_000, open_low=True)] | None = None
+    """Number of passes over the training images; default: 10."""
+    min_steps: Annotated[int, Range(0, MOST_STEPS)] | None = None
+    """Minimum number of optimizer steps: if `--epochs` gives fewer, each epoch repeats the images; default: 300, and 0
+    if `--epochs` is given."""
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Number of optimizer steps; replaces `--epochs` and `--min-steps`."""
     extend: Literal["stretch", "constant"] | None = None
@@ -226,8 +227,9 @@ class Config:
     one (`constant`)."""
     extend_lr: Annotated[float, Range(1e-35, 1e35)] | None = None
     """Learning rate with `--extend=constant`; default: the one that the schedule ended with."""
-    batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 128
-    """Training images per optimizer step, on all devices together."""
+    batch_size: Annotated[int, Range(1, MOST_IMAGES)] | None = None
+    """Training images per optimizer step, on all devices together; default: 128, or for fewer than 512 images a power
+    of two that is at most a quarter of them, and at least 8."""
     eval_batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
     """Images per evaluation step, on all devices together; affects only the speed."""
     loss: Literal["softmax", "sigmoid", "mse", "huber"] | None = None

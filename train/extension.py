@@ -23,7 +23,8 @@ def with_former_length(config: Config) -> Config:
     if not (epath.Path(config.workdir) / "config.json").exists():
         return config
     there = read_stored(config.workdir).config
-    return dataclasses.replace(config, epochs=there.epochs, steps=there.steps, min_steps=there.min_steps)
+    known = {name: value for name in ("epochs", "min_steps") if (value := getattr(there, name)) is not None}
+    return dataclasses.replace(config, steps=there.steps, **known)
 
 
 def extensions_of(config: Config, former: Config, images: int) -> tuple[Extension, ...]:

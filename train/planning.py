@@ -25,6 +25,7 @@ from train.memory import in_words
 from train.program import Program, build_program
 from train.published import with_published
 from train.sharding import check_batch, make_mesh
+from train.small_data import with_length
 from train.validation import check_options, validate
 
 
@@ -81,6 +82,7 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
         TooLarge: If the compiler reports that the step does not fit into memory.
     """
     check_options(config)
+    config = with_length(config, None, mesh)
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     objective = build_objective(config, info)
     program = build_program(config, info, mesh, objective, STEPS, float(STEPS))
@@ -115,8 +117,8 @@ def flops_per_image(config: Config, info: DataInfo) -> float:
     They are counted before compilation, so that they do not depend on the device; without --scan-blocks, because XLA
     counts the body of a loop once; and without --remat.
     """
-    config = dataclasses.replace(config, scan_blocks=False, remat="none", mesh=None)
     mesh = make_mesh(devices=jax.devices()[:1])
+    config = dataclasses.replace(with_length(config, None, mesh), scan_blocks=False, remat="none", mesh=None)
     program = build_program(config, info, mesh, build_objective(config, info), STEPS, float(STEPS))
     return lowered(program).cost_analysis()["flops"] / config.batch_size
 
@@ -225,6 +227,7 @@ def show_plan(config: Config, topology: str, classes: int, *, largest_batch: boo
     validate(config)
     devices, chip = open_topology(topology)
     mesh = make_mesh(config.mesh, devices)
+    config = with_length(dataclasses.replace(config, workdir=None), None, mesh)
     info = data_like(config, classes)
     height, width, _ = info.image_shape
     print(f"{'model':<19} {' '.join((model_name(config.model), *config.model_args))}, {height}x{width} pixels")

@@ -28,6 +28,7 @@ from train.run.progress import Progress
 from train.run.report import describe
 from train.run.workdir import as_begun, check_continues, is_finished
 from train.sharding import check_batch, make_mesh, sufficient_batch
+from train.small_data import notes_on_length, with_length
 from train.validation import validate
 from vit_jax.objectives.distill import Teacher
 
@@ -78,20 +79,25 @@ def prepare(config: Config) -> Setup:
     validate(config)
     config = with_views(config)
     mesh = make_mesh(config.mesh)
-    check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
+    if config.batch_size is not None:
+        check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     check_batch("--eval-batch-size", config.eval_batch_size, mesh)
     dataset = load_dataset(config.data, labels=objective_name(config) in CLASSIFIERS)
+    images = len(dataset.train)
+    open_config, config = config, with_length(config, images, mesh)
+    check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     info = as_begun(config, info_of(dataset, config))
-    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *notes_on(info, config)))
+    notes = (*dataset.notes, *notes_on(info, config), *notes_on_length(open_config, config, images))
+    dataset = dataclasses.replace(dataset, notes=notes)
     asked, config = config, with_former_length(config)
-    begun, steps_per_epoch = length(config, len(dataset.train))
+    begun, steps_per_epoch = length(config, images)
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
 
     teacher, frozen = load_teacher(config, info)
     config = with_feature_dim(config, teacher, info)
     fingerprints = {**dataset.fingerprints, **({"teacher": fingerprint_of_weights(frozen)} if teacher else {})}
     check_continues(config, info, fingerprints)
-    extensions = extensions_of(asked, config, len(dataset.train))
+    extensions = extensions_of(asked, config, images)
     total = extensions[-1].total if extensions else begun
     objective = build_objective(config, info, teacher, total)
     program = build_program(config, info, mesh, objective, begun, steps_per_epoch, extensions)
@@ -103,7 +109,7 @@ def prepare(config: Config) -> Setup:
     for line in describe(config, dataset, program.state.params, program.trained, mesh, total, eval_every, report):
         progress.message(line)
     if extensions:
-        progress.message(f"extended     {described(config, len(dataset.train), extensions)}")
+        progress.message(f"extended     {described(config, images, extensions)}")
     finished = is_finished(config.workdir, total)
     with memory_trouble(config.workdir), contextlib.nullcontext() if finished else announced(progress):
         train_step = None if finished else compile_train_step(program, frozen, config, mesh)
