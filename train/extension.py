@@ -14,7 +14,7 @@ from train.run.stored import read_stored
 
 def length(config: Config, images: int) -> tuple[int, float]:
     """Steps of a run, and of an epoch, for a number of training images."""
-    steps_per_epoch = max(images / config.batch_size, config.min_steps / config.epochs)
+    steps_per_epoch = max(images / config.batch_size, (config.min_steps or 0) / config.epochs)
     return config.steps or max(1, round(config.epochs * steps_per_epoch)), steps_per_epoch
 
 
@@ -47,7 +47,7 @@ def extensions_of(config: Config, former: Config, images: int) -> tuple[Extensio
     extensions = read_stored(config.workdir).extensions
     begun, steps_per_epoch = length(former, images)
     total = extensions[-1].total if extensions else begun
-    wanted = config.steps or max(1, round(config.epochs * steps_per_epoch), config.min_steps)
+    wanted = config.steps or max(1, round(config.epochs * steps_per_epoch), config.min_steps or 0)
     there = f"the run in --workdir {config.workdir} has {_steps(total, steps_per_epoch)}"
     if wanted < total:
         raise UserError(
