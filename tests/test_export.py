@@ -12,10 +12,11 @@ from jax import export as jax_export
 
 from tests.initial import initial
 from tests.runs import untrained, write_digits
-from tests.test_predict import PATCHES
+from tests.test_predict import INFO, PATCHES
 from tests.test_predict import untrained as run_of
 from train.build import build_objective
-from train.config import Config
+from train.config import Config, Data
+from train.data.augment import normalize
 from train.errors import UserError
 from train.export import main as export
 from train.exporting import folder as exporting
@@ -101,16 +102,29 @@ def test_images_of_other_samples_and_bands(pixels, tmp_path):
     )
 
 
+def made(config, info):
+    """A run at initialisation."""
+    objective = build_objective(config, info)
+    return Run(config, info, objective, *initial(objective.init, jax.random.key(0), info.images))
+
+
 def test_an_encoder_gives_features(tmp_path):
-    run = run_of("vit", *PATCHES)
-    config = Config(model="vit", model_args=PATCHES, objective="simmim")
-    objective = build_objective(config, run.info)
-    params, extras = initial(objective.init, jax.random.key(0), run.info.images)
-    encoder = Run(config, run.info, objective, params, extras)
+    run = made(Config(model="vit", model_args=PATCHES, objective="simmim"), INFO)
     for name in ("safetensors", "stablehlo"):
-        program = check(encoder, name, tmp_path)
+        program = check(run, name, tmp_path)
     assert program.output == "features"
-    assert program.function(random_pixels(encoder, 2)).shape == (2, 24)
+    assert program.function(random_pixels(run, 2)).shape == (2, 24)
+
+
+def test_numbers_have_their_units(tmp_path):
+    info = INFO._replace(target="regression", target_mean=(10.0, 20.0), target_std=(2.0, 3.0))
+    run = made(Config(model="vit", model_args=PATCHES, data=Data(target="regression")), info)
+    program = check(run, "safetensors", tmp_path)
+    outputs = run.model.apply(run.variables, normalize(random_pixels(run, 1), info.mean, info.std))
+    np.testing.assert_allclose(
+        program.function(random_pixels(run, 1)), np.asarray(outputs) * [2, 3] + [10, 20], rtol=1e-5
+    )
+    assert describe(program)["output"]["meaning"] == "outputs of the model * [2.0, 3.0] + [10.0, 20.0]"
 
 
 def test_a_distillation_token_is_not_in_weights(tmp_path):

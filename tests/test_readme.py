@@ -14,10 +14,12 @@ import train.cli
 import train.compare
 import train.convert
 import train.evaluate
+import train.export
 import train.main
 import train.plan
 import train.predict
 import train.probe
+import train.push
 import train.report
 from docs import make_deviations
 from train.commandline.options import read_options, split
@@ -39,11 +41,14 @@ PAGES = (
     "docs/targets.md",
     "docs/runs.md",
     "docs/published-weights.md",
+    "docs/export.md",
     "docs/fine-tuning.md",
     "docs/distillation.md",
     "docs/pretraining.md",
     "docs/weights.md",
     "docs/architecture.md",
+    "docs/own-loop.md",
+    "docs/nnx.md",
     "docs/copy-a-model.md",
     "docs/tpu.md",
     "docs/faults.md",
@@ -67,6 +72,7 @@ NOT_RUN = (
     "--workdir=runs/longer",
     "--sweep",
     "--track",
+    "push",
     "--data=table:",  # test_the_data_of_the_page_is_read
     "--data=wds:",
     "--data=hf:",
@@ -75,7 +81,8 @@ NOT_RUN = (
     "--data.sampler",
 )
 
-OTHERS = {name: getattr(train, name) for name in ("predict", "evaluate", "report", "compare", "probe", "convert")}
+COMMANDS = ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push")
+OTHERS = {name: getattr(train, name) for name in COMMANDS}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -147,6 +154,7 @@ def run_command(words: list[str], done: list[list[str]], capsys) -> None:
         "report": "report.html",
         "probe": "linear ",
         "convert": "numbers written to",
+        "export": "exported: README.md",
     }
     assert printed[words[1]] in capsys.readouterr().out
 

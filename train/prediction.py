@@ -1,7 +1,7 @@
 """Predict classes, labels or numbers of image files with a trained run."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -135,12 +135,16 @@ def check_classifies(run: Run, name: str) -> None:
         raise UserError(f"{name} contains an encoder without a classifier: fine-tune it first, with --init-from")
 
 
+def link_of(run: Run) -> Callable[[Array], Array]:
+    """The function from what a run's model returns to probabilities or numbers."""
+    if run.info.target == "regression":
+        return lambda outputs: in_units(outputs, run.info)
+    return jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
+
+
 def make_predict(run: Run):
     """A jitted function from pixels of the run's type (b, h, w, c) to probabilities or numbers (b, k)."""
-    if run.info.target == "regression":
-        link = lambda outputs: in_units(outputs, run.info)
-    else:
-        link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
+    link = link_of(run)
 
     @jax.jit
     def classes_of(pixels: Array) -> Float[Array, "b k"]:

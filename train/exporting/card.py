@@ -35,7 +35,11 @@ def describe(program: Program) -> dict[str, Any]:
     run, preprocess = program.run, preprocessing_of(program.run)
     height, width, channels = run.info.image_shape
     white = WHITE[run.info.pixels]
-    outputs = {"probabilities": "sigmoid of the logits" if are_independent(run) else "softmax of the logits"}
+    links = {
+        "probabilities": f"{'sigmoid' if are_independent(run) else 'softmax'} of the logits",
+        "numbers": f"outputs of the model * {list(run.info.target_std)} + {list(run.info.target_mean)}",
+        "features": "mean of the encoder's tokens, or its class token",
+    }
     resized = {} if preprocess is None else {"resize": preprocess.to_config() | {"steps": _steps(preprocess)}}
     return {
         "input": {
@@ -50,7 +54,7 @@ def describe(program: Program) -> dict[str, Any]:
             "std": list(run.info.std),
             "meaning": f"(pixels / {white} - mean) / std; {STABLEHLO} and {ONNX} contain it, the weights expect it",
         },
-        "output": {"name": program.output, "meaning": outputs.get(program.output, f"{program.output} of each image")},
+        "output": {"name": program.output, "meaning": links[program.output]},
         "class_names": list(run.info.class_names),
     }
 
@@ -130,9 +134,12 @@ def _metadata(program: Program, known: Card, metrics: dict[str, float]) -> str:
 def _blocks(options: Options, program: Program, known: Card) -> str:
     """Examples of use, one for each format that was written."""
     source = f"hf:{known.repository}" if known.repository else "FOLDER"
-    outputs, link = 'model.apply(variables, preprocess("photo.jpg")[None])', are_independent(program.run)
+    outputs = 'model.apply(variables, preprocess("photo.jpg")[None])'
     if program.output == "probabilities":
-        outputs = f"jax.nn.{'sigmoid' if link else 'softmax'}({outputs})"
+        outputs = f"jax.nn.{'sigmoid' if are_independent(program.run) else 'softmax'}({outputs})"
+    if program.output == "numbers":
+        std, mean = program.run.info.target_std, program.run.info.target_mean
+        outputs = f"{outputs} * np.array({list(std)}) + np.array({list(mean)})"
     timm = isinstance(model_variables(program.run)[0], TimmNetwork)
     blocks = {"safetensors": WEIGHTS + (FOR_TIMM if timm else ""), "stablehlo": PROGRAM, "onnx": SESSION}
     text = "".join(blocks[name] for name in blocks if name in options.formats)
@@ -144,6 +151,7 @@ The weights, with vit-jax:
 
 ```python
 import jax
+import numpy as np
 from vit_jax import load_pretrained
 
 model, variables, preprocess = load_pretrained("{source}")

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from train.data.augment import normalize
 from train.errors import UserError
-from train.prediction import are_independent, make_predict
+from train.prediction import link_of, make_predict
 from train.run.stored import Run, model_variables
 from train.trunk import trunk_of
 from vit_jax.images import WHITE
@@ -75,7 +75,7 @@ def network_function(program: Program, network: nn.Module, variables: PyTree) ->
     run = program.run
     if program.output == "features":
         return features_function(run, network, variables)
-    link = jax.nn.sigmoid if are_independent(run) else jax.nn.softmax
+    link = link_of(run)
 
     @jax.jit
     def outputs_of(pixels: Array) -> Array:

@@ -65,7 +65,8 @@ class LocalitySelfAttention(Attention):
         temperature = self.param("temperature", nn.initializers.constant(-0.5 * math.log(self.dim_head)), ())
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(self.norm(name="norm")(x))
         scale = jnp.exp(temperature.astype(jnp.float32)).astype(x.dtype)
-        others = ~jnp.eye(x.shape[1], dtype=bool)[None, None]
+        places = jnp.arange(x.shape[1])
+        others = places[None, None, :, None] != places[None, None, None]
         out = attend(self, q, k, v, scale=scale, mask=others, dropout=self.dropout, train=train)
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="to_out")(out), deterministic=not train)
 
