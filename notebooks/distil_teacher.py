@@ -33,7 +33,7 @@ from vit_jax.objectives.distill import Distill, Teacher
 from vit_jax.pretrained.torchvision.weights import published_weights
 
 on_cpu = jax.default_backend() == "cpu"
-size, depth, classes, batch = (64, 1, 1000, 2) if on_cpu else (224, 4, 1000, 8)
+size, depth, classes, batch = (32, 1, 1000, 2) if on_cpu else (224, 4, 1000, 8)
 name, weights = ("resnet18", "IMAGENET1K_V1") if on_cpu else ("resnet50", "IMAGENET1K_V2")
 images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
 labels = jax.nn.one_hot(jnp.arange(batch), classes)

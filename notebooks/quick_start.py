@@ -27,7 +27,7 @@ import jax
 from train.main import main
 
 backend = jax.default_backend()
-size = ["--steps=1300"] if backend != "cpu" else ["--steps=120", "--model-args", "depth=1"]
+size = ["--steps=1300"] if backend != "cpu" else ["--steps=120", "--no-report", "--model-args", "depth=1"]
 options = ["--model=t2t", "--workdir=runs/t2t-digits", *size, *(["--tpu"] if backend == "tpu" else [])]
 status = main(options)
 assert status == 0

@@ -54,6 +54,11 @@ def test_the_first_cells_link_to_colab_and_install_from_the_repository(path):
     assert f' @ git+{REPOSITORY}"' in install
 
 
-def test_there_are_four():
-    assert [path.stem for path in NOTEBOOKS] == ["distil_teacher", "flax_loop", "own_images", "quick_start"]
-    assert len(list((ROOT / "notebooks").glob("*.ipynb"))) == 4
+def test_every_notebook_is_here():
+    names = ["attention", "distil_teacher", "fine_tuning", "flax_loop", "own_images", "photos_to_model", "quick_start"]
+    assert [path.stem for path in NOTEBOOKS] == names
+    assert len(list((ROOT / "notebooks").glob("*.ipynb"))) == len(names)
+
+
+def test_a_model_is_shared_in_ten_cells():
+    assert sum(kind == "code" for kind, _ in cells_of(ROOT / "notebooks/photos_to_model.py")) <= 10

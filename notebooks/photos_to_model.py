@@ -1,0 +1,97 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # From photographs to a model that others can use
+#
+# [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/photos_to_model.ipynb)
+#
+# A folder with a subfolder of photographs for each class becomes a trained model, a report, and files that work without
+# this package.
+
+# %%
+# %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
+
+# %% [markdown]
+# 1\. The photographs: set `folder` to your own. As an example, this cell cuts two photographs, a temple and a flower,
+# into tiles of 48x48 pixels.
+
+# %%
+from pathlib import Path
+
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+folder = Path("photos")
+for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for row in range(0, 427 - 48, 48):
+        for column in range(0, 640 - 48, 48):
+            tile = Image.fromarray(photo[row : row + 48, column : column + 48])
+            tile.save(folder / name / f"{row}-{column}.jpg", quality=95)
+
+# %% [markdown]
+# 2\. Train. A fifth of each class is held out for evaluation. The model is tiny, for a CPU: for photographs take a
+# larger `--data.image-size`, and published weights (`--model=timm/vit_small_patch16_224.augreg_in21k_ft_in1k`).
+
+# %%
+import train.main
+
+command = ["--model=simple_vit", f"--data=folder:{folder}", "--data.image-size=32", "--workdir=runs/photos"]
+command += ["--augment.flip", "--batch-size=32", "--optim.lr=4e-3", "--steps=80"]
+command += ["--eval-epochs=8", "--model-args", "depth=1", "dim=64", "heads=2", "dim_head=32"]
+assert train.main.main(command) == 0
+
+# %% [markdown]
+# 3\. Evaluate: accuracy, calibration, the worst classes. With `--out` also tables, and a page with the worst mistakes.
+
+# %%
+import json
+
+import train.evaluate
+
+assert train.evaluate.main(["--workdir=runs/photos", "--out=evaluation"]) == 0
+accuracy = json.loads(Path("evaluation/metrics.json").read_text())["accuracy"]
+print(f"accuracy {accuracy:.1%}, by guessing 50%")
+assert accuracy > 0.8
+
+# %% [markdown]
+# 4\. The report, which the run has written at its end: settings, curves, mistakes, attention, and how to use the model.
+# It is a single file without links to other servers, so that it can be sent to anyone. Open it in a browser.
+
+# %%
+report = Path("runs/photos/report.html")
+print(report.resolve().as_uri(), f"{report.stat().st_size / 1e6:.1f} MB")
+
+# %% [markdown]
+# 5\. Share: weights with their configuration, and a program that JAX runs without this package, each checked against
+# the model before it is written, and a model card made from the run. Without `--dry-run`, and after `hf auth login`,
+# they are uploaded to the Hugging Face hub. `--formats onnx` writes a program for ONNX Runtime; `vit-jax export` writes
+# the files alone.
+
+# %%
+import train.push
+
+assert train.push.main(["me/photos", "--workdir=runs/photos", "--license=mit", "--dry-run", "--out=shared"]) == 0
+print(sorted(path.name for path in Path("shared").iterdir()))
+print(Path("shared/README.md").read_text().partition("# me/photos")[2][:600])
+
+# %% [markdown]
+# 6\. Load it as others will, by `load_pretrained("hf:ORG/REPO")`, here from the folder, and classify photographs:
+
+# %%
+import jax
+
+from vit_jax import load_pretrained
+
+model, variables, preprocess = load_pretrained("shared")
+names = json.loads(Path("shared/config.json").read_text())["label_names"]
+classify = jax.jit(lambda pixels: jax.nn.softmax(model.apply(variables, pixels[None])[0]))
+for name in names:
+    shares = classify(preprocess(next((folder / name).glob("192-*.jpg"))))
+    print(name, {each: f"{share:.1%}" for each, share in zip(names, shares.tolist(), strict=True)})
+    assert names[int(shares.argmax())] == name
