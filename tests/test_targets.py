@@ -12,6 +12,7 @@ from tests.runs import error, records, train, write_digits
 from train.data import Dataset, load_dataset
 from train.data_kinds import KINDS
 from train.predict import main as predict
+from train.probe import main as probe
 from train.run.stored import load_run
 
 LABELS = ("even", "small", "round")
@@ -84,6 +85,9 @@ def test_labels(tmp_path, capsys, digit_file):
     assert predict([str(digit_file), f"--workdir={tmp_path / 'run'}", f"--out={table}"]) == 0
     (row,) = csv.DictReader(table.read_text().splitlines())
     assert list(row) == ["path", "labels", "error", *(f"p({name})" for name in LABELS)]
+    capsys.readouterr()
+    assert probe([f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "a probe needs one class for each image" in capsys.readouterr().err
     assert row["labels"] == "; ".join(name for name in LABELS if of_file[name] >= 0.5)
 
 

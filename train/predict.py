@@ -1,6 +1,7 @@
-"""Classify images with a trained run: `python -m train.predict --workdir runs/vit-digits image.png`.
+"""Classes, labels or numbers of images, by a run: `python -m train.predict --workdir runs/vit-digits image.png`.
 
-Prints the most probable classes of each image, using the best checkpoint of the run, or writes a table.
+Prints the most probable classes or labels of each image, or its numbers, using the best checkpoint of the run, or
+writes a table.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ DRAWN = 100  # largest number of images in one picture, which has a row per imag
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Images to classify, and the run to use."""
+    """Images, and the run to use."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, REQUIRED]
     """Image files (docs/images.md lists the formats), folders of them, or patterns ("photos/**/*.jpg"); - reads paths
@@ -30,7 +31,7 @@ class Options:
     workdir: str
     """Folder of the run."""
     top: Annotated[int, Range(1, 1_000_000)] = 5
-    """Number of classes to print for each image."""
+    """Number of classes or labels to print for each image."""
     out: Path | None = None
     """Table to write instead of printing, with the probability of every class: OUT.csv, or OUT.jsonl with a JSON object
     per line."""

@@ -41,6 +41,8 @@ def probe(options: Options) -> dict[str, float]:
 
     run = load_run(options.workdir)
     data = data_of(run.config.data, options.data, run.info)
+    if data.target != "class":
+        raise UserError(f"--data {data.name} has --data.target={data.target}: a probe needs one class for each image")
     dataset = load_dataset(data)
     if dataset.image_shape != run.info.image_shape:
         raise UserError(
