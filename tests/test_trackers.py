@@ -83,7 +83,7 @@ def test_wandb_gets_every_record_and_continues_the_same_run(wandb, tmp_path):
     first, second = (call.kwargs for call in wandb.init.call_args_list)
     assert first["id"] == second["id"] == json.loads((tmp_path / "tracking.json").read_text())["wandb"]
     assert (first["resume"], first["dir"], first["name"]) == ("allow", str(tmp_path), tmp_path.name)
-    assert (first["config"]["optim.lr"], first["config"]["batch_size"]) == (1e-3, 128)
+    assert (first["config"]["optim.lr"], first["config"]["seed"]) == (1e-3, 0)
     run = wandb.init.return_value
     logged = [(call.kwargs["step"], call.args[0]) for call in run.log.call_args_list]
     values = [{"train/loss": 0.5, "train/lr": 0.1}, {"eval/loss": 0.25}]
@@ -96,7 +96,7 @@ def test_mlflow_gets_every_record_and_continues_the_same_run(mlflow, tmp_path):
     assert record("mlflow", tmp_path, 2, ValueError("failed")) == []
     assert record("mlflow", tmp_path, 4) == []
     assert mlflow.runs == [("7", tmp_path.name)]
-    assert (mlflow.params["optim.lr"], mlflow.params["batch_size"]) == ("0.001", "128")
+    assert (mlflow.params["optim.lr"], mlflow.params["seed"]) == ("0.001", "0")
     assert mlflow.metrics[:4] == [
         *(("train/loss", 0.5, 1), ("train/lr", 0.1, 1), ("eval/loss", 0.25, 2)),
         ("train/loss", 0.5, 3),
