@@ -3,7 +3,6 @@
 import re
 import sys
 
-import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +12,8 @@ from train.config import Data
 from train.data import load_dataset
 from train.data.huggingface import open_huggingface
 from train.errors import UserError
+
+datasets = pytest.importorskip("datasets")
 
 datasets.disable_progress_bars()
 

@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -12,6 +11,8 @@ from train.config import Data
 from train.data import load_dataset
 from train.data.table import open_table, read_table
 from train.errors import UserError
+
+pd = pytest.importorskip("pandas")
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,16 @@ import tarfile
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from tests.pictures import assert_equal, noise, take
 from train.config import Data
 from train.data import load_dataset, train_batches
 from train.data.webdataset import expand_braces, open_shards
 from train.errors import UserError
+
+webdataset = pytest.importorskip("webdataset")
+tariterators = pytest.importorskip("webdataset.tariterators")
 
 
 def write(path, numbers, **columns):
@@ -30,7 +31,7 @@ def write(path, numbers, **columns):
 def read(path):
     """The examples of a shard, as webdataset groups them. (Its own pipeline leaves files open.)"""
     with open(path, "rb") as stream:
-        return list(group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])))
+        return list(tariterators.group_by_keys(tariterators.tar_file_expander([{"url": str(path), "stream": stream}])))
 
 
 @pytest.fixture
