@@ -89,7 +89,7 @@ def test_other_models_are_the_same_in_other_forms(model, tmp_path):
         check(run, name, tmp_path)
 
 
-@pytest.mark.parametrize("pixels", ["uint16", "float32"])
+@pytest.mark.parametrize("pixels", ["uint16", pytest.param("float32", marks=pytest.mark.exhaustive)])
 def test_images_of_other_samples_and_bands(pixels, tmp_path):
     """Their preprocessing is not one of published weights."""
     run = run_of("vit", *PATCHES, shape=(8, 12, 5))
