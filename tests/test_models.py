@@ -279,17 +279,12 @@ def test_a_dropped_layer_is_left_out():
 
 
 PRESETS = [f"{name}/{preset}" for name in CLASSIFIERS for preset in list_presets(name)]
-# The smallest published preset of every model; tracing all presets takes minutes.
-SMALLEST = {name.partition("/")[0]: name for name in sorted(PRESETS, key=lambda p: -PUBLISHED.get(p, (1e12,))[0])}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name.endswith("/tiny") or name in SMALLEST.values() else pytest.mark.exhaustive)
-        for name in PRESETS
-    ],
+    [pytest.param(name, marks=[] if name.endswith("/tiny") else pytest.mark.exhaustive) for name in PRESETS],
 )
 def test_presets(name):
     model = create_model(name, num_classes=1000)

@@ -116,6 +116,7 @@ def test_five_crops_are_cut_from_a_larger_image():
     assert (data.image_size, data.eval_crop) == ((10, 10), pytest.approx(0.8))
 
 
+@pytest.mark.exhaustive
 def test_an_encoder_has_a_report_without_classes(tmp_path, one_device):
     untrained(tmp_path, "--objective=mae")
     lines = [dict(step=i, split=split, loss=1 / (1 + i)) for i in (0, 9) for split in ("train", "eval")]
