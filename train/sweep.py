@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from train.commandline.options import Group, check_known, last, options
+from train.commandline.options import Group, check_known, last, options, switch
 from train.commandline.terminal import tell
 from train.config import Config
 from train.errors import UserError, shortened
@@ -138,8 +138,7 @@ def _group(option: str, value: str) -> Group:
         return Group(option, tuple(value.split()))
     if value not in ("true", "false"):
         raise UserError(f"--sweep: {option} is {shortened(value)}; it must be true or false")
-    head, dot, field = option.removeprefix("--").rpartition(".")
-    return Group(option if value == "true" else f"--{head}{dot}no-{field}", ())
+    return Group(switch(option, on=value == "true"), ())
 
 
 def _setting(option: str, value: str) -> str:

@@ -135,6 +135,7 @@ def test_an_encoder_has_a_report_without_classes(tmp_path, one_device):
         "--model=t2t --seed=3 --optim.lr=1e-4 --epochs=2.5 --no-report --augment.flip --model-args depth=2 dim=48",
         "--model=vit/s16 --recipe=deit --data=folder:photos --data.image-size 96 128 --label-smoothing=0",
         "--model=vit --data=folder:my(photos) --freeze backbone --workdir=/a/b",
+        "--model=vit --recipe=deit --data=tfds:cifar10 --augment.no-flip",
     ],
 )
 def test_the_command_of_a_config_gives_it_again(line):

@@ -143,8 +143,14 @@ def options(kind: type, prefix: str = "--") -> dict[str, Any]:
             continue
         found[name] = hint
         if hint is bool:
-            found[f"{prefix}no-{field.replace('_', '-')}"] = hint
+            found[switch(name, on=False)] = hint
     return found
+
+
+def switch(option: str, *, on: bool) -> str:
+    """The form of an option without a value that switches it on, or off: --data.x, --data.no-x."""
+    prefix, dot, field = option.removeprefix("--").rpartition(".")
+    return option if on else f"--{prefix}{dot}no-{field}"
 
 
 def _name(field: str, hint: Any, prefix: str = "--") -> str:

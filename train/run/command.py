@@ -1,9 +1,10 @@
-"""The command line that a config is of."""
+"""The command line that gives a config."""
 
 import dataclasses
 import shlex
 from typing import Any
 
+from train.commandline.options import switch
 from train.config import Config
 from train.recipes import base_config
 
@@ -15,17 +16,17 @@ def command_of(config: Config) -> str:
     longer than the one that was typed, but it starts the same run.
     """
     chosen = base_config(None, config.model, config.data.name).recipe
-    base = base_config(config.recipe or chosen, config.model, config.data.name)
+    base = flat(base_config(config.recipe or chosen, config.model, config.data.name))
     words = [f"--model={config.model}", f"--data={config.data.name}"]
     if config.recipe not in (None, chosen):
         words.append(f"--recipe={config.recipe}")
     lists = []  # last, because they end where the next option begins
     for name, value in flat(config).items():
-        if name in ("model", "data.name", "recipe") or value == flat(base)[name]:
+        if name in ("model", "data.name", "recipe") or value == base[name]:
             continue
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(option if value else f"--no-{option[2:]}")
+            words.append(switch(option, on=value))
         elif isinstance(value, tuple):
             lists += [option, *map(str, value)]
         else:
