@@ -11,7 +11,7 @@ from train.build import DataInfo, build_objective
 from train.config import Augment, Config, Data
 from train.data import eval_batches, load_dataset, train_batches
 from train.data.augment import augment, normalize
-from train.data.channels import folder_form
+from train.data.channels import common_form
 from train.data.transforms import as_picture, center_crop, evaluation_crop
 from train.errors import UserError
 from train.prediction import make_predict, read_images
@@ -101,11 +101,11 @@ def test_files_of_eight_and_sixteen_bits_are_read_at_sixteen(tmp_path):
     (tmp_path / "deep.png").write_bytes(png(colours, RGB))
     (tmp_path / "byte.png").write_bytes(png((colours >> 8).astype(np.uint8), RGB))
     paths = [str(tmp_path / f"{name}.png") for name in ("byte", "deep")]
-    form, (note,) = folder_form(paths[:1], paths[1:], Data())
+    form, (note,) = common_form(paths[:1], paths[1:], Data())
     assert form == (3, "uint16")
     assert note == f"images of 8 and 16 bits are mixed; all are read at 16 bits: {paths[0]}, {paths[1]}"
-    assert folder_form(paths, paths, Data(pixels="uint8")) == ((3, "uint8"), ())
-    assert folder_form(paths, paths, Data(channels=1, pixels="float32")) == ((1, "float32"), ())
+    assert common_form(paths, paths, Data(pixels="uint8")) == ((3, "uint8"), ())
+    assert common_form(paths, paths, Data(channels=1, pixels="float32")) == ((1, "float32"), ())
 
 
 def test_files_that_cannot_be_read_alike_are_named(tmp_path):
@@ -113,9 +113,9 @@ def test_files_that_cannot_be_read_alike_are_named(tmp_path):
         np.save(tmp_path / f"{name}.npy", image)
     paths = {path.stem: str(path) for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match=r"differ in their number of channels: 5 \(.*bands.npy\) and 6 \(.*six.npy\)"):
-        folder_form([paths["bands"]], [paths["six"]], Data())
+        common_form([paths["bands"]], [paths["six"]], Data())
     with pytest.raises(UserError, match=r"type of their samples: float32 \(.*floats.npy\) and uint16 \(.*bands.npy\)"):
-        folder_form([paths["bands"], paths["floats"]], [], Data())
+        common_form([paths["bands"], paths["floats"]], [], Data())
 
 
 def test_randaugment_needs_bytes():

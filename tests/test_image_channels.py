@@ -6,7 +6,7 @@ import pytest
 from tests.image_files import COLOURS, GREY, RGB, png
 from train.config import Data
 from train.data import load_dataset
-from train.data.channels import folder_form
+from train.data.channels import common_form
 from train.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_colour_beyond_the_sample_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr("train.data.channels.SAMPLE", 3)
     write(tmp_path, "gggggggggcgg")
     paths = sorted(str(path) for path in tmp_path.rglob("*.png"))
-    form, (note,) = folder_form(paths, paths, Data())
+    form, (note,) = common_form(paths, paths, Data())
     assert form == (3, "uint8")
     assert "0009.png" in note
 
@@ -58,6 +58,6 @@ def test_unreadable_files_do_not_decide(tmp_path):
     for path in paths[:2]:
         with open(path, "wb") as file:
             file.write(b"broken")
-    assert folder_form(paths, paths, Data()) == ((1, "uint8"), ())
+    assert common_form(paths, paths, Data()) == ((1, "uint8"), ())
     with pytest.raises(UserError, match=r"cannot read the image .*0000\.png"):
-        folder_form(paths[:1], paths, Data())
+        common_form(paths[:1], paths, Data())

@@ -111,7 +111,11 @@ def test_several_labels_in_one_column(images, separator):
 def test_several_columns_of_labels_or_numbers(images, name):
     rng = np.random.default_rng(0)
     marks, sizes = rng.integers(0, 2, (10, 2)), rng.normal(size=(10, 2)).astype(np.float32)
-    path = write(images, name, red=marks[:, 0], round=marks[:, 1].astype(bool), width=sizes[:, 0], depth=sizes[:, 1])
+    red, round_ = (
+        np.where(marks[:, 0], "TRUE", "FALSE"),
+        marks[:, 1].astype(bool),
+    )  # as spreadsheets write them, and pandas
+    path = write(images, name, red=red, round=round_, width=sizes[:, 0], depth=sizes[:, 1])
     parts = opened(path, target="multilabel")
     assert parts.class_names == ("red", "round")
     by_image = {noise(12, 10, seed=i).tobytes(): i for i in range(10)}

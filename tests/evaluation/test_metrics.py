@@ -70,9 +70,11 @@ def test_reliability_is_the_calibration_curve(classes):
     np.testing.assert_allclose([row["confidence"] for row in filled], mean, rtol=1e-6)
 
 
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.0000001])
-def test_the_ends_of_the_scale_are_in_a_bin(confidence):
-    assert sum(row["count"] for row in reliability(np.array([confidence]), np.array([True]))) == 1
+@pytest.mark.parametrize(("confidence", "of_bin"), [(0.0, 0), (0.2, 2), (0.8, 11), (1.0, 14), (1.0000001, 14)])
+def test_a_bin_includes_its_upper_limit(confidence, of_bin):
+    """0.2 = 3/15 is the limit of bins 2 and 3, and 0.8 that of bins 11 and 12."""
+    counts = [row["count"] for row in reliability(np.array([confidence]), np.array([True]))]
+    assert counts == [int(i == of_bin) for i in range(15)]
 
 
 def test_of_labels():
@@ -80,6 +82,7 @@ def test_of_labels():
     targets = (rng.uniform(size=(150, 4)) < 0.3).astype(np.float32)
     targets[:, 3] = 0  # a label without examples
     probabilities = np.clip(targets * 0.3 + rng.uniform(size=targets.shape), 0, 1).astype(np.float32)
+    probabilities[:5] = 0.5  # counts as predicted
     found = multilabel_metrics(probabilities, targets, "wxyz")
     predicted = probabilities >= 0.5
     expected = sk.average_precision_score(targets[:, :3], probabilities[:, :3], average=None)
@@ -91,6 +94,7 @@ def test_of_labels():
     recall = sk.recall_score(targets, predicted, average=None, zero_division=0)
     assert [row["recall"] for row in found["per_class"]] == [*map(pytest.approx, recall)]
     assert [row["support"] for row in found["per_class"]] == targets.sum(axis=0).tolist()
+    assert [row["predicted"] for row in found["per_class"]] == predicted.sum(axis=0).tolist()
     json.dumps(found, allow_nan=False)
 
 

@@ -29,11 +29,11 @@ class EncodedImage(NamedTuple):
 
 
 Image = str | EncodedImage  # a str is a path
-Examples = dict[Form, Image]
+ByForm = dict[Form, Image]  # an image for each form
 
 
-def folder_form(train: Sequence[Image], evaluation: Sequence[Image], config: Data) -> tuple[Form, tuple[str, ...]]:
-    """The form in which the images of a folder are read: that of `config`, otherwise one in which all of them fit.
+def common_form(train: Sequence[Image], evaluation: Sequence[Image], config: Data) -> tuple[Form, tuple[str, ...]]:
+    """The form in which all images of a dataset are read: that of `config`, otherwise one that fits all of them.
 
     Greyscale and colour are read as colour if any training image is in colour; 8 and 16 bits as 16 bits.
 
@@ -51,17 +51,17 @@ def folder_form(train: Sequence[Image], evaluation: Sequence[Image], config: Dat
     """
     if config.channels and config.pixels:
         return Form(config.channels, config.pixels), ()
-    of_train, of_evaluation = _examples(_sample(train)), _examples(_sample(evaluation))
+    of_train, of_evaluation = _by_form(_sample(train)), _by_form(_sample(evaluation))
     if not of_train:
         _read_form(train[0])  # raises Unreadable
     if {form.channels for form in of_train} == {1} and not config.channels and len(train) > SAMPLE:
-        of_train |= _examples(train, "Looking for images in colour", until_colour=True)
+        of_train |= _by_form(train, "Looking for images in colour", until_colour=True)
     channels, of_channels = (config.channels, ()) if config.channels else _channels(of_train, of_evaluation)
     pixels, of_pixels = (config.pixels, ()) if config.pixels else _pixels(of_evaluation | of_train)
     return Form(channels, pixels), (*of_channels, *of_pixels)
 
 
-def _channels(train: Examples, evaluation: Examples) -> tuple[int, tuple[str, ...]]:
+def _channels(train: ByForm, evaluation: ByForm) -> tuple[int, tuple[str, ...]]:
     there = {form.channels: path for form, path in train.items()}
     every = {form.channels: path for form, path in evaluation.items()} | there
     if len(every) == 1:
@@ -76,14 +76,14 @@ def _channels(train: Examples, evaluation: Examples) -> tuple[int, tuple[str, ..
     return 1, (f"all training images are greyscale; colour images for evaluation are read as greyscale: {every[3]}",)
 
 
-def _pixels(examples: Examples) -> tuple[str, tuple[str, ...]]:
-    there = {form.pixels: path for form, path in examples.items()}
+def _pixels(found: ByForm) -> tuple[str, tuple[str, ...]]:
+    there = {form.pixels: path for form, path in found.items()}
     if len(there) == 1:
         return *there, ()
     if "float32" in there:
-        found = " and ".join(f"{pixels} ({path})" for pixels, path in sorted(there.items()))
+        types = " and ".join(f"{pixels} ({path})" for pixels, path in sorted(there.items()))
         raise UserError(
-            f"images differ in the type of their samples: {found}; --data.pixels=float32 reads integers as 0..1"
+            f"images differ in the type of their samples: {types}; --data.pixels=float32 reads integers as 0..1"
         )
     return "uint16", (
         f"images of 8 and 16 bits are mixed; all are read at 16 bits: {there['uint8']}, {there['uint16']}",
@@ -95,17 +95,17 @@ def _sample(paths: Sequence[Image]) -> Sequence[Image]:
     return paths[:: -(-len(paths) // SAMPLE) or 1]
 
 
-def _examples(paths: Sequence[Image], description: str | None = None, *, until_colour: bool = False) -> Examples:
-    """The first path for each form."""
-    examples: Examples = {}
+def _by_form(paths: Sequence[Image], description: str | None = None, *, until_colour: bool = False) -> ByForm:
+    """The first image of each form."""
+    found: ByForm = {}
     with contextlib.closing(_all_forms(paths)) as every:
         shown = rich.progress.track(every, description, total=len(paths)) if description else every
         for path, form in zip(paths, shown, strict=True):
             if form is not None:
-                examples.setdefault(form, path)
+                found.setdefault(form, path)
                 if until_colour and form.channels > 1:
                     break
-    return examples
+    return found
 
 
 def _all_forms(paths: Sequence[Image]) -> Iterator[Form | None]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from train.config import Data
+from train.data.targets import truth_of
 from train.errors import UserError, shortened
 
 IMAGE_NAMES = ("image", "img", "path", "file", "filename", "filepath", "image_path", "file_path", "image_file")
@@ -84,21 +85,18 @@ def _plain(name: str) -> str:
 
 
 def _is_truth(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str) and str(value).strip() in (
-        "0",
-        "1",
-        "0.0",
-        "1.0",
-        "True",
-        "False",
-    )
+    return truth_of(value) is not None
 
 
 def _is_number(value: Any) -> bool:
+    """Whether a value is a number or its text. NaN is one: where it is a missing value, `encode` names the row."""
+    if not isinstance(value, int | float | str):
+        return False
     try:
-        return isinstance(value, int | float | str) and float(value) is not None
+        float(value)
     except (ValueError, OverflowError):
         return False
+    return True
 
 
 def _listed(columns: Collection[str]) -> str:

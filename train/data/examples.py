@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config import Data
-from train.data.channels import EncodedImage, folder_form
+from train.data.channels import EncodedImage, common_form
 from train.data.fingerprint import Fingerprint, digest_of, fingerprint_of_files
 from train.data.sources import Parts
 from train.data.splits import HELD_OUT, SPLIT, choose_split, divide, divided_note, held_out_note
@@ -36,7 +36,7 @@ class Examples(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen(Sequence):
+class Subset(Sequence):
     """Some elements of a sequence that is read on access."""
 
     sequence: Sequence
@@ -109,7 +109,7 @@ def open_examples(
         UserError: If there is no training split, a split is empty, or a label is missing or unsuitable.
     """
     chosen = select(config, splits, labels=labels, class_names=class_names)
-    form, mixed = folder_form(*map(_images, chosen.examples), config)
+    form, mixed = common_form(*map(_images, chosen.examples), config)
     sources = [EncodedSource(e.files, e.names, t, form) for e, t in zip(chosen.examples, chosen.targets, strict=True)]
     fingerprints = {
         part: _fingerprint(f"split {name}", source)
@@ -165,7 +165,7 @@ def _divided(
     if not len(parts[1]):
         found = "one image in each class" if are_classes else "one image"
         raise UserError(f"{config.name} has {found}: expected two or more, one to evaluate on")
-    chosen = [Examples(Chosen(examples.files, part), Chosen(examples.names, part), {}) for part in parts]
+    chosen = [Examples(Subset(examples.files, part), Subset(examples.names, part), {}) for part in parts]
     return chosen, [targets[part] for part in parts]
 
 

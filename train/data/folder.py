@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.config import Data
-from train.data.channels import folder_form
+from train.data.channels import common_form
 from train.data.fingerprint import Fingerprint, fingerprint_of_files
 from train.data.sources import Parts
 from train.data.splits import (
@@ -81,7 +81,7 @@ def _open_classes(root: Path, config: Data) -> Parts:
 
     class_names = tuple(train.files)
     every = [list(itertools.chain(*split.files.values())) for split in (train, evaluation)]
-    form, mixed = folder_form(*every, config)
+    form, mixed = common_form(*every, config)
     sources = [_folder_source(split.files, class_names, form) for split in (train, evaluation)]
     fingerprints = {
         name: _fingerprint(split.folder, split.files, split.origin)
@@ -181,7 +181,7 @@ def _open_images(root: Path, config: Data) -> Parts:
         if not paths:
             raise UserError(f"{config.name}: no images in {folder}" + ("" if eval_root else ": expected two or more"))
 
-    form, mixed = folder_form(train, evaluation, config)
+    form, mixed = common_form(train, evaluation, config)
     sources = [FolderSource(paths, [0] * len(paths), form) for paths in (train, evaluation)]
     fingerprints = {
         "train": _fingerprint(train_root, {"": train}, "all images"),

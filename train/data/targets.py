@@ -98,9 +98,13 @@ def _number(value: Any, name: str, column: str) -> float:
     return number
 
 
+def truth_of(value: Any) -> int | None:
+    """0 or 1 for a number, a truth value, or their text, such as "TRUE"; otherwise None."""
+    return TRUTH.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+
+
 def _truth(value: Any, name: str, column: str) -> int:
-    truth = TRUTH.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
-    if truth is None:
+    if (truth := truth_of(value)) is None:
         raise UserError(f"{column} of {name} is {_shown(value)}: expected 0 or 1")
     return truth
 

@@ -13,7 +13,7 @@ BINS = 15  # of confidence, as in Guo et al. 2017, arXiv:1706.04599
 THRESHOLD = 0.5  # probability from which a label counts as predicted
 TOP = 5
 
-# scikit-learn takes a second to import, so that the functions below do it.
+# scikit-learn takes a second to import, therefore only the functions that use it import it.
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -122,11 +122,11 @@ def multilabel_metrics(probabilities: np.ndarray, targets: np.ndarray, names: Se
         precision, recall, f1, _ = metrics.precision_recall_fscore_support(
             of_label, found, average="binary", zero_division=0
         )
-        average_precision = metrics.average_precision_score(of_label, probability) if of_label.any() else None
+        average_precision = float(metrics.average_precision_score(of_label, probability)) if of_label.any() else None
         rows.append(
             {
                 "name": name,
-                "average_precision": average_precision and float(average_precision),
+                "average_precision": average_precision,
                 "precision": float(precision),
                 "recall": float(recall),
                 "f1": float(f1),
