@@ -1,8 +1,10 @@
 """Errors that end a command with a short message, and the shortening of messages from other libraries."""
 
+import contextlib
 import errno
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.printable import printable
@@ -66,3 +68,14 @@ def one_line(error: BaseException) -> str:
     reasons = [reason for number in errno.errorcode if (reason := os.strerror(number)) in text]
     last = max(reasons, key=text.rfind, default="")  # the cause is at the end of a message
     return f"{last}{': ' if last else ''}{text[:LONGEST]} ..."
+
+
+@contextlib.contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """Convert any error to a UserError that begins with `what`: libraries raise many types for a damaged file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {one_line(error)}") from error

@@ -1,19 +1,17 @@
 """Read the arrays of an .npz file, or of a folder of .npy files, without pickles and without trusting their headers."""
 
-import contextlib
 import functools
 import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import rich.progress
 
-from train.errors import UserError, one_line
+from train.errors import UserError, one_line_errors
 from train.memory import host_memory, in_words
 from vit_jax.images.npy import read_header
 
@@ -37,7 +35,7 @@ class Stored(NamedTuple):
 
 def stored_arrays(root: Path) -> dict[str, Stored]:
     """The arrays of a file or folder by name. Raises UserError if one is damaged, or has Python objects."""
-    with as_user_error(root):
+    with one_line_errors(f"{root} cannot be read"):
         if root.is_dir():
             files = sorted(file for file in root.iterdir() if file.suffix == ".npy" and not file.name.startswith("."))
             return {file.stem: _header_of_file(file) for file in files}
@@ -48,7 +46,7 @@ def stored_arrays(root: Path) -> dict[str, Stored]:
 
 
 def _header_of_file(path: Path) -> Stored:
-    with as_user_error(path):
+    with one_line_errors(f"{path} cannot be read"):
         _check_regular(path)
         with path.open("rb") as file:
             header, offset = read_header(file), file.tell()
@@ -58,7 +56,7 @@ def _header_of_file(path: Path) -> Stored:
 
 
 def _header_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, root: Path) -> Stored:
-    with as_user_error(f"{info.filename.removesuffix('.npy')} of {root}"):
+    with one_line_errors(f"{info.filename.removesuffix('.npy')} of {root} cannot be read"):
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("its compression is not that of numpy")
         with archive.open(info) as file:
@@ -81,18 +79,6 @@ def _check_length(stored: Stored, size: int) -> None:
         raise ValueError(f"it is truncated: {size - stored.offset:,} of {needed:,} bytes")
 
 
-@contextlib.contextmanager
-def as_user_error(name: Path | str) -> Iterator[None]:
-    """Convert errors to UserError: for damaged files, numpy and zipfile raise many types."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise UserError(f"{name} cannot be read: {reason}") from error
-
-
 @functools.lru_cache(maxsize=8)  # in each process that reads images
 def mapped(stored: Stored) -> np.ndarray:
     """The array of a .npy file, read on access."""
@@ -102,7 +88,7 @@ def mapped(stored: Stored) -> np.ndarray:
 
 def loaded(stored: Stored) -> np.ndarray:
     """The whole array in memory."""
-    with as_user_error(stored.name):
+    with one_line_errors(f"{stored.name} cannot be read"):
         if not stored.member:
             return np.array(mapped(stored)) if math.prod(stored.shape) else np.zeros(stored.shape, stored.dtype)
         size = math.prod(stored.shape) * stored.dtype.itemsize

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from train.config import Data
-from train.data.array_files import Stored, as_user_error, loaded, mapped, stored_arrays
+from train.data.array_files import Stored, loaded, mapped, stored_arrays
 from train.data.examples import Examples, select
 from train.data.fingerprint import Fingerprint, digest_of
 from train.data.sources import ArraySource, Parts
 from train.data.transforms import Unreadable
-from train.errors import UserError, one_line
+from train.errors import UserError, one_line, one_line_errors
 from vit_jax.images.npy import check_channels
 from vit_jax.images.samples import Form, as_pixels, check_size, converted, pixels_of, recoloured
 
@@ -136,7 +136,7 @@ def _form(arrays: Sequence[Stored], config: Data) -> Form:
     """The form in which the images of all splits are read."""
     forms = {}
     for stored in arrays:
-        with as_user_error(stored.name):
+        with one_line_errors(f"{stored.name} cannot be read"):
             if not 3 <= len(stored.shape) <= 4:
                 raise ValueError(f"its shape is {stored.shape}: expected (images, height, width[, channels])")
             height, width, channels = (*stored.shape[1:], 1)[:3]
@@ -162,7 +162,7 @@ def _in_form(samples: np.ndarray, form: Form) -> np.ndarray:
 def _pixels(stored: Stored, form: Form) -> np.ndarray:
     """All images of an array (n, h, w, c), in memory."""
     samples = loaded(stored)
-    with as_user_error(stored.name):
+    with one_line_errors(f"{stored.name} cannot be read"):
         return np.ascontiguousarray(_in_form(samples if samples.ndim == 4 else samples[..., None], form))
 
 
@@ -172,7 +172,7 @@ def _class_names(arrays: Mapping[str, Stored]) -> tuple[str, ...] | None:
     stored = arrays["class_names"]
     if len(stored.shape) != 1 or stored.dtype.kind not in "US":
         raise UserError(f"{stored.name} is of shape {stored.shape} and type {stored.dtype}: expected text (classes,)")
-    with as_user_error(stored.name):
+    with one_line_errors(f"{stored.name} cannot be read"):
         names = tuple(name.decode() if isinstance(name, bytes) else name for name in loaded(stored).tolist())
     if len(set(names)) < len(names) or not all(names):
         raise UserError(f"{stored.name} has a name that is empty or repeated")

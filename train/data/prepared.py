@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from train.errors import UserError, one_line
+from train.errors import UserError, one_line, one_line_errors
 
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>(?!\.)[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?", re.ASCII)
 VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){2}", re.ASCII)
@@ -199,14 +199,3 @@ def check_shards(split: Any, folder: Path) -> None:
             raise UserError(f"{path} is missing: TFDS has not finished preparing {folder}, or it is damaged")
         if shard.examples_in_shard > path.stat().st_size:
             raise UserError(f"{path} is damaged: it cannot hold {shard.examples_in_shard:,} examples")
-
-
-@contextlib.contextmanager
-def one_line_errors(what: str) -> Iterator[None]:
-    """Convert any error to a UserError that begins with `what`: for damaged files, TFDS raises many types of errors."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{what}: {one_line(error)}") from error

@@ -1,10 +1,9 @@
 """Images that a table lists with their labels: CSV, TSV or Parquet."""
 
-import contextlib
 import csv
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from train.data.columns import SPLIT_NAMES, choose_columns, named
 from train.data.examples import Examples, open_examples
 from train.data.sources import Parts
 from train.data.splits import count_images, split_name
-from train.errors import UserError, one_line, shortened
+from train.errors import UserError, one_line_errors, shortened
 from vit_jax.images import SUFFIXES
 
 SAMPLE = 1000  # rows by which columns are inferred
@@ -57,10 +56,13 @@ def read_table(path: Path) -> Table:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".parquet"):
         raise UserError(f"{path} is no table: expected a .csv, .tsv or .parquet file")
-    with _as_user_error(path):
+    with one_line_errors(f"{path} cannot be read"):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path} is not a regular file")
-        table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
+        try:
+            table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not encoded in UTF-8 (byte {error.start:,})") from error
     if not table or not len(next(iter(table.values()))):
         raise UserError(f"{path} has no rows")
     return table
@@ -96,19 +98,6 @@ def _read_parquet(path: Path) -> Table:
     if not any(is_text(field.type) or pyarrow.types.is_dictionary(field.type) for field in table.schema):
         raise UserError(f"{path} has no column of paths; --data=hf:{path} reads images that are stored in the file")
     return {name: table[name].to_pylist() for name in table.column_names}
-
-
-@contextlib.contextmanager
-def _as_user_error(path: Path) -> Iterator[None]:
-    """Convert errors of readers to UserError: pyarrow raises many types."""
-    try:
-        yield
-    except UserError:
-        raise
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not encoded in UTF-8 (byte {error.start:,})") from error
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _is_image_path(value: Any) -> bool:

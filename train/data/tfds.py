@@ -18,13 +18,12 @@ from train.data.prepared import (
     check_shards,
     find_prepared,
     how_to_prepare,
-    one_line_errors,
     read_class_names,
 )
 from train.data.sources import Parts
 from train.data.splits import HELD_OUT, choose_split, count_images, divided_note, held_out_note
 from train.data.transforms import Unreadable, decode, image_form
-from train.errors import UserError, one_line
+from train.errors import UserError, one_line, one_line_errors
 from vit_jax.images import Form
 
 SAMPLE = 1000  # records whose labels are checked before training; the others are checked when they are read
