@@ -68,3 +68,9 @@ def test_rounds_through_a_class_use_views_in_turn():
 def test_any_number_of_classes(classes):
     order = Balanced(np.arange(classes), seed=0, views=1)
     assert sorted(order(position, 0) for position in range(classes)) == list(range(classes))
+
+
+def test_classes_of_equal_size_have_different_orders():
+    order = Balanced(np.repeat([0, 1], 20), seed=0, views=1)
+    found = np.array([order(position, 0) for position in range(40)])
+    assert (found[found < 20] != found[found >= 20] - 20).any()

@@ -18,9 +18,13 @@ NAMES = {
     "mean_average_precision": "mean average precision",
     "f1_micro": "F1 (micro)",
     "f1_macro": "F1 (macro)",
+    "label_accuracy": "accuracy of labels",
     "r2": "R2",
     "mae": "mean absolute error",
+    "rmse": "RMSE",
+    "lr": "learning rate",
 }
+SHARES = ("accuracy", "mean_average_precision", "f1_micro", "f1_macro")
 
 
 def chosen_by(metrics: Mapping[str, float]) -> str:
@@ -37,6 +41,11 @@ def score(metrics: Mapping[str, float]) -> float:
         return -math.inf
     name = chosen_by(metrics)
     return BEST_BY[name] * metrics[name]
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is from 0 to 1, and shown as a percentage."""
+    return name in SHARES or "accuracy" in name  # also that of labels, and of each head of distillation
 
 
 def metrics_of_all(outputs: np.ndarray, targets: np.ndarray, info: "DataInfo") -> dict[str, float]:
@@ -69,8 +78,7 @@ def in_units(standardised, info: "DataInfo"):
 
 def show(metrics: Mapping[str, float]) -> str:
     """Format the metrics of an evaluation for the user."""
-    shares = ("accuracy", "mean_average_precision", "f1_micro", "f1_macro")
     parts = [f"loss {metrics['loss']:.4f}"]
-    parts += [f"{NAMES.get(name, name)} {metrics[name]:.2%}" for name in shares if name in metrics]
+    parts += [f"{NAMES.get(name, name)} {metrics[name]:.2%}" for name in SHARES if name in metrics]
     parts += [f"{NAMES[name]} {metrics[name]:.4g}" for name in ("r2", "mae") if name in metrics]
     return ", ".join(parts)

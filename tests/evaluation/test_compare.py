@@ -7,7 +7,8 @@ import pytest
 import train.cli
 from tests.evaluation.pages import browser, check, opened
 from tests.runs import untrained
-from train.evaluation.comparison import grouped, load_runs
+from train.evaluation.comparison import Compared, Group, comparison_table, grouped, load_runs
+from train.scores import NAMES
 
 ACCURACIES = {"a": 0.5, "b": 0.7, "c": 0.9}
 OPTIONS = {"a": ("--seed=0",), "b": ("--seed=1",), "c": ("--optim.lr=0.5",)}
@@ -45,6 +46,22 @@ def test_the_table_and_the_page(runs, tmp_path, capsys):
     assert "| --- | --- | --- | ---: | ---: | ---: |" in page
     with browser() as started, opened(started, out, "dark", 390) as shown:
         check(shown, 390)
+
+
+@pytest.mark.parametrize(
+    ("metric", "spread", "shown"),
+    [
+        ("accuracy_distill", None, "51.20%"),
+        ("mean_average_precision", 0.01, "51.20% ± 1.00%"),
+        ("rmse", 0.01, "0.512 ± 0.01"),
+    ],
+)
+def test_shares_are_percentages(metric, spread, shown):
+    run = Compared("a", {}, 0, {metric: 0.512}, [{"split": "eval", "step": 0, metric: 0.512}])
+    table = comparison_table([run, run], [Group("all", [run, run], {metric: (0.512, spread)})])
+    assert table.columns[-1].title == NAMES.get(metric, metric)
+    assert table.rows[-1][-1].text == shown
+    assert table.rows[0][-1].text == shown.partition(" ")[0]
 
 
 @pytest.mark.parametrize(

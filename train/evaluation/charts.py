@@ -6,10 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from train.scores import NAMES, is_share
+
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 18, 12, 42  # margins for labels
 COLOURS = 8  # of lines, in page.css
 MOST_POINTS = 300  # of a line; of more, neighbours are averaged
+
+
+class Chart(NamedTuple):
+    """A chart, and the names and colours of its lines."""
+
+    title: str
+    svg: Markup
+    legend: Sequence[tuple[str, int]]
 
 
 class Line(NamedTuple):
@@ -19,6 +29,14 @@ class Line(NamedTuple):
     colour: int
     points: Sequence[tuple[float | int, float]]
     marked: bool = False
+
+
+def metric_chart(metric: str, lines: Sequence[Line], title: str = "{}") -> Chart | None:
+    """A chart of a metric over steps; None if no line has points. `title` is formatted with the metric's name."""
+    name = NAMES.get(metric, metric)
+    svg = line_chart(f"{name} over steps", lines, "step", percent=is_share(metric))
+    legend = [(line.name, line.colour) for line in lines if line.points]
+    return Chart(title.format(name[:1].upper() + name[1:]), svg, legend) if legend else None
 
 
 def line_chart(title: str, lines: Sequence[Line], x_label: str, *, percent: bool = False) -> Markup:

@@ -12,17 +12,17 @@ from etils import epath
 
 from train.config import MAY_CHANGE
 from train.errors import UserError
-from train.evaluation.charts import COLOURS, Line, line_chart
-from train.evaluation.page import Cell, Column, Table, number, text_cell, write_page
-from train.evaluation.report import TITLES, Chart
+from train.evaluation.charts import COLOURS, Chart, Line, metric_chart
+from train.evaluation.page import Cell, Column, Table, number, number_cell, text_cell, write_page
 from train.run.command import flat
 from train.run.inventory import best_step
 from train.run.records import read_records
 from train.run.stored import read_run_file
+from train.scores import NAMES, is_share
 from vit_jax.printable import printable
 
 CHARTS = ("accuracy", "mean_average_precision", "mae", "r2", "loss")
-HIDDEN = ("images_per_second", "examples", "lr", "grad_norm")  # of records, which are no result
+HIDDEN = ("images_per_second", "examples", "lr", "grad_norm")  # values of records that are not results
 
 
 class Compared(NamedTuple):
@@ -150,7 +150,7 @@ def comparison_table(runs: Sequence[Compared], groups: Sequence[Group]) -> Table
     """A row for each run, and for each group of several: settings that differ, and metrics of the best step."""
     settings, metrics = differing(runs), _metrics(runs)
     columns = [Column("Run", False), *(Column(name, False) for name in settings), Column("step")]
-    columns += [Column(TITLES.get(name, name)) for name in metrics]
+    columns += [Column(NAMES.get(name, name)) for name in metrics]
     rows = []
     for group in groups:
         for run in group.runs:
@@ -179,11 +179,8 @@ def overlaid(runs: Sequence[Compared]) -> list[Chart]:
         for i, run in enumerate(runs):
             points = [(r["step"], r[metric]) for r in run.records if r["split"] == "eval" and metric in r]
             lines.append(Line(run.name, i % COLOURS + 1, points, marked=True))
-        title = TITLES.get(metric, metric)
-        if svg := line_chart(f"{title} over steps", lines, "step", percent=metric == "accuracy"):
-            legend = [(line.name, line.colour) for line in lines if line.points]
-            found.append(Chart(f"{title.capitalize()}, evaluation", svg, legend))
-    return found
+        found.append(metric_chart(metric, lines, "{}, evaluation"))
+    return [chart for chart in found if chart]
 
 
 def _metrics(runs: Sequence[Compared]) -> list[str]:
@@ -191,11 +188,11 @@ def _metrics(runs: Sequence[Compared]) -> list[str]:
 
 
 def _metric(name: str, value: float | int | None, spread: float | None = None) -> Cell:
+    """A cell with a metric, and its standard deviation over seeds."""
     if value is None:
-        return Cell("-", -1e300)
-    show = (lambda x: f"{x:.2%}") if name == "accuracy" else number
-    around = "" if spread is None else f" ± {spread:.2%}" if name == "accuracy" else f" ± {spread:.2g}"
-    return Cell(show(value) + around, value)
+        return number_cell(None)
+    shown, digits = (f"{value:.2%}", ".2%") if is_share(name) else (number(value), ".2g")
+    return Cell(shown if spread is None else f"{shown} ± {spread:{digits}}", value)
 
 
 def _shown(value: Any) -> str:

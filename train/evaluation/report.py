@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from train.build import DataInfo
 from train.config import Config
 from train.data import Dataset, load_dataset, train_batches
 from train.errors import UserError
-from train.evaluation.charts import Line, line_chart
+from train.evaluation.charts import Chart, Line, metric_chart
 from train.evaluation.page import number, write_page
 from train.evaluation.predictions import predict_split
 from train.evaluation.results import measure, results, tiles
@@ -38,15 +38,6 @@ SAMPLES = 12  # training images that are shown
 ORANGE = (255, 140, 0)
 LOOKED_AT = 4  # images whose attention is shown
 METRICS = ("loss", "accuracy", "mean_average_precision", "mae", "r2", "lr")  # that have a chart, if a run has them
-TITLES = {"lr": "learning rate", "mean_average_precision": "mean average precision", "mae": "mean absolute error"}
-
-
-class Chart(NamedTuple):
-    """A chart, and the names and colours of its lines."""
-
-    title: str
-    svg: Any
-    legend: Sequence[tuple[str, int]]
 
 
 def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> epath.Path:
@@ -113,10 +104,8 @@ def charts(records: Sequence[dict[str, Any]]) -> list[Chart]:
         for colour, (split, title) in enumerate((("train", "training"), ("eval", "evaluation")), 1):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             lines.append(Line(title, colour, points, marked=split == "eval"))
-        if svg := line_chart(f"{TITLES.get(name, name)} over steps", lines, "step", percent=name == "accuracy"):
-            legend = [(line.name, line.colour) for line in lines if line.points]
-            found.append(Chart(TITLES.get(name, name).capitalize(), svg, legend))
-    return found
+        found.append(metric_chart(name, lines))
+    return [chart for chart in found if chart]
 
 
 def _question(run: Run, dataset: Dataset, workdir: os.PathLike | str) -> list[tuple[str, str]]:

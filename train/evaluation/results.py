@@ -39,8 +39,8 @@ def tiles(target: str, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         rows = [("Accuracy", percent("accuracy")), *top, ("Log loss", f"{metrics['log_loss']:.3f}")]
         rows.append(("Calibration error", percent("ece")))
     elif target == "multilabel":
-        rows = [("Mean average precision", percent("mean_average_precision")), ("F1, micro", percent("f1_micro"))]
-        rows.append(("F1, macro", percent("f1_macro")))
+        rows = [("Mean average precision", percent("mean_average_precision")), ("F1 (micro)", percent("f1_micro"))]
+        rows.append(("F1 (macro)", percent("f1_macro")))
     else:
         rows = [("Mean absolute error", plain("mae")), ("RMSE", plain("rmse")), ("R²", plain("r2"))]
     return [*rows, ("Images", f"{metrics['examples']:,}")]
