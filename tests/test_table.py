@@ -92,7 +92,7 @@ def test_absolute_paths_semicolons_and_a_byte_order_mark(images, tmp_path):
     path = tmp_path / "t.csv"
     lines = ["\ufefffile;class", *(f'{images}/{i:03}.png;"{"a;b"[i % 2 * 2]}"' for i in range(4))]
     path.write_text("\r\n".join(lines), encoding="utf-8")
-    assert opened(path).class_names == ("a", "b")
+    assert opened(path, image_column="file").class_names == ("a", "b")
 
 
 @pytest.mark.parametrize("separator", [";", "|"])
@@ -150,8 +150,9 @@ GOOD = "path,label\n" + "".join(f"00{i}.png,{'ab'[i % 2]}\n" for i in range(6))
 @pytest.mark.parametrize(("name", "text", "changes", "message"), [
     ("t.csv", "", {}, "t.csv has no rows"),
     ("t.csv", "path,label\n", {}, "t.csv has no rows"),
-    ("t.xlsx", GOOD, {}, "t.xlsx is no table: expected a .csv, .tsv or .parquet file"),
+    ("t.xlsx", GOOD, {}, "t.xlsx is not a table: expected a .csv, .tsv or .parquet file"),
     ("t.csv", GOOD + "006.png\n", {}, "line 8 of .*t.csv has 1 values: expected 2"),
+    ("t.csv", GOOD + "006.png,a,b\n", {}, "line 8 of .*t.csv has 3 values: expected 2"),
     ("t.csv", GOOD + '006.png,"a\n', {}, "t.csv cannot be read: "),
     ("t.csv", GOOD + "006.png,\n", {}, "the label of 006.png is missing: expected text or a whole number"),
     ("t.csv", GOOD + "nowhere.png,a\n", {}, "1 image of .*t.csv does not exist, such as .*/nowhere.png"),

@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
     """Read a table: its columns by name. Those of CSV and TSV are text. Raises UserError."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".parquet"):
-        raise UserError(f"{path} is no table: expected a .csv, .tsv or .parquet file")
+        raise UserError(f"{path} is not a table: expected a .csv, .tsv or .parquet file")
     with one_line_errors(f"{path} cannot be read"):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path} is not a regular file")
