@@ -16,7 +16,7 @@ from train.config import Augment, Config, Data
 from train.data import load_dataset
 from train.errors import UserError
 from train.program import build_program
-from train.run.report import describe
+from train.run.description import describe
 from train.sharding import make_mesh
 
 

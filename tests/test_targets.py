@@ -55,7 +55,7 @@ def predictions(workdir):
     """What the best checkpoint of a run predicts for the evaluation images, and their targets."""
     run = load_run(workdir)
     source = labelled(run.config.data).eval
-    return run, np.asarray(run.classes_of(source.images), np.float64), source.labels
+    return run, np.asarray(run.predict_pixels(source.images), np.float64), source.labels
 
 
 def test_labels(tmp_path, capsys, digit_file):

@@ -8,6 +8,7 @@ import numpy as np
 from train.errors import UserError, shortened
 
 BALANCED = "balanced"
+EXPECTED = f"{BALANCED}, NAME=WEIGHT ..., or a number for each class, all above 0"
 
 
 def check_class_weights(given: Sequence[str], target: str) -> None:
@@ -79,6 +80,3 @@ def _number(text: str) -> float:
     if not 0 < weight < math.inf:
         raise UserError(f"--class-weights {shortened(text)}: expected {EXPECTED}")
     return weight
-
-
-EXPECTED = f"{BALANCED}, NAME=WEIGHT ..., or a number for each class, all above 0"

@@ -43,12 +43,12 @@ def classify(run: Run, images: Sequence[Path]) -> Iterator[Prediction]:
 
     Images are decoded in threads, in batches, while the one before is classified, so that memory does not grow.
     """
-    classes_of, size = make_predict(run), min(BATCH, len(images))
+    predict_pixels, size = make_predict(run), min(BATCH, len(images))
     waiting = None
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         pixels, errors = read_images(run, batch, size)
-        table = classes_of(pixels)  # returns before the device has finished
+        table = predict_pixels(pixels)  # returns before the device has finished
         if waiting is not None:
             yield from _rows(*waiting)
         waiting = (batch, table, errors)
@@ -124,7 +124,7 @@ def predict(run: Run, image: os.PathLike | str) -> dict[str, float]:
     """The probability of each class or label for an image file, or numbers. See `Run.predict`."""
     check_classifies(run, "the run")
     pixels = image_to_input(image, run.info.image_shape, run.config.data, run.info.mean, run.info.pixels)
-    row = np.asarray(run.classes_of(pixels[None]))[0]
+    row = np.asarray(run.predict_pixels(pixels[None]))[0]
     order = range(len(row)) if run.info.target == "regression" else np.argsort(-row)
     return {run.info.class_names[i]: float(row[i]) for i in order}
 
@@ -147,11 +147,11 @@ def make_predict(run: Run):
     link = link_of(run)
 
     @jax.jit
-    def classes_of(pixels: Array) -> Float[Array, "b k"]:
+    def predict_pixels(pixels: Array) -> Float[Array, "b k"]:
         logits = run.objective.predict(run.params, run.extras, normalize(pixels, run.info.mean, run.info.std))
         return link(logits.astype(np.float32))
 
-    return classes_of
+    return predict_pixels
 
 
 def read_images(run: Run, paths: Sequence[Path], size: int) -> tuple[np.ndarray, dict[int, Unreadable]]:

@@ -23,9 +23,9 @@ from train.initial import Initial, load_initial
 from train.optim import Extension
 from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
 from train.published import with_published
+from train.run.description import describe
 from train.run.failures import memory_trouble
 from train.run.progress import Progress
-from train.run.report import describe
 from train.run.workdir import as_begun, check_continues, is_finished
 from train.sharding import check_batch, make_mesh, sufficient_batch
 from train.small_data import notes_on_length, with_length
@@ -89,7 +89,7 @@ def prepare(config: Config) -> Setup:
     info = as_begun(config, info_of(dataset, config))
     notes = (*dataset.notes, *notes_on(info, config), *notes_on_length(open_config, config, images))
     dataset = dataclasses.replace(dataset, notes=notes)
-    asked, config = config, with_former_length(config)
+    requested, config = config, with_former_length(config)  # a run in the workdir may become longer
     begun, steps_per_epoch = length(config, images)
     eval_every = max(1, round(config.eval_epochs * steps_per_epoch))
 
@@ -97,7 +97,7 @@ def prepare(config: Config) -> Setup:
     config = with_feature_dim(config, teacher, info)
     fingerprints = {**dataset.fingerprints, **({"teacher": fingerprint_of_weights(frozen)} if teacher else {})}
     check_continues(config, info, fingerprints)
-    extensions = extensions_of(asked, config, images)
+    extensions = extensions_of(requested, config, images)
     total = extensions[-1].total if extensions else begun
     objective = build_objective(config, info, teacher, total)
     program = build_program(config, info, mesh, objective, begun, steps_per_epoch, extensions)

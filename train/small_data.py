@@ -44,16 +44,16 @@ def default_batch(images: int | None, sharing: int) -> int:
     return -(-size // sharing) * sharing
 
 
-def notes_on_length(asked: Config, config: Config, images: int) -> list[str]:
-    """Lines about what was done because there are few images.
+def notes_on_length(given: Config, config: Config, images: int) -> list[str]:
+    """Lines about the length and the batches, if there are few images.
 
     Args:
-        asked: The settings, possibly without batch size.
+        given: The settings of the user, possibly without batch size.
         config: The same settings with batch size and length.
         images: Number of training images.
     """
     notes, batch = [], config.batch_size
-    if asked.batch_size is None and batch < BATCH:
+    if given.batch_size is None and batch < BATCH:
         notes.append(f"batches of {batch} (--batch-size is not given)")
     elif batch > images:
         notes.append(f"a batch of {batch} has each image {batch / images:.1f} times (--batch-size)")

@@ -8,7 +8,7 @@ import pytest
 from tests.evaluation.pages import browser, check, opened
 from train.build import DataInfo
 from train.evaluation.charts import Line, line_chart
-from train.evaluation.examples import choose
+from train.evaluation.gallery import choose
 from train.evaluation.page import write_page
 from train.evaluation.results import measure, results, tiles
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from train.data.targets import MOST_CLASSES
 from train.errors import UserError, one_line, one_line_errors
 
 NAME = re.compile(r"(?P<name>\w+)(/(?P<config>(?!\.)[\w+.-]+))?(:(?P<version>(\d+|\*)(\.(\d+|\*)){2}))?", re.ASCII)
 VERSION = re.compile(r"\d{1,9}(\.\d{1,9}){2}", re.ASCII)
-MOST_CLASSES = 1_000_000
 
 
 def find_prepared(tfds: ModuleType, name: str, data_dir: Path) -> Path:

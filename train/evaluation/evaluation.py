@@ -15,7 +15,7 @@ from train.evaluation.page import number, write_page
 from train.evaluation.predictions import Predictions, predict_split
 from train.evaluation.results import measure, results, tiles
 from train.evaluation.subject import Subject, load_subject
-from train.evaluation.thumbnails import pixels_of
+from train.evaluation.thumbnails import evaluation_image
 from train.sharding import make_mesh
 from vit_jax.printable import printable
 
@@ -126,7 +126,7 @@ def write(options: Options, subject: Subject, predicted: Predictions, metrics: d
         metrics,
         predicted.values,
         targets,
-        lambda row: pixels_of(dataset, subject.data, images[row][0]),
+        lambda row: evaluation_image(dataset, subject.data, images[row][0]),
         lambda row: images[row][1],
     )
     write_page(

@@ -19,7 +19,7 @@ from train.evaluation.charts import Chart, Line, metric_chart
 from train.evaluation.page import number, write_page
 from train.evaluation.predictions import predict_split
 from train.evaluation.results import measure, results, tiles
-from train.evaluation.thumbnails import denormalized, pixels_of, thumbnail, visible
+from train.evaluation.thumbnails import denormalized, evaluation_image, thumbnail, visible
 from train.memory import in_words
 from train.probing import data_of
 from train.program import prepare_training
@@ -64,7 +64,7 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
         predicted = predict_split(run, dataset, data, make_mesh(), run.config.eval_batch_size)
         metrics = measure(run.info, predicted.values, predicted.targets)
         head = tiles(run.info.target, metrics)
-        image = lambda row: pixels_of(dataset, data, int(predicted.indices[row]))
+        image = lambda row: evaluation_image(dataset, data, int(predicted.indices[row]))
         name = lambda row: dataset.eval.name_of(int(predicted.indices[row]))
         shown = results(run.info, metrics, predicted.values, predicted.targets, image, name)
         rows = np.unique(np.linspace(0, len(predicted.values) - 1, LOOKED_AT).astype(int)).tolist()

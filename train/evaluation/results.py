@@ -7,13 +7,13 @@ import numpy as np
 
 from train.build import DataInfo
 from train.evaluation.charts import reliability_chart, scatter_chart
-from train.evaluation.examples import Example, choose
+from train.evaluation.gallery import Shown, choose
 from train.evaluation.metrics import classification_metrics, multilabel_metrics, regression_metrics
 from train.evaluation.page import Cell, Column, Table, number, number_cell, share_cell, text_cell
 from train.evaluation.thumbnails import thumbnail
 from vit_jax.printable import printable
 
-MOST_CLASSES = 25  # of a confusion matrix that is legible
+LEGIBLE = 25  # classes of a confusion matrix, at most
 CONFUSIONS = 50  # rows of the list of confusions
 SCATTERS = 6
 
@@ -51,7 +51,7 @@ def results(
     metrics: dict[str, Any],
     values: np.ndarray,
     targets: np.ndarray,
-    pixels_of: Callable[[int], np.ndarray],
+    image_of: Callable[[int], np.ndarray],
     name_of: Callable[[int], str],
 ) -> dict[str, Any]:
     """The context of a page about predictions.
@@ -61,12 +61,12 @@ def results(
         metrics: From `measure`.
         values: Predictions (n, k).
         targets: True classes (n,), labels or numbers (n, k).
-        pixels_of: The image of a row.
+        image_of: The image of a row.
         name_of: The name of a row's image, "" if it has none.
     """
     target = info.target
     mistakes, successes = choose(target, values, targets, [printable(name, 40) for name in info.class_names])
-    show = lambda examples: [_shown(each, pixels_of(each.row), name_of(each.row)) for each in examples]
+    show = lambda examples: [_figure(each, image_of(each.row), name_of(each.row)) for each in examples]
     shown = {
         "mistakes_heading": "Largest errors" if target == "regression" else "Most confident mistakes",
         "mistakes_note": NOTES[target],
@@ -88,7 +88,7 @@ def results(
             "reliability": reliability_chart(metrics["reliability"]),
             "ece": f"{metrics['ece']:.2%}",
         }
-        if len(info.class_names) > MOST_CLASSES:
+        if len(info.class_names) > LEGIBLE:
             shown["note"] = f"{len(info.class_names):,} classes: the headings sort them."
     if target == "regression":
         columns = zip(info.class_names, targets.T, values.T, strict=True)
@@ -111,7 +111,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
 
 
 def _matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, Any] | None:
-    if len(names) > MOST_CLASSES:
+    if len(names) > LEGIBLE:
         return None
     rows = []
     for i, counts in enumerate(confusion):
@@ -149,7 +149,7 @@ def _columns_table(metrics: dict[str, Any]) -> Table:
     return Table([Column("Column", False), *map(Column, names.values())], rows)
 
 
-def _shown(example: Example, pixels: np.ndarray, name: str) -> dict[str, Any]:
+def _figure(example: Shown, pixels: np.ndarray, name: str) -> dict[str, Any]:
     same = example.true == example.predicted
     lines = [example.predicted, *([] if same else [f"true: {example.true}"]), example.detail]
     alt = f"Image of {example.true}, predicted as {example.predicted}"

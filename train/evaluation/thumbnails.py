@@ -26,7 +26,7 @@ class Thumbnail(NamedTuple):
     tiny: bool
 
 
-def pixels_of(dataset: Dataset, data: Data, index: int) -> np.ndarray:
+def evaluation_image(dataset: Dataset, data: Data, index: int) -> np.ndarray:
     """An image of the evaluation split as the network sees it, (h, w, c)."""
     preprocessing = evaluation_of(data, dataset.image_shape, dataset.mean)
     return evaluation_crop(read(dataset.eval, index)[0], preprocessing, dataset.mean)

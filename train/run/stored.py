@@ -105,7 +105,7 @@ class Run:
         return np.asarray(normalize(pixels[None], info.mean, info.std)[0])
 
     @functools.cached_property
-    def classes_of(self) -> Callable:
+    def predict_pixels(self) -> Callable:
         """A jitted function from pixels of the run's type (b, h, w, c) to probabilities or numbers (b, k)."""
         from train.prediction import make_predict  # not at the top: it uses this module
 

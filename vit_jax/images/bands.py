@@ -36,8 +36,8 @@ def _has_bands(tags: Mapping[int, Any], channels: int | None) -> bool:
     bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
     is_planar = samples > 1 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == PLANES
     is_plain = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) in (GREY, RGB)
-    asked = channels == samples and UNSPECIFIED in extra  # Pillow drops it
-    return is_plain and (len(extra) > 1 or asked or (is_planar and max(bits) > 8))
+    has_dropped = channels == samples and UNSPECIFIED in extra  # the channel that Pillow drops is needed
+    return is_plain and (len(extra) > 1 or has_dropped or (is_planar and max(bits) > 8))
 
 
 class TiffBands:

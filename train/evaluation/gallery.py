@@ -10,7 +10,7 @@ from train.evaluation.metrics import THRESHOLD
 MISTAKES, SUCCESSES = 12, 8
 
 
-class Example(NamedTuple):
+class Shown(NamedTuple):
     """An image to show.
 
     Attributes:
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 def choose(
     target: str, values: np.ndarray, targets: np.ndarray, names: Sequence[str]
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[list[Shown], list[Shown]]:
     """Choose the worst mistakes, the worst first, and typical successes.
 
     Args:
@@ -42,7 +42,7 @@ def choose(
 
 def _classes(values, targets, names):
     predicted, confidence = values.argmax(axis=1), values.max(axis=1)
-    example = lambda row: Example(int(row), names[targets[row]], names[predicted[row]], f"{confidence[row]:.1%}")
+    example = lambda row: Shown(int(row), names[targets[row]], names[predicted[row]], f"{confidence[row]:.1%}")
     right = np.flatnonzero(predicted == targets)
     wrong = np.flatnonzero(predicted != targets)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
@@ -59,7 +59,7 @@ def _labels(values, targets, names):
     def example(row):
         worst = int(np.abs(values[row] - targets[row]).argmax())
         detail = f"{names[worst]} {values[row, worst]:.1%}"
-        return Example(int(row), listed(row, targets > 0), listed(row, predicted), detail)
+        return Shown(int(row), listed(row, targets > 0), listed(row, predicted), detail)
 
     right = np.flatnonzero((predicted == (targets > 0)).all(axis=1))
     wrong = np.setdiff1d(np.arange(len(values)), right)
@@ -71,7 +71,7 @@ def _numbers(values, targets, names):
     scale = np.maximum(targets.std(axis=0), 1e-12)
     error = (np.abs(values - targets) / scale).max(axis=1)
     listed = lambda row: ", ".join(f"{name} {value:.4g}" for name, value in zip(names, row, strict=True))
-    example = lambda row: Example(int(row), listed(targets[row]), listed(values[row]), f"{error[row]:.2f}")
+    example = lambda row: Shown(int(row), listed(targets[row]), listed(values[row]), f"{error[row]:.2f}")
     order = np.argsort(-error, kind="stable")
     typical = _typical(np.arange(len(error)), error)
     return [*map(example, order[:MISTAKES])], [*map(example, typical[:SUCCESSES])]
