@@ -40,9 +40,9 @@ def test_options_decide_and_the_rest_fits_the_data(given, length):
 
 def test_it_is_said():
     said = lambda asked, images: notes_on_length(asked, with_length(asked, images, ONE), images)
-    each = "each epoch has each image 4.8 times, for 300 steps (--min-steps)"
+    each = "each epoch repeats the images 4.8 times, for 300 steps (--min-steps)"
     assert said(Config(), 50) == [f"small data: batches of 8 (--batch-size is not given); {each}"]
-    repeated = "a batch of 128 has each image 2.6 times (--batch-size)"
+    repeated = "each batch of 128 has every image 2.6 times (--batch-size)"
     assert said(Config(batch_size=128, epochs=10.0), 50) == [f"small data: {repeated}"]
     assert said(Config(), 100_000) == []
     assert said(Config(batch_size=128, steps=3), 1000) == []

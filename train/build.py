@@ -34,7 +34,7 @@ class DataInfo(NamedTuple):
         image_shape: Height, width and channels of the model's input.
         mean: Mean per channel, of pixels in 0..1; floats may have any range.
         std: Standard deviation per channel, of the same pixels.
-        target: What is learned of each image; see `Data.target`.
+        target: What the model predicts; see `Data.target`.
         target_mean: For regression, mean of each number column over the training images; otherwise empty.
         target_std: For regression, standard deviation of each number column; otherwise empty.
         pixels: Type of the samples of images.

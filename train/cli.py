@@ -6,13 +6,15 @@ It also works in a folder that contains another `train.py` or `train/`, which `p
 import importlib
 import sys
 
-from train.commandline.options import MODULES
+from train.commandline.options import COMMANDS, MODULES
 from train.commandline.terminal import run_command, tell
 from train.errors import UserError
 from train.listing import LISTINGS, SHELLS, answer
 
 USAGE = f"usage: vit-jax {{{','.join(MODULES)}}} ...; vit-jax COMMAND --help lists the options of a command"
 OTHERS = f"""
+{chr(10).join(f"  {name:<10} {does}" for name, does in COMMANDS.items())}
+
 {", ".join(LISTINGS)}: print it and exit
 --completion {{{",".join(SHELLS)}}}: print a script that completes commands and options, for eval
 """

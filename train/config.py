@@ -41,7 +41,8 @@ class Data:
     label_columns: tuple[str, ...] = ()
     """Columns with the labels or numbers; for `wds:` cls, txt, or keys of json; default: found by name."""
     target: Literal["class", "multilabel", "regression"] = "class"
-    """What is learned of each image: its `class`, any number of labels (`multilabel`), or numbers (`regression`)."""
+    """What the model predicts for an image: its `class`, any number of labels (`multilabel`), or numbers
+    (`regression`)."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     """Order of the training images: each once in every epoch (`shuffle`), or images of every class equally often
     (`balanced`), which repeats those of rare classes."""
@@ -222,9 +223,8 @@ class Config:
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     """Number of optimizer steps; replaces `--epochs` and `--min-steps`."""
     extend: Literal["stretch", "constant"] | None = None
-    """How a run that is already in the workdir becomes longer, by a larger `--epochs` or `--steps`: from the step that
-    it has reached with the learning rate of a run of the new length (`stretch`), or from its former end with a constant
-    one (`constant`)."""
+    """Learning rate of a run in the workdir that a larger `--epochs` or `--steps` makes longer: from its last
+    checkpoint on that of a run of the new length (`stretch`), or after its former end constant (`constant`)."""
     extend_lr: Annotated[float, Range(1e-35, 1e35)] | None = None
     """Learning rate with `--extend=constant`; default: the one that the schedule ended with."""
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] | None = None

@@ -1,4 +1,4 @@
-"""Classes, labels or numbers of images, by a run: `python -m train.predict --workdir runs/vit-digits image.png`.
+"""Predict classes, labels or numbers of images: `python -m train.predict --workdir runs/vit-digits image.png`.
 
 Prints the most probable classes or labels of each image, or its numbers, using the best checkpoint of the run, or
 writes a table.

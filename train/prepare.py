@@ -5,6 +5,7 @@ TFDS writes it as ArrayRecord. TensorFlow is needed only for datasets whose own 
 
 import dataclasses
 import sys
+from typing import Annotated
 
 import tyro
 
@@ -18,7 +19,7 @@ from vit_jax.printable import printable
 class Options:
     """Dataset to prepare, and its folder."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name in TFDS: NAME, NAME/CONFIGURATION or NAME:VERSION."""
     dir: str | None = None
     """Folder of all prepared datasets, as in `--data.dir`; default: the one that TFDS itself uses."""

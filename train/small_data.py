@@ -56,8 +56,8 @@ def notes_on_length(given: Config, config: Config, images: int) -> list[str]:
     if given.batch_size is None and batch < BATCH:
         notes.append(f"batches of {batch} (--batch-size is not given)")
     elif batch > images:
-        notes.append(f"a batch of {batch} has each image {batch / images:.1f} times (--batch-size)")
+        notes.append(f"each batch of {batch} has every image {batch / images:.1f} times (--batch-size)")
     repeats = config.min_steps * batch / (config.epochs * images)
     if config.steps is None and repeats > 1:
-        notes.append(f"each epoch has each image {repeats:.1f} times, for {config.min_steps:,} steps (--min-steps)")
+        notes.append(f"each epoch repeats the images {repeats:.1f} times, for {config.min_steps:,} steps (--min-steps)")
     return [f"small data: {'; '.join(notes)}"] if notes else []

@@ -37,9 +37,21 @@ def prog(command: str) -> str:
     return f"vit-jax {command}" if Path(sys.argv[0]).stem == "vit-jax" else f"python -m train.{MODULES[command]}"
 
 
-# Modules of commands.
-COMMANDS = ("predict", "evaluate", "report", "compare", "probe", "convert", "export", "push", "plan", "prepare")
-MODULES = {"train": "main"} | {name: name for name in COMMANDS}
+# The commands and what they do; `train.main` is the module of "train", and others have the command's name.
+COMMANDS = {
+    "train": "train a model, or continue a run",
+    "predict": "predict the classes, labels or numbers of images",
+    "evaluate": "evaluate a run or published weights on labelled images",
+    "report": "write the report of a run again",
+    "compare": "compare runs in a table and on a page",
+    "probe": "measure the accuracy of an encoder's features",
+    "convert": "convert weights between torch and Orbax",
+    "export": "export a run for use without the trainer",
+    "push": "publish a run on the Hugging Face hub",
+    "plan": "estimate memory and time of a training step, also for absent devices",
+    "prepare": "download a TFDS dataset and prepare it",
+}
+MODULES = {name: "main" if name == "train" else name for name in COMMANDS}
 
 
 def read_options(kind: type[T], groups: list[Group], command: str, description: str, default: T | None = None) -> T:

@@ -165,9 +165,11 @@ PROGRAM = f"""
 A program for JAX without vit-jax, on CPU, CUDA or TPU, for any number of images:
 
 ```python
+from pathlib import Path
+
 import jax.export
 
-program = jax.export.deserialize(bytearray(open("FOLDER/{STABLEHLO}", "rb").read()))
+program = jax.export.deserialize(bytearray(Path("FOLDER/{STABLEHLO}").read_bytes()))
 {{output}} = program.call({{pixels}})
 ```
 """
