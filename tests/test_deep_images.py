@@ -207,7 +207,9 @@ def test_channels_are_the_last_axis():
     contents = npy(np.zeros((5, 64, 48), np.uint8))
     with pytest.raises(Unreadable, match=r"expected \(height, width, channels\), but this looks like channels first"):
         image_form(io.BytesIO(contents), "it")
-    assert read(contents, 48).shape == (5, 64, 48)  # asked for, it is no mistake
+    assert read(contents, 48).shape == (5, 64, 48)  # the number of channels is given
+    strip = npy(np.zeros((3, 64, 4), np.uint8))  # so few channels are not a width
+    assert image_form(io.BytesIO(strip), "it").channels == 4
 
 
 def test_an_expanding_part_of_a_tiff_is_refused():

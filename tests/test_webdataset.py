@@ -89,6 +89,20 @@ def test_labels_in_json(tmp_path):
     assert all(images[image.tobytes()] == size for image, (size,) in (parts.train[i] for i in range(len(parts.train))))
 
 
+def test_suffixes_in_capitals(tmp_path):
+    """As cameras write them."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(4):
+            written = io.BytesIO()
+            Image.fromarray(noise(12, 10, seed=i)).save(written, "PNG")
+            for name, content in ((f"DSC{i}.PNG", written.getvalue()), (f"DSC{i}.CLS", str(i % 2).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    parts = opened(tmp_path, split=0.5)
+    assert (len(parts.train), len(parts.eval), parts.class_names) == (2, 2, ("0", "1"))
+
+
 def test_splits_by_folder_and_by_share(tmp_path):
     for split in ("training", "validation"):
         (tmp_path / split).mkdir()
