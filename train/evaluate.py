@@ -37,7 +37,8 @@ class Options:
     batch_size: Annotated[int, Range(1, MOST_IMAGES)] = 256
     """Images per batch, on all devices together."""
     out: Path | None = None
-    """Folder to write metrics.json, per_class.csv, confusion.csv, predictions.csv and evaluation.html into."""
+    """Folder to write metrics.json, per_class.csv (for numbers per_column.csv), confusion.csv, predictions.csv and
+    evaluation.html into."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Choose the columns of images, labels and splits in a table, as configured or by their names and values."""
+"""Choose the columns of images, labels and splits in a table: by the options, otherwise by names and values."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence

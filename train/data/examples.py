@@ -174,7 +174,7 @@ def _images(examples: Examples) -> list[EncodedImage]:
 
 
 def _fingerprint(origin: str, source: EncodedSource) -> Fingerprint:
-    """The fingerprint of the examples' names and targets, and of some images that are no files of their own."""
+    """The fingerprint of the examples' names and targets, and of some images that are not stored as files."""
     count = len(source)
     files = fingerprint_of_files(origin, {"": [source.name_of(index) for index in range(count)]})
     contents = []

@@ -23,7 +23,7 @@ class Balanced:
     """An endless order of examples in which every class is equally frequent.
 
     Of k classes, each k consecutive positions have one example of every class, in random order. The examples of a class
-    follow each other in random order, each once before any comes again. All depends only on the seed and the position.
+    follow each other in random order, each once before any comes again. The order depends only on `seed`.
 
     Args:
         labels: The class of each example, int (n,).

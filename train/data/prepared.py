@@ -108,7 +108,7 @@ def _needs_tensorflow(error: BaseException | None) -> bool:
 
 
 def check_name(name: str) -> re.Match:
-    """Parse the name of a dataset. Raises UserError if it is none."""
+    """Parse the name of a dataset. Raises UserError if it is not one."""
     if parsed := NAME.fullmatch(name):
         return parsed
     raise UserError(f"unknown data 'tfds:{name}': expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0")

@@ -84,7 +84,7 @@ def held_out_note(count: int) -> str:
 
 
 def divided_note(count: int, share: float, of: str) -> str:
-    """The note for `count` images held out by `divide`, so much of each class or, `of` all, at random."""
+    """The note for `count` images held out by `divide`; `of` is each class, or all images."""
     return f"{count_images(count)} held out for evaluation, {1 - share:.0%} of {of} (--data.split)"
 
 

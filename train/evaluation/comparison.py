@@ -90,7 +90,7 @@ def show_comparison(workdirs: Sequence[str], out: Path | None) -> None:
 
 
 def load_runs(workdirs: Sequence[str]) -> list[Compared]:
-    """Read the settings and the records of runs. Raises UserError if one is none, has no evaluation, or is twice."""
+    """Read the settings and the records of runs. Raises UserError for one without evaluation, or named twice."""
     if len(workdirs) < 2:
         raise UserError(f"RUNS is {' '.join(workdirs)}; expected two or more folders of runs")
     paths = [epath.Path(workdir).resolve() for workdir in workdirs]
@@ -102,7 +102,7 @@ def load_runs(workdirs: Sequence[str]) -> list[Compared]:
 def _load(workdir: str, name: str) -> Compared:
     config, _ = read_run_file(workdir)
     settings = {key: value for key, value in flat(config).items() if key not in MAY_CHANGE}
-    records = list(read_records(workdir))
+    records = read_records(workdir)
     evaluations = {record["step"]: record for record in records if record["split"] == "eval"}
     if not evaluations:
         raise UserError(f"{workdir} has no evaluation in metrics.jsonl")

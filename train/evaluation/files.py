@@ -22,7 +22,7 @@ def write_files(
     class_names: Sequence[str],
     images: Iterable[tuple[int, str]],
 ) -> None:
-    """Write the files of an evaluation into `folder`. An OSError is raised if they cannot be written.
+    """Write the files of an evaluation into `folder`.
 
     Args:
         folder: The folder, which is made if it does not exist.
@@ -31,12 +31,16 @@ def write_files(
         targets: True classes (n,), labels or numbers (n, k).
         class_names: Names of the k classes, labels or columns.
         images: Index in the split and name of each image.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = {name: value for name, value in metrics.items() if name != "confusion"}
     write_atomically(folder / "metrics.json", json.dumps(shown, indent=2) + "\n")
-    rows = metrics.get("per_class") or metrics["per_column"]
-    _write(folder / "per_class.csv", rows[0], (row.values() for row in rows))
+    for table in ("per_class", "per_column"):
+        if rows := metrics.get(table):
+            _write(folder / f"{table}.csv", rows[0], (row.values() for row in rows))
     if "confusion" in metrics:
         counts = zip(class_names, metrics["confusion"], strict=True)
         _write(folder / "confusion.csv", ["true", *class_names], ([name, *row] for name, row in counts))

@@ -58,7 +58,7 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
     data = data_of(run.config.data, None, run.info)
     classifies = isinstance(run.objective, Classifier)
     dataset = dataset or load_dataset(data, labels=classifies, trains=False)
-    step, records = best_step(workdir), list(read_records(workdir))
+    step, records = best_step(workdir), read_records(workdir)
     head, shown, attention = [], None, None
     if classifies:
         predicted = predict_split(run, dataset, data, make_mesh(), run.config.eval_batch_size)
@@ -155,7 +155,7 @@ def _attention(run: Run, pixels: Sequence[np.ndarray]) -> dict[str, Any] | None:
 
 
 def _lit(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """An image, uint8 (h, w, 3), in grey, whose patches are the more orange the more attention they receive."""
+    """An image, uint8 (h, w, 1) or (h, w, 3), in grey, with the attention that each patch receives in orange."""
     height, width, _ = image.shape
     rows = np.arange(height) * shares.shape[0] // height
     columns = np.arange(width) * shares.shape[1] // width

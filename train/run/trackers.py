@@ -21,7 +21,7 @@ from train.run.command import flat
 from train.run.files import is_remote, write_atomically
 from train.run.json_files import read_json
 
-FILE = "tracking.json"  # in a workdir: the tracker's id of the run, so that a continued run is the same one there too
+FILE = "tracking.json"  # in a workdir: the tracker's id of the run, which a continued run uses again
 PROJECT = "vit-jax"
 
 Send = Callable[[int, Mapping[str, float]], None]
@@ -45,7 +45,7 @@ class Wandb:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values of a step; Weights & Biases ignores a step that it has had before."""
+        """Record values of a step; Weights & Biases ignores steps that it already has."""
         self._run.log(dict(values), step=step)
 
     def close(self, error: BaseException | None) -> None:
