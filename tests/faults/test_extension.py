@@ -116,6 +116,8 @@ def test_extensions_are_recorded_and_cannot_change(tmp_path):
     second = Extension(LONGER, 90, "constant", 1e-3)
     # Two epochs, which have as many steps as in the beginning.
     assert extend(tmp_path, "--steps=None", "--epochs=2", "--extend=constant", "--extend-lr=1e-3") == (first, second)
+    with pytest.raises(UserError, match=r"extended by --extend=constant --extend-lr=0\.001; that cannot change"):
+        extend(tmp_path, "--steps=90", "--extend=constant", "--extend-lr=2e-3")
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["config"]["steps"] == LAST
     stored["extensions"][1]["lr"] = None
