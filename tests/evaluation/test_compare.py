@@ -16,12 +16,13 @@ OPTIONS = {"a": ("--seed=0",), "b": ("--seed=1",), "c": ("--optim.lr=0.5",)}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs with different seeds, and one with another learning rate, with records of their only checkpoint."""
+    """Two runs with different seeds, and one with another learning rate, with records of their best checkpoint, and of a worse step."""
     root = tmp_path_factory.mktemp("runs")
     for name, accuracy in ACCURACIES.items():
         untrained(root / name, *OPTIONS[name])
         record = {"step": 0, "split": "eval", "loss": 2 * accuracy, "accuracy": accuracy, "examples": 360}
-        (root / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        worse = record | {"step": 9, "loss": 3.0, "accuracy": 0.1}
+        (root / name / "metrics.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps(worse)}\n")
     return root
 
 

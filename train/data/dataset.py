@@ -16,7 +16,7 @@ from train.commandline.ranges import check_values
 from train.config import Data
 from train.data.fingerprint import Fingerprint
 from train.data.skipped import Skipped
-from train.data.sources import ArraySource, Source, as_array, read
+from train.data.sources import ArraySource, Source, as_array, evenly_spaced, read
 from train.data.transforms import evaluation_crop, evaluation_of
 from train.data_kinds import check_normalisation, parse_kind
 from train.errors import UserError
@@ -101,7 +101,8 @@ def _image_shape(source: Source, config: Data) -> tuple[int, int, int]:
     first = read(source, 0)[0].shape
     if config.image_size is not None:
         return (*config.image_size, first[2])
-    for shape in _each(lambda i: read(source, i)[0].shape, _sample(source), "Comparing image sizes", source):
+    sample = evenly_spaced(len(source), SAMPLE)
+    for shape in _each(lambda i: read(source, i)[0].shape, sample, "Comparing image sizes", source):
         if shape != first:
             sizes = f"{first[0]}x{first[1]} and {shape[0]}x{shape[1]}"
             raise UserError(f"images of {config.name} differ in size ({sizes}): pass --data.image-size H W")
@@ -124,7 +125,7 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
         pixels = evaluation_crop(read(source, index)[0], preprocessing, grey).astype(np.float64) / white
         return np.stack([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
 
-    measured = _each(moments, _sample(source), "Measuring mean and deviation", source)
+    measured = _each(moments, evenly_spaced(len(source), SAMPLE), "Measuring mean and deviation", source)
     mean, square = np.mean(list(measured), axis=0)
     least = 1 / max(white, 255)  # avoids division by zero for a constant channel
     std = np.sqrt(np.maximum(square - mean**2, least**2))
@@ -161,12 +162,6 @@ def _into_memory(source: Source, shape: tuple[int, int, int], what: str) -> Sour
 def warn(line: str) -> None:
     """Print a line to stderr."""
     print(printable(line, None), file=sys.stderr)
-
-
-def _sample(source: Source) -> Sequence[int]:
-    """Up to SAMPLE evenly spaced indices."""
-    count = min(len(source), SAMPLE)
-    return [i * len(source) // count for i in range(count)]
 
 
 def _each(function: Callable[[int], Any], indices: Sequence[int], description: str, source: Source) -> Iterator:

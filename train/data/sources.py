@@ -84,6 +84,12 @@ def read(source: Source, index: int) -> tuple[np.ndarray, Target, int]:
     return *source[index], index
 
 
+def evenly_spaced(count: int, most: int) -> Sequence[int]:
+    """Up to `most` evenly spaced indices of `count` examples."""
+    most = min(count, most)
+    return [i * count // most for i in range(most)]
+
+
 def open_digits(_: str, config: Data, *, labels: bool = True) -> Parts:
     """Open 1,797 scans of handwritten digits, 8x8 pixels, as scikit-learn has them; 360 are held out for evaluation.
 

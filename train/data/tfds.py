@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from train.data.prepared import (
     how_to_prepare,
     read_class_names,
 )
-from train.data.sources import Parts
+from train.data.sources import Parts, evenly_spaced
 from train.data.splits import HELD_OUT, choose_split, count_images, divided_note, held_out_note
 from train.data.transforms import Unreadable, decode, image_form
 from train.errors import UserError, one_line, one_line_errors
@@ -183,7 +183,7 @@ def _channels(image: Any, source: TfdsSource) -> int:
     if declared := image.shape[-1]:
         return 1 if declared == 1 else 3  # alpha is dropped
     kinds = set()
-    for index in _sample(len(source), 100):
+    for index in evenly_spaced(len(source), 100):
         with contextlib.suppress(Unreadable):
             kinds.add(image_form(io.BytesIO(source.encoded_image(index)), source.name_of(index)).channels)
     return max(kinds, default=3)
@@ -199,7 +199,7 @@ def _pixels(image: Any, config: Data) -> str:
 def _check_labels(source: TfdsSource, split: str, config: Data) -> None:
     """Raises UserError if a sample of the labels contains an invalid one."""
     labels = {}
-    for index in _sample(len(source), SAMPLE):
+    for index in evenly_spaced(len(source), SAMPLE):
         with contextlib.suppress(Unreadable):
             labels[index] = source.stored_label(index)
     if labels and set(labels.values()) == {UNLABELLED}:
@@ -209,12 +209,6 @@ def _check_labels(source: TfdsSource, split: str, config: Data) -> None:
         )
     for index, label in labels.items():
         source.check_label(label, index)
-
-
-def _sample(count: int, most: int) -> Iterator[int]:
-    """Up to `most` evenly spaced indices."""
-    most = min(count, most)
-    return (i * count // most for i in range(most))
 
 
 def _digest(info: Any, split: str) -> str:
