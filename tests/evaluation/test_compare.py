@@ -16,7 +16,7 @@ OPTIONS = {"a": ("--seed=0",), "b": ("--seed=1",), "c": ("--optim.lr=0.5",)}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs with different seeds, and one with another learning rate, with records of their best checkpoint, and of a worse step."""
+    """Runs that differ in seed or learning rate, with records of their only checkpoint and of a later, worse step."""
     root = tmp_path_factory.mktemp("runs")
     for name, accuracy in ACCURACIES.items():
         untrained(root / name, *OPTIONS[name])
