@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import shlex
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -19,6 +20,7 @@ from train.config import Config, Data
 from train.data import load_dataset
 from train.evaluation.predictions import views, with_margin
 from train.evaluation.report import write_report
+from train.evaluation.subject import Subject
 from train.main import parse
 from train.run.command import command_of
 from train.sharding import make_mesh
@@ -144,3 +146,10 @@ def test_the_command_of_a_config_gives_it_again(line):
     assert words[:2] == ["vit-jax", "train"]
     assert parse(words[2:]) == config
     assert isinstance(config, Config)
+
+
+def test_targets_in_the_order_of_the_run():
+    """The dataset's column 0 is the run's 1, its 1 the run's 2, and its 2 the run's 0."""
+    subject = SimpleNamespace(places=(1, 2, 0))
+    assert Subject.targets(subject, np.array([0, 1, 2])).tolist() == [1, 2, 0]
+    assert Subject.targets(subject, np.array([[10.0, 20, 30]])).tolist() == [[30, 10, 20]]
