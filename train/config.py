@@ -66,7 +66,7 @@ class Data:
     pixels: Literal["uint8", "uint16", "float32"] | None = None
     """Type of samples of images; `uint8` reduces 16-bit images to their upper 8 bits; default: that of the files."""
     mean: tuple[Annotated[float, Range(-1e6, 1e6)], ...] | None = None
-    """Mean of each channel, subtracted from pixels in 0..1 (of floats, from what they are); default: that of published
+    """Mean of each channel, subtracted from pixels in 0..1 (floats are not scaled); default: that of published
     weights, otherwise measured on up to 1,000 training images."""
     std: tuple[Annotated[float, Range(1e-6, 1e6)], ...] | None = None
     """Standard deviation of each channel, for the same pixels; default: as for the mean."""
@@ -248,7 +248,7 @@ class Config:
     """Random seed of initialisation, data order, augmentation and dropout."""
     sweep: tuple[str, ...] = ()
     """Settings to combine, as OPTION=VALUE,VALUE,...: `--sweep optim.lr=1e-3,3e-3 seed=0,1` trains four runs one after
-    the other, each in a folder of its own in `--workdir`. The same command continues a sweep."""
+    the other, each in its own folder in `--workdir`. The same command continues a sweep."""
     workdir: str | None = None
     """Folder of the run; a run that is already in it continues. Default: runs/MODEL-DATA, or runs/MODEL-OBJECTIVE-DATA
     if the objective is given."""

@@ -27,7 +27,7 @@ def info_of(dataset: Dataset, config: Config) -> DataInfo:
 
 
 def notes_on(info: DataInfo, config: Config) -> list[str]:
-    """Lines about what is done with the labels, shown at the start of a run."""
+    """Lines about how the labels are used, shown at the start of a run."""
     notes = []
     if info.target == "regression":
         columns = zip(info.class_names, info.target_mean, info.target_std, strict=True)

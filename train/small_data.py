@@ -1,4 +1,4 @@
-"""The length and the batch of a run where the options leave them open, so that small data is not undertrained."""
+"""The length and the batch size of a run whose options leave them open: few images need more epochs."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ LEAST_STEPS = 300  # with fewer, a model hardly moves from where it starts
 def with_length(config: Config, images: int | None, mesh: Mesh) -> Config:
     """`config` with a batch size and a length where they are None.
 
-    A run that is already in the workdir keeps its own, so that it continues also if defaults or devices have changed.
+    A run that is already in the workdir keeps its own, so that it continues even if defaults or devices have changed.
 
     Args:
         config: The settings.

@@ -1,6 +1,6 @@
 """A sweep: runs of all combinations of some settings, one after the other (`vit-jax train --sweep`).
 
-Each run is a process of its own, so that neither a failure nor the memory of a run affects the next. The sweep's folder
+Each run is a separate process, so that neither a failure nor the memory of a run affects the next. The sweep's folder
 has the workdirs of its runs, and sweep.json: the options of those that have finished.
 """
 
@@ -163,7 +163,7 @@ def start(argv: list[str], cache: str) -> int:
     environment = {"JAX_COMPILATION_CACHE_DIR": absolute_path(cache), **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
     command = [sys.executable, "-P", "-m", "train.main", *argv]  # -P: a train.py in this folder is not meant
-    # In a group of its own, so that a terminal's Ctrl-C reaches the run once.
+    # In a separate process group, so that a terminal's Ctrl-C reaches the run only once, through this process.
     with subprocess.Popen(command, env=environment, process_group=0) as process, forwarding_signals(process):
         status = process.wait()
     return status if status >= 0 else 128 - status

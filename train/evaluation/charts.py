@@ -1,4 +1,4 @@
-"""Charts as inline SVG, which takes its colours from the page, so that it is readable in light and dark."""
+"""Charts as inline SVG, which takes its colours from the page, so that it suits light and dark themes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -37,5 +37,5 @@ def write_ending(
         from train.evaluation.report import write_report  # not at the top: it imports much that a run does not need
 
         message(f"see {write_report(workdir, dataset)}")
-    except Exception as error:  # the run is complete, and must not fail because of its report
+    except Exception as error:  # the run is complete: a report that fails must not fail it
         message(f"warning: the report was not written: {one_line(error)}")
