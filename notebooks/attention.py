@@ -10,9 +10,9 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/attention.ipynb)
 #
-# Attention maps say from which patches a transformer gathers information, and the features of its patches what it has
-# found there. This notebook trains a network on images in which the answer is known: noise with one coloured square,
-# whose colour is the class. Then it looks where the network looked.
+# Attention maps show from which patches a transformer gathers information. This notebook trains a network on images for
+# which the right answer is known: noise with one coloured square, whose colour is the class. Then it compares the
+# attention with the position of the square.
 
 # %%
 # %pip install --quiet "vit-jax @ git+https://github.com/vit-jax/vit-jax" optax matplotlib
@@ -73,8 +73,8 @@ for number in range(1, 81):
         print(f"step {number}: loss {loss:.3f}")
 
 # %% [markdown]
-# `attention` returns the maps of all layers: (layers, images, heads, from, to). Of the last layer, the row of the class
-# token, which is token 0, without its look at itself, is the share of each patch.
+# `attention` returns the maps of all layers: (layers, images, heads, from, to). In the last layer, the row of the class
+# token (token 0), without its attention to itself, gives the share of each patch.
 
 
 # %%
@@ -92,7 +92,8 @@ on_square = float(shares[np.arange(len(places)), places].mean())
 print(f"accuracy {accuracy:.1%}; attention on the square {on_square:.1%}, by chance {1 / GRID**2:.1%}")
 
 # %% [markdown]
-# The brighter a patch, the more attention it gets. The network was never told where the squares are.
+# The brighter a patch, the more attention it gets. Training used the colours of the squares, not their
+# positions.
 
 # %%
 figure, axes = plt.subplots(2, 8, figsize=(12, 3.2), layout="constrained")
@@ -107,7 +108,7 @@ assert accuracy > 0.9
 assert on_square > 3 / GRID**2
 
 # %% [markdown]
-# The features tell the colours apart, too: an image's nearest neighbour by its pooled features has the same class.
+# The features separate the colours, too: the image with the most similar pooled features has the same class.
 
 # %%
 pooled = found.pooled / np.linalg.norm(found.pooled, axis=1, keepdims=True)

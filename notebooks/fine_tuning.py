@@ -10,15 +10,15 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/vit-jax/vit-jax/blob/main/notebooks/fine_tuning.ipynb)
 #
-# Weights that others trained on millions of images learn a new task from a few hundred. `vit-jax train --model=NAME`
+# A network that was trained on millions of images learns a new task from a few hundred. `vit-jax train --model=NAME`
 # takes the published ViTs of timm and of the Hugging Face hub by their names.
 
 # %%
 # %pip install --quiet "vit-jax[train] @ git+https://github.com/vit-jax/vit-jax"
 
 # %% [markdown]
-# Without a network connection, a network of the same architecture in small takes the place of the published one. Its
-# weights are random, so that everything below runs, but it shows nothing of what published weights are worth.
+# Without a network connection, this cell makes a smaller network of the same architecture, with random weights.
+# Everything below then runs, but the accuracy says nothing about published weights.
 
 # %%
 import jax
@@ -57,8 +57,8 @@ for name, photo in zip(("temple", "flower"), load_sample_images().images, strict
 
 # %% [markdown]
 # A published name selects the recipe `finetune`: a small learning rate that decreases from the head to the first block,
-# and at least 300 steps. The line `start from` says what was loaded: everything but the head, which is new. On a CPU
-# there are 50 steps, with a larger learning rate, and without the random augmentation.
+# and at least 300 steps. The line `start from` names what was loaded: everything but the head, which is new. On a CPU
+# this cell takes 50 steps with a larger learning rate, and without random augmentation.
 
 # %%
 from train.main import main
@@ -81,7 +81,7 @@ assert accuracy > 0.8
 # The trained network in Python:
 
 # %%
-from train.run.stored import load_run
+from train import load_run
 
 run = load_run("runs/fine-tuned")
 for name in ("temple", "flower"):
@@ -89,5 +89,6 @@ for name in ("temple", "flower"):
     assert next(iter(run.predict(folder / name / "192-288.png"))) == name
 
 # %% [markdown]
-# Less memory and time: `--train-only=head` trains the head alone, and `--lora.rank=8` low-rank changes of all blocks.
+# `--train-only=head` trains the head alone, which is faster. `--lora.rank=8` trains low-rank changes of all blocks, which
+# needs less memory.
 # `vit-jax predict`, `evaluate`, `export` and `push` take `--workdir=runs/fine-tuned`.

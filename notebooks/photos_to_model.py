@@ -35,8 +35,9 @@ for name, photo in zip(("temple", "flower"), load_sample_images().images, strict
             tile.save(folder / name / f"{row}-{column}.jpg", quality=95)
 
 # %% [markdown]
-# 2\. Train. A fifth of each class is held out for evaluation. The model is tiny, for a CPU: for photographs take a
-# larger `--data.image-size`, and published weights (`--model=timm/vit_small_patch16_224.augreg_in21k_ft_in1k`).
+# 2\. Train. A fifth of each class is held out for evaluation. The model is tiny, so that it trains on a CPU. For real
+# photographs use published weights (`--model=timm/vit_small_patch16_224.augreg_in21k_ft_in1k`), or a larger
+# `--data.image-size`.
 
 # %%
 import train.main
@@ -60,18 +61,17 @@ print(f"accuracy {accuracy:.1%}, by guessing 50%")
 assert accuracy > 0.8
 
 # %% [markdown]
-# 4\. The report, which the run has written at its end: settings, curves, mistakes, attention, and how to use the model.
-# It is a single file without links to other servers, so that it can be sent to anyone. Open it in a browser.
+# 4\. The run ends with a report: settings, curves, mistakes, attention, and how to use the model. It is a single file
+# that needs no network, so you can send it to anyone. Open it in a browser.
 
 # %%
 report = Path("runs/photos/report.html")
 print(report.resolve().as_uri(), f"{report.stat().st_size / 1e6:.1f} MB")
 
 # %% [markdown]
-# 5\. Share: weights with their configuration, and a program that JAX runs without this package, each checked against
-# the model before it is written, and a model card made from the run. Without `--dry-run`, and after `hf auth login`,
-# they are uploaded to the Hugging Face hub. `--formats onnx` writes a program for ONNX Runtime; `vit-jax export` writes
-# the files alone.
+# 5\. Share: `push` writes weights with their configuration, a program that JAX runs without this package, each checked
+# against the model, and a model card. Without `--dry-run`, and after `hf auth login`, it uploads them to the Hugging
+# Face hub. `--formats onnx` writes a program for ONNX Runtime; `vit-jax export` writes the files without uploading.
 
 # %%
 import train.push

@@ -69,7 +69,7 @@ def test_shares_are_percentages(metric, spread, shown):
     ("names", "message"),
     [
         ("a", "expected two or more folders of runs"),
-        ("a a", "RUNS names a folder twice"),
+        ("a a", "RUNS names the folder a twice"),
         ("a nothing", "nothing holds no run of this version"),
         ("a b --out=nowhere/x.html", "--out nowhere/x.html cannot be written: No such file or directory"),
     ],

@@ -94,8 +94,9 @@ def load_runs(workdirs: Sequence[str]) -> list[Compared]:
     if len(workdirs) < 2:
         raise UserError(f"RUNS is {' '.join(workdirs)}; expected two or more folders of runs")
     paths = [epath.Path(workdir).resolve() for workdir in workdirs]
-    if len(set(paths)) < len(paths):
-        raise UserError("RUNS names a folder twice")
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise UserError(f"RUNS names the folder {workdirs[i]} twice")
     return [_load(workdir, name) for workdir, name in zip(workdirs, _names(paths), strict=True)]
 
 

@@ -219,7 +219,7 @@ def duration(seconds: float) -> str:
 
 
 def _code(workdir: os.PathLike | str, classifies: bool) -> str:
-    lines = ["import jax", "from train.run.stored import load_run", f"run = load_run({os.fspath(workdir)!r})"]
+    lines = ["import jax", "from train import load_run", f"run = load_run({os.fspath(workdir)!r})"]
     if classifies:
         lines.append('print(run.predict("photo.jpg"))')
     outputs = "logits" if classifies else "features"
