@@ -89,6 +89,5 @@ for name in ("temple", "flower"):
     assert next(iter(run.predict(folder / name / "192-288.png"))) == name
 
 # %% [markdown]
-# `--train-only=head` trains the head alone, which is faster. `--lora.rank=8` trains low-rank changes of all blocks, which
-# needs less memory.
-# `vit-jax predict`, `evaluate`, `export` and `push` take `--workdir=runs/fine-tuned`.
+# `--train-only=head` trains the head alone, which is faster. `--lora.rank=8` trains low-rank changes of all blocks,
+# which needs less memory. `vit-jax predict`, `evaluate`, `export` and `push` take `--workdir=runs/fine-tuned`.

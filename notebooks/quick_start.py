@@ -60,8 +60,8 @@ plt.show()
 import numpy as np
 from sklearn.datasets import load_digits
 
-from train.data.augment import normalize
 from train import load_run
+from train.data.augment import normalize
 
 run = load_run(Path("runs/t2t-digits"))
 pixels = np.round(load_digits().images[:16] * 255 / 16).astype(np.uint8)[..., None]
