@@ -10,7 +10,7 @@ from train.build import DataInfo
 from train.evaluation.charts import Line, line_chart
 from train.evaluation.gallery import choose
 from train.evaluation.page import write_page
-from train.evaluation.results import measure, results, tiles
+from train.evaluation.results import confusion_table, measure, results, tiles
 
 SCRIPT = "<script>alert('a class')</script>"
 LONG = "a class with a very long name that nobody would abbreviate, with commas, and with more words"
@@ -120,3 +120,8 @@ def test_a_chart_has_its_points_where_they_are():
     assert "<title>&lt;b&gt;, step 10: 1</title>" in svg
     assert line_chart("x", [Line("a", 1, [])], "step") == ""
     assert str(line_chart("x", [Line("a", 1, [(i, float(i)) for i in range(9999)])], "step")).count(",") < 400
+
+
+def test_confusions_are_shares_of_the_true_class():
+    table = confusion_table([[3, 1, 0], [0, 2, 2], [0, 0, 0]], ("a", "b", "c"))
+    assert [[cell.text for cell in row] for row in table.rows] == [["b", "c", "2", "50.0%"], ["a", "b", "1", "25.0%"]]
