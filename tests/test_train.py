@@ -87,7 +87,7 @@ def test_run_says_what_it_will_do_and_what_it_reached(learning):
         r"devices +2 x cpu \(cpu\), mesh data=2",
         r"dtype +float32",
         r"optimizer +adamw, learning rate 0.002, cosine",
-        r"steps +240 of 64 images \(10.7 epochs\), evaluation every 67",
+        r"steps +240 of 64 images, 10\.7 passes over the training images, evaluation every 67 steps",
     ):
         assert re.search(pattern, head), pattern
     assert re.match(rf" +in [\d.]+ s\nworkdir +{workdir} \(new\)\n", tail)

@@ -66,8 +66,8 @@ def describe(
         ("optimizer", f"{config.optim.name}, learning rate {config.optim.lr:g}, {config.optim.schedule}"),
         (
             "steps",
-            f"{total:,} of {config.batch_size} images ({total * config.batch_size / len(dataset.train):.1f} epochs), "
-            f"evaluation every {eval_every:,}",
+            f"{total:,} of {config.batch_size} images, {total * config.batch_size / len(dataset.train):.1f} passes "
+            f"over the training images, evaluation every {eval_every:,} steps",
         ),
     ]
     if config.distill.teacher is None:
