@@ -1,11 +1,15 @@
 """The weights of classes and labels in the loss, `--class-weights`."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from train.errors import UserError, shortened
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BALANCED = "balanced"
 EXPECTED = f"{BALANCED}, NAME=WEIGHT ..., or a number for each class, all above 0"
@@ -62,6 +66,8 @@ def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     labels as torch suggests for `pos_weight`: images without the label / images with it. A class that never occurs, and
     a label that is everywhere or nowhere, have the weight 1.
     """
+    import numpy as np  # not at the top: `--help` and wrong options do not need it
+
     if labels.ndim == 2:
         present = labels.sum(axis=0)
         weights = (len(labels) - present) / np.maximum(present, 1)
