@@ -74,7 +74,7 @@ def run(session: Session, preemption: Preemption) -> dict[str, float]:
     except Diverged as error:
         checkpoint.finish(session.checkpoints)
         raise Diverged(f"{error}. {last_usable_checkpoint(session.workdir)}. {ADVICE}") from None
-    return finished(session, result)
+    return finished(session, result, preemption)
 
 
 def lacks_evaluation(session: Session) -> bool:
@@ -108,13 +108,14 @@ def save(session: Session, step: int, result: dict[str, float] | None) -> None:
     checkpoint.save(session.checkpoints, step, session.state, position, result)
 
 
-def finished(session: Session, result: dict[str, float] | None) -> dict[str, float]:
+def finished(session: Session, result: dict[str, float] | None, preemption: Preemption) -> dict[str, float]:
     """Finish writing, and show and return the last evaluation."""
     setup = session.setup
     if result is None:  # the run was already finished
         result = evaluation(session, lambda: False)
     checkpoint.finish(session.checkpoints)
     session.metrics.publish()
+    preemption.saves = False  # all is saved: a signal need not wait for the report
     best = session.checkpoints.best_step()
     of_best = session.checkpoints.metrics(best)
     metric = chosen_by(of_best)

@@ -8,7 +8,7 @@ import sys
 
 from train.commandline.options import read_options, split
 from train.commandline.terminal import run_command, tell
-from train.errors import UserError
+from train.errors import Stopped, UserError
 from vit_jax.printable import printable
 
 
@@ -21,7 +21,7 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line `argv` and return its exit status: 0, or 2 for invalid input."""
+    """Run the command line `argv` and return its exit status: 0, 2 for invalid input, or 1 if memory runs out."""
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "report", __doc__)
         from train.evaluation.report import write_report  # not at the top: JAX takes seconds to import
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except UserError as error:
         return tell(2, f"error: {error}")
+    except Stopped as error:
+        return tell(1, f"stopped: {error}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`compare` groups runs that differ only in their seed, and shows what differs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -47,6 +48,16 @@ def test_the_table_and_the_page(runs, tmp_path, capsys):
     assert "| --- | --- | --- | ---: | ---: | ---: |" in page
     with browser() as started, opened(started, out, "dark", 390) as shown:
         check(shown, 390)
+
+
+def test_an_extended_run_has_its_present_length(runs, tmp_path):
+    extended = shutil.copytree(runs / "a", tmp_path / "extended")
+    stored = json.loads((extended / "config.json").read_text())
+    stored["extensions"] = [{"after": 3, "total": 99, "schedule": "stretch", "lr": None}]
+    (extended / "config.json").write_text(json.dumps(stored))
+    _, run = load_runs([str(runs / "a"), str(extended)])
+    length = [run.settings[name] for name in ("steps", "epochs", "min_steps", "extended")]
+    assert length == [99, None, None, "stretch after 3"]
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,20 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(run, capsys, options, mess
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "module", "advice"),
+    [
+        ("evaluate", "evaluation", "use a --batch-size below 256"),
+        ("report", "report", "the run has --eval-batch-size=256; vit-jax evaluate takes a smaller --batch-size"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(run, capsys, command, module, advice):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 5 bytes.")
+    with mock.patch(f"train.evaluation.{module}.predict_split", side_effect=error):
+        assert train.cli.main([command, f"--workdir={run}"]) == 1
+    assert capsys.readouterr().err == f"stopped: memory ran out: {advice}\n"
+
+
 def test_pages_in_a_browser(run, evaluated):
     with browser() as started:
         for scheme, width in (("light", 390), ("dark", 1280)):

@@ -18,11 +18,15 @@ from tests.pictures import noise
 from tests.runs import untrained
 from train.config import Config, Data
 from train.data import load_dataset
+from train.data_info import DataInfo
+from train.errors import UserError
+from train.evaluate import Options
 from train.evaluation.predictions import views, with_margin
 from train.evaluation.report import write_report
-from train.evaluation.subject import Subject
+from train.evaluation.subject import Subject, load_subject
 from train.main import parse
 from train.run.command import command_of
+from train.run.stored import Run
 from train.sharding import make_mesh
 from vit_jax import create_model, load_pretrained, save_pretrained
 from vit_jax.pretrained.preprocessing import Preprocessing
@@ -116,6 +120,30 @@ def test_five_crops_are_cut_from_a_larger_image():
     dataset, data = with_margin(load_dataset(Data()), Data(eval_crop=0.7))
     assert dataset.image_shape == (10, 10, 1)  # 8 / 0.875, rounded up
     assert (data.image_size, data.eval_crop) == ((10, 10), pytest.approx(0.8))
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen", "name", "expected"),
+    [
+        ("regression", (), "table:other.csv", ("a", "b")),
+        ("regression", (), "array:other.npz", ()),
+        ("multilabel", ("b", "a"), "hf:other", ("a", "b")),
+        ("multilabel", ("tags",), "hf:other", ()),
+        ("class", ("kind",), "table:other.csv", ()),
+    ],
+)
+def test_another_table_is_read_with_the_columns_that_the_run_predicts(target, chosen, name, expected, monkeypatch):
+    def load(data, **_):
+        raise UserError(repr(data.label_columns))
+
+    info = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.2,))
+    run = mock.Mock(spec=Run, config=Config(data=Data("table:own.csv", target=target, label_columns=chosen)), info=info)
+    monkeypatch.setattr("train.evaluation.subject.load_run", lambda _: run)
+    monkeypatch.setattr("train.evaluation.subject.check_classifies", lambda *_: None)
+    monkeypatch.setattr("train.evaluation.subject.load_dataset", load)
+    with pytest.raises(UserError) as caught:
+        load_subject(Options(workdir="run", data=name))
+    assert str(caught.value) == repr(expected)
 
 
 @pytest.mark.exhaustive

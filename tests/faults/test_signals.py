@@ -24,8 +24,12 @@ def test_sigterm_saves_and_exits_with_143(alone, tmp_path, monkeypatch, capsys):
         assert signal.getsignal(signal.SIGTERM) is before
     assert error(capsys, "preempted: ") == "preempted: saved after step 5/16; the same command continues from there\n"
     assert steps(tmp_path)[-1] == 5  # the step was finished, and not another
-    assert run(tmp_path, *QUICK) == 0
-    assert "continues after step 5" in capsys.readouterr().out
+    # Ctrl-C during the report: all is saved, and nothing waits for its end.
+    monkeypatch.setattr(train.loop, "write_ending", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    assert run(tmp_path, *QUICK) == 130
+    out, err = capsys.readouterr()
+    assert "continues after step 5" in out
+    assert err == "interrupted: the same command continues from the last checkpoint\n"
     assert_same_run(tmp_path, alone)
 
 
@@ -56,7 +60,7 @@ def test_sigterm_before_the_first_step_ends_at_once(tmp_path, monkeypatch, capfd
     monkeypatch.setattr(train.setup, "compile_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Ended, match=r"^143$"):
         run(tmp_path / "run", *QUICK)
-    assert capfd.readouterr().err == "preempted: before the first step, so nothing is lost\n"
+    assert capfd.readouterr().err == "preempted: there is nothing to save\n"
     assert not (tmp_path / "run").exists()
 
 

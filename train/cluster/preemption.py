@@ -30,7 +30,7 @@ class Preemption:
             self._interrupt(number, frame)
             return
         if not self.saves:
-            _say("preempted: before the first step, so nothing is lost")
+            _say("preempted: there is nothing to save")
             os._exit(128 + number)  # an exception could interrupt any library during start-up
         if number == signal.SIGINT:
             _say("interrupted: saving after this step, then exiting; press Ctrl-C again to exit at once")

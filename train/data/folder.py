@@ -111,7 +111,8 @@ def _named_splits(
     try:
         name, notes = choose_split(config, _folders(root))
     except UserError as error:
-        raise UserError(f"{error}; --data.split={SPLIT} holds out a part of the training images") from error
+        hint = "" if config.eval_split else f"; --data.split={SPLIT} holds out a part of the training images"
+        raise UserError(f"{error}{hint}") from error
     folders = (root / "train", root / name)
     return *(_Split(f, _scan(f, skipped, misplaced), f"split {f.name}") for f in folders), notes
 

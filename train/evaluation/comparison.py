@@ -17,7 +17,7 @@ from train.evaluation.page import Cell, Column, Table, number, number_cell, text
 from train.run.command import flat
 from train.run.inventory import best_step
 from train.run.records import read_records
-from train.run.stored import read_run_file
+from train.run.stored import read_stored
 from train.scores import NAMES, is_share
 from vit_jax.printable import printable
 
@@ -101,8 +101,11 @@ def load_runs(workdirs: Sequence[str]) -> list[Compared]:
 
 
 def _load(workdir: str, name: str) -> Compared:
-    config, _ = read_run_file(workdir)
-    settings = {key: value for key, value in flat(config).items() if key not in MAY_CHANGE}
+    stored = read_stored(workdir)
+    settings = {key: value for key, value in flat(stored.config).items() if key not in MAY_CHANGE}
+    if stored.extensions:  # the config has the length of the beginning
+        settings |= {"steps": stored.extensions[-1].total, "epochs": None, "min_steps": None}
+        settings["extended"] = ", ".join(f"{each.schedule} after {each.after:,}" for each in stored.extensions)
     records = read_records(workdir)
     evaluations = {record["step"]: record for record in records if record["split"] == "eval"}
     if not evaluations:

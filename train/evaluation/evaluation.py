@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import rich.console
 import rich.table
 
-from train.errors import Stopped, UserError
+from train.errors import UserError
 from train.evaluate import Options
 from train.evaluation.files import write_files
 from train.evaluation.page import number, write_page
-from train.evaluation.predictions import Predictions, predict_split
+from train.evaluation.predictions import Predictions, out_of_memory_is_said, predict_split
 from train.evaluation.results import measure, results, tiles
 from train.evaluation.subject import Subject, load_subject
 from train.evaluation.thumbnails import evaluation_image
@@ -39,7 +38,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     run, dataset = subject.run, subject.dataset
     name = options.workdir or options.model
     say(f"{name} on {len(dataset.eval):,} images of {subject.data.name}{f', {options.split}' if options.split else ''}")
-    try:
+    with out_of_memory_is_said(f"use a --batch-size below {options.batch_size}"):
         predicted = predict_split(
             run,
             dataset,
@@ -51,10 +50,6 @@ def evaluate(options: Options) -> dict[str, Any]:
             measure=True,
             say=say,
         )
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise Stopped(f"memory ran out: use a --batch-size below {options.batch_size}") from error
     targets = subject.targets(predicted.targets)
     metrics = measure(run.info, predicted.values, targets) | {
         "images_per_second": predicted.rate,

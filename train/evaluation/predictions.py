@@ -1,11 +1,12 @@
 """Predictions of a trained network for every image of a split, with the device kept busy."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array
 from train.config import Data
 from train.data import Dataset, Skipped, eval_batches
 from train.data.dataset import warn
+from train.errors import Stopped
 from train.prediction import make_predict
 from train.run.stored import Run
 from train.sharding import batch_sharding, replicated, sufficient_batch, to_devices
@@ -115,6 +117,17 @@ def predict_split(
     indices = np.flatnonzero(real)  # the split is read in order
     rate = forward_rate(forward, placed) if measure else None
     return Predictions(values[indices], targets[indices], indices, seconds, rate)
+
+
+@contextlib.contextmanager
+def out_of_memory_is_said(advice: str) -> Iterator[None]:
+    """Context that raises Stopped, with `advice`, if the memory of a device runs out."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise Stopped(f"memory ran out: {advice}") from error
 
 
 def _fetched(values: Array, targets: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

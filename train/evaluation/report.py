@@ -17,7 +17,7 @@ from train.data import Dataset, load_dataset, train_batches
 from train.errors import UserError
 from train.evaluation.charts import Chart, Line, metric_chart
 from train.evaluation.page import number, write_page
-from train.evaluation.predictions import predict_split
+from train.evaluation.predictions import out_of_memory_is_said, predict_split
 from train.evaluation.results import measure, results, tiles
 from train.evaluation.thumbnails import denormalized, evaluation_image, thumbnail, visible
 from train.memory import in_words
@@ -52,6 +52,7 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
 
     Raises:
         UserError: If the run or its data cannot be read.
+        Stopped: If the memory of a device runs out.
         OSError: If the file cannot be written.
     """
     run = load_run(workdir)
@@ -61,7 +62,10 @@ def write_report(workdir: os.PathLike | str, dataset: Dataset | None = None) -> 
     step, records = best_step(workdir), read_records(workdir)
     head, shown, attention = [], None, None
     if classifies:
-        predicted = predict_split(run, dataset, data, make_mesh(), run.config.eval_batch_size)
+        size = run.config.eval_batch_size
+        advice = f"the run has --eval-batch-size={size}; vit-jax evaluate takes a smaller --batch-size"
+        with out_of_memory_is_said(advice):
+            predicted = predict_split(run, dataset, data, make_mesh(), size)
         metrics = measure(run.info, predicted.values, predicted.targets)
         head = tiles(run.info.target, metrics)
         image = lambda row: evaluation_image(dataset, data, int(predicted.indices[row]))

@@ -9,6 +9,7 @@ import numpy as np
 from train.build import DataInfo
 from train.config import Config, Data
 from train.data import Dataset, load_dataset
+from train.data_kinds import parse_kind
 from train.errors import UserError, shortened
 from train.prediction import check_classifies
 from train.probing import data_of
@@ -59,6 +60,8 @@ def load_subject(options: "Options") -> Subject:
         check_classifies(run, options.workdir)
         data = data_of(run.config.data, options.data, run.info)
         data = dataclasses.replace(data, target=run.config.data.target)
+        if options.data is not None:
+            data = dataclasses.replace(data, label_columns=_columns(run, data))
     elif options.data is None:
         raise UserError(f"--model {shortened(options.model)} needs --data, the images to evaluate it on")
     else:
@@ -79,6 +82,13 @@ def load_subject(options: "Options") -> Subject:
             raise UserError(f"{data.name} has {len(names)} classes, but {shortened(options.model)} has {outputs}")
         run = dataclasses.replace(run, info=run.info._replace(class_names=names))
     return Subject(run, dataset, data, _places(dataset.class_names, run.info.class_names, data))
+
+
+def _columns(run: Run, data: Data) -> tuple[str, ...]:
+    """The columns that the run predicts, which another table must have too; () if `data` infers its label columns."""
+    names, chosen = run.info.class_names, run.config.data.label_columns
+    predicts = data.target == "regression" or (data.target == "multilabel" and set(chosen) == set(names))
+    return names if predicts and "label_columns" in parse_kind(data.name)[0].options else ()
 
 
 def published(source: str) -> Run:
