@@ -24,9 +24,11 @@ from train.evaluate import Options
 from train.evaluation.predictions import views, with_margin
 from train.evaluation.report import write_report
 from train.evaluation.subject import Subject, load_subject
+from train.extension import extensions_of, with_former_length
 from train.main import parse
-from train.run.command import command_of
-from train.run.stored import Run
+from train.optim import Extension
+from train.run.command import command_of, commands_of
+from train.run.stored import Run, read_stored
 from train.sharding import make_mesh
 from vit_jax import create_model, load_pretrained, save_pretrained
 from vit_jax.pretrained.preprocessing import Preprocessing
@@ -151,7 +153,16 @@ def test_an_encoder_has_a_report_without_classes(tmp_path, one_device):
     untrained(tmp_path, "--objective=mae")
     lines = [dict(step=i, split=split, loss=1 / (1 + i)) for i in (0, 9) for split in ("train", "eval")]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    began = read_stored(tmp_path)
+    extensions = (Extension(90, 100, "stretch"), Extension(100, 120, "constant", 1e-4))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"extensions": [e._asdict() for e in extensions]}))
     page = write_report(tmp_path).read_text()
+    assert page.count("Extended by") == 2
+    first, _, last = commands_of(read_stored(tmp_path))
+    assert parse(shlex.split(first)[2:]) == began.config
+    again = parse(shlex.split(last)[2:])
+    assert extensions_of(again, with_former_length(again), 1437) == extensions
     assert "<dt>Loss</dt><dd>0.1000</dd>" in page
     assert "Training images as the network saw them" in page
     assert "features = jax.jit(" in page

@@ -23,11 +23,11 @@ from train.evaluation.thumbnails import denormalized, evaluation_image, thumbnai
 from train.memory import in_words
 from train.probing import data_of
 from train.program import prepare_training
-from train.run.command import command_of
+from train.run.command import commands_of
 from train.run.environment import read_environment
 from train.run.inventory import best_step
 from train.run.records import read_records
-from train.run.stored import Run, load_run
+from train.run.stored import Run, load_run, read_stored
 from train.scores import in_units
 from train.sharding import make_mesh
 from vit_jax.objectives.protocol import Classifier
@@ -117,6 +117,7 @@ def _question(run: Run, dataset: Dataset, workdir: os.PathLike | str) -> list[tu
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.params))
     height, width, channels = run.info.image_shape
     names = run.info.class_names
+    began, *extended = commands_of(read_stored(workdir))
     rows = [
         ("Model", f"{' '.join((config.model, *config.model_args))}, {parameters:,} parameters"),
         ("Starts from", config.init or config.init_from or "random weights"),
@@ -125,7 +126,8 @@ def _question(run: Run, dataset: Dataset, workdir: os.PathLike | str) -> list[tu
             f"{config.data.name}: {len(dataset.train):,} training and {len(dataset.eval):,} evaluation images, "
             f"{height}x{width}x{channels}{f', {len(names):,} classes' if names else ''}",
         ),
-        ("Command", _command(config)),
+        ("Command", _command(began)),
+        *(("Extended by", _command(command)) for command in extended),
         ("Commit", where.commit),
         ("Versions", where.versions),
         ("Devices", where.device),
@@ -133,9 +135,9 @@ def _question(run: Run, dataset: Dataset, workdir: os.PathLike | str) -> list[tu
     return [(name, value if isinstance(value, Markup) else printable(value, None)) for name, value in rows if value]
 
 
-def _command(config: Config) -> Markup:
-    """The command line, which breaks between its words."""
-    words = shlex.split(command_of(config))
+def _command(command: str) -> Markup:
+    """A command line, which breaks between its words."""
+    words = shlex.split(command)
     return Markup(" ").join(Markup("<code>{}</code>").format(printable(shlex.quote(word), None)) for word in words)
 
 

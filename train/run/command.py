@@ -1,4 +1,4 @@
-"""The command line that gives a config."""
+"""The command lines that give a config, or a run."""
 
 import dataclasses
 import shlex
@@ -7,6 +7,13 @@ from typing import Any
 from train.commandline.options import switch
 from train.config import Config
 from train.recipes import base_config
+from train.run.stored import StoredRun
+
+
+def commands_of(stored: StoredRun) -> list[str]:
+    """The command that began a run, and one for each time that it became longer, in order."""
+    longer = [{"steps": e.total, "extend": e.schedule, "extend_lr": e.lr} for e in stored.extensions]
+    return [command_of(dataclasses.replace(stored.config, **changes)) for changes in ({}, *longer)]
 
 
 def command_of(config: Config) -> str:
