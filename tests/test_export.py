@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import huggingface_hub
 import jax
@@ -116,15 +117,21 @@ def test_an_encoder_gives_features(tmp_path):
     assert program.function(random_pixels(run, 2)).shape == (2, 24)
 
 
-def test_numbers_have_their_units(tmp_path):
-    info = INFO._replace(target="regression", target_mean=(10.0, 20.0), target_std=(2.0, 3.0))
-    run = made(Config(model="vit", model_args=PATCHES, data=Data(target="regression")), info)
+@pytest.mark.parametrize(
+    ("target", "of_outputs", "meaning"),
+    [
+        ("regression", lambda x: x * [2, 3] + [10, 20], "outputs of the model * [2.0, 3.0] + [10.0, 20.0]"),
+        ("multilabel", lambda x: 1 / (1 + np.exp(-x)), "sigmoid of the logits"),
+    ],
+)
+def test_other_targets_have_their_outputs(target, of_outputs, meaning, tmp_path):
+    info = INFO._replace(target=target, target_mean=(10.0, 20.0), target_std=(2.0, 3.0))
+    run = made(Config(model="vit", model_args=PATCHES, data=Data(target=target)), info)
     program = check(run, "safetensors", tmp_path)
-    outputs = run.model.apply(run.variables, normalize(random_pixels(run, 1), info.mean, info.std))
-    np.testing.assert_allclose(
-        program.function(random_pixels(run, 1)), np.asarray(outputs) * [2, 3] + [10, 20], rtol=1e-5
-    )
-    assert describe(program)["output"]["meaning"] == "outputs of the model * [2.0, 3.0] + [10.0, 20.0]"
+    pixels = random_pixels(run, 1)
+    outputs = np.asarray(run.model.apply(run.variables, normalize(pixels, info.mean, info.std)))
+    np.testing.assert_allclose(program.function(pixels), of_outputs(outputs), rtol=1e-5)
+    assert describe(program)["output"]["meaning"] == meaning
 
 
 def test_a_distillation_token_is_not_in_weights(tmp_path):
@@ -134,6 +141,7 @@ def test_a_distillation_token_is_not_in_weights(tmp_path):
         check(run, "safetensors", tmp_path)
 
 
+@pytest.mark.exhaustive  # tests/pretrained/test_networks.py shows that timm loads what `save_pretrained` writes
 def test_timm_loads_its_architectures(tmp_path):
     pytest.importorskip("torch")
     from tests.pretrained.timm_models import timm
@@ -161,6 +169,23 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, workdir, capsys):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     assert export([f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--formats", "onnx"]) == 2
     assert "--formats onnx needs jax2onnx" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_jax_that_jax2onnx_does_not_know_is_told(tmp_path, monkeypatch, workdir, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=lambda *_, **__: jax.core.NoSuchName))
+    assert export([f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--formats", "onnx"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"jax2onnx does not work with jax {jax.__version__} (" in line
+    assert "NoSuchName" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_of_too_many_bytes_is_told(tmp_path, monkeypatch, workdir, capsys):
+    monkeypatch.setattr("train.exporting.formats.LARGEST", 10_000)
+    assert export([f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--formats", "stablehlo"]) == 2
+    assert "but those of vit have 0.0 GB: use --formats safetensors" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,12 @@ from vit_jax.pretrained.preprocessing import Preprocessing
 
 STABLEHLO, ONNX = "model.stablehlo", "model.onnx"
 PLATFORMS = ("cpu", "cuda", "tpu")
+LARGEST = 2**31 - 1  # bytes of a serialised program, whose offsets have 32 bits
 NEEDS_ONNX = "--formats onnx needs jax2onnx, onnx and onnxruntime: docs/export.md tells how to install them"
+OTHER_JAX = (
+    f"--formats onnx: the installed jax2onnx does not work with jax {jax.__version__} ({{}}): "
+    "jax2onnx 0.17.1 works with jax 0.10.2"
+)
 
 
 def preprocessing_of(run: Run) -> Preprocessing | None:
@@ -47,6 +53,12 @@ def write_safetensors(folder: Path, program: Program) -> Function:
 
 def write_stablehlo(folder: Path, program: Program) -> Function:
     """Write model.stablehlo, which runs on any of PLATFORMS."""
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((program.run.params, program.run.extras)))
+    if size > LARGEST:
+        raise UserError(
+            f"--formats stablehlo: a program holds its weights, at most {LARGEST / 1e9:.1f} GB, but those of "
+            f"{program.run.config.model} have {size / 1e9:.1f} GB: use --formats safetensors"
+        )
     exported = jax.export.export(program.function, platforms=PLATFORMS)(_abstract(program))
     try:
         content = exported.serialize()
@@ -62,8 +74,8 @@ def write_onnx(folder: Path, program: Program) -> Function:
         with _quiet():
             import onnxruntime
             from jax2onnx import to_onnx
-    except ImportError as error:
-        raise UserError(NEEDS_ONNX) from error
+    except (ImportError, AttributeError) as error:
+        raise UserError(OTHER_JAX.format(one_line(error)) if _lacks(error) else NEEDS_ONNX) from error
     names = dict(input_names=[PIXELS], output_names=[program.output])
     try:
         with _quiet():
@@ -77,6 +89,8 @@ def write_onnx(folder: Path, program: Program) -> Function:
             )
             session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
     except Exception as error:  # both raise many types of errors for operations that they do not know
+        if _lacks(error):
+            raise UserError(OTHER_JAX.format(one_line(error))) from error
         raise UserError(
             f"--formats onnx: {program.run.config.model} cannot be converted, see docs/export.md: {one_line(error)}"
         ) from error
@@ -88,6 +102,11 @@ WRITERS: dict[str, Callable[[Path, Program], Function]] = {
     "stablehlo": write_stablehlo,
     "onnx": write_onnx,
 }
+
+
+def _lacks(error: Exception) -> bool:
+    """Whether `error` is about a name that JAX does not have, or has no more."""
+    return bool(re.search(r"\b(module|from) 'jax\b", str(error)))
 
 
 def _abstract(program: Program) -> jax.ShapeDtypeStruct:
