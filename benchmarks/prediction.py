@@ -5,16 +5,17 @@
 FOLDER has small images in `train/CLASS/` and `test/CLASS/`, 10,000 or more in `test/`, such as CIFAR-10 as JPEG files.
 
 Memory: new processes predict the first 1,000 or 10,000 test images into a CSV file, in turns; the number is their
-largest resident memory. Speed: the loop of `evaluate` over test images that are decoded in memory, and the forward pass
-alone over as many batches that are on the device, in turns. CPU seconds show what the loop adds, even if the machine
-does other work; its load is recorded. The result is written to benchmarks/results/prediction.json. Needs Linux and the
-extra `test`.
+largest resident memory (VmHWM in /proc/self/status). Speed: the loop of `evaluate` over test images that are decoded
+in memory, and the forward pass alone over as many batches that are on the device, in turns. CPU seconds show what the
+loop adds, even if the machine does other work; its load is recorded. The result is written to
+benchmarks/results/prediction.json. Needs Linux and the extra `test`.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -43,6 +44,13 @@ SMALL = ("dim=64", "depth=2", "heads=2", "dim_head=32", "mlp_dim=128")
 LARGE = ("dim=192", "depth=6", "heads=3", "dim_head=64", "mlp_dim=768", "patch_size=4")
 COUNTS = (1_000, 10_000)  # images to predict
 BATCH = 256  # the default of `evaluate`
+PREDICT = """
+import sys
+from train.predict import main
+status = main(sys.argv[1:])
+print(open("/proc/self/status").read())
+sys.exit(status)
+"""
 Numbers = dict[str, float]
 
 
@@ -80,15 +88,11 @@ def memory(options: argparse.Namespace) -> dict:
 
 def _peak(folder: str, images: list[Path]) -> float:
     """Largest resident memory, in MB, of a process that predicts `images`."""
-    command = [sys.executable, "-m", "train.cli", "predict", "-", f"--workdir={folder}/run", f"--out={folder}/out.csv"]
-    names = Path(folder) / "names"
-    names.write_text("".join(f"{path}\n" for path in images))
-    with names.open() as lines:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=lines, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-    rows = Path(f"{folder}/out.csv").read_text().count("\n") - 1
-    assert (status, rows) == (0, len(images)), f"status {status}, {rows} rows"
-    return usage.ru_maxrss / 1024
+    command = [sys.executable, "-c", PREDICT, "-", f"--workdir={folder}/run", f"--out={folder}/out.csv"]
+    names = "".join(f"{path}\n" for path in images)
+    done = subprocess.run(command, cwd=ROOT, input=names, stdout=subprocess.PIPE, text=True, check=True)
+    assert Path(f"{folder}/out.csv").read_text().count("\n") == 1 + len(images)
+    return int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) / 1024
 
 
 def speed(options: argparse.Namespace) -> dict:
