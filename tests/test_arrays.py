@@ -108,11 +108,15 @@ def test_labels_are_not_needed_without_classes(tmp_path):
 def test_several_labels_and_numbers(tmp_path):
     several = RNG.integers(0, 2, (20, 3))
     numbers = RNG.normal(size=(20, 2))
-    for target, labels, names in (("multilabel", several, None), ("regression", numbers, np.array(["age", "size"]))):
+    for target, labels, names, expected in (
+        ("multilabel", several, None, ("0", "1", "2")),
+        ("regression", numbers, None, ("number 0", "number 1")),
+        ("regression", numbers, ["age", "size"], ("age", "size")),
+    ):
         arrays = dict(train_images=IMAGES, train_labels=labels, val_images=IMAGES, val_labels=labels)
-        path = stored(tmp_path / target, **arrays, **({} if names is None else {"class_names": names}))
+        path = stored(tmp_path / expected[0], **arrays, **({} if names is None else {"class_names": np.array(names)}))
         parts = open_arrays(str(path), Data(f"array:{path}", target=target))
-        assert parts.class_names == ("0", "1", "2") if names is None else ("age", "size")
+        assert parts.class_names == expected
         np.testing.assert_array_equal(parts.train.labels, labels.astype(np.float32))
         np.testing.assert_array_equal(parts.eval[7][1], labels[7].astype(np.float32))
 

@@ -267,5 +267,5 @@ def test_senseless_values_are_named(option, value):
 
 
 def test_statistics_need_one_value_per_channel():
-    with pytest.raises(UserError, match=r"--data.mean has 1 values; the images have 3 channels"):
+    with pytest.raises(UserError, match=r"--data.mean has 1 value; the images have 3 channels"):
         run(jax.random.key(0), config=Augment(), mean=(0.5,))

@@ -65,7 +65,7 @@ def break_size(root):
 @pytest.mark.parametrize(("change", "config", "message"), [
     (break_root, {}, "there is no folder ROOT"),
     (break_train, {}, "expected ROOT/train/CLASS/ and ROOT/val/CLASS/, or ROOT/CLASS/; there is no folder ROOT/train"),
-    (break_val, {}, "has no split val or validation or test to evaluate on; it has none"),
+    (break_val, {"eval_split": "val"}, "has no split val to evaluate on; all its images are for training"),
     (break_nothing, {"eval_split": "dev"}, "has no split dev to evaluate on; it has: val"),
     (break_images, {}, "no images in ROOT/train/CLASS/"),
     (break_eval_images, {}, "no images in ROOT/val/CLASS/"),
@@ -75,7 +75,7 @@ def break_size(root):
     (break_files, {}, "2 of 22 training images cannot be read, more than 1%: ROOT/train/b/003.png, ROOT/train/b/005"),
     (break_all, {}, "cannot read the image ROOT/train/a/000.png: "),
     (break_size, {}, "differ in size (12x10 and 9x9): pass --data.image-size H W"),
-    (break_nothing, {"mean": (0.5,)}, "data.mean has 1 values: expected 3"),
+    (break_nothing, {"mean": (0.5,)}, "data.mean has 1 value: expected 3"),
     (break_nothing, {"std": (0.5, 0.0, 0.5)}, "--data.std is (0.5, 0.0, 0.5); it must be one or more values, each"),
     (break_nothing, {"min_crop": 0.0}, "--data.min-crop is 0.0; it must be a number from 0.001 to 1"),
     (break_nothing, {"eval_crop": 1.5}, "--data.eval-crop is 1.5; it must be a number from 0.001 to 1"),

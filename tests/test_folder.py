@@ -51,7 +51,8 @@ def test_images_without_labels_lie_anywhere(tmp_path, folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "split", "held_out"), [("", None, (2, 1)), ("train", 0.5, (5, 3)), ("", 0.99, (1, 1))]
+    ("folder", "split", "held_out"),
+    [("", None, (2, 1)), ("train", None, (2, 1)), ("train", 0.5, (5, 3)), ("", 0.99, (1, 1))],
 )
 def test_a_part_of_each_class_is_held_out(tmp_path, folder, split, held_out):
     write_flat(tmp_path / folder / "a", 10)
@@ -72,6 +73,7 @@ def test_a_class_of_one_image_is_trained_on(tmp_path):
     dataset = load_dataset(Data(f"folder:{tmp_path}"))
     assert (len(dataset.train), len(dataset.eval)) == (4, 1)
     assert {dataset.train[i][1] for i in range(4)} == {0, 1}
+    assert dataset.notes[1] == "1 class has one image, which is for training only: b"
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -134,7 +136,7 @@ def test_links_that_lead_in_circles(tmp_path):
 @pytest.mark.parametrize(("count", "changes", "message"), [
     (0, {}, "no images in ROOT: expected two or more"),
     (1, {}, "no images in ROOT: expected two or more"),
-    (5, {"eval_split": "dev"}, "has no split dev to evaluate on; it has none"),
+    (5, {"eval_split": "dev"}, "has no split dev to evaluate on; all its images are for training"),
     (5, {"name": "folder:ROOT/nowhere"}, "there is no folder ROOT/nowhere"),
 ])  # fmt: skip
 def test_mistakes_without_labels(tmp_path, count, changes, message):

@@ -18,6 +18,11 @@ def printable(text: object, limit: int | None = 80) -> str:
     return escaped if limit is None else _shortened(escaped, limit)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, such as "1 channel" and "1,797 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _shortened(text: str, limit: int) -> str:
     end = (limit - 3) // 2
     return text if len(text) <= limit else f"{text[: limit - 3 - end]}...{text[len(text) - end :]}"

@@ -191,7 +191,8 @@ def _columns(images: Stored, stored: Stored, config: Data, class_names: tuple[st
         what = f"{stored.name} is of shape {stored.shape} and type {stored.dtype}"
         raise UserError(f"{what}: expected {expected} for --data.target={config.target}")
     if config.target != "class":
-        names = class_names or [str(i) for i in range(values.shape[1])]
+        prefix = "number " if config.target == "regression" else ""
+        names = class_names or [f"{prefix}{i}" for i in range(values.shape[1])]
         if len(names) != values.shape[1]:
             raise UserError(f"class_names has {len(names)} names, but {stored.name} has {values.shape[1]} columns")
         return {name: column.tolist() for name, column in zip(names, values.T, strict=True)}

@@ -13,6 +13,7 @@ from train.commandline.ranges import check_values
 from train.config import Augment
 from train.data.randaugment import randaugment
 from train.errors import UserError
+from vit_jax.printable import counted
 
 
 def augment(key, images, targets, config: Augment, *, mean, std):
@@ -51,7 +52,8 @@ def normalize(images, mean, std):
     channels = images.shape[-1]
     for option, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
-            raise UserError(f"--data.{option} has {len(values)} values; the images have {channels} channels")
+            found = f"--data.{option} has {counted(len(values), 'value')}"
+            raise UserError(f"{found}; the images have {counted(channels, 'channel')}")
     per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, channels)
     white = 1 if jnp.issubdtype(images.dtype, jnp.floating) else jnp.iinfo(images.dtype).max
     return (images.astype(jnp.float32) / white - per_channel(mean)) / per_channel(std)

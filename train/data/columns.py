@@ -41,9 +41,9 @@ def choose_columns(
     Raises:
         UserError: If a configured column does not exist, or a column cannot be inferred.
     """
-    for option, names in (("image-column", (config.image_column,)), ("label-columns", config.label_columns)):
+    for names in ((config.image_column,), config.label_columns):
         if missing := [name for name in names if name is not None and name not in columns]:
-            raise UserError(f"--data.{option} is {missing[0]}; {config.name} has the columns {_listed(columns)}")
+            raise UserError(f"{config.name} has no column {_listed(missing)}; it has: {_listed(columns)}")
     image = config.image_column or named(images, IMAGE_NAMES) or named(columns, IMAGE_NAMES)
     image = image or (next(iter(images)) if len(images) == 1 else None)
     if image is None:

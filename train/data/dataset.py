@@ -22,7 +22,7 @@ from train.data_kinds import check_normalisation, parse_kind
 from train.errors import UserError
 from train.memory import host_memory, in_words
 from vit_jax.images import WHITE, Pixels
-from vit_jax.printable import printable
+from vit_jax.printable import counted, printable
 
 SAMPLE = 1000  # images used to compare sizes, and to measure means and deviations
 MEMORY = 2**30  # bytes of the largest split that is decoded into memory
@@ -113,7 +113,7 @@ def _statistics(source: Source, shape: tuple[int, int, int], config: Data) -> tu
     """Mean and standard deviation per channel: those of `config`, otherwise measured."""
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != shape[2]:
-            raise UserError(f"data.{name} has {len(given)} values: expected {shape[2]}, one per channel")
+            raise UserError(f"data.{name} has {counted(len(given), 'value')}: expected {shape[2]}, one per channel")
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
 

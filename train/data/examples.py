@@ -12,7 +12,7 @@ from train.config import Data
 from train.data.channels import EncodedImage, common_form
 from train.data.fingerprint import Fingerprint, digest_of, fingerprint_of_files
 from train.data.sources import Parts
-from train.data.splits import HELD_OUT, SPLIT, choose_split, divide, divided_note, held_out_note
+from train.data.splits import HELD_OUT, SPLIT, choose_split, divide, divided_note, held_out_note, single_note
 from train.data.targets import Columns, encode
 from train.data.transforms import Unreadable, decode
 from train.errors import UserError
@@ -137,6 +137,9 @@ def select(
         count = len(used[1].files)
         is_default = not labels and config.split is None
         said = (held_out_note(count) if is_default else divided_note(count, share, _unit(config)),)
+        if labels and config.target == "class":
+            counts = np.bincount(np.concatenate(targets), minlength=len(class_names)).tolist()
+            said += single_note(dict(zip(class_names, counts, strict=True)))
         names = [f"{share:g} of the images", f"the rest of {share:g} of the images"]
     return Selection(used, targets, names, tuple(class_names), said)
 

@@ -23,6 +23,7 @@ from train.data.splits import (
     divided_note,
     held_out_note,
     hold_out,
+    single_note,
 )
 from train.data.transforms import decode
 from train.errors import UserError
@@ -58,7 +59,8 @@ def _open_classes(root: Path, config: Data) -> Parts:
 
     Args:
         root: The folder, with root/train/CLASS/FILE, and root/val, root/validation or root/test likewise. With
-            `config.split`, or with root/CLASS/FILE alone, a part of each class is held out for evaluation.
+            `config.split`, with root/CLASS/FILE alone, and with root/train alone, a part of each class is held out
+            for evaluation.
         config: Its name, evaluation split, and share of training images.
 
     Raises:
@@ -66,10 +68,10 @@ def _open_classes(root: Path, config: Data) -> Parts:
     """
     skipped: list[str] = []
     misplaced: list[str] = []
-    if config.split is not None or _is_unsplit(root):
+    if _is_unsplit(root, config):
         train, evaluation, notes = _divided(root, config, skipped, misplaced)
     else:
-        train, evaluation, notes = _named_splits(root, config, skipped, misplaced)
+        train, evaluation, notes = _splits(root, config, skipped, misplaced)
     for split in (train, evaluation):
         if not any(split.files.values()):
             raise UserError(f"{config.name}: no images in {split.folder}/CLASS/{_flat_hint(misplaced)}")
@@ -99,43 +101,40 @@ class _Split(NamedTuple):
     origin: str
 
 
-def _named_splits(
+def _splits(
     root: Path, config: Data, skipped: list[str], misplaced: list[str]
 ) -> tuple[_Split, _Split, tuple[str, ...]]:
-    """The training split in root/train and the evaluation split beside it, and notes."""
+    """The training split in root/train and the evaluation split beside it or held out of it, and notes."""
     if not (root / "train").is_dir():
         missing = root / "train" if root.is_dir() else root
         hint = _flat_hint([entry.path for entry in _entries(root) if _is_image(entry)]) if root.is_dir() else ""
         expected = f"expected {root}/train/CLASS/ and {root}/val/CLASS/, or {root}/CLASS/"
         raise UserError(f"{config.name}: {expected}; there is no folder {missing}{hint}")
-    try:
-        name, notes = choose_split(config, _folders(root))
-    except UserError as error:
-        hint = "" if config.eval_split else f"; --data.split={SPLIT} holds out a part of the training images"
-        raise UserError(f"{error}{hint}") from error
+    name, notes = choose_split(config, _folders(root), required=False)
+    if name is None:
+        return _divided(root / "train", config, skipped, misplaced)
     folders = (root / "train", root / name)
     return *(_Split(f, _scan(f, skipped, misplaced), f"split {f.name}") for f in folders), notes
 
 
-def _is_unsplit(root: Path) -> bool:
+def _is_unsplit(root: Path, config: Data) -> bool:
     """Whether `root` has folders of classes in place of splits."""
-    if not root.is_dir() or (root / "train").is_dir() or set(_folders(root)) & set(EVAL_SPLITS):
+    if not root.is_dir() or (root / "train").is_dir():
         return False
-    return any(
-        _is_image(file) for entry in _entries(root) if os.path.isdir(entry.path) for file in _entries(entry.path)
-    )
+    if config.split is not None:
+        return True
+    folders = _folders(root)
+    has_images = lambda name: any(map(_is_image, _entries(root / name)))
+    return not set(folders) & set(EVAL_SPLITS) and any(map(has_images, folders))
 
 
 def _divided(
-    root: Path, config: Data, skipped: list[str], misplaced: list[str]
+    folder: Path, config: Data, skipped: list[str], misplaced: list[str]
 ) -> tuple[_Split, _Split, tuple[str, ...]]:
-    """A training and an evaluation split with the same share of each class, and a note.
+    """A training and an evaluation split with the same share of each class of `folder`, and notes.
 
     The choice is random, but the same for the same files. At least one image of each class is for training.
     """
-    folder = root / "train" if (root / "train").is_dir() else root
-    if folder != root:
-        choose_split(config, _folders(root))  # raises UserError for a split that would not be used
     if config.eval_split is not None:
         raise UserError(f"{config.name} has no split {config.eval_split} to evaluate on: it has classes without splits")
     share = SPLIT if config.split is None else config.split
@@ -147,10 +146,10 @@ def _divided(
     count = sum(map(len, evaluation.values()))
     if any(train.values()) and not count:
         raise UserError(f"{config.name}: one image in each class of {folder}: expected two or more, one to evaluate on")
-    note = divided_note(count, share, "each class")
+    single = single_note({name: len(paths) for name, paths in files.items()})
     origins = (f"{share:g} of each class", f"the rest of {share:g} of each class")
     both = (_Split(folder, files, o) for files, o in zip((train, evaluation), origins, strict=True))
-    return *both, (note,)
+    return *both, (divided_note(count, share, "each class"), *single)
 
 
 def _open_images(root: Path, config: Data) -> Parts:

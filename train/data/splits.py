@@ -1,14 +1,14 @@
 """Choose the evaluation split of a dataset, or hold out a part of its training images."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from train.config import Data
-from train.errors import UserError
+from train.errors import UserError, shortened
 
 T = TypeVar("T")
 
@@ -17,6 +17,7 @@ OTHER_NAMES = {"training": "train", "valid": "val", "dev": "val", "testing": "te
 OF_SPLIT = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test)(?![a-z])")
 
 SPLIT = 0.8  # share of the images for training, if no split is for evaluation
+NAMED = 5  # classes named in a note
 HELD_OUT = 0.1  # share of the images for evaluation, if there is no split for it and labels are not needed
 
 
@@ -48,7 +49,7 @@ def choose_split(config: Data, splits: Sequence[str], *, required: bool = True) 
             return name, _note_on_test() if (name, config.eval_split) == ("test", None) else ()
     if not required and config.eval_split is None:
         return None, ()
-    others = f"it has: {', '.join(splits)}" if splits else "it has none"
+    others = f"it has: {', '.join(splits)}" if splits else "all its images are for training"
     raise UserError(f"{config.name} has no split {' or '.join(wanted)} to evaluate on; {others}")
 
 
@@ -86,6 +87,19 @@ def held_out_note(count: int) -> str:
 def divided_note(count: int, share: float, of: str) -> str:
     """The note for `count` images held out by `divide`; `of` is each class, or all images."""
     return f"{count_images(count)} held out for evaluation, {1 - share:.0%} of {of} (--data.split)"
+
+
+def single_note(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The note on classes with one image, which `divide` leaves for training; () if there are none.
+
+    Args:
+        counts: Number of images by class.
+    """
+    if not (names := [name for name, count in counts.items() if count == 1]):
+        return ()
+    has = "1 class has one image" if len(names) == 1 else f"{len(names):,} classes have one image each"
+    listed = ", ".join(map(shortened, names[:NAMED])) + (", ..." if names[NAMED:] else "")
+    return (f"{has}, which is for training only: {listed}",)
 
 
 def count_images(count: int) -> str:

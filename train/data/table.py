@@ -16,6 +16,7 @@ from train.data.sources import Parts
 from train.data.splits import count_images, split_name
 from train.errors import UserError, one_line_errors, shortened
 from vit_jax.images import SUFFIXES
+from vit_jax.printable import counted
 
 SAMPLE = 1000  # rows by which columns are inferred
 
@@ -81,7 +82,9 @@ def _read_text(path: Path, suffix: str) -> Table:
         values = []
         for row in rows:
             if row and len(row) != len(columns):
-                raise UserError(f"line {rows.line_num} of {path} has {len(row)} values: expected {len(columns)}")
+                raise UserError(
+                    f"line {rows.line_num} of {path} has {counted(len(row), 'value')}: expected {len(columns)}"
+                )
             values += [row] if row else []
     return {name: column for name, *column in zip(columns, *values, strict=True)}
 

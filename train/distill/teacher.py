@@ -23,6 +23,7 @@ from vit_jax.objectives.protocol import Classifier
 from vit_jax.pretrained import hub
 from vit_jax.pretrained.tags import find_tag
 from vit_jax.pretrained.torchvision.weights import WEIGHTS, preprocessing_of
+from vit_jax.printable import counted
 
 IMAGENET_CLASSES = tuple(map(str, range(1000)))  # of all weights that torchvision publishes
 # Names in `jax.image.resize` of filters that published weights were trained with; JAX has no box and Hamming filters.
@@ -137,7 +138,9 @@ def _published_teacher(config: Config, info: DataInfo) -> tuple[Teacher, PyTree]
         advice = ". See --distill.image-size" if "image_size" in str(error) else ""
         raise UserError(f"{option}: {error}{advice}") from error
     if network.channels != 3 or info.image_shape[2] not in (1, 3):
-        raise UserError(f"{option} takes images of {network.channels} channels; the data has {info.image_shape[2]}")
+        raise UserError(
+            f"{option} takes images of {counted(network.channels, 'channel')}; the data has {info.image_shape[2]}"
+        )
     if distill.of_logits and network.num_classes != len(info.class_names):
         raise UserError(
             f"{option} has {network.num_classes:,} classes, and the data has {len(info.class_names):,}: expected the "

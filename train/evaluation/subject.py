@@ -67,6 +67,9 @@ def load_subject(options: "Options") -> Subject:
     else:
         run = published(options.model)
         data = dataclasses.replace(run.config.data, name=options.data)
+    if data.target != "class" and "target" not in parse_kind(data.name)[0].options:
+        predicted = {"multilabel": "any number of labels", "regression": "numbers"}[data.target]
+        raise UserError(f"{data.name} has only classes, but the run predicts {predicted}")
     if options.dir is not None:
         data = dataclasses.replace(data, dir=options.dir)
     if options.split not in (None, "train"):
@@ -131,7 +134,8 @@ def _places(theirs: Sequence[str], ours: Sequence[str], data: Data) -> tuple[int
     """The index of each class of the dataset among the network's. Raises UserError if they do not match."""
     index = {name: i for i, name in enumerate(ours)}
     if unknown := [name for name in theirs if name not in index]:
-        raise UserError(f"{data.name} has classes that the network does not know: {_some(unknown)}")
+        kind = {"class": "classes", "multilabel": "labels", "regression": "columns"}[data.target]
+        raise UserError(f"{data.name} has {kind} that the network does not know: {_some(unknown)}")
     if data.target != "class" and (missing := [name for name in ours if name not in theirs]):
         raise UserError(f"{data.name} lacks columns that the network predicts: {_some(missing)}")
     return tuple(index[name] for name in theirs)

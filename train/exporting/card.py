@@ -15,7 +15,7 @@ from train.run.stored import model_variables
 from vit_jax import __version__
 from vit_jax.images import WHITE
 from vit_jax.pretrained.network import TimmNetwork
-from vit_jax.printable import printable
+from vit_jax.printable import counted, printable
 
 
 class Card(NamedTuple):
@@ -82,7 +82,7 @@ def card(options: Options, program: Program, known: Card) -> str:
     text = f"""
 # {printable(known.repository or config.model)}
 
-{model_name(config.model)} for images of {height} x {width} pixels with {channels} channels, trained with
+{model_name(config.model)} for images of {height} x {width} pixels with {counted(channels, "channel")}, trained with
 vit-jax {__version__} on {_data(config)}, objective `{objective_name(config)}`.{classes}
 
 Result on the evaluation images, best checkpoint (step {step:,}):

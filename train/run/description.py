@@ -40,8 +40,9 @@ def describe(
     parameters, changing = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, trained))
     height, width, channels = dataset.image_shape
     depth = "" if dataset.pixels == "uint8" else f" {dataset.pixels}"
+    count = len(dataset.class_names)
     kind = {"class": "classes", "multilabel": "labels", "regression": "numbers"}[config.data.target]
-    classes = f"{len(dataset.class_names)} {kind}" if dataset.class_names else "no labels"
+    classes = f"{count} {kind if count > 1 else kind.removesuffix('s')}" if count else "no labels"
     device = jax.devices()[0]
     rows = [
         ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),

@@ -91,7 +91,7 @@ def recoloured(samples: np.ndarray, channels: int) -> np.ndarray:
     if (given, channels) == (3, 1):
         grey = (samples @ LUMA)[..., None]
         return (grey if samples.dtype.kind == "f" else grey.round()).astype(samples.dtype)
-    raise ValueError(f"it has {given} channels: expected {channels}")
+    raise ValueError(f"it has {given} {'channel' if given == 1 else 'channels'}: expected {channels}")
 
 
 def straight(samples: np.ndarray) -> np.ndarray:
