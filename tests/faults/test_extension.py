@@ -24,7 +24,8 @@ from train.validation import check_options
 
 LONGER = 24
 SHORT = ("--steps=16", "--eval-epochs=0.2", "--save-steps=7", "--optim.ema=0.9", "--optim.warmup-epochs=0.1")
-STRETCHED = (*SHORT, f"--steps={LONGER}", "--extend=stretch")
+BALANCED = (*SHORT, "--data.sampler=balanced", "--class-weights=balanced")
+STRETCHED = (*BALANCED, f"--steps={LONGER}", "--extend=stretch")
 PER_EPOCH = 1437 / 32
 INFO = DataInfo(("a", "b"), (8, 8, 1), (0.5,), (0.25,))
 
@@ -36,7 +37,7 @@ def rates(total, *extensions):
 
 def test_an_extended_run_is_killed_and_ends_as_if_left_alone(tmp_path, monkeypatch, capsys):
     whole, copy = tmp_path / "whole", tmp_path / "copy"
-    assert run(whole, *SHORT, "--keep=100") == 0
+    assert run(whole, *BALANCED, "--keep=100") == 0
     shutil.copytree(whole, copy)
     before = records(whole, "train")
     capsys.readouterr()

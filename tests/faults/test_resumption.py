@@ -1,5 +1,8 @@
 """Checkpoints between and at evaluations, and runs that continue from them, also on another mesh."""
 
+import numpy as np
+import pytest
+
 import train.loop
 from tests.faults.stopping import LAST, QUICK, assert_close_run, assert_same_run, steps, stopped
 from tests.runs import assert_same, records, stored
@@ -66,6 +69,24 @@ def test_interrupted_run_continues_bit_for_bit(alone, tmp_path, monkeypatch, cap
     *best, last = steps(tmp_path)
     assert last == LAST
     assert evaluations[min(best, default=last)] == max(evaluations.values())
+
+
+@pytest.mark.parametrize("target", ["multilabel", "regression"])
+def test_runs_on_labels_and_numbers_continue_bit_for_bit(tmp_path, target, capsys):
+    rng = np.random.default_rng(0)
+    targets = {"multilabel": rng.integers(0, 2, (360, 3)), "regression": rng.normal(5, 3, 360)}[target]
+    data = tmp_path / "data.npz"
+    np.savez(data, images=rng.integers(0, 256, (360, 8, 8), np.uint8), labels=targets)
+    weights = ("--class-weights=balanced",) if target == "multilabel" else ()
+    of_data = (f"--data=array:{data}", f"--data.target={target}", *weights)
+    options = (f"--steps={LAST}", "--save-steps=7", "--eval-epochs=1", *of_data)
+    one, other = tmp_path / "one", stopped(tmp_path / "other", *options)
+    for workdir in (one, other):
+        assert run(workdir, *options) == 0
+    out = capsys.readouterr().out
+    assert "continues after step 5" in out
+    assert f"8x8x1, {'3 labels' if weights else '1 number'}\n" in out
+    assert_same_run(one, other)
 
 
 def test_another_mesh_continues(alone, tmp_path, capsys):
