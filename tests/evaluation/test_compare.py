@@ -35,6 +35,13 @@ def test_seeds_are_grouped_with_mean_and_deviation(runs):
     assert (other.name, other.spread["accuracy"]) == ("optim.lr 0.5", (0.9, None))
 
 
+def test_a_narrow_terminal_shows_a_column_for_each_run(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert train.cli.main(["compare", str(runs / "a"), str(runs / "c"), f"--out={tmp_path / 'page.html'}"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[:3] == [["Run", "a", "c"], ["optim.lr", "0.002", "0.5"], ["step", "0", "0"]]
+
+
 def test_the_table_and_the_page(runs, tmp_path, capsys):
     out = tmp_path / "page.html"
     assert train.cli.main(["compare", *(str(runs / name) for name in "abc"), f"--out={out}"]) == 0

@@ -22,6 +22,7 @@ from train.scores import NAMES, is_share
 from vit_jax.printable import printable
 
 CHARTS = ("accuracy", "mean_average_precision", "mae", "r2", "loss")
+MOST_WIDTH = 10_000  # of a table before it is fitted to the terminal
 HIDDEN = ("images_per_second", "examples", "lr", "grad_norm")  # values of records that are not results
 
 
@@ -65,12 +66,7 @@ def show_comparison(workdirs: Sequence[str], out: Path | None) -> None:
     groups = grouped(runs)
     table = comparison_table(runs, groups)
     console = rich.console.Console(highlight=False)
-    shown = rich.table.Table(box=None, pad_edge=False)
-    for column in table.columns:
-        shown.add_column(column.title, justify="right" if column.numeric else "left", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(rich.markup.escape(cell.text) for cell in row))
-    console.print(shown)
+    console.print(_for_terminal(table, console))
     if out is None:
         return
     try:
@@ -87,6 +83,25 @@ def show_comparison(workdirs: Sequence[str], out: Path | None) -> None:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
     console.print(printable(f"see {out}", None), markup=False, soft_wrap=True)
+
+
+def _for_terminal(table: Table, console: rich.console.Console) -> rich.table.Table:
+    """The table for a terminal: with a line for each run or, if lines are too long, with a column for each run."""
+    lines = [[column.title for column in table.columns], *([cell.text for cell in row] for row in table.rows)]
+    shown = _grid(lines, [column.numeric for column in table.columns])
+    if console.measure(shown, options=console.options.update(max_width=MOST_WIDTH)).maximum <= console.width:
+        return shown
+    return _grid(list(zip(*lines, strict=True)), [False] * len(lines))
+
+
+def _grid(lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> rich.table.Table:
+    """A table of a title line and others; columns of numbers are aligned to the right."""
+    shown = rich.table.Table(box=None, pad_edge=False)
+    for title, right in zip(lines[0], numeric, strict=True):
+        shown.add_column(rich.markup.escape(title), justify="right" if right else "left", overflow="fold")
+    for line in lines[1:]:
+        shown.add_row(*map(rich.markup.escape, line))
+    return shown
 
 
 def load_runs(workdirs: Sequence[str]) -> list[Compared]:
