@@ -5,6 +5,7 @@ TFDS imports every Python class that features.json names, and does not validate 
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -83,6 +84,8 @@ def prepare(name: str, data_dir: str | None) -> Path:
     import tensorflow_datasets as tfds  # slow to import
 
     data_dir = Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+    first = iter([True])  # without a network, each file has ten of the same warnings: the first says what is wrong
+    logging.getLogger("urllib3.connectionpool").addFilter(lambda _: next(first, False))
     try:
         builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
         builder.download_and_prepare()
