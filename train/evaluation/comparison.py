@@ -11,13 +11,16 @@ import rich.table
 from etils import epath
 
 from train.config import MAY_CHANGE
+from train.data.fingerprint import FILE as FINGERPRINTS
+from train.data.fingerprint import read_fingerprints
 from train.errors import UserError
 from train.evaluation.charts import COLOURS, Chart, Line, metric_chart
 from train.evaluation.page import Cell, Column, Table, number, number_cell, text_cell, write_page
+from train.extension import length
 from train.run.command import flat
 from train.run.inventory import best_step
 from train.run.records import read_records
-from train.run.stored import read_stored
+from train.run.stored import StoredRun, read_stored
 from train.scores import NAMES, is_share
 from vit_jax.printable import printable
 
@@ -35,6 +38,7 @@ class Compared(NamedTuple):
         step: The step of its best checkpoint.
         metrics: The evaluation of that step.
         records: All its records.
+        unfinished: How far it is, if it has not finished.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Compared(NamedTuple):
     step: int
     metrics: dict[str, float | int]
     records: list[dict[str, Any]]
+    unfinished: str = ""
 
 
 class Group(NamedTuple):
@@ -67,6 +72,9 @@ def show_comparison(workdirs: Sequence[str], out: Path | None) -> None:
     table = comparison_table(runs, groups)
     console = rich.console.Console(highlight=False)
     console.print(_for_terminal(table, console))
+    unfinished = [f"{run.name} has not finished: {run.unfinished}" for run in runs if run.unfinished]
+    for line in unfinished:
+        console.print(line, markup=False, soft_wrap=True)
     if out is None:
         return
     try:
@@ -74,7 +82,7 @@ def show_comparison(workdirs: Sequence[str], out: Path | None) -> None:
             out,
             "compare.html",
             title=f"{len(runs)} runs",
-            subtitle="",
+            subtitle="; ".join(unfinished),
             table=table,
             charts=overlaid(runs),
             groups=[group for group in groups if len(group.runs) > 1],
@@ -131,7 +139,19 @@ def _load(workdir: str, name: str) -> Compared:
         raise UserError(f"{workdir} cannot be read: {error.strerror or error}") from error
     step = step if step in evaluations else max(evaluations)
     numbers = {key: value for key, value in evaluations[step].items() if key not in ("step", "split", *HIDDEN)}
-    return Compared(name, settings, step, numbers, records)
+    return Compared(name, settings, step, numbers, records, _unfinished(workdir, stored, records[-1]["step"]))
+
+
+def _unfinished(workdir: str, stored: StoredRun, step: int) -> str:
+    """How far a run is that has recorded `step` last; "" if it has finished, or the number of its images is unknown."""
+    path = epath.Path(workdir) / FINGERPRINTS
+    if stored.extensions:
+        total = stored.extensions[-1].total
+    elif path.exists() and (images := read_fingerprints(path).get("train")):
+        total, _ = length(stored.config, images.count)
+    else:
+        return ""
+    return f"step {step:,} of {total:,}" if step < total else ""
 
 
 def _names(paths: Sequence[epath.Path]) -> list[str]:
