@@ -132,7 +132,7 @@ def broken_file(folder):
 @pytest.mark.parametrize(("write", "changes", "message"), [
     (lambda f: datasets.Dataset.from_dict({"a": [1]}).save_to_disk(f), {}, "no column of images: its columns are a"),
     (save_to_disk, {"image_column": "label"}, "--data.image-column is label, which has no images; image has"),
-    (save_to_disk, {"label_columns": ("kind",)}, "has no column kind; it has: image, label"),
+    (save_to_disk, {"label_columns": ("kind",)}, "has no column named kind; it has: image, label"),
     (save_to_disk, {"eval_split": "val"}, "has no split val to evaluate on; it has: test"),
     (save_to_disk, {"target": "regression"}, "label of 0 of hf:data train is zebra: expected a number"),
     (unlabelled, {}, "the label of 0 of hf:data train is missing"),

@@ -50,7 +50,7 @@ def test_the_table_and_the_page(runs, tmp_path, capsys):
     assert printed[1] == ["a", "0", "0.002", "0", "1", "50.00%"]
     assert printed[3] == ["mean", "of", "2", "seeds", "0.002", "1.2", "±", "0.28", "60.00%", "±", "14.14%"]
     assert printed[4] == ["c", "0", "0.5", "0", "1.8", "90.00%"]
-    assert printed[5] == ["a", "has", "not", "finished:", "step", "9", "of", "449"]  # 10 epochs of 1,437 images, by 32
+    assert printed[5] == ["a", "has", "not", "finished:", "step", "9", "of", "2,694"]  # 60 epochs of 1,437 images
     page = out.read_text()
     assert "| a | 0 | 0.002 | 0 | 1 | 50.00% |" in page
     assert "| --- | --- | --- | ---: | ---: | ---: |" in page

@@ -43,7 +43,7 @@ def choose_columns(
     """
     for names in ((config.image_column,), config.label_columns):
         if missing := [name for name in names if name is not None and name not in columns]:
-            raise UserError(f"{config.name} has no column {_listed(missing)}; it has: {_listed(columns)}")
+            raise UserError(f"{config.name} has no column named {_listed(missing)}; it has: {_listed(columns)}")
     image = config.image_column or named(images, IMAGE_NAMES) or named(columns, IMAGE_NAMES)
     image = image or (next(iter(images)) if len(images) == 1 else None)
     if image is None:
