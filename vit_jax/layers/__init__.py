@@ -3,6 +3,7 @@
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid
 from vit_jax.layers.attend import attend
 from vit_jax.layers.attention import Attention
+from vit_jax.layers.attention_scores import attention_scores
 from vit_jax.layers.batch_norm import BatchNorm
 from vit_jax.layers.blocks import Blocks, NormedBlocks
 from vit_jax.layers.context_attention import ContextAttention
@@ -57,6 +58,7 @@ __all__ = [
     "append",
     "array_grid",
     "attend",
+    "attention_scores",
     "gelu",
     "l2_normalize",
     "pool_tokens",

@@ -5,6 +5,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from vit_jax.layers.attention_scores import attention_scores
 from vit_jax.layers.softmax import softmax
 
 
@@ -33,12 +34,12 @@ def attend(
         dropout: rate on the attention map.
         train: apply dropout, with the rng "dropout" of `module`.
     """
-    scores = jnp.einsum("...id,...jd->...ij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = attention_scores(q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    attn = softmax(scores)
+    attn = softmax(scores).astype(v.dtype)
     module.sow("intermediates", "attn", attn)
     attn = nn.Dropout(dropout)(attn, deterministic=not train)
     return rearrange(jnp.einsum("...ij,...je->...ie", attn, v), "... h i e -> ... i (h e)")

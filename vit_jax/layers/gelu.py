@@ -17,7 +17,10 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return checkpoint_name(checkpointed(x), "gelu")  # named so that KEPT_IN_LOOP can save it
 
 
-# XLA computes erf several times faster than erfc, which jax.nn.gelu uses.
+# XLA computes erf several times faster than erfc, which jax.nn.gelu uses. On a TPU the tanh form, here as a sigmoid, is
+# faster still; its error, at most 5e-4, is less than the rounding of bfloat16.
 def _gelu(x: Array) -> Array:
     wide = x.astype(jnp.float32)
+    if x.dtype == jnp.bfloat16 and target_platform() == "tpu":
+        return (wide * jax.nn.sigmoid(wide * (1.5957691 + 0.07135481 * jnp.square(wide)))).astype(x.dtype)
     return (wide * (0.5 + 0.5 * lax.erf(wide * 0.5**0.5))).astype(x.dtype)

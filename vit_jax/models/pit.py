@@ -17,7 +17,18 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import HEAD_RULES, TRANSFORMER_RULES
 from vit_jax.frames.stages import per_stage
-from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, NormHead, PointwiseConv, ToHeads, gelu, run_blocks, softmax
+from vit_jax.layers import (
+    Dense,
+    DepthwiseConv,
+    LayerNorm,
+    NormHead,
+    PointwiseConv,
+    ToHeads,
+    attention_scores,
+    gelu,
+    run_blocks,
+    softmax,
+)
 from vit_jax.layers.check import expect, pair
 from vit_jax.layers.shapes import Images, Output, Tokens
 from vit_jax.layers.tokens import prepend
@@ -36,7 +47,7 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
         self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")

@@ -14,7 +14,18 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Dense, LayerNorm, PatchEmbed, ToHeads, append, gelu, run_blocks, sincos_2d, softmax
+from vit_jax.layers import (
+    Dense,
+    LayerNorm,
+    PatchEmbed,
+    ToHeads,
+    append,
+    attention_scores,
+    gelu,
+    run_blocks,
+    sincos_2d,
+    softmax,
+)
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 
@@ -30,7 +41,7 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
         self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         return Dense(dim, use_bias=False, name="to_out")(out)

@@ -17,7 +17,19 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, ToHeads, append, gelu, prepend, run_blocks, softmax, unfold, unfold_grid
+from vit_jax.layers import (
+    Dense,
+    LayerNorm,
+    ToHeads,
+    append,
+    attention_scores,
+    gelu,
+    prepend,
+    run_blocks,
+    softmax,
+    unfold,
+    unfold_grid,
+)
 from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Tokens
 
@@ -34,7 +46,7 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
         self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
@@ -87,7 +99,7 @@ class NarrowBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Tokens:
         q, k, v = ToHeads(3, 1, self.dim, name="to_qkv")(LayerNorm(name="norm")(x))  # each (b, 1, n, dim)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim**-0.5)
+        attn = softmax(attention_scores(q, k) * self.dim**-0.5).astype(v.dtype)
         self.sow("intermediates", "attn", attn)
         out = Dense(self.dim, name="to_out")(jnp.einsum("bhij,bhjd->bhid", attn, v)[:, 0])
         x = v[:, 0] + nn.Dropout(self.dropout)(out, deterministic=not train)

@@ -15,7 +15,19 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_arguments, check_array, check_fits
 from vit_jax.frames.presets import TINY_SERIES
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, append, gelu, prepend, run_blocks, softmax
+from vit_jax.layers import (
+    Dense,
+    LayerNorm,
+    NormHead,
+    PatchEmbed,
+    ToHeads,
+    append,
+    attention_scores,
+    gelu,
+    prepend,
+    run_blocks,
+    softmax,
+)
 from vit_jax.layers.check import patch_count
 from vit_jax.layers.shapes import ExtraTokens, Output, Tokens
 
@@ -32,7 +44,7 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * self.dim_head**-0.5)
+        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
         self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")

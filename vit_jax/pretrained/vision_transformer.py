@@ -18,7 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_images
-from vit_jax.layers import Dense, LayerNorm, ToHeads, append, prepend, run_blocks, softmax
+from vit_jax.layers import Dense, LayerNorm, ToHeads, append, attention_scores, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 from vit_jax.pretrained.arguments import Arguments
@@ -57,7 +57,7 @@ class Attention(nn.Module):
                 frequencies = learned.astype(jnp.float32)[:, :, None]
             angles = (coordinates * frequencies).sum(axis=0)  # not a matrix product, which a TPU rounds to bfloat16
             q, k = self.rotary.rotate(q, angles), self.rotary.rotate(k, angles)
-        attn = softmax(jnp.einsum("bhid,bhjd->bhij", q, k) * dim_head**-0.5)
+        attn = softmax(attention_scores(q, k) * dim_head**-0.5).astype(v.dtype)
         self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
         out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
         if self.out_norm:

@@ -1,0 +1,172 @@
+"""Cycles of a training step on a TPU v5e, as its compiler estimates them, of our ViT and of big_vision's.
+
+    pip install '.[train,tpu]'
+    git clone https://github.com/google-research/big_vision
+    python benchmarks/tpu_cycles.py --big-vision big_vision                        # ViT-S/16, 224 pixels
+    python benchmarks/tpu_cycles.py --big-vision big_vision --width 192 --pixels 512 --images 8
+
+No TPU is needed. A step is the value and the gradient of the cross-entropy in bfloat16, with float32 parameters and the
+batch divided among all chips. `--depth 1` and `--depth 3` tell what a block costs. Compiling takes one to
+three minutes for each.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask the network for the machine's TPUs
+os.environ["JAX_PLATFORMS"] = "cpu"
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Compiled
+
+from train import hlo
+from train.planning import open_topology
+from vit_jax import create_model
+from vit_jax.layers.execution import execution
+
+CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The network, the batch and the chips."""
+
+    big_vision: Path | None = None
+    """Checkout of big_vision, to compare with."""
+    depth: int = 12
+    """Number of blocks."""
+    width: int = 384
+    """Width of a token; heads are 64 wide."""
+    pixels: int = 224
+    """Height and width of an image; patches have 16."""
+    images: int = 32
+    """Images per chip."""
+    topology: str = "v5e:2x4"
+    """Chips to compile for."""
+    operations: int = 12
+    """Number of operations to print, those that cost most."""
+    json: Path | None = None
+    """File that the results are also written to."""
+
+
+def main(options: Options) -> None:
+    """Compile both steps, and print their cycles, memory and most expensive operations."""
+    devices, _ = open_topology(options.topology)
+    networks = {"vit-jax": ours} | ({"big_vision": theirs} if options.big_vision else {})
+    results = {}
+    for name, network in networks.items():
+        compiled = compile_step(*network(options), options, devices)
+        memory, text = compiled.memory_analysis(), compiled.as_text()
+        results[name] = {
+            "cycles": hlo.cycles(text),
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "accessed_bytes": compiled.cost_analysis()["bytes accessed"],
+        }
+        print(
+            f"{name}: {results[name]['cycles'] / 1e6:.2f} million cycles, "
+            f"{memory.temp_size_in_bytes / 2**30:.2f} GiB of temporaries, "
+            f"{results[name]['accessed_bytes'] / 2**30:.1f} GiB accessed",
+            flush=True,
+        )
+        for cycles, operation in most_expensive(text, options.operations):
+            print(f"  {cycles / 1e6:7.3f}  {operation}")
+    if options.big_vision:
+        ratio = results["vit-jax"]["cycles"] / results["big_vision"]["cycles"]
+        print(f"vit-jax takes {ratio:.3f} times big_vision's cycles")
+    if options.json:
+        given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        given |= {"json": None, "big_vision": None, "jax": jax.__version__}
+        options.json.write_text(json.dumps({"options": given, "results": results}, indent=2) + "\n")
+
+
+def ours(options: Options) -> tuple[Callable, Callable]:
+    """Functions to initialise our network, and to apply it."""
+    width, size = options.width, options.pixels
+    model = create_model(
+        "vit",
+        image_size=size,
+        patch_size=16,
+        num_classes=CLASSES,
+        dim=width,
+        depth=options.depth,
+        heads=width // 64,
+        mlp_dim=4 * width,
+    )
+
+    def apply(variables, images):
+        with execution(platform="tpu"):
+            return model.apply(jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables), images)
+
+    return lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3))), apply
+
+
+def theirs(options: Options) -> tuple[Callable, Callable]:
+    """The same functions of big_vision's network, without the parts of the checkout that need TensorFlow."""
+    sys.path.insert(0, str(options.big_vision))
+    for name in ("big_vision.utils", "flax.training.checkpoints"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    import big_vision
+
+    big_vision.utils = sys.modules["big_vision.utils"]
+    from big_vision.models import vit
+
+    width, size = options.width, options.pixels
+    model = vit.Model(
+        CLASSES,
+        width=width,
+        depth=options.depth,
+        mlp_dim=4 * width,
+        num_heads=width // 64,
+        patch_size=(16, 16),
+        pool_type="tok",
+        dtype_mm="bfloat16",
+    )
+    init = lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    return init, lambda variables, images: model.apply(variables, images)[0]
+
+
+def compile_step(init: Callable, apply: Callable, options: Options, devices: list[jax.Device]) -> Compiled:
+    """Compile the value and the gradient of the loss, for a batch that all `devices` share."""
+    mesh = Mesh(np.array(devices), ("data",))
+    replicated, divided = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    batch = options.images * len(devices)
+    images = jax.ShapeDtypeStruct((batch, options.pixels, options.pixels, 3), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+    def step(variables, images, labels):
+        def loss(variables):
+            logits = apply(variables, images).astype(jnp.float32)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.value_and_grad(loss)(variables)
+
+    jitted = jax.jit(step, in_shardings=(replicated, divided, divided), out_shardings=(replicated, replicated))
+    return jitted.lower(jax.eval_shape(init), images, labels).compile()
+
+
+def most_expensive(text: str, count: int) -> list[tuple[int, str]]:
+    """Cycles of the operations that cost most; those of all blocks are added."""
+    cycles = collections.Counter()
+    for times, line in hlo.instructions(text):
+        if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
+            named = re.search(r'op_name="([^"]*)"', line)
+            name = named[1] if named else line.strip().partition(" = ")[0]
+            cycles[re.sub(r"\d+", "#", name)] += times * int(estimate[1])
+    return [(number, name) for name, number in cycles.most_common(count)]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,43 @@
+"""What is computed differently in bfloat16, or on a TPU, loses no more than the rounding of bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.layers import attention_scores, gelu, standardize
+from vit_jax.layers.execution import execution
+
+RNG = np.random.default_rng(0)
+BF16 = jnp.bfloat16
+wide = lambda x: np.asarray(x, np.float32)
+
+
+def noise(*shape, mean=0.0, std=1.0):
+    return np.asarray(RNG.normal(mean, std, shape), np.float32).astype(BF16)
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_norms_in_one_pass_lose_less_than_the_rounding_of_their_input(mean):
+    x = noise(64, 384, mean=mean)
+    exact = wide(x).astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
+    assert np.abs(wide(standardize(x, 1e-5)) - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_gelu_differs_by_less_than_bfloat16_rounds():
+    x = np.linspace(-6, 6, 4001, dtype=np.float32).astype(BF16)
+    with execution(platform="tpu"):
+        ours = wide(jax.jit(gelu)(x))
+    exact = wide(jax.nn.gelu(wide(x), approximate=False))
+    rounding = 2**-8 * np.abs(exact)
+    assert (np.abs(ours - exact) - rounding).max() < 5e-4
+
+
+def test_scores_stay_in_float32():
+    q, k = noise(2, 3, 5, 8), noise(2, 3, 7, 8)
+    with execution(platform="tpu"):
+        scores = jax.jit(attention_scores)(q, k)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, np.einsum("bhid,bhjd->bhij", wide(q), wide(k)), rtol=1e-5, atol=1e-5)
+    assert jax.jit(attention_scores)(q, k).dtype == BF16
