@@ -72,4 +72,6 @@ def test_every_objective_is_a_counterpart_or_ours():
         "classify",
         "deep_supervision",
         "feature_distill",
+        "multilabel",
+        "regress",
     }

@@ -324,7 +324,7 @@ def test_the_output_says_that_probabilities_are_independent(workdir, tmp_path, c
     (path,) = write_images(tmp_path, 1)
     assert predict([path, f"--workdir={tmp_path}/run", "--top=10"]) == 0
     first, second, *rows = capsys.readouterr().out.splitlines()
-    assert first == "the probability of each class is independent (--loss=sigmoid): percentages need not add up to 100%"
+    assert first == "the probability of each class is independent: percentages need not add up to 100%"
     assert second == path
     assert abs(sum(float(row.split()[0].rstrip("%")) for row in rows) - 100) > 10
 

@@ -114,7 +114,7 @@ def test_an_evaluation_takes_no_larger_batches_than_it_needs(size, shapes):
         return {"loss": jnp.sum(batch["label"] * batch["mask"]), "count": jnp.sum(batch["mask"])}
 
     config = Config(eval_batch_size=size)
-    found = train.loop.evaluate(eval_step, state, dataset, config, make_mesh(), skipped, lambda: False)
+    found = train.loop.evaluate(eval_step, state, dataset, INFO, config, make_mesh(), skipped, lambda: False)
     assert seen == shapes
     assert found == {"loss": 24.5, "examples": 50}
 
