@@ -76,9 +76,9 @@ print(report.resolve().as_uri(), f"{report.stat().st_size / 1e6:.1f} MB")
 # %%
 import train.push
 
-assert train.push.main(["me/photos", "--workdir=runs/photos", "--license=mit", "--dry-run", "--out=shared"]) == 0
-print(sorted(path.name for path in Path("shared").iterdir()))
-print(Path("shared/README.md").read_text().partition("# me/photos")[2][:600])
+assert train.push.main(["me/photos", "--workdir=runs/photos", "--license=mit", "--dry-run", "--out=published"]) == 0
+print(sorted(path.name for path in Path("published").iterdir()))
+print(Path("published/README.md").read_text().partition("# me/photos")[2][:600])
 
 # %% [markdown]
 # 6\. Load it as others will, by `load_pretrained("hf:ORG/REPO")`, here from the folder, and classify photographs:
@@ -88,8 +88,8 @@ import jax
 
 from vit_jax import load_pretrained
 
-model, variables, preprocess = load_pretrained("shared")
-names = json.loads(Path("shared/config.json").read_text())["label_names"]
+model, variables, preprocess = load_pretrained("published")
+names = json.loads(Path("published/config.json").read_text())["label_names"]
 classify = jax.jit(lambda pixels: jax.nn.softmax(model.apply(variables, pixels[None])[0]))
 for name in names:
     shares = classify(preprocess(next((folder / name).glob("192-*.jpg"))))
