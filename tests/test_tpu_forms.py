@@ -1,4 +1,4 @@
-"""What is computed differently in bfloat16, or on a TPU, loses no more than the rounding of bfloat16."""
+"""The errors of what is computed differently in bfloat16, or on a TPU."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_norms_in_one_pass_lose_less_than_the_rounding_of_their_input(mean):
     assert np.abs(wide(standardize(x, 1e-5)) - exact).max() < 1e-4 * np.abs(exact).max()
 
 
-def test_gelu_differs_by_less_than_bfloat16_rounds():
+def test_gelu_differs_by_at_most_5e_4_beside_rounding():
     x = np.linspace(-6, 6, 4001, dtype=np.float32).astype(BF16)
     with execution(platform="tpu"):
         ours = wide(jax.jit(gelu)(x))
