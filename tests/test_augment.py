@@ -112,6 +112,15 @@ def test_mixup_blends_each_image_with_the_one_before():
     np.testing.assert_allclose(targets, share * labels + (1 - share) * labels[before], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [dict(mixup=0.8), dict(cutmix=1.0)])
+def test_no_image_is_mixed_with_its_own_copy(settings):
+    images, labels = np.repeat(IMAGES[:5], 3, axis=0), np.repeat(np.arange(5, dtype=np.int32), 3)
+    shares = [
+        np.asarray(RUN(jax.random.key(seed), images, labels, Augment(repeats=3, **settings))[1]) for seed in range(3)
+    ]
+    assert all((np.count_nonzero(each, axis=1) == 2).all() for each in shares)
+
+
 def test_cutmix_labels_follow_the_pasted_pixels_exactly():
     images = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None, None, None], (4, 9, 7, 1))
     cut, shares = jax.jit(lambda key: mix(key, images, jnp.eye(4), 0.0, 1.0)), set()

@@ -151,6 +151,7 @@ def test_init_starts_at_the_weights(teacher, weights, tmp_path, monkeypatch):
         (("--init=/nowhere.pth",), "--init.*/nowhere.pth"),
         (("--teacher={teacher}", "--cache-teacher", "--augment.flip"), "set --distill.views"),
         (("--teacher={teacher}", "--distill.views=2", "--augment.mixup=0.2"), "--augment.mixup"),
+        (("--teacher={teacher}", "--distill.views=2", "--augment.repeats=3"), "repeats is 3 with --distill.views 2"),
         (("--cache-teacher",), "without --distill.teacher"),
     ],
 )

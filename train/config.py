@@ -92,6 +92,9 @@ class Augment:
     """Parameter of mixup's Beta distribution; 0: off. With cutmix on too, each batch uses one of the two at random."""
     cutmix: Mix = 0.0
     """Parameter of CutMix's Beta distribution; 0: off."""
+    repeats: Annotated[int, Range(1, 64)] = 1
+    """Repeated augmentation: number of differently augmented copies of each image, one after the other. An epoch has as
+    many images as without it, so that it sees one in `repeats` of the training images."""
 
 
 @dataclasses.dataclass(frozen=True)

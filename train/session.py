@@ -112,8 +112,8 @@ def claimed_by(setup: Setup) -> Claim:
 def training_batches(setup: Setup, start: int) -> Any:
     """The endless training batches of the run, after step `start`."""
     config = setup.config
-    views, warn = config.distill.views, setup.progress.warn
-    return train_batches(setup.dataset, config.data, config.batch_size, config.seed, views, start, warn)
+    views, repeats, warn = config.distill.views, config.augment.repeats, setup.progress.warn
+    return train_batches(setup.dataset, config.data, config.batch_size, config.seed, views, start, warn, repeats)
 
 
 def first_state(

@@ -182,6 +182,11 @@ def _check_views(config: Config) -> None:
     distill, augment = config.distill, config.augment
     if distill.views and (augment.mixup or augment.cutmix):
         raise UserError("--distill.views excludes mixup and CutMix: set --augment.mixup and --augment.cutmix to 0")
+    if 0 < distill.views < augment.repeats:
+        raise UserError(
+            f"--augment.repeats is {augment.repeats} with --distill.views {distill.views}: expected at most as many "
+            "copies of an image as there are views"
+        )
     if distill.cache and not distill.views and (augment != Augment() or config.data.min_crop < 1):
         raise UserError(
             "--distill.cache needs the same images in every epoch: set --distill.views, "

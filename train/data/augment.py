@@ -40,7 +40,7 @@ def augment(key, images, targets, config: Augment, *, mean, std):
         images = random_erase(erase_key, images, config.erasing)
 
     if config.mixup or config.cutmix:
-        images, targets = mix(mix_key, images, targets, config.mixup, config.cutmix)
+        images, targets = mix(mix_key, images, targets, config.mixup, config.cutmix, config.repeats)
     return images, targets
 
 
@@ -97,14 +97,15 @@ def random_erase(key, images, probability):
     return jnp.where(erased, 0, images)
 
 
-def mix(key, images, targets, mixup, cutmix):
-    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), each image with the one before it.
+def mix(key, images, targets, mixup, cutmix, back=1):
+    """Mixup (Zhang 2017, arXiv:1710.09412) or CutMix (Yun 2019, arXiv:1905.04899), each image with one before it.
 
     `mixup` and `cutmix` are the parameters of the Beta distributions; if both are positive, each is used with
     probability 0.5. The whole batch has one map of weights (h, w), which is constant for mixup and zero inside a box
     for CutMix. Targets are mixed with the mean of the map, for CutMix exactly the fraction of pixels kept. The partner
-    is the previous image because a device with a part of the batch then needs only one image of another device; with
-    a reversed batch it would need all of them.
+    is the image `back` positions before, because a device with a part of the batch then needs only `back` images of
+    another device; with a reversed batch it would need all of them. With repeated augmentation, `back` is the number of
+    repeats, so that an image is not mixed with itself.
     """
     choice_key, share_key, box_key = jax.random.split(key, 3)
     cut = jax.random.bernoulli(choice_key, 0.5 if mixup and cutmix else float(cutmix > 0))
@@ -112,7 +113,7 @@ def mix(key, images, targets, mixup, cutmix):
     share = jax.random.beta(share_key, alpha, alpha)
     kept = jnp.where(cut, 1.0 - random_box(box_key, 1 - share, *images.shape[1:3]), share)
 
-    blend = lambda x, weight: weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
+    blend = lambda x, weight: weight * x + (1 - weight) * jnp.roll(x, back, axis=0)
     return blend(images, kept[None, :, :, None]), blend(targets, kept.mean())
 
 

@@ -16,7 +16,8 @@ from absl import flags
 
 from train.config import Data
 from train.data.dataset import Dataset, warn
-from train.data.labels import Balanced, labels_of
+from train.data.labels import labels_of
+from train.data.order import Balanced, Shuffled, sample_at
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, as_array, read
 from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop
@@ -29,7 +30,14 @@ Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def train_batches(
-    dataset: Dataset, config: Data, batch_size: int, seed: int, views: int = 0, start: int = 0, warn: Warn = warn
+    dataset: Dataset,
+    config: Data,
+    batch_size: int,
+    seed: int,
+    views: int = 0,
+    start: int = 0,
+    warn: Warn = warn,
+    repeats: int = 1,
 ) -> grain.DatasetIterator:
     """Endless batches of training images, reshuffled every epoch, or with `config.sampler` balanced by class.
 
@@ -43,6 +51,7 @@ def train_batches(
         start: Number of batches to skip, which takes no time. A batch depends only on its position, so this resumes
             exactly, with any number of workers.
         warn: Receives a line about unreadable images; readable ones replace them.
+        repeats: Number of consecutive times that each image comes, each with a crop of its own (repeated augmentation).
 
     Returns:
         An iterator over {"image": (b, h, w, c) of the dataset's type, "label": int32 (b,), or float32 (b, k) for labels
@@ -56,10 +65,9 @@ def train_batches(
     if seed < 0:
         raise UserError(f"seed is {seed}: expected 0 or more")
     examples = len(dataset.train)
-    if config.sampler == "balanced":
-        sample = Balanced(labels_of(dataset.train), seed, max(1, views))
-    else:
-        sample = functools.partial(_sample, examples, seed, max(1, views))
+    balanced = config.sampler == "balanced"
+    order = Balanced(labels_of(dataset.train), seed) if balanced else Shuffled(examples, seed)
+    sample = functools.partial(sample_at, order, examples, max(1, views), repeats)
     samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(sample)
     batches = _train_batches(dataset, config, samples, _share(batch_size), seed, views, start * batch_size, warn)
     return _iterate(batches, dataset.train, config)
@@ -142,18 +150,6 @@ def image_to_input(
     """Read one image file as in evaluation: `pixels` of `image_shape` (height, width, channels)."""
     image = decode(path, image_shape[2], str(path), pixels)
     return evaluation_crop(image, evaluation_of(config, image_shape, mean), mean)
-
-
-def _sample(examples: int, seed: int, views: int, position: int, row: int) -> int:
-    """The sample (view * number of examples + example) at a position of the endless order."""
-    epoch = position // examples
-    return int(_permutation(examples, seed, epoch)[row]) + examples * (epoch % views)
-
-
-@functools.lru_cache(maxsize=2)  # a batch, and threads that prefetch, may span two epochs
-def _permutation(examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch. Grain's own shuffle takes 25 microseconds per example, more than everything else here."""
-    return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
 def _share(batch_size: int) -> int:

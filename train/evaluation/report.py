@@ -173,7 +173,8 @@ def _samples(run: Run, dataset: Dataset) -> list[dict[str, Any]]:
     """The first training images as they enter the network, with their targets."""
     config, info = run.config, run.info
     size = min(SAMPLES, config.batch_size, len(dataset.train))
-    batches = train_batches(dataset, config.data, size, config.seed, config.distill.views)
+    views, repeats = config.distill.views, config.augment.repeats
+    batches = train_batches(dataset, config.data, size, config.seed, views, repeats=repeats)
     try:
         batch = next(batches)
     finally:

@@ -44,6 +44,7 @@ def describe(
     kind = {"class": "classes", "multilabel": "labels", "regression": "numbers"}[config.data.target]
     classes = f"{count} {kind if count > 1 else kind.removesuffix('s')}" if count else "no labels"
     device = jax.devices()[0]
+    passes = total * config.batch_size / config.augment.repeats / len(dataset.train)
     rows = [
         ("model", f"{' '.join((model_name(config.model), *config.model_args))}, {parameters:,} parameters"),
         *([("trained", f"{changing:,} parameters ({changing / parameters:.2%})")] if changing < parameters else []),
@@ -57,6 +58,7 @@ def describe(
         *_initial(init),
         ("objective", " ".join((objective_name(config), *config.objective_args))),
         ("augment", _changed(config.augment) or "nothing"),
+        *_repeated(config.augment.repeats, len(dataset.train)),
         ("teacher", _taught(config.distill)),
         (
             "devices",
@@ -67,8 +69,8 @@ def describe(
         ("optimizer", f"{config.optim.name}, learning rate {config.optim.lr:g}, {config.optim.schedule}"),
         (
             "steps",
-            f"{total:,} of {config.batch_size} images, {total * config.batch_size / len(dataset.train):.1f} passes "
-            f"over the training images, evaluation every {eval_every:,} steps",
+            f"{total:,} of {config.batch_size} images, {passes:.1f} passes over the training images, evaluation every "
+            f"{eval_every:,} steps",
         ),
     ]
     if config.distill.teacher is None:
@@ -105,6 +107,16 @@ def _some(names: tuple[str, ...], most: int = 6) -> str:
     """The first `most` names in parentheses."""
     others = [f"and {len(names) - most} more"] if len(names) > most else []
     return f" ({', '.join([*names[:most], *others])})" if names else ""
+
+
+def _repeated(repeats: int, images: int) -> list[tuple[str, str]]:
+    """The row about repeated augmentation."""
+    if repeats == 1:
+        return []
+    different = -(-images // repeats)
+    return [
+        ("", f"{repeats} copies of each image, so that {images:,} images in training are {different:,} different ones")
+    ]
 
 
 def _taught(distill: Distill) -> str:
