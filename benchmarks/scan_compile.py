@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from train.errors import UserError
 from train.hlo import cycles
-from train.planning import open_topology
 from train.sharding import batch_sharding, make_mesh, replicated
 from train.step import cast
+from train.topology import open_topology
 from vit_jax.layers.execution import execution
 from vit_jax.models.vit import Transformer
 

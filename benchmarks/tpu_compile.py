@@ -31,8 +31,9 @@ from tests.cases.case import Case, build
 from train.build import DataInfo
 from train.config import Augment, Config
 from train.errors import UserError
-from train.planning import open_topology, plan
+from train.planning import plan
 from train.sharding import make_mesh
+from train.topology import open_topology
 from vit_jax import list_models, list_presets
 from vit_jax.layers.execution import execution
 from vit_jax.registry import model_arguments

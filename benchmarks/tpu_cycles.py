@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from train import hlo
-from train.planning import open_topology
+from train.topology import open_topology
 from vit_jax import create_model
 from vit_jax.layers.execution import execution
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from train import hlo, plan, planning
+from train import hlo, plan, planning, topology
 from train.build import DataInfo
 from train.config import Config
 from train.errors import UserError
@@ -118,7 +118,7 @@ def test_the_largest_is_found_to_within_an_eighth(most):
 
 def test_a_verdict_says_by_how_much(found):
     config, mesh = Config(batch_size=16), make_mesh("data=4,tensor=2")
-    chip = planning.Chip(memory=found.memory_bytes - 2**20, bandwidth=1e9, flops=1e12)
+    chip = topology.Chip(memory=found.memory_bytes - 2**20, bandwidth=1e9, flops=1e12)
     lines = planning.report(found, config, mesh, chip)
     assert any("too much by 1.00 MiB" in line for line in lines)
     assert any("by bandwidth" in line for line in lines)
@@ -146,17 +146,32 @@ def test_a_plan_for_virtual_devices():
 
 
 @pytest.mark.parametrize(
-    ("topology", "message"),
+    ("name", "message"),
     [
-        ("v9:2x2", "--topology v9:2x2: expected cpu:N, or v4, v5e"),
+        ("v9:2x2", "--topology v9:2x2: expected cpu:N, a100, h100, h200 with a number, as in h100:8, or v4, v5e"),
+        ("h100:2x4", "--topology h100:2x4: expected cpu:N"),
         ("cpu:none", "--topology cpu:none: expected cpu:N"),
         ("cpu:0", "cpu:0"),
         ("cpu:" + "9" * 5000, "cpu:9999"),
     ],
 )
-def test_unknown_topologies_are_named(topology, message):
+def test_unknown_topologies_are_named(name, message):
     with pytest.raises(UserError, match=message):
-        planning.open_topology(topology)
+        topology.open_topology(name)
+
+
+def test_a_missing_compiler_for_gpus_is_named(monkeypatch):
+    asked = {}
+
+    def missing(**options):
+        asked.update(options)
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", missing)
+    with pytest.raises(UserError, match=r"h100:8 needs JAX's compiler for CUDA: pip install --no-deps jax-cuda13"):
+        topology.open_topology("h100:8")
+    assert (asked["platform"], asked["topology"]) == ("cuda", "1x1x8")
+    assert "device_memory_size: 80000000000\n" in asked["target_config"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Estimate memory and time of a training step without the devices: `python -m train.plan --model=vit/b16`.
 
-The training step of `train.main` is compiled ahead of time for a TPU topology (needs `pip install '.[train,tpu]'`) or
-for virtual CPU devices. All options of `python -m train.main` are accepted in addition to the options below.
+The training step of `train.main` is compiled ahead of time for TPUs (needs `pip install '.[train,tpu]'`), GPUs (needs
+`pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt`, in the version of JAX) or virtual CPU devices. All options of
+`python -m train.main` are accepted in addition to the options below.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ class Options:
     """Target devices and assumed data."""
 
     topology: str = "v5e:2x4"
-    """Target devices: TPU chips as GENERATION:SHAPE (v4, v5e, v5p, v6e), or cpu:N for N virtual CPU devices."""
+    """Target devices: TPU chips as GENERATION:SHAPE (v4, v5e, v5p, v6e), GPUs as TYPE:N (a100, h100, h200), or cpu:N
+    for N virtual CPU devices."""
     classes: Annotated[int, Range(1, 1_000_000)] = 1000
     """Number of classes of the assumed data."""
     sweep: bool = False

@@ -4,14 +4,12 @@
 """
 
 import dataclasses
-import os
 import re
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from train.build import DataInfo, build_objective, make_network, model_name
@@ -26,26 +24,8 @@ from train.program import Program, build_program
 from train.published import with_published
 from train.sharding import check_batch, make_mesh
 from train.small_data import with_length
+from train.topology import Chip, open_topology
 from train.validation import check_options, validate
-
-
-class Chip(NamedTuple):
-    """Published figures of a chip: memory in bytes, bandwidth in bytes/s, bfloat16 FLOP/s.
-
-    Source: the system architecture pages of Google's Cloud TPU documentation.
-    """
-
-    memory: int | float
-    bandwidth: int | float
-    flops: int | float
-
-
-CHIPS = {
-    "v4": Chip(32 * 2**30, 1228e9, 275e12),
-    "v5e": Chip(16 * 2**30, 819e9, 197e12),
-    "v5p": Chip(95 * 2**30, 2765e9, 459e12),
-    "v6e": Chip(32 * 2**30, 1640e9, 918e12),
-}
 
 
 class Plan(NamedTuple):
@@ -56,7 +36,7 @@ class Plan(NamedTuple):
     state_bytes: int
     memory_bytes: int
     least_moved_bytes: int  # arguments read once, results written once, temporaries written and read once
-    accessed_bytes: float  # by all operations, in on-chip or off-chip memory
+    accessed_bytes: float  # by all operations, in on-chip or off-chip memory; 0 if the compiler gives no figure
     collectives: dict[str, tuple[int, int]]  # kind: (number, bytes of results)
     cycles: int  # 0 if the compiler gives no estimate
     seconds: float
@@ -104,7 +84,7 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
         state_bytes=local_bytes(program.state),
         memory_bytes=passed - memory.alias_size_in_bytes + kept + memory.generated_code_size_in_bytes,
         least_moved_bytes=passed + 2 * kept,
-        accessed_bytes=compiled.cost_analysis().get("bytes accessed", 0.0),
+        accessed_bytes=(compiled.cost_analysis() or {}).get("bytes accessed", 0.0),
         collectives=collectives(text),
         cycles=cycles(text),
         seconds=seconds,
@@ -140,8 +120,10 @@ def report(found: Plan, config: Config, mesh: Mesh, chip: Chip | None) -> list[s
         ("state", f"{in_words(found.state_bytes)} per chip: parameters, their averages, optimizer state"),
         ("memory", f"{in_words(found.memory_bytes)} per chip" + (_against(found.memory_bytes, chip) if chip else "")),
         ("moved", f"at least {in_words(found.least_moved_bytes)} per chip and step, to and from its memory"),
-        ("accessed", f"{in_words(found.accessed_bytes)}, on-chip and off-chip; the body of a loop counts once"),
     ]
+    if found.accessed_bytes:
+        size = in_words(found.accessed_bytes)
+        lines.append(("accessed", f"{size}, on-chip and off-chip; the body of a loop counts once"))
     for kind, (number, size) in found.collectives.items():
         lines.append((kind, f"{number}, {in_words(size)}"))
     if not found.collectives:
@@ -179,26 +161,6 @@ def largest(fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def open_topology(name: str) -> tuple[list[jax.Device], Chip | None]:
-    """The devices of a topology, and the figures of its chip (None for CPUs). Raises UserError if it is unknown."""
-    generation, _, shape = name.partition(":")
-    if generation == "cpu" and re.fullmatch("[1-9][0-9]{0,3}", shape):
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", int(shape))
-        return jax.devices(), None
-    if generation not in CHIPS:
-        raise UserError(
-            f"--topology {shortened(name)}: expected cpu:N, or {', '.join(CHIPS)} with a shape, as in v5e:2x4"
-        )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise libtpu queries the metadata server of a cloud host
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    jax.config.update("jax_platforms", "cpu")  # the program is compiled, not run
-    try:
-        return list(topologies.get_topology_desc(name, platform="tpu").devices), CHIPS[generation]
-    except Exception as error:  # libtpu is missing, or rejects the shape; the type of the error depends on its version
-        raise UserError(f"--topology {shortened(name)} cannot be compiled for: {str(error).splitlines()[0]}") from error
 
 
 def data_like(config: Config, classes: int) -> DataInfo:
