@@ -86,12 +86,21 @@ class Augment:
     """Number of RandAugment operations per image; 0: off."""
     randaugment_magnitude: Annotated[float, Range(0, 10)] = 9.0
     """Strength of each RandAugment operation, 0 to 10."""
+    three_augment: bool = False
+    """3-Augment (DeiT III): one of three changes for each image: grey, solarised or blurred."""
+    color_jitter: Annotated[float, Range(0, 1)] = 0.0
+    """Colour jitter: largest relative change of brightness, contrast and saturation, in random order; 0: off."""
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    """Colour jitter: largest turn of the hue, as a fraction of the circle; 0: off."""
     erasing: Annotated[float, Range(0, 1)] = 0.0
     """Random erasing: probability that a random rectangle of an image is erased."""
     mixup: Mix = 0.0
     """Parameter of mixup's Beta distribution; 0: off. With cutmix on too, each batch uses one of the two at random."""
     cutmix: Mix = 0.0
     """Parameter of CutMix's Beta distribution; 0: off."""
+    mixed_targets: Literal["shares", "both"] = "shares"
+    """Targets of the two classes of an image that mixup or CutMix makes: their shares, or 1 for `both` (DeiT III); this
+    needs `--loss=sigmoid`."""
     repeats: Annotated[int, Range(1, 64)] = 1
     """Repeated augmentation: number of differently augmented copies of each image, one after the other. An epoch has as
     many images as without it, so that it sees one in `repeats` of the training images."""

@@ -72,6 +72,8 @@ def _check_loss(config: Config) -> None:
         raise UserError(f"--loss is {config.loss}; with --data.target={target} it must be {expected}")
     if config.data.sampler == "balanced" and target != "class":
         raise UserError(f"--data.sampler is balanced; with --data.target={target} there are no classes to balance")
+    if config.augment.mixed_targets == "both" and (config.loss or losses[0]) != "sigmoid":
+        raise UserError("--augment.mixed-targets is both, which needs --loss=sigmoid")
     if config.class_weights:
         check_class_weights(config.class_weights, target)
         if config.loss == "sigmoid" and target == "class":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from train.commandline.ranges import check_values
 from train.config import Augment
+from train.data.colors import color_jitter, three_augment
 from train.data.randaugment import randaugment
 from train.errors import UserError
 from vit_jax.printable import counted
@@ -19,12 +20,14 @@ from vit_jax.printable import counted
 def augment(key, images, targets, config: Augment, *, mean, std):
     """Augment images (b, h, w, c) with float32 targets (b, k), in the order of the lines below.
 
-    Pixels are of any type that `normalize` takes; RandAugment takes only uint8. Returns normalised float32 images
-    (b, h, w, c) and targets, mixed like the images. `mean` and `std` have one number per channel, for pixels in 0..1.
-    Raises UserError for a value of `config` that is out of range.
+    Pixels are of any type that `normalize` takes; RandAugment takes only uint8, and changes of colour only integers,
+    whose white is known. Returns normalised float32 images (b, h, w, c) and targets, mixed like the images. `mean` and
+    `std` have one number per channel, for pixels in 0..1. Raises UserError for a value of `config` that is out of range
+    or does not fit the images.
     """
     check_values(config, "augment.")
-    crop_key, flip_key, randaugment_key, erase_key, mix_key = jax.random.split(key, 5)
+    crop_key, flip_key, randaugment_key, erase_key, mix_key, choice_key, jitter_key = jax.random.split(key, 7)
+    check_colors(images, config)
 
     if config.crop_padding:
         images = random_crop(crop_key, images, config.crop_padding)
@@ -35,13 +38,30 @@ def augment(key, images, targets, config: Augment, *, mean, std):
             raise UserError(f"--augment.randaugment-layers needs uint8 images, not {images.dtype}: --data.pixels=uint8")
         strength = config.randaugment_magnitude / 10
         images = randaugment(randaugment_key, images, config.randaugment_layers, strength, fill=mean)
+    if config.three_augment:
+        images = three_augment(choice_key, fractions(images))
+    if config.color_jitter or config.hue:
+        images = color_jitter(jitter_key, fractions(images), config.color_jitter, config.hue)
     images = normalize(images, mean, std)
     if config.erasing:
         images = random_erase(erase_key, images, config.erasing)
 
     if config.mixup or config.cutmix:
         images, targets = mix(mix_key, images, targets, config.mixup, config.cutmix, config.repeats)
+        if config.mixed_targets == "both":
+            targets = (targets > 0).astype(targets.dtype)
     return images, targets
+
+
+def check_colors(images, config: Augment):
+    """Raises UserError if the colours of `images` cannot be changed as `config` says."""
+    is_float, channels = jnp.issubdtype(images.dtype, jnp.floating), images.shape[-1]
+    for option in ("three_augment", "color_jitter", "hue"):
+        if getattr(config, option) and is_float:
+            what = f"--augment.{option.replace('_', '-')}"
+            raise UserError(f"{what} needs uint8 or uint16 images, not {images.dtype}: --data.pixels=uint8")
+    if config.hue and channels != 3:
+        raise UserError(f"--augment.hue needs images with three channels; these have {channels}")
 
 
 def normalize(images, mean, std):
@@ -55,8 +75,14 @@ def normalize(images, mean, std):
             found = f"--data.{option} has {counted(len(values), 'value')}"
             raise UserError(f"{found}; the images have {counted(channels, 'channel')}")
     per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, channels)
-    white = 1 if jnp.issubdtype(images.dtype, jnp.floating) else jnp.iinfo(images.dtype).max
-    return (images.astype(jnp.float32) / white - per_channel(mean)) / per_channel(std)
+    return (fractions(images) - per_channel(mean)) / per_channel(std)
+
+
+def fractions(images):
+    """Samples as float32: integers as fractions of white, floats unchanged."""
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images.astype(jnp.float32)
+    return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
 
 
 def random_crop(key, images, padding):
