@@ -7,7 +7,7 @@ from PIL import Image
 from tests.pictures import lazy, noise, write_folder
 from train.config import Data
 from train.data import eval_batches, image_to_input, load_dataset, train_batches
-from train.data.transforms import center_crop, decode, evaluation_crop, random_crop
+from train.data.transforms import center_crop, decode, evaluation_crop, random_crop, simple_crop
 from train.errors import UserError
 from vit_jax.pretrained.preprocessing import Preprocessing
 
@@ -58,6 +58,33 @@ def test_random_crop_of_an_extreme_shape_is_the_central_one():
     image = noise(200, 10)
     crop = random_crop(image, (8, 8), 0.9, np.random.default_rng(0))
     np.testing.assert_array_equal(crop, center_crop(image, (8, 8), 1.0))
+
+
+@pytest.mark.parametrize("full", [(30, 40), (41, 20)])
+def test_simple_crop_is_a_window_on_the_resized_image_with_reflected_borders(full):
+    image, scale = noise(*full), 12 / min(full)
+    resized = Image.fromarray(image).resize((int(full[1] * scale), int(full[0] * scale)), Image.Resampling.BICUBIC)
+    padded = np.pad(np.asarray(resized), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    windows = {
+        padded[y : y + 12, x : x + 12].tobytes(): (y, x)
+        for y in range(padded.shape[0] - 11)
+        for x in range(padded.shape[1] - 11)
+    }
+    rng = np.random.default_rng(0)
+    found = {windows[simple_crop(image, (12, 12), rng).tobytes()] for _ in range(2000)}
+    assert len(found) == len(windows)  # every window comes
+
+
+def test_simple_crop_of_an_extreme_shape_is_the_central_one():
+    image = np.zeros((1, 50_000, 1), np.uint8)  # resized, it would have 2**27 pixels
+    assert simple_crop(image, (64, 64), np.random.default_rng(0)).shape == (64, 64, 1)
+
+
+def test_images_in_memory_get_simple_crops():
+    dataset, config = load_dataset(Data()), Data(random_crop="simple")
+    batch, whole = next(train_batches(dataset, config, 64, 0)), {image.tobytes() for image in dataset.train.images}
+    assert batch["image"].shape == (64, 8, 8, 1)
+    assert sum(image.tobytes() in whole for image in batch["image"]) < 8  # one window in 81 is the image
 
 
 def test_decode_palette_alpha_and_16_bits(tmp_path):

@@ -124,6 +124,10 @@ EARLY = [
     ("--augment.mixup=1e300", "--augment.mixup is 1e+300; it must be a number 0 or from 1e-06 to 1,000"),
     ("--augment.mixup=1e-300", "--augment.mixup is 1e-300"),
     ("--augment.cutmix=inf", "--augment.cutmix is inf"),
+    (
+        "--data.random-crop=simple --data.min-crop=0.5",
+        "--data.min-crop is 0.5 with --data.random-crop=simple: pass one",
+    ),
     ("--augment.mixed-targets=both", "--augment.mixed-targets is both, which needs --loss=sigmoid"),
     ("--optim.lr=0", "--optim.lr is 0.0; it must be a number from 1e-35 to 1e+35"),
     ("--optim.lr -1", "--optim.lr is -1.0"),

@@ -52,6 +52,9 @@ class Data:
     min_crop: Share = 1.0
     """Smallest area of a random training crop, as a fraction of the image (usual on ImageNet: 0.08); 1: the central
     crop."""
+    random_crop: Literal["resized", "simple"] = "resized"
+    """Random training crop: `resized` has a random area and aspect ratio (see `--data.min-crop`); `simple` (DeiT III)
+    is a window on the image, whose smaller side is resized to it, and on 4 reflected pixels at its borders."""
     eval_crop: Share | None = None
     """Evaluation: side of the central crop, as a fraction of the size to which an image is resized first (usual on
     ImageNet: 0.875); default: that of published weights, otherwise 1."""

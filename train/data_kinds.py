@@ -98,6 +98,8 @@ def check_data(config: Data) -> None:
     if config.target != "class" and "target" not in kind.options:
         raise UserError(f"--data.target is {config.target}, but {shortened(config.name)} has only classes")
     check_normalisation(config)
+    if config.random_crop == "simple" and config.min_crop < 1:
+        raise UserError(f"--data.min-crop is {config.min_crop:g} with --data.random-crop=simple: pass one of them")
     if config.split is not None and config.eval_split is not None:
         both = f"--data.split is {config.split} and --data.eval-split is {config.eval_split}"
         raise UserError(f"{both}: pass one of them")

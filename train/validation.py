@@ -189,8 +189,9 @@ def _check_views(config: Config) -> None:
             f"--augment.repeats is {augment.repeats} with --distill.views {distill.views}: expected at most as many "
             "copies of an image as there are views"
         )
-    if distill.cache and not distill.views and (augment != Augment() or config.data.min_crop < 1):
+    crops = config.data.min_crop < 1 or config.data.random_crop == "simple"
+    if distill.cache and not distill.views and (augment != Augment() or crops):
         raise UserError(
             "--distill.cache needs the same images in every epoch: set --distill.views, "
-            "or switch off the augmentation (--augment.* and --data.min-crop)"
+            "or switch off the augmentation (--augment.*, --data.min-crop and --data.random-crop)"
         )

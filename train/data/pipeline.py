@@ -20,7 +20,7 @@ from train.data.labels import labels_of
 from train.data.order import Balanced, Shuffled, sample_at
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, as_array, read
-from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop
+from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop, simple_crop
 from train.data.workers import Watched, die_with_parent
 from train.errors import UserError
 from vit_jax.images import Pixels
@@ -95,10 +95,13 @@ def _train_batches(
     warn: Warn = warn,
 ) -> grain.IterDataset:
     source, size = dataset.train, dataset.image_shape[:2]
-    if _is_ready(source, size, config.min_crop):
+    if config.random_crop != "simple" and _is_ready(source, size, config.min_crop):
         return _gathered(source, samples, share, first, with_sample=views > 0)
     interpolation = config.interpolation or INTERPOLATION
-    crop = lambda image, rng: random_crop(image, size, config.min_crop, rng, interpolation)
+    if config.random_crop == "simple":
+        crop = lambda image, rng: simple_crop(image, size, rng, interpolation)
+    else:
+        crop = lambda image, rng: random_crop(image, size, config.min_crop, rng, interpolation)
     view_seed = seed if views else None
     batches = _decoded(source, samples, crop, share, config.workers, view_seed, first)
     skipped = Skipped(source, "training", warn)

@@ -21,6 +21,7 @@ from vit_jax.pretrained.preprocessing import INTERPOLATIONS, Preprocessing
 Box = tuple[float, float, float, float]
 Shape = tuple[int, int, int]  # height, width, channels
 INTERPOLATION = "bicubic"  # the default
+BORDER = 4  # pixels
 
 # Warnings about damage do not name the file. For images that cannot be decoded, `decode` raises Unreadable.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -103,6 +104,25 @@ def random_crop(
     if min_area == 1:
         return center_crop(image, size, 1.0, interpolation)
     return _resize(image, _random_box(image.shape[:2], size, min_area, rng), size, interpolation)
+
+
+def simple_crop(
+    image: np.ndarray, size: tuple[int, int], rng: np.random.Generator, interpolation: str = INTERPOLATION
+) -> np.ndarray:
+    """Crop an image at random, after its smaller side is resized to `size`.
+
+    This is the simple random crop of DeiT III (Touvron et al. 2022, arXiv:2204.07118). The crop may extend over the
+    image by BORDER pixels, which are reflected. An image of extreme aspect ratio, whose resized copy would be too
+    large, gets the central crop.
+    """
+    height, width = Preprocessing(size, 1.0, interpolation=interpolation).resized(*image.shape[:2])
+    if height * width > images.MAX_PIXELS:
+        return center_crop(image, size, 1.0, interpolation)
+    whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+    resized = _resize(image, whole, (height, width), interpolation)
+    padded = np.pad(resized, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="reflect")
+    top, left = (int(rng.integers(full - side + 1)) for full, side in zip(padded.shape, size, strict=False))
+    return padded[top : top + size[0], left : left + size[1]]
 
 
 def _center_box(full: tuple[int, int], size: tuple[int, int], share: float) -> Box:
