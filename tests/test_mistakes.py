@@ -79,7 +79,7 @@ EARLY = [
     ("--steps=1.5", "--steps is 1.5; it must be a whole number"),
     ("--steps=0", "--steps is 0; it must be a whole number from 1 to 2,147,483,647"),
     ("--dtype=float16", "--dtype is float16; it must be float32 or bfloat16"),
-    ("--optim.name=adam", "--optim.name is adam; it must be adamw or sgd or lamb or lion"),
+    ("--optim.name=adam", "--optim.name is adam; it must be adamw or sgd or lamb or lion or muon"),
     ("--augment.flip=maybe", "--augment.flip takes no value; it was given maybe"),
     ("--tpu=yes", "--tpu takes no value"),
     ("--tpu yes", "--tpu takes no value"),

@@ -113,8 +113,9 @@ class Augment:
 class Optim:
     """Optimizer, learning-rate schedule, gradient clipping and parameter averaging."""
 
-    name: Literal["adamw", "sgd", "lamb", "lion"] = "adamw"
-    """Optimizer; `sgd` uses Nesterov momentum with coefficient `--optim.beta1`."""
+    name: Literal["adamw", "sgd", "lamb", "lion", "muon"] = "adamw"
+    """Optimizer; `sgd` uses Nesterov momentum with coefficient `--optim.beta1`; `muon` orthogonalises the updates of
+    matrices in blocks, at learning rates for AdamW, which updates all other parameters."""
     lr: Annotated[float, Range(1e-35, 1e35)] = 1e-3
     """Peak learning rate; it is not scaled with the batch size."""
     schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
