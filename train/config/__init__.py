@@ -7,18 +7,13 @@ import dataclasses
 from typing import Annotated, Literal
 
 from train.commandline.ranges import Range
+from train.config.distill import Distill
+from train.config.limits import MOST_IMAGES, MOST_STEPS, Mix, Share, Side
+from train.config.optim import Optim
 
 # For each `--data.target` its losses, the default first.
 LOSSES = {"class": ("softmax", "sigmoid"), "multilabel": ("sigmoid",), "regression": ("mse", "huber")}
 CHECKPOINTS = "checkpoints"  # folder in a workdir
-
-MOST_STEPS = 2**31 - 1  # steps are counted in int32
-MOST_IMAGES = 2**20  # in a batch; check_memory compares it with the memory once the image size is known
-
-Side = Annotated[int, Range(1, 16384)]  # pixels
-Share = Annotated[float, Range(0.001, 1)]  # of an image; a smaller crop could be empty
-Mix = Annotated[float, Range(1e-6, 1000, or_zero=True)]  # outside of it, float32 samples are NaN or constant
-Decay = Annotated[float, Range(0, 1 - 1e-6)]  # closer to 1, float32 rounds to 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,37 +105,6 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim:
-    """Optimizer, learning-rate schedule, gradient clipping and parameter averaging."""
-
-    name: Literal["adamw", "sgd", "lamb", "lion", "muon"] = "adamw"
-    """Optimizer; `sgd` uses Nesterov momentum with coefficient `--optim.beta1`; `muon` orthogonalises the updates of
-    matrices in blocks, at learning rates for AdamW, which updates all other parameters."""
-    lr: Annotated[float, Range(1e-35, 1e35)] = 1e-3
-    """Peak learning rate; it is not scaled with the batch size."""
-    schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
-    """Learning-rate schedule after warm-up; `rsqrt` decays with the inverse square root of the step."""
-    warmup_epochs: Annotated[float, Range(0, 1_000_000_000)] = 1.0
-    """Epochs in which the learning rate rises linearly from zero to its peak."""
-    final_lr: Annotated[float, Range(0, 1000)] = 0.0
-    """Learning rate at the end of the `cosine` and `linear` schedules."""
-    beta1: Decay = 0.9
-    """Decay rate of the first moment; for `sgd`, the momentum."""
-    beta2: Decay = 0.999
-    """Decay rate of the second moment; for `lion`, of its momentum."""
-    weight_decay: Annotated[float, Range(0, 1000)] = 0.05
-    """Decoupled weight decay of weight matrices and filters; norms, biases, tokens and positions have none."""
-    layer_decay: Annotated[float, Range(1e-6, 1)] = 1.0
-    """Layer-wise learning-rate decay: the factor from each layer to the layer before it; 1: off."""
-    clip_norm: Annotated[float, Range(1e-12, 1e12, or_zero=True)] = 1.0
-    """Gradient clipping: the largest global norm of the gradients; 0: off."""
-    accumulate: Annotated[int, Range(1, MOST_IMAGES)] = 1
-    """Gradient accumulation: number of slices in which a batch is processed one after the other, to save memory."""
-    ema: Annotated[float, Range(0, 1, open_high=True)] = 0.0
-    """Decay rate of the moving average of the parameters, which evaluation uses if it is on; 0: off."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Lora:
     """LoRA: train a low-rank change of every linear layer in the blocks, and the head; all else is frozen."""
 
@@ -148,54 +112,6 @@ class Lora:
     """Rank of the changes of the kernels (usual: 4 to 64); 0: no LoRA."""
     alpha: Annotated[float, Range(1e-6, 1e6)] | None = None
     """The changes are multiplied by alpha / rank; default: the rank."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Distill:
-    """Distillation from a frozen teacher: of its logits through a distillation token (DeiT), for most models without
-    stages, or of its features, for any classifier."""
-
-    teacher: str | None = None
-    """Teacher: the workdir of a run; published weights, as timm/NAME.TAG, hf:ORG/REPO or a folder with config.json and
-    weights; or the name of a model, timm's or torchvision's network, which needs `--distill.weights`; `--teacher` for
-    short; default: no distillation."""
-    weights: str | None = None
-    """Torch weights of a teacher given by name: a .pth, .pt or .safetensors file, or the name of weights published by
-    torchvision (IMAGENET1K_V1); `--teacher-weights` for short."""
-    weights_prefix: str | None = None
-    """Prefix of the teacher's keys in `--distill.weights`; see `--init-prefix`."""
-    args: tuple[str, ...] = ()
-    """Arguments of a teacher given by name, as KEY=VALUE."""
-    image_size: Literal["own"] | tuple[Side, Side] | None = None
-    """Height and width in pixels to which the student's crop is resized for the teacher; one number for both; `own`:
-    the size that the teacher was trained with; default: the student's size."""
-    views: Annotated[int, Range(0, 1000)] = 0
-    """Number of fixed views (crop and augmentation) of each image, which epochs use in turn; 0: a new view in every
-    epoch."""
-    cache: bool = False
-    """Compute the teacher's logits once for each view of each image, and store them in the workdir; needs
-    `--distill.views`, or no augmentation; `--cache-teacher` for short."""
-    features: Literal["tokens", "pooled"] | None = None
-    """Distillation of features: of the patches in the last layer (`tokens`), or of one vector per image (`pooled`);
-    default: of logits alone."""
-    feature_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
-    """Weight of the loss on features."""
-    feature_dim: Annotated[int, Range(1, 2**20)] | None = None
-    """Width of the teacher's features; default: found from the teacher."""
-    alpha: Annotated[float, Range(0, 1)] | None = None
-    """Weight of the distillation loss on logits; the loss on labels has the weight 1 - alpha; default: 0.5, or with
-    `--distill.features` 0, which is no distillation of logits."""
-    hard: bool = False
-    """Hard distillation: the target is the teacher's most probable class instead of its distribution."""
-    temperature: Annotated[float, Range(1e-3, 1000)] = 1.0
-    """Soft distillation: the logits of teacher and student are divided by this temperature."""
-    predict: Literal["class", "distill", "mean"] = "mean"
-    """Head used in evaluation and prediction: the class head, the distillation head, or the mean of both."""
-
-    @property
-    def of_logits(self) -> bool:
-        """Whether the student learns from the teacher's logits."""
-        return self.features is None or bool(self.alpha)
 
 
 @dataclasses.dataclass(frozen=True)
