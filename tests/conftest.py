@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 
 from tests import compiler
 
@@ -9,6 +10,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # nobody reads the source lines of operations
 # With eight devices, tests can show that sharding does not change results.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {compiler.flags(devices=8)}"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # runs would use that of the user
+    programs = tempfile.TemporaryDirectory(prefix="vit-jax-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
 
 import jax
 import jaxtyping

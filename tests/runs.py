@@ -121,7 +121,6 @@ def start(workdir, *options, devices=1):
         "XLA_FLAGS": compiler.flags(devices),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",  # the same program as in this process, so compiled once for both
         # Many processes share one compilation.
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "train.main", "--no-report", *TINY, *options, f"--workdir={workdir}"]

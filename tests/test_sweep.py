@@ -22,7 +22,7 @@ def started(monkeypatch):
     """The command lines of the runs that were started, instead of processes; each leaves an evaluation."""
     argvs, compared, statuses = [], [], []
 
-    def start(argv, cache):
+    def start(argv):
         argvs.append(argv)
         workdir = Path(argv[-1].removeprefix("--workdir="))
         workdir.mkdir(parents=True, exist_ok=True)
@@ -122,6 +122,6 @@ def test_a_run_is_a_process_that_gets_the_signals(tmp_path, monkeypatch):
         before = signal.getsignal(number)
         thread = threading.Thread(target=send)
         thread.start()
-        assert train.sweep.start([str(ready)], str(tmp_path)) == status
+        assert train.sweep.start([str(ready)]) == status
         thread.join()
         assert signal.getsignal(number) is before

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
+from train.compilation import keep_programs
 from train.config import MOST_IMAGES
 from train.errors import Stopped, UserError
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 0, 2 for invalid input, or 1 if memory runs out."""
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "evaluate", __doc__)
+        keep_programs()
         from train.evaluation.evaluation import evaluate  # not at the top: JAX takes seconds to import
 
         evaluate(options)

@@ -6,6 +6,7 @@ import sys
 
 from train.commandline.options import Group, last, read_options, split
 from train.commandline.terminal import run_command, tell
+from train.compilation import keep_programs
 from train.config import Config
 from train.errors import Preempted, Stopped, UserError
 from train.listing import answer
@@ -40,15 +41,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """Run the training that `config` describes, and return the exit status (see `main`)."""
-    import jax  # not at the top: it takes seconds, and --help and wrong options do not need it
-
-    from train.cluster import preemption
+    from train.cluster import preemption  # not at the top: JAX takes seconds to import
     from train.cluster.processes import join, together
     from train.loop import fit
 
     try:
-        if config.compilation_cache:
-            jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        keep_programs(config.compilation_cache)
         join(config)
         with together(), preemption.listening() as asked:
             if config.tpu:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 
-from train.config import CHECKPOINTS, Config
+from train.config import CHECKPOINTS, NO_CACHE, Config
 from train.data_kinds import with_path
 
 MOST_BYTES = 2**20  # of a config.json
@@ -33,7 +33,7 @@ def with_absolute_paths(config: Config) -> Config:
     """
     found = lambda path: absolute_path(path) if path and os.path.exists(os.path.expanduser(path)) else path
     data_path = lambda path: absolute_path(path) if re.search(r"[{*?\[]", path) else found(path)  # patterns of shards
-    data, distill = config.data, config.distill
+    data, distill, cache = config.data, config.distill, config.compilation_cache
     teacher = distill.teacher
     if teacher and any(os.path.exists(os.path.join(os.path.expanduser(teacher), name)) for name in OF_TEACHERS):
         teacher = absolute_path(teacher)
@@ -42,7 +42,7 @@ def with_absolute_paths(config: Config) -> Config:
         model=absolute_path(config.model) if is_published_folder(config.model) else config.model,
         init=found(config.init),
         init_from=found(config.init_from),
-        compilation_cache=config.compilation_cache and absolute_path(config.compilation_cache),
+        compilation_cache=cache if cache in (None, NO_CACHE) else absolute_path(cache),
         data=dataclasses.replace(data, name=with_path(data.name, data_path), dir=found(data.dir)),
         distill=dataclasses.replace(distill, teacher=teacher, weights=found(distill.weights)),
     )

@@ -14,6 +14,7 @@ import tyro
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
+from train.compilation import keep_programs
 from train.errors import UserError
 from train.image_list import list_images
 
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         images = list_images(map(str, options.images), sys.stdin)
         if options.attention and len(images) > DRAWN:
             raise UserError(f"--attention draws at most {DRAWN} images, but {len(images)} are given")
+        keep_programs()
         from train.prediction import show_predictions  # not at the top: JAX takes seconds to import
 
         return show_predictions(images, options.workdir, top=options.top, attention=options.attention, out=options.out)

@@ -11,6 +11,7 @@ from typing import Annotated
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
+from train.compilation import keep_programs
 from train.config import MOST_IMAGES
 from train.errors import UserError
 from vit_jax.printable import printable
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         groups = split(sys.argv[1:] if argv is None else argv)
         options = read_options(Options, groups, "probe", __doc__)
+        keep_programs()
         from train.probing import probe  # not at the top: JAX takes seconds to import
 
         found = probe(options)

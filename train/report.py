@@ -8,6 +8,7 @@ import sys
 
 from train.commandline.options import read_options, split
 from train.commandline.terminal import run_command, tell
+from train.compilation import keep_programs
 from train.errors import Stopped, UserError
 from vit_jax.printable import printable
 
@@ -24,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit status: 0, 2 for invalid input, or 1 if memory runs out."""
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "report", __doc__)
+        keep_programs()
         from train.evaluation.report import write_report  # not at the top: JAX takes seconds to import
 
         try:

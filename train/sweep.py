@@ -20,7 +20,6 @@ from train.commandline.terminal import tell
 from train.config import Config
 from train.errors import UserError, shortened
 from train.main import SHORT, parse_groups
-from train.paths import absolute_path
 from train.run.files import is_remote, reachable, write_atomically
 from train.run.json_files import read_json
 from train.run.records import read_records
@@ -81,7 +80,7 @@ def sweep(groups: Sequence[Group], config: Config) -> int:
             say(f"run {number}/{len(runs)}    {run.name}: has finished")
             continue
         say(f"\nrun {number}/{len(runs)}    {run.name}")
-        status = start(run.argv, os.path.join(folder, "programs"))
+        status = start(run.argv)
         if status in STOPPED:
             return tell(status, f"{STOPPED[status]}: the same command continues the sweep")
         if status:
@@ -153,15 +152,12 @@ def _tokens(group: Group) -> list[str]:
     return [f"{group.option}={group.values[0]}"] if len(group.values) == 1 else [group.option, *group.values]
 
 
-def start(argv: list[str], cache: str) -> int:
-    """Train in a new process, and return its exit status.
+def start(argv: list[str]) -> int:
+    """Train in a new process with the command line `argv`, and return its exit status.
 
-    Args:
-        argv: The command line. Signals to this process go to the new one.
-        cache: Folder for compiled programs that runs have in common, unless the environment or an option names one.
+    Signals to this process go to the new one.
     """
-    environment = {"JAX_COMPILATION_CACHE_DIR": absolute_path(cache), **os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-P", "-m", "train.main", *argv]  # -P: a train.py in this folder is not meant
     # In a separate process group, so that a terminal's Ctrl-C reaches the run only once, through this process.
     with subprocess.Popen(command, env=environment, process_group=0) as process, forwarding_signals(process):

@@ -14,6 +14,7 @@ from train.config.optim import Optim
 # For each `--data.target` its losses, the default first.
 LOSSES = {"class": ("softmax", "sigmoid"), "multilabel": ("sigmoid",), "regression": ("mse", "huber")}
 CHECKPOINTS = "checkpoints"  # folder in a workdir
+NO_CACHE = "none"  # the value of `compilation_cache` that switches it off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +219,8 @@ class Config:
     process: Annotated[int, Range(0, 65535)] | None = None
     """Index of this process, counted from 0, if `--coordinator` is an address."""
     compilation_cache: str | None = None
-    """Folder for compiled programs, so that a restarted run need not compile again; default: none."""
+    """Folder for compiled programs, so that the next run of the same kind need not compile again; `none`: do not keep
+    them; default: JAX_COMPILATION_CACHE_DIR, or vit-jax/programs in XDG_CACHE_HOME or ~/.cache, of at most 1 GiB."""
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
     optim: Optim = dataclasses.field(default_factory=Optim)
