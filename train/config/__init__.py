@@ -85,6 +85,8 @@ class Augment:
     """Number of RandAugment operations per image; 0: off."""
     randaugment_magnitude: Annotated[float, Range(0, 10)] = 9.0
     """Strength of each RandAugment operation, 0 to 10."""
+    randaugment_probability: Annotated[float, Range(0, 1)] = 1.0
+    """Probability that each RandAugment operation is applied."""
     three_augment: bool = False
     """3-Augment (DeiT III): one of three changes for each image: grey, solarised or blurred."""
     color_jitter: Annotated[float, Range(0, 1)] = 0.0

@@ -36,8 +36,8 @@ def augment(key, images, targets, config: Augment, *, mean, std):
     if config.randaugment_layers:
         if images.dtype != jnp.uint8:
             raise UserError(f"--augment.randaugment-layers needs uint8 images, not {images.dtype}: --data.pixels=uint8")
-        strength = config.randaugment_magnitude / 10
-        images = randaugment(randaugment_key, images, config.randaugment_layers, strength, fill=mean)
+        strength, probability = config.randaugment_magnitude / 10, config.randaugment_probability
+        images = randaugment(randaugment_key, images, config.randaugment_layers, strength, mean, probability)
     if config.three_augment:
         images = three_augment(choice_key, fractions(images))
     if config.color_jitter or config.hue:

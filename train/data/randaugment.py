@@ -21,16 +21,20 @@ MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPERATIONS = (*TONES, "color", "sharpness", *MOVES)
 
 
-def randaugment(key, images, layers, strength, fill):
+def randaugment(key, images, layers, strength, fill, probability=1.0):
     """Apply `layers` random operations to each uint8 image (b, h, w, c); returns uint8 images.
 
-    `strength` is from 0 to 1. `fill` is the colour, in 0..1 per channel, of areas outside of a moved image.
+    `strength` is from 0 to 1. `fill` is the colour, in 0..1 per channel, of areas outside of a moved image. With
+    `probability` below 1, the other operations are left out.
     """
     fill = jnp.asarray(fill, jnp.float32) * 255
 
     def random_operation(key, image):
         operation_key, sign_key = jax.random.split(key)
         operation = jax.random.randint(operation_key, (), 0, len(OPERATIONS))
+        if probability < 1:
+            is_applied = jax.random.bernoulli(jax.random.fold_in(key, 2), probability)
+            operation = jnp.where(is_applied, operation, OPERATIONS.index("identity"))
         return apply(image, operation, strength * jax.random.rademacher(sign_key, ()), fill)
 
     def layer(images, key):
