@@ -39,6 +39,7 @@ PAGES = (
     "docs/images.md",
     "docs/evaluation.md",
     "docs/targets.md",
+    "docs/recipes.md",
     "docs/runs.md",
     "docs/published-weights.md",
     "docs/export.md",

@@ -3,17 +3,21 @@
 import dataclasses
 import shlex
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.cases import IMAGE_CLASSIFIERS
-from train.build import DataInfo, build_model
+from train.build import DataInfo, build_model, build_objective
 from train.commandline.ranges import accepts, hints
 from train.config import Augment, Config, Data, Distill, Optim
 from train.errors import UserError
 from train.extension import length
 from train.main import parse
 from train.optim import make_schedule
+from train.program import build_program
 from train.recipes import RECIPES, base_config
+from train.sharding import make_mesh
 from train.validation import check_options
 
 
@@ -39,6 +43,28 @@ def test_every_recipe_makes_sense(name):
         assert isinstance(value, fields[field]) if field in fields else accepts(hints(Config)[field], value)
     check_options(config)
     make_schedule(config.optim, 100, 10.0)
+
+
+SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cct": (32, 32, 3)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_makes_a_step(name):
+    """Traced with one block of the model of its command, for images and classes like those of its data."""
+    config = parse(shlex.split(RECIPES[name].command)[3:])
+    architecture = config.model.partition(".")[0]  # published weights are not at hand
+    one = "num_layers=1" if name == "cct" else "depth=1"
+    config = dataclasses.replace(config, model=architecture, model_args=(*config.model_args, one), batch_size=8)
+    shape = SHAPES.get(name, (224, 224, 3))
+    classes = tuple(map(str, range(1000 if config.data.name == "tfds:imagenet2012" else 10)))
+    info = DataInfo(classes, shape, *[(0.5,) * shape[2]] * 2)
+    assert config.data.image_size in (None, shape[:2])
+    program = build_program(
+        config, info, make_mesh("data=1", jax.devices()[:1]), build_objective(config, info), 10, 5.0
+    )
+    state, metrics = jax.eval_shape(program.train_step, program.state, program.batch, {})
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.state)
+    assert {"loss", "accuracy"} <= metrics.keys()
 
 
 @pytest.mark.parametrize("model", IMAGE_CLASSIFIERS)

@@ -45,10 +45,14 @@ def models() -> str:
 
 
 def recipes() -> str:
-    """Every recipe, with its command, expected accuracy and source."""
+    """Every recipe, with its command, expected accuracy, source, and what differs from it."""
     from train.recipes import RECIPES
 
-    lines = lambda recipe: (recipe.command, f"expected: {recipe.expected}", f"source: {recipe.source}")
+    def lines(recipe):
+        yield from (recipe.command, f"expected: {recipe.expected}", f"source: {recipe.source}")
+        if recipe.differs:
+            yield f"differs: {recipe.differs}"
+
     return "\n".join("\n    ".join((name, *lines(recipe))) for name, recipe in RECIPES.items())
 
 
