@@ -178,6 +178,7 @@ def assert_bfloat16(model, variables, x, kwargs):
 
 
 RATES = ("dropout", "emb_dropout", "attn_dropout", "ff_dropout", "layer_dropout", "dropout_rate", "attention_dropout")
+RATES += ("drop_path",)
 DROPPING = [*CLASSIFIERS, "vit:Transformer", "vat", "vaat", "vat_siglip"]
 DROPOUTS = [(name, argument) for name in DROPPING for argument in RATES if hasattr(build(FIRST[name]), argument)]
 
@@ -212,7 +213,8 @@ def test_dropout_is_for_training(name):
         )
 
 
-@pytest.mark.parametrize(("name", "argument"), DROPOUTS)
+# tests/test_drop_path.py shows the draws of stochastic depth
+@pytest.mark.parametrize(("name", "argument"), [of for of in DROPOUTS if of[1] != "drop_path"])
 def test_every_rate_draws_in_training(name, argument):
     assert draws(name, (argument,)) > draws(name, ())
 
@@ -220,7 +222,7 @@ def test_every_rate_draws_in_training(name, argument):
 @pytest.mark.parametrize("name", holds_for("dropout_count", DROPPING))
 def test_dropout_acts_as_often_as_upstreams(name):
     torch = pytest.importorskip("torch")
-    rates = [argument for of, argument in DROPOUTS if of == name and argument != "layer_dropout"]
+    rates = [argument for of, argument in DROPOUTS if of == name and argument not in ("layer_dropout", "drop_path")]
     twin = build_upstream(FIRST[name], **dict.fromkeys(rates, 0.5))
     expected = sum(isinstance(module, torch.nn.Dropout) and module.p == 0.5 for module in twin.modules())
     assert draws(name, tuple(rates), unused=True) == expected

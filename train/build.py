@@ -79,8 +79,18 @@ def network_arguments(name: str, option: str) -> list[str]:
 ARGUMENTS = {"--model": "--model-args", "--distill.teacher": "--distill.args"}
 
 
+# Names of a model's argument for `--drop-path`: ours, CCT's and torchvision's.
+DROP_PATH = ("drop_path", "stochastic_depth_rate", "stochastic_depth_prob")
+
+
 def build_model(
-    name: str, pairs: tuple[str, ...], info: DataInfo, *, option: str = "--model", classes: bool = True
+    name: str,
+    pairs: tuple[str, ...],
+    info: DataInfo,
+    *,
+    option: str = "--model",
+    classes: bool = True,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Build a model for the images and classes of a dataset.
 
@@ -90,9 +100,10 @@ def build_model(
         info: The dataset.
         option: The command-line option that gave `name`, for messages.
         classes: Whether the model is a classifier; otherwise it returns features.
+        drop_path: Rate of stochastic depth; None for the model's default.
 
     Raises:
-        UserError: If the model does not exist, or does not accept the arguments or the images.
+        UserError: If the model does not exist, has no stochastic depth, or does not accept the arguments or the images.
     """
     height, width, channels = info.image_shape
     if math.prod(info.image_shape) > MOST_VALUES:
@@ -110,6 +121,11 @@ def build_model(
     from_data = {key: value for key, value in from_data.items() if key in accepted}
     if clash := from_data.keys() & arguments.keys():
         raise UserError(f"{ARGUMENTS[option]} {min(clash)}: is set by the data; see --data.image-size")
+    if drop_path is not None:
+        rate = _drop_path_argument(name, accepted)
+        if rate in arguments:
+            raise UserError(f"{ARGUMENTS[option]} {rate}: is set by --drop-path")
+        arguments[rate] = drop_path
     try:
         model = make_network(name, **arguments, **from_data)
         _check_patches(model, height, width)
@@ -117,6 +133,14 @@ def build_model(
     except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise UserError(f"{option} {model_name(name)}: {error}") from error
     return model
+
+
+def _drop_path_argument(name: str, accepted: list[str]) -> str:
+    """Name of the argument for stochastic depth among those that a model accepts. Raises UserError without one."""
+    for argument in DROP_PATH:
+        if argument in accepted:
+            return argument
+    raise UserError(f"--drop-path: {name} has no stochastic depth (no argument {DROP_PATH[0]})")
 
 
 def _check_patches(model: nn.Module, height: int, width: int) -> None:
@@ -171,7 +195,8 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
         UserError: If the objective does not exist, or does not fit the model, its arguments or the images.
     """
     name, distill = objective_name(config), config.distill
-    model = build_model(config.model, config.model_args, info, classes=name in CLASSIFIERS)
+    classes = name in CLASSIFIERS
+    model = build_model(config.model, config.model_args, info, classes=classes, drop_path=config.drop_path)
     given = parse_arguments("--objective-args", config.objective_args)
     from_run = dict(
         cross_entropy=config.loss or LOSSES[info.target][0],

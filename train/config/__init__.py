@@ -179,6 +179,9 @@ class Config:
     without it / images with it). The loss of a batch is divided by the mean weight of its classes."""
     auxiliary_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
     """Weight of the auxiliary loss that some models return with their logits (vit_with_decorr)."""
+    drop_path: Annotated[float, Range(0, 1, open_high=True)] | None = None
+    """Stochastic depth: rate at which training drops the residual branches of the last block, for each image by itself;
+    the rate rises linearly from 0 in the first block; default: that of the model, mostly 0."""
     seed: Annotated[int, Range(0, 2**32, open_high=True)] = 0
     """Random seed of initialisation, data order, augmentation and dropout."""
     sweep: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from vit_jax.frames.arguments import check_arguments
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.dense import Dense
+from vit_jax.layers.drop_path import drop_paths
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.shapes import Tokens
@@ -54,7 +55,8 @@ class ActionTransformer(nn.Module, kw_only=True):
     A subclass computes the contexts with `look`, passes them to `act`, and defines its attention in `make_attention`.
     The model can be conditioned on a task (`num_tasks`; by `FiLM`), on a vector (`dim_extra_token`; a token) and on an
     advantage (`num_advantage_bins`; a token). `vit_layer_indices` has, for each layer, the index of the layer of the
-    vision transformer that it reads: i is the input of layer i, and the depth is the output.
+    vision transformer that it reads: i is the input of layer i, and the depth is the output. `drop_path` is the rate of
+    stochastic depth in the last layer, which rises linearly from 0 in the first; the vision transformer has its own.
     """
 
     dim: int
@@ -74,6 +76,7 @@ class ActionTransformer(nn.Module, kw_only=True):
     self_attn_dim_head: int = 32
     vit_layer_indices: Sequence[int] | None = None
     num_advantage_bins: int = 0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -225,16 +228,17 @@ class ActionTransformer(nn.Module, kw_only=True):
                 condition = jnp.take(table, tasks, axis=0)
 
         hiddens = [jnp.concatenate(parts, axis=1)]
-        for i in range(self.depth):
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
             x = hiddens[-1]
             if self.num_tasks is not None:
                 x = FiLM(name=f"film_{i}")(x, condition)
             for name, context in contexts.items():
-                x = x + self.make_attention(self.heads, self.dim_head)(name=f"{name}_{i}")(x, context[i], train=train)
+                attention = self.make_attention(self.heads, self.dim_head)(name=f"{name}_{i}")
+                x = x + drop_path(attention(x, context[i], train=train))
             if self.add_self_attn:
-                attention = self.make_attention(self.self_attn_heads, self.self_attn_dim_head)
-                x = x + attention(name=f"self_attn_{i}")(x, train=train)
-            hiddens.append(x + self.make_feed_forward()(name=f"mlp_{i}")(x, train=train))
+                attention = self.make_attention(self.self_attn_heads, self.self_attn_dim_head)(name=f"self_attn_{i}")
+                x = x + drop_path(attention(x, train=train))
+            hiddens.append(x + drop_path(self.make_feed_forward()(name=f"mlp_{i}")(x, train=train)))
 
         x = LayerNorm(name="final_norm")(hiddens[-1][:, start : start + self.action_chunk_len])
         predicted = Dense(self.dim_action, use_bias=False, name="to_pred_action")(x)

@@ -14,13 +14,15 @@ class MapViT(nn.Module, kw_only=True):
     """Classifier: image (b, H, W, c) to logits (b, k); with `num_classes=0` to the last map (b, h, w, d).
 
     A subclass computes the last map in `maps`, validates its arguments in `check`, and an image's size in `check_size`.
-    `image_size` is optional and only used to check at construction that images of this size fit.
+    `image_size` is optional and only used to check at construction that images of this size fit. `drop_path` is the
+    rate of stochastic depth in the last block of the last stage, which rises linearly from 0 in the first.
     """
 
     head_class: ClassVar[type[nn.Module]] = NormHead  # turns the mean of the map into logits
     num_classes: int
     channels: int = 3
     image_size: int | Sequence[int] | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)

@@ -88,6 +88,7 @@ class PlainViT(TokenViT):
         dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or for another `pool`.
@@ -105,6 +106,7 @@ class PlainViT(TokenViT):
     dim_head: int = 64
     dropout: float = 0.0
     emb_dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -120,7 +122,7 @@ class PlainViT(TokenViT):
 
     def make_transformer(self) -> nn.Module:
         """Return the module between the positions and the pooling."""
-        return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
+        return Blocks(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
     def make_patch_embedding(self) -> nn.Module:
         """Return the module from images to tokens."""

@@ -46,6 +46,7 @@ class BaseSimpleViT(ImageInput):
         mlp_dim: hidden width of each feed-forward.
         channels: channels of an image.
         dim_head: width of a head.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4.
@@ -60,6 +61,7 @@ class BaseSimpleViT(ImageInput):
     mlp_dim: int
     channels: int = 3
     dim_head: int = 64
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -75,7 +77,7 @@ class BaseSimpleViT(ImageInput):
 
     def make_transformer(self) -> nn.Module:
         """Return the module between the positions and the pooling."""
-        return NormedBlocks(self.depth, self.make_attention(), self.make_feed_forward())
+        return NormedBlocks(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
     def make_patch_embedding(self) -> nn.Module:
         """Return the module from images to tokens."""

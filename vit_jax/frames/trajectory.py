@@ -17,10 +17,10 @@ class Trajectory(NormedBlocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> list[Tokens]:
         trajectory = []
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             trajectory.append(x)
-            x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = sow_block(self, x + self.feed_forward(name=f"ff_{i}")(x, train=train))
+            x = x + drop_path(self.attention(name=f"attn_{i}")(x, train=train))
+            x = sow_block(self, x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train)))
         return [*trajectory, self.norm(name="norm")(x)]
 
 

@@ -11,6 +11,7 @@ from vit_jax.layers.conv_feed_forward import ConvFeedForward
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.dense import Dense
 from vit_jax.layers.depthwise import DepthwiseConv
+from vit_jax.layers.drop_path import DropPath, drop_paths, drop_rates, make_drop_path, stage_rates
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.head import NormHead
@@ -42,6 +43,7 @@ __all__ = [
     "ConvNorm",
     "Dense",
     "DepthwiseConv",
+    "DropPath",
     "FeedForward",
     "LayerNorm",
     "NormHead",
@@ -59,8 +61,11 @@ __all__ = [
     "array_grid",
     "attend",
     "attention_scores",
+    "drop_paths",
+    "drop_rates",
     "gelu",
     "l2_normalize",
+    "make_drop_path",
     "pool_tokens",
     "prepend",
     "relative_positions",
@@ -70,6 +75,7 @@ __all__ = [
     "sincos_2d",
     "softmax",
     "sow_block",
+    "stage_rates",
     "standardize",
     "unfold",
     "unfold_grid",

@@ -98,13 +98,14 @@ class Transformer(Blocks):
     def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Float[Array, "b m d"], Int[Array, "b m"]]:
         mask = jnp.ones(x.shape[:2], bool)
         token_ids = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+        drop_paths = self.drop_paths(train)
         for i, max_tokens in enumerate(self.max_tokens_per_depth):
             out, mask, ids = self.attention(name=f"attn_{i}")(x, mask, max_tokens, train=train)
             if ids is not None:
                 x = jnp.take_along_axis(x, ids[:, :, None], axis=1)
                 token_ids = jnp.take_along_axis(token_ids, ids, axis=1)
-            x = x + out
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            x = x + drop_paths[i](out)
+            x = x + drop_paths[i](self.feed_forward(name=f"ff_{i}")(x, train=train))
             sow_block(self, x)
         return jnp.where(mask[:, :, None], x, 0), token_ids
 
@@ -130,6 +131,7 @@ class ATSViT(PlainViT, kw_only=True):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         max_tokens_per_depth: for each block, the number of patches to keep at most.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `max_tokens_per_depth` does not
@@ -149,7 +151,8 @@ class ATSViT(PlainViT, kw_only=True):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(SamplingAttention, self.heads, self.dim_head, self.dropout)
-        return Transformer(self.depth, attention, self.make_feed_forward(), tuple(self.max_tokens_per_depth))
+        sizes = tuple(self.max_tokens_per_depth)
+        return Transformer(self.depth, attention, self.make_feed_forward(), sizes, drop_path=self.drop_path)
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Float[Array, "b m d"]:
         """Tokens after the transformer. There are no extra tokens, as the layers would sample them too."""

@@ -102,13 +102,13 @@ class Transformer(Blocks):
 
     @nn.compact
     def __call__(self, history: list[Tokens], *, train: bool = False) -> Tokens:
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             streams = DepthMix(3, self.groups, self.norm, name=f"attn_res_{i}")(history)
-            x = streams[2].mean(axis=0) + self.attention(name=f"attn_{i}")(streams)
+            x = streams[2].mean(axis=0) + drop_path(self.attention(name=f"attn_{i}")(streams))
             ff_input = x[None]
             if self.ffn_heads > 1:
                 (ff_input,) = DepthMix(1, self.ffn_heads, self.norm, name=f"ffn_res_{i}")([*history, x])
-            history = [*history, x + self.feed_forward(name=f"ff_{i}")(ff_input)]
+            history = [*history, x + drop_path(self.feed_forward(name=f"ff_{i}")(ff_input))]
             sow_block(self, history[-1])
         return self.norm(name="norm")(history[-1])
 
@@ -135,6 +135,7 @@ class DCASimpleViT(BaseSimpleViT):
         gate: scale the output of each head by a gate.
         eps: epsilon of the RMS norms.
         temperature: temperature of the sine-cosine positions.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
@@ -161,7 +162,8 @@ class DCASimpleViT(BaseSimpleViT):
         norm = functools.partial(nn.RMSNorm, epsilon=self.eps)
         attention = functools.partial(Attention, self.heads, self.dim_head, self.gate, norm)
         feed_forward = functools.partial(FeedForward, self.mlp_dim)
-        return Transformer(self.depth, attention, feed_forward, self.head_groups, self.ffn_heads, norm)
+        sizes = self.head_groups, self.ffn_heads
+        return Transformer(self.depth, attention, feed_forward, *sizes, norm, drop_path=self.drop_path)
 
     def setup(self):
         super().setup()

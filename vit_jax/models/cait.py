@@ -19,7 +19,18 @@ from jaxtyping import Array, Bool, Float
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, feed_forward_rules
-from vit_jax.layers import Dense, LayerNorm, NormHead, PatchEmbed, ToHeads, gelu, softmax, sow_block
+from vit_jax.layers import (
+    Dense,
+    DropPath,
+    LayerNorm,
+    NormHead,
+    PatchEmbed,
+    ToHeads,
+    drop_paths,
+    gelu,
+    softmax,
+    sow_block,
+)
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import Images, Output, Tokens
 
@@ -90,24 +101,25 @@ class Transformer(nn.Module):
     dropout: float
     layer_dropout: float
     scales: tuple[float, ...]
+    drop_path: float
 
     @nn.compact
     def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
         drops = train and self.layer_dropout > 0
         kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
-        for i in range(self.depth):
-            out = self.block(i, x, *context, train=train)
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
+            out = self.block(i, x, drop_path, *context, train=train)
             x = jnp.where(kept[i], out, x) if drops else out
             sow_block(self, x)
         return x
 
-    def block(self, i: int, x: Tokens, *context: Float[Array, "b m d"], train: bool) -> Tokens:
+    def block(self, i: int, x: Tokens, drop_path: DropPath, *context: Float[Array, "b m d"], train: bool) -> Tokens:
         """Apply block `i`: attention and feed-forward, each scaled and added to its input."""
         init, shape = nn.initializers.constant(self.scales[i]), (1, 1, x.shape[-1])
         out = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, *context, train=train)
-        x = x + out * self.param(f"attn_scale_{i}", init, shape)
+        x = x + drop_path(out * self.param(f"attn_scale_{i}", init, shape))
         out = FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
-        return x + out * self.param(f"ff_scale_{i}", init, shape)
+        return x + drop_path(out * self.param(f"ff_scale_{i}", init, shape))
 
 
 class CaiT(nn.Module):
@@ -131,6 +143,8 @@ class CaiT(nn.Module):
         channels: channels of an image.
         layer_scale_init: initial value of every LayerScale. With None it is 0.1 in blocks 1 to 18, 1e-5 in 19 to 24,
             and 1e-6 from 25, and the blocks of the class token count from 1 again.
+        drop_path: rate of stochastic depth in the last block of patches; it rises linearly from 0 in the first. The
+            blocks of the class token are never dropped.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`.
@@ -150,6 +164,7 @@ class CaiT(nn.Module):
     layer_dropout: float = 0.0
     channels: int = 3
     layer_scale_init: float | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -166,19 +181,19 @@ class CaiT(nn.Module):
         x = PatchEmbed(pair("patch_size", self.patch_size), self.dim, name="to_patch_embedding")(images)
         x = x + pos_embedding[:, : x.shape[1]]
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
-        x = self.make_transformer(self.depth, "patch_transformer")(x, train=train)
+        x = self.make_transformer(self.depth, self.drop_path, "patch_transformer")(x, train=train)
 
         token = jnp.broadcast_to(cls_token, (x.shape[0], 1, self.dim))
-        token = self.make_transformer(self.cls_depth, "cls_transformer")(token, x, train=train)
+        token = self.make_transformer(self.cls_depth, 0.0, "cls_transformer")(token, x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
 
-    def make_transformer(self, depth: int, name: str) -> Transformer:
+    def make_transformer(self, depth: int, drop_path: float, name: str) -> Transformer:
         """Make a stack of `depth` blocks."""
         by_index = (0.1 if i < 18 else 1e-5 if i < 24 else 1e-6 for i in range(depth))
         fixed = self.layer_scale_init
         scales = tuple(by_index) if fixed is None else (fixed,) * depth
         sizes = self.heads, self.dim_head, self.mlp_dim, self.dropout
-        return Transformer(depth, *sizes, self.layer_dropout, scales, name=name)
+        return Transformer(depth, *sizes, self.layer_dropout, scales, drop_path, name=name)
 
     torch_rules = (
         *PATCH_EMBED_RULES,

@@ -12,7 +12,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -24,7 +23,9 @@ from vit_jax.layers import (
     ToHeads,
     add_positions,
     attend,
+    drop_rates,
     gelu,
+    make_drop_path,
     prepend,
     sincos_1d,
     softmax,
@@ -62,8 +63,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        # Stochastic depth (arXiv:1603.09382) drops the whole branch of an image.
-        drop_path = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+        drop_path = make_drop_path(self, self.drop_path, train)
         attn = Attention(self.heads, self.attention_dropout, self.dropout, name="self_attn")
         x = x + drop_path(attn(LayerNorm(name="pre_norm")(x), train=train))
         x = LayerNorm(name="norm1")(x)
@@ -188,8 +188,8 @@ class CCT(ImageInput):
 
         mlp_dim = int(self.embedding_dim * self.mlp_ratio)
         sizes = (self.num_heads, mlp_dim, self.dropout_rate, self.attention_dropout)
-        for i, drop_path in enumerate(np.linspace(0, self.stochastic_depth_rate, self.num_layers).tolist()):
-            x = Block(*sizes, drop_path, name=f"blocks_{i}")(x, train=train)
+        for i, rate in enumerate(drop_rates(self.stochastic_depth_rate, self.num_layers)):
+            x = Block(*sizes, rate, name=f"blocks_{i}")(x, train=train)
             sow_block(self, x)
         x = LayerNorm(name="norm")(x)
         if not self.num_classes:

@@ -19,7 +19,17 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES, sequential_rules
-from vit_jax.layers import ContextAttention, Dense, FeedForward, NormedBlocks, NormHead, PatchEmbed, sow_block
+from vit_jax.layers import (
+    ContextAttention,
+    Dense,
+    FeedForward,
+    NormedBlocks,
+    NormHead,
+    PatchEmbed,
+    make_drop_path,
+    sow_block,
+    stage_rates,
+)
 from vit_jax.layers.check import at_least, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 from vit_jax.layers.tokens import add_positions, prepend
@@ -32,6 +42,7 @@ class AttendAcross(nn.Module):
     """
 
     attention: Callable[..., nn.Module]
+    drop_path: float
 
     @nn.compact
     def __call__(self, x: Tokens, other: Float[Array, "b m e"], *, train: bool = False) -> Tokens:
@@ -39,24 +50,25 @@ class AttendAcross(nn.Module):
         y = token if dim == other_dim else Dense(other_dim, name="project_in")(token)
         y = self.attention(name="fn")(y, other[:, 1:], train=train)
         y = y if dim == other_dim else Dense(dim, name="project_out")(y)
+        y = make_drop_path(self, self.drop_path, train)(y)
         return jnp.concatenate([token + y, x[:, 1:]], axis=1)
 
 
 class CrossTransformer(nn.Module):
-    """`depth` rounds of cross attention in both directions.
+    """Rounds of cross attention in both directions.
 
     First the class token of the small patches attends to the large patches, then that of the large
     ones to the small.
     """
 
-    depth: int
     attention: Callable[..., nn.Module]
+    drop_path: tuple[float, ...]  # of each round
 
     @nn.compact
     def __call__(self, small: Float[Array, "b s d"], large: Float[Array, "b l e"], *, train: bool = False):
-        for i in range(self.depth):
-            small = AttendAcross(self.attention, name=f"small_to_large_{i}")(small, large, train=train)
-            large = AttendAcross(self.attention, name=f"large_to_small_{i}")(large, small, train=train)
+        for i, rate in enumerate(self.drop_path):
+            small = AttendAcross(self.attention, rate, name=f"small_to_large_{i}")(small, large, train=train)
+            large = AttendAcross(self.attention, rate, name=f"large_to_small_{i}")(large, small, train=train)
             sow_block(self, (small, large))
         return small, large
 
@@ -106,6 +118,7 @@ class CrossViT(nn.Module):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         channels: channels of an image.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `sm_patch_size` or `lg_patch_size` does not divide `image_size`.
@@ -132,6 +145,7 @@ class CrossViT(nn.Module):
     dropout: float = 0.1
     emb_dropout: float = 0.1
     channels: int = 3
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -152,11 +166,17 @@ class CrossViT(nn.Module):
         small_parts = attention(self.sm_enc_heads, self.sm_enc_dim_head), feed_forward(self.sm_enc_mlp_dim)
         large_parts = attention(self.lg_enc_heads, self.lg_enc_dim_head), feed_forward(self.lg_enc_mlp_dim)
         cross_attention = attention(self.cross_attn_heads, self.cross_attn_dim_head)
-        for i in range(self.depth):
-            small = NormedBlocks(self.sm_enc_depth, *small_parts, name=f"small_{i}")(small, train=train)
-            large = NormedBlocks(self.lg_enc_depth, *large_parts, name=f"large_{i}")(large, train=train)
-            cross = CrossTransformer(self.cross_attn_depth, cross_attention, name=f"cross_{i}")
-            small, large = cross(small, large, train=train)
+        small_depth, large_depth, longest = (
+            self.sm_enc_depth,
+            self.lg_enc_depth,
+            max(self.sm_enc_depth, self.lg_enc_depth),
+        )
+        for i, rates in enumerate(stage_rates(self.drop_path, (longest + self.cross_attn_depth,) * self.depth)):
+            of_small, of_large, of_cross = rates[:small_depth], rates[:large_depth], rates[longest:]
+            small_blocks = NormedBlocks(small_depth, *small_parts, drop_path=of_small, name=f"small_{i}")
+            large_blocks = NormedBlocks(large_depth, *large_parts, drop_path=of_large, name=f"large_{i}")
+            small, large = small_blocks(small, train=train), large_blocks(large, train=train)
+            small, large = CrossTransformer(cross_attention, of_cross, name=f"cross_{i}")(small, large, train=train)
         if not self.num_classes:
             return small, large
         small_head, large_head = (NormHead(self.num_classes, name=f"{size}_mlp_head") for size in ("sm", "lg"))

@@ -28,8 +28,10 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     attend,
+    drop_paths,
     relative_positions,
     sow_block,
+    stage_rates,
 )
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps
@@ -118,6 +120,7 @@ class CrossFormer(MapViT, kw_only=True):
         ff_dropout: rate within the feed-forwards.
         paper_position_bias: compute position biases as the paper does; False as upstream does, for
             its weights.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `dim` is below 32, the kernels of a stage give maps of different sizes, or
@@ -162,14 +165,17 @@ class CrossFormer(MapViT, kw_only=True):
 
     def maps(self, images: Images, *, train: bool) -> Maps:
         x = images
-        for i, (dim, depth, short, long, kernels, stride) in enumerate(self._stages()):
+        stages = self._stages()
+        rates = stage_rates(self.drop_path, [depth for _, depth, *_ in stages])
+        for i, (dim, depth, short, long, kernels, stride) in enumerate(stages):
             x = CrossEmbed(dim, tuple(kernels), stride, name=f"embed_{i}")(x)
-            for j in range(depth):
+            for j, drop_path in enumerate(drop_paths(self, rates[i], depth, train)):
                 for reach, window in (("short", short), ("long", long)):
                     sizes = (reach, window, self.paper_position_bias, self.attn_dropout)
-                    x = x + Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train)
-                    rates = dict(dropout=self.ff_dropout, last_dropout=0.0)
-                    x = x + ConvFeedForward(4 * dim, **rates, name=f"{reach}_ff_{i}_{j}")(x, train=train)
+                    x = x + drop_path(Attention(*sizes, name=f"{reach}_attn_{i}_{j}")(x, train=train))
+                    dropout = dict(dropout=self.ff_dropout, last_dropout=0.0)
+                    feed_forward = ConvFeedForward(4 * dim, **dropout, name=f"{reach}_ff_{i}_{j}")
+                    x = x + drop_path(feed_forward(x, train=train))
                     sow_block(self, x)
         return x
 

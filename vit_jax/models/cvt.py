@@ -25,7 +25,9 @@ from vit_jax.layers import (
     DepthwiseConv,
     PointwiseConv,
     attend,
+    drop_paths,
     sow_block,
+    stage_rates,
 )
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps
@@ -102,6 +104,7 @@ class CvT(MapViT, kw_only=True):
         s3_depth: number of blocks in stage 3.
         s3_mlp_mult: hidden width of a feed-forward in stage 3, as a multiple of `s3_emb_dim`.
         dropout: rate within the blocks.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if a `proj_kernel` is even.
@@ -140,15 +143,17 @@ class CvT(MapViT, kw_only=True):
             expect(self, name, getattr(self, name) % 2 == 1, "an odd number, so that the map of queries keeps its size")
 
     def maps(self, images: Images, *, train: bool) -> Maps:
-        x = images
+        x, rates = images, stage_rates(self.drop_path, (self.s1_depth, self.s2_depth, self.s3_depth))
         for i in range(3):
             arguments = (getattr(self, f"s{i + 1}_{name}") for name in STAGE)
             dim, kernel, stride, proj_kernel, kv_stride, heads, depth, mlp_mult = arguments
             x = nn.Conv(dim, (kernel, kernel), stride, padding=kernel // 2, name=f"embed_{i}")(x)
             x = ChannelNorm(name=f"norm_{i}")(x)
-            for j in range(depth):
-                x = x + Attention(heads, proj_kernel, kv_stride, self.dropout, name=f"attn_{i}_{j}")(x, train=train)
-                x = x + ConvFeedForward(mlp_mult * dim, self.dropout, name=f"ff_{i}_{j}")(x, train=train)
+            for j, drop_path in enumerate(drop_paths(self, rates[i], depth, train)):
+                attention = Attention(heads, proj_kernel, kv_stride, self.dropout, name=f"attn_{i}_{j}")
+                x = x + drop_path(attention(x, train=train))
+                feed_forward = ConvFeedForward(mlp_mult * dim, self.dropout, name=f"ff_{i}_{j}")
+                x = x + drop_path(feed_forward(x, train=train))
                 sow_block(self, x)
         return x
 

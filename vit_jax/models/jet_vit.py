@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, WindowAttention, sow_block
+from vit_jax.layers import Attention, Dense, FeedForward, LayerNorm, WindowAttention, drop_paths, sow_block
 from vit_jax.layers.check import expect, patch_grid
 from vit_jax.layers.shapes import Images, Patches, Tokens
 
@@ -75,6 +75,7 @@ class Transformer(nn.Module):
     window: int
     attn_layers: tuple[tuple[str, ...], ...]
     grid: tuple[int, int]
+    drop_path: float
 
     def setup(self):
         count = range(len(self.attn_layers))
@@ -102,13 +103,15 @@ class Transformer(nn.Module):
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         if x.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(f"images of {x.shape[1]} patches: expected a grid of {self.grid}, that of image_size")
-        for i, names in enumerate(self.attn_layers):
+        drop = drop_paths(self, self.drop_path, len(self.attn_layers), train)
+        for i, (names, drop_path) in enumerate(zip(self.attn_layers, drop, strict=True)):
             if self.is_initializing():  # creates the parameters of all attentions, on a single window
                 for name in ("WA", "LA", "FA"):
                     self._attend(name, i, x[:1, :1].repeat(self.window**2, axis=1), (self.window, self.window), False)
             draws = train and len(names) > 1 and not self.is_initializing()
-            x = x + (self._draw(names, i, x) if draws else self._attend(names[0], i, x, self.grid, train))
-            x = x + self.ff[i](x, train=train)
+            out = self._draw(names, i, x) if draws else self._attend(names[0], i, x, self.grid, train)
+            x = x + drop_path(out)
+            x = x + drop_path(self.ff[i](x, train=train))
             sow_block(self, x)
         return self.norm(x)
 
@@ -134,6 +137,7 @@ class JetViT(PlainViT):
         attn_layers: for each block "FA" for full attention, "WA" for attention within windows, "LA"
             for linear attention, or a tuple of several to draw from in training; by default all
             "FA".
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `attn_layers` has unknown names or
@@ -164,7 +168,7 @@ class JetViT(PlainViT):
     def make_transformer(self) -> nn.Module:
         grid = patch_grid(self.image_size, self.patch_size)
         blocks = (self.dim, self.heads, self.dim_head, self.mlp_dim, self.dropout)
-        return Transformer(*blocks, self.window_size, self._attentions(), grid)
+        return Transformer(*blocks, self.window_size, self._attentions(), grid, self.drop_path)
 
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)

@@ -41,12 +41,13 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         jumbo_ff = FeedForward(self.jumbo_mlp_dim, name="jumbo_ff")
-        for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x)
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            x = x + drop_path(self.attention(name=f"attn_{i}")(x))
             pieces, patches = jnp.split(x, [self.jumbos * self.pieces], axis=1)
             jumbo = rearrange(pieces, "b (j p) d -> b j (p d)", p=self.pieces)
-            pieces = rearrange(jumbo + jumbo_ff(jumbo), "b j (p d) -> b (j p) d", p=self.pieces)
-            x = jnp.concatenate([pieces, patches + self.feed_forward(name=f"ff_{i}")(patches)], axis=1)
+            pieces = rearrange(jumbo + drop_path(jumbo_ff(jumbo)), "b j (p d) -> b (j p) d", p=self.pieces)
+            patches = patches + drop_path(self.feed_forward(name=f"ff_{i}")(patches))
+            x = jnp.concatenate([pieces, patches], axis=1)
             sow_block(self, x)
         return x
 
@@ -73,6 +74,7 @@ class JumboViT(BaseSimpleViT):
         jumbo_ff_mult: hidden width of the feed-forward of the jumbo tokens, as a multiple of their
             width; with `multiply_widths` of its square.
         multiply_widths: multiply hidden widths once more, as upstream does; False for the paper's.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
@@ -95,7 +97,7 @@ class JumboViT(BaseSimpleViT):
         factor, jumbo_factor = (self.dim, jumbo_dim) if self.multiply_widths else (1, 1)
         blocks = (self.depth, self.make_attention(), functools.partial(FeedForward, factor * self.mlp_dim))
         jumbo_mlp_dim = jumbo_factor * int(jumbo_dim * self.jumbo_ff_mult)
-        return Transformer(*blocks, jumbo_mlp_dim, self.num_jumbo_cls, self.jumbo_cls_k)
+        return Transformer(*blocks, jumbo_mlp_dim, self.num_jumbo_cls, self.jumbo_cls_k, drop_path=self.drop_path)
 
     def setup(self):
         super().setup()

@@ -36,9 +36,9 @@ class Transformer(Blocks):
         if memories is not None:
             contexts = jnp.broadcast_to(memories[:, None], (self.depth, x.shape[0], *memories.shape[1:]))
             mask = jnp.asarray(memory_mask(x.shape[1] - 1, memories.shape[1]))[None, None]
-        for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x, contexts[i], mask, train=train)
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            x = x + drop_path(self.attention(name=f"attn_{i}")(x, contexts[i], mask, train=train))
+            x = x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train))
             sow_block(self, x)
         return x
 
@@ -62,6 +62,7 @@ class LearnableMemoryViT(PlainViT):
         dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
@@ -70,7 +71,7 @@ class LearnableMemoryViT(PlainViT):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(ContextAttention, self.heads, self.dim_head, self.dropout)
-        return Transformer(self.depth, attention, self.make_feed_forward())
+        return Transformer(self.depth, attention, self.make_feed_forward(), drop_path=self.drop_path)
 
     def encode_with_memories(
         self, images: Images, cls_token: Float[Array, "d"], memories: Float[Array, "l m d"], *, train: bool = False

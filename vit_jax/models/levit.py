@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import sequential_rules
-from vit_jax.layers import BatchNorm, Dense, PointwiseConv, attend, gelu, sow_block
+from vit_jax.layers import BatchNorm, Dense, PointwiseConv, attend, drop_paths, gelu, sow_block, stage_rates
 from vit_jax.layers.check import at_least, check_sides, expect, pair
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -117,6 +117,7 @@ class LeViT(nn.Module):
         num_distill_classes: classes of a second head, for distillation; None for no second head.
         channels: channels of an image.
         paper: the paper's form instead of upstream's.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if 16 does not divide `image_size`, or, with `paper`, 8 does not divide the
@@ -136,6 +137,7 @@ class LeViT(nn.Module):
     num_distill_classes: int | None = None
     channels: int = 3
     paper: bool = False
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -179,11 +181,13 @@ class LeViT(nn.Module):
                 x = BatchNorm(name=f"stem_norm_{i}")(x, train=train)
                 x = jax.nn.hard_swish(x) if width < dim else x
         activation = jax.nn.hard_swish if self.paper else gelu
-        for n, (depth, stride, attn, ff) in enumerate(self._layers()):
-            for i in range(depth):
+        layers = list(self._layers())
+        rates = stage_rates(self.drop_path, [depth for depth, *_ in layers])
+        for n, (depth, stride, attn, ff) in enumerate(layers):
+            for i, drop_path in enumerate(drop_paths(self, rates[n], depth, train)):
                 y = Attention(activation, not self.paper, stride, *attn, name=f"attn_{n}_{i}")(x, train=train)
-                x = x + y if stride == 1 else y
-                x = x + FeedForward(self.paper, *ff, name=f"ff_{n}_{i}")(x, train=train)
+                x = x + drop_path(y) if stride == 1 else y
+                x = x + drop_path(FeedForward(self.paper, *ff, name=f"ff_{n}_{i}")(x, train=train))
                 sow_block(self, x)
         if not self.num_classes:
             return x

@@ -39,6 +39,7 @@ class VideoTransformer(levjepa_nd.CausalTrunk):
         emb_dropout: rate on the patches before the first block.
         rotary_max_freq: largest frequency of the rotary positions.
         block_causal: patches attend neither to later frames nor to the class token.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size` or the sides of a video, or
@@ -58,6 +59,7 @@ class VideoTransformer(levjepa_nd.CausalTrunk):
     emb_dropout: float = 0.0
     rotary_max_freq: float = 10.0
     block_causal: bool = True
+    drop_path: float = 0.0
 
     def __post_init__(self):
         levjepa_nd.check_trunk(self)

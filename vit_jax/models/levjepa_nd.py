@@ -138,7 +138,9 @@ class CausalTrunk(nn.Module):
             mask = mask[0][kept[:, :, None], kept[:, None]]
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout, Norm)
-        x = Blocks(self.depth, attention, feed_forward, name="transformer")(x, sin_cos, mask[:, None], train=train)
+        x = Blocks(self.depth, attention, feed_forward, drop_path=self.drop_path, name="transformer")(
+            x, sin_cos, mask[:, None], train=train
+        )
         return Norm(name="norm")(x)
 
     torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
@@ -184,6 +186,7 @@ class NDTransformer(CausalTrunk):
         rotary_max_freq: largest frequency of the rotary positions.
         causal_dims: axes along which no patch attends to later ones. If there are any, patches do
             not attend to the class token.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide the sides of an array, `causal_dims` has an
@@ -203,6 +206,7 @@ class NDTransformer(CausalTrunk):
     emb_dropout: float = 0.0
     rotary_max_freq: float = 10.0
     causal_dims: int | tuple[int, ...] = (0,)
+    drop_path: float = 0.0
 
     def __post_init__(self):
         expect(self, "ndim", self.ndim >= 1, "at least 1")

@@ -55,10 +55,10 @@ class Transformer(Blocks):
 
     @nn.compact
     def __call__(self, x: Tokens, rows: int, *, train: bool = False) -> Tokens:
-        for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x, train=train)
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            x = x + drop_path(self.attention(name=f"attn_{i}")(x, train=train))
             grid = rearrange(x[:, 1:], "b (h w) d -> b h w d", h=rows)
-            grid = grid + self.feed_forward(name=f"ff_{i}")(grid, train=train)
+            grid = grid + drop_path(self.feed_forward(name=f"ff_{i}")(grid, train=train))
             x = jnp.concatenate([x[:, :1], rearrange(grid, "b h w d -> b (h w) d")], axis=1)
             sow_block(self, x)
         return x
@@ -83,6 +83,7 @@ class LocalViT(PlainViT):
         dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
@@ -91,7 +92,8 @@ class LocalViT(PlainViT):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(ProjectedAttention, self.heads, self.dim_head, self.dropout)
-        return Transformer(self.depth, attention, functools.partial(ConvFeedForward, self.mlp_dim, self.dropout))
+        feed_forward = functools.partial(ConvFeedForward, self.mlp_dim, self.dropout)
+        return Transformer(self.depth, attention, feed_forward, drop_path=self.drop_path)
 
     def encode(self, images: Images, *, patches: Patches | None = None, train: bool = False) -> Tokens:
         """Tokens after the transformer. Extra tokens would have no place in the grid."""

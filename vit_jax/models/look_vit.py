@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import feed_forward_rules
-from vit_jax.layers import Dense, FeedForward, sincos_2d, softmax, sow_block, standardize
+from vit_jax.layers import Dense, FeedForward, drop_paths, sincos_2d, softmax, sow_block, standardize
 from vit_jax.layers.check import expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Tokens
 
@@ -91,6 +91,7 @@ class LookViT(nn.Module):
         patch_conv_kernel_size: side of the convolution that embeds the patches, in patches; odd.
         dropout: rate within the blocks.
         channels: channels of an image.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` or `highres_patch_size` does not divide `image_size`,
@@ -113,6 +114,7 @@ class LookViT(nn.Module):
     patch_conv_kernel_size: int = 7
     dropout: float = 0.1
     channels: int = 3
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -141,15 +143,17 @@ class LookViT(nn.Module):
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
         cross = functools.partial(Attention, self.cross_attn_heads, self.cross_attn_dim_head, self.dropout)
         feed_forward = lambda factor, name: FeedForward(int(self.dim * factor), self.dropout, OffsetNorm, name=name)
-        for i in range(self.depth):
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
             out, scores = cross(name=f"lookup_{i}")(x, highres, train=train)
-            x = x + out
-            x = x + attention(name=f"attn_{i}")(x, train=train)[0]
-            x = x + feed_forward(self.mlp_factor, f"ff_{i}")(x, train=train)
+            x = x + drop_path(out)
+            x = x + drop_path(attention(name=f"attn_{i}")(x, train=train)[0])
+            x = x + drop_path(feed_forward(self.mlp_factor, f"ff_{i}")(x, train=train))
 
-            highres = highres + cross(name=f"highres_attn_{i}")(highres, x, scores.swapaxes(-1, -2), train=train)[0]
+            out, _ = cross(name=f"highres_attn_{i}")(highres, x, scores.swapaxes(-1, -2), train=train)
+            highres = highres + drop_path(out)
             highres = OffsetNorm(name=f"highres_norm_{i}")(highres)
-            highres = highres + feed_forward(self.highres_mlp_factor, f"highres_ff_{i}")(highres, train=train)
+            out = feed_forward(self.highres_mlp_factor, f"highres_ff_{i}")(highres, train=train)
+            highres = highres + drop_path(out)
             sow_block(self, (x, highres))
 
         x, highres = OffsetNorm(name="norm")(x), OffsetNorm(name="highres_norm")(highres)

@@ -18,7 +18,18 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_fits
 from vit_jax.frames.rules import TRANSFORMER_RULES, sequential_rules
-from vit_jax.layers import Blocks, Dense, FeedForward, LayerNorm, add_positions, attend, gelu, l2_normalize, prepend
+from vit_jax.layers import (
+    Blocks,
+    Dense,
+    FeedForward,
+    LayerNorm,
+    add_positions,
+    attend,
+    gelu,
+    l2_normalize,
+    prepend,
+    stage_rates,
+)
 from vit_jax.layers.array_patches import ArrayPatchEmbed, array_grid, per_axis
 from vit_jax.layers.check import at_least, check_floating, expect
 from vit_jax.layers.shapes import Tokens
@@ -96,6 +107,7 @@ class LoopedViT(nn.Module):
         emb_dropout: rate on the tokens before the first block.
         adaptive_loop: have an exit gate.
         exit_threshold: the loop ends once the predicted gain of another one is at most this.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide the sides of an input, `loop_depth` is below 1,
@@ -122,6 +134,7 @@ class LoopedViT(nn.Module):
     emb_dropout: float = 0.0
     adaptive_loop: bool = False
     exit_threshold: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -146,9 +159,11 @@ class LoopedViT(nn.Module):
         self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
         self.pos_embedding = self.param("pos_embedding", init, (1, tokens, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
-        self.pre_loop = Blocks(self.pre_loop_depth, attention, feed_forward)
-        self.looped = Blocks(self.num_looped_blocks, attention, feed_forward)
-        self.post_loop = Blocks(self.post_loop_depth, attention, feed_forward)
+        depths = self.pre_loop_depth, self.num_looped_blocks, self.post_loop_depth
+        stacks = zip(depths, stage_rates(self.drop_path, depths), strict=True)
+        self.pre_loop, self.looped, self.post_loop = (
+            Blocks(depth, attention, feed_forward, drop_path=rates) for depth, rates in stacks
+        )
         self.norm = LayerNorm()
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)

@@ -30,10 +30,14 @@ from vit_jax.layers import (
     PointwiseConv,
     WindowAttention,
     gelu,
+    make_drop_path,
     sow_block,
+    stage_rates,
 )
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps
+
+Part = Callable[..., nn.Module]
 
 
 class MBConv(nn.Module):
@@ -75,14 +79,16 @@ class Block(nn.Module):
     mbconv: Callable[..., nn.Module]
     attention: Callable[..., nn.Module]
     feed_forward: Callable[..., nn.Module]
+    drop_path: float
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
+        drop_path = make_drop_path(self, self.drop_path, train)
         x = self.mbconv(name="mbconv")(x, train=train)
         for name, layout in (("window", WINDOWS), ("grid", GRID)):
             x = rearrange(x, f"{layout} -> b x y (w1 w2) d", w1=self.window_size, w2=self.window_size)
-            x = x + self.attention(name=f"{name}_attn")(x, train=train)
-            x = x + self.feed_forward(name=f"{name}_ff")(x, train=train)
+            x = x + drop_path(self.attention(name=f"{name}_attn")(x, train=train))
+            x = x + drop_path(self.feed_forward(name=f"{name}_ff")(x, train=train))
             x = rearrange(x, f"b x y (w1 w2) d -> {layout}", w1=self.window_size)
         return x
 
@@ -103,6 +109,8 @@ class MaxViT(MapViT, kw_only=True):
         mbconv_shrinkage_rate: width of the squeeze-excitation, as a multiple of the hidden width.
         dropout: rate within attention and feed-forward.
         mbconv_dropout: rate at which the convolution branch of a sample is dropped.
+        drop_path: rate of stochastic depth of the other branches in the last block; it rises
+            linearly from 0 in the first.
 
     Raises:
         ValueError: if windows do not tile the maps of an image, or `dim_head` does not divide
@@ -128,21 +136,22 @@ class MaxViT(MapViT, kw_only=True):
     def check_size(self, size, name="image_size"):
         check_windows(size, (self.window_size,) * len(self.depth))
 
-    def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
+    def make_block(self, mbconv: Part, feed_forward: Part, drop_path: float, name: str) -> Block:
         """Make a block of the network; variants override this method."""
         attention = functools.partial(WindowAttention, self.dim_head, self.window_size, self.dropout)
-        return Block(self.window_size, mbconv, attention, feed_forward, name=name)
+        return Block(self.window_size, mbconv, attention, feed_forward, drop_path, name=name)
 
     def maps(self, images: Images, *, train: bool) -> Maps:
         stem_dim = self.dim_conv_stem or self.dim
         x = nn.Conv(stem_dim, (3, 3), strides=(2, 2), padding=1, name="stem_1")(images)
         x = nn.Conv(stem_dim, (3, 3), padding=1, name="stem_2")(x)
+        of_blocks = stage_rates(self.drop_path, self.depth)
         for i, depth in enumerate(self.depth):
             dim, rates = 2**i * self.dim, (self.mbconv_expansion_rate, self.mbconv_shrinkage_rate, self.mbconv_dropout)
             feed_forward = functools.partial(FeedForward, 4 * dim, self.dropout)
             for j in range(depth):
                 mbconv = functools.partial(MBConv, dim, j == 0, *rates)
-                x = self.make_block(mbconv, feed_forward, f"stage_{i}_block_{j}")(x, train=train)
+                x = self.make_block(mbconv, feed_forward, of_blocks[i][j], f"stage_{i}_block_{j}")(x, train=train)
                 sow_block(self, x)
         return x
 

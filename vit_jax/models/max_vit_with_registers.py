@@ -10,8 +10,8 @@ for each window, whose mean over windows the attention over the grid reads.
 Axes: b batch (times windows), x rows, y columns, m registers, n pixels of a window, d dim.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +20,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.rules import Rules
-from vit_jax.layers import WindowAttention
+from vit_jax.layers import WindowAttention, make_drop_path
 from vit_jax.layers.check import at_least
 from vit_jax.layers.shapes import Maps
-from vit_jax.models.max_vit import GRID, PRESETS, WINDOWS, Block, MaxViT
+from vit_jax.models.max_vit import GRID, PRESETS, WINDOWS, Block, MaxViT, Part
 
 __all__ = ["PRESETS", "MaxViTWithRegisters"]
 
@@ -49,26 +49,27 @@ class RegisterBlock(Block):
     block.
     """
 
-    num_register_tokens: int
+    num_register_tokens: int = dataclasses.field(kw_only=True)
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Float[Array, "b u v e"]:
         m, w = self.num_register_tokens, self.window_size
+        drop_path = make_drop_path(self, self.drop_path, train)
         x = self.mbconv(name="mbconv")(x, train=train)
         x = rearrange(x, f"{WINDOWS} -> b x y (w1 w2) d", w1=w, w2=w)
         registers = self.param("register_tokens", nn.initializers.normal(0.02), (m, x.shape[-1]))
         x = jnp.concatenate([jnp.broadcast_to(registers, (*x.shape[:3], *registers.shape)), x], axis=3)
-        x = x + self.attention(name="window_attn")(x, train=train)
-        x = x + self.feed_forward(name="window_ff")(x, train=train)
+        x = x + drop_path(self.attention(name="window_attn")(x, train=train))
+        x = x + drop_path(self.feed_forward(name="window_ff")(x, train=train))
         registers, x = x[:, :, :, :m], x[:, :, :, m:]
         x = rearrange(x, f"b x y (w1 w2) d -> {WINDOWS}", w1=w)
 
         x = rearrange(x, f"{GRID} -> b x y (w1 w2) d", w1=w, w2=w)
         of_image = registers.mean(axis=(1, 2), keepdims=True)
         x = jnp.concatenate([jnp.broadcast_to(of_image, registers.shape), x], axis=3)
-        x = x + self.attention(name="grid_attn")(x, train=train)
+        x = x + drop_path(self.attention(name="grid_attn")(x, train=train))
         x = x[:, :, :, m:]
-        x = x + self.feed_forward(name="grid_ff")(x, train=train)
+        x = x + drop_path(self.feed_forward(name="grid_ff")(x, train=train))
         return rearrange(x, f"b x y (w1 w2) d -> {GRID}", w1=w)
 
 
@@ -89,6 +90,8 @@ class MaxViTWithRegisters(MaxViT):
         dropout: rate within attention and feed-forward.
         mbconv_dropout: rate at which the convolution branch of a sample is dropped.
         num_register_tokens: register tokens in each window, at least one.
+        drop_path: rate of stochastic depth of the other branches in the last block; it rises
+            linearly from 0 in the first.
 
     Raises:
         ValueError: if windows do not tile the maps of an image, `dim_head` does not divide `dim`,
@@ -101,11 +104,11 @@ class MaxViTWithRegisters(MaxViT):
         at_least(self, num_register_tokens=1)
         super().__post_init__()
 
-    def make_block(self, mbconv: Callable[..., nn.Module], feed_forward: Callable[..., nn.Module], name: str) -> Block:
+    def make_block(self, mbconv: Part, feed_forward: Part, drop_path: float, name: str) -> Block:
         """Make a block with its own registers."""
         m, w = self.num_register_tokens, self.window_size
         attention = functools.partial(RegisterAttention, self.dim_head, w, self.dropout, m)
-        return RegisterBlock(w, mbconv, attention, feed_forward, m, name=name)
+        return RegisterBlock(w, mbconv, attention, feed_forward, drop_path, num_register_tokens=m, name=name)
 
     def torch_rules(self) -> Rules:
         """Upstream's blocks are lists of a convolution and two pairs; a second list holds their registers."""

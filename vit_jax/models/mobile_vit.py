@@ -22,7 +22,7 @@ from vit_jax import layers
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import Rules, attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.frames.stages import check_windows
-from vit_jax.layers import Attention, Blocks, Dense, FeedForward
+from vit_jax.layers import Attention, Blocks, Dense, FeedForward, stage_rates
 from vit_jax.layers.check import at_least, expect, pair
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -82,6 +82,7 @@ class MobileViT(nn.Module):
         widths: eleven numbers of channels: of the stem; of the first three blocks, the third equal
             to the second; for each transformer, of the block before it and of its map, which are
             equal; of the last convolution.
+        drop_path: rate of stochastic depth in the last transformer block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `widths` are not eleven numbers with these pairs equal, or patches do not
@@ -97,6 +98,7 @@ class MobileViT(nn.Module):
     patch_size: int | Sequence[int] = (2, 2)
     depths: Sequence[int] = (2, 4, 3)
     widths: Sequence[int] | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         if isinstance(self.channels, Sequence):
@@ -125,12 +127,14 @@ class MobileViT(nn.Module):
         x = ConvNorm(widths[0], kernel=3, stride=2, name="conv1")(images, train=train)
         for i, (width, stride) in enumerate(((widths[1], 1), (widths[2], 2), (widths[3], 1), (widths[3], 1))):
             x = InvertedResidual(width, stride, self.expansion, name=f"stem_{i}")(x, train=train)
+        rates = stage_rates(self.drop_path, self.depths)
         for i, (dim, depth) in enumerate(zip(self.dims, self.depths, strict=True)):
             x = InvertedResidual(widths[4 + 2 * i], 2, self.expansion, name=f"reduce_{i}")(x, train=train)
             attention = functools.partial(Attention, heads=4, dim_head=8)
             feed_forward = functools.partial(FeedForward, (2 if i == 0 else 4) * dim, activation=jax.nn.silu)
             sizes = (dim, self.kernel_size, patch_size)
-            x = MobileViTBlock(depth, attention, feed_forward, *sizes, name=f"mobile_{i}")(x, train=train)
+            block = MobileViTBlock(depth, attention, feed_forward, *sizes, drop_path=rates[i], name=f"mobile_{i}")
+            x = block(x, train=train)
         if not self.num_classes:
             return x
         x = ConvNorm(widths[-1], kernel=1, name="last_conv")(x, train=train).mean(axis=(1, 2))

@@ -60,6 +60,7 @@ class ViT(BaseSimpleViT):
         channels: channels of an image.
         dim_head: width of a head.
         dropout: rate within the blocks.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
@@ -75,7 +76,7 @@ class ViT(BaseSimpleViT):
         return functools.partial(FeedForward, self.mlp_dim, self.dropout)
 
     def make_transformer(self) -> nn.Module:
-        return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
+        return Blocks(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
     def make_head(self) -> nn.Module:
         return NormHead(self.num_classes)

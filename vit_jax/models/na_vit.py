@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import feed_forward_rules, sequential_rules
-from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, l2_normalize, packing, sow_block
+from vit_jax.layers import Dense, FeedForward, LayerNorm, ToHeads, attend, drop_paths, l2_normalize, packing, sow_block
 from vit_jax.layers.check import check_floating, expect, pair, patch_grid
 from vit_jax.layers.shapes import Tokens
 
@@ -104,6 +104,8 @@ class NaViT(nn.Module):
         emb_dropout: rate on the tokens before the first block.
         token_dropout_prob: share of the patches of an image to drop in training, or a function of
             (height, width) that returns it.
+        drop_path: rate of stochastic depth in the last block, for all images of a sequence at once; it
+            rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size` or an image, or an image is larger
@@ -122,6 +124,7 @@ class NaViT(nn.Module):
     dropout: float = 0.0
     emb_dropout: float = 0.0
     token_dropout_prob: float | Callable[[int, int], float] | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -225,9 +228,9 @@ class NaViT(nn.Module):
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
 
         same_image = ids[:, :, None] == ids[:, None, :]
-        for i in range(self.depth):
-            x = x + self.make_attention(self.dropout, f"attn_{i}")(x, same_image, train=train)
-            x = x + FeedForward(self.mlp_dim, self.dropout, Norm, name=f"ff_{i}")(x, train=train)
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
+            x = x + drop_path(self.make_attention(self.dropout, f"attn_{i}")(x, same_image, train=train))
+            x = x + drop_path(FeedForward(self.mlp_dim, self.dropout, Norm, name=f"ff_{i}")(x, train=train))
             sow_block(self, x)
         x = Norm(name="norm")(x)
 

@@ -63,6 +63,8 @@ class NaViTNestedTensor(NaViT):
         token_dropout_prob: share of the patches of an image to drop in training, or a function of
             (height, width) that returns it.
         qk_rmsnorm: normalise the queries and keys of the blocks.
+        drop_path: rate of stochastic depth in the last block, for all images of a sequence at once; it
+            rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size` or an image, or an image is larger

@@ -45,6 +45,8 @@ class NaViTNestedTensor3D(na_vit_nested_tensor.NaViTNestedTensor, kw_only=True):
         max_frames: largest number of frames.
         frame_patch_size: frames of a patch.
         num_registers: register tokens of each volume.
+        drop_path: rate of stochastic depth in the last block, for all images of a sequence at once; it
+            rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `frame_patch_size` and `patch_size` do not divide `max_frames`, `image_size`

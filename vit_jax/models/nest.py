@@ -23,7 +23,16 @@ from vit_jax.frames import MapViT
 from vit_jax.frames.arguments import check_images
 from vit_jax.frames.rules import TRANSFORMER_RULES
 from vit_jax.frames.stages import per_stage
-from vit_jax.layers import Blocks, ChannelNorm, ConvFeedForward, Dense, PointwiseConv, add_positions, attend
+from vit_jax.layers import (
+    Blocks,
+    ChannelNorm,
+    ConvFeedForward,
+    Dense,
+    PointwiseConv,
+    add_positions,
+    attend,
+    stage_rates,
+)
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Maps
 
@@ -74,6 +83,7 @@ class NesT(MapViT, kw_only=True):
         mlp_mult: hidden width of each feed-forward, as a multiple of its input.
         dim_head: ignored, as in upstream.
         dropout: rate within the blocks.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or the blocks of the first level
@@ -112,7 +122,9 @@ class NesT(MapViT, kw_only=True):
         x = rearrange(images, "b (h ph) (w pw) c -> b h w (ph pw c)", ph=ph, pw=pw)
         x = PointwiseConv(self.dim, name="patch_proj")(ChannelNorm(name="patch_norm_in")(x))
         x = ChannelNorm(name="patch_norm_out")(x)
-        for i, depth in enumerate(per_stage(self, "block_repeats", self.num_hierarchies)):
+        depths = per_stage(self, "block_repeats", self.num_hierarchies)
+        rates = stage_rates(self.drop_path, depths)
+        for i, depth in enumerate(depths):
             blocks, dim = 2 ** (self.num_hierarchies - 1 - i), 2**i * self.dim
             if i > 0:
                 x = nn.Conv(dim, (3, 3), padding=1, name=f"merge_{i - 1}")(x)
@@ -122,7 +134,7 @@ class NesT(MapViT, kw_only=True):
             feed_forward = functools.partial(ConvFeedForward, self.mlp_mult * dim, self.dropout)
             layers = (depth, attention, feed_forward, self._block_size(self.image_size))
             x = rearrange(x, "b (i h) (j w) d -> (b i j) h w d", i=blocks, j=blocks)
-            x = Transformer(*layers, name=f"transformer_{i}")(x, train=train)
+            x = Transformer(*layers, drop_path=rates[i], name=f"transformer_{i}")(x, train=train)
             x = rearrange(x, "(b i j) h w d -> b (i h) (j w) d", i=blocks, j=blocks)
         return ChannelNorm(name="head_norm")(x) if self.num_classes else x
 

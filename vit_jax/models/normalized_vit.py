@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.simple_vit import BaseSimpleViT
-from vit_jax.layers import Blocks, add_positions, append, attend, l2_normalize
+from vit_jax.layers import Blocks, DropPath, add_positions, append, attend, l2_normalize
 from vit_jax.layers.check import at_least, pair, patch_grid
 from vit_jax.layers.packing import to_patches
 from vit_jax.layers.shapes import ExtraTokens, Images, Patches, Tokens
@@ -91,10 +91,10 @@ class Transformer(Blocks):
 
     lerp_init: float
 
-    def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
+    def add(self, x: Tokens, out: Tokens, part: str, i: int, drop_path: DropPath) -> Tokens:
         scale = x.shape[-1] ** 0.5
         rate = self.param(f"{part}_lerp_{i}", nn.initializers.constant(self.lerp_init / scale), x.shape[-1:]) * scale
-        return l2_normalize(x + rate[None, None] * (l2_normalize(out) - x))
+        return l2_normalize(x + drop_path(rate[None, None] * (l2_normalize(out) - x)))
 
 
 class NormalizedViT(BaseSimpleViT):
@@ -115,6 +115,7 @@ class NormalizedViT(BaseSimpleViT):
         dropout: rate within the blocks.
         residual_lerp_scale_init: initial rate at which a branch moves tokens; by default 1 /
             `depth`.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `mlp_dim` is below 2.
@@ -134,7 +135,7 @@ class NormalizedViT(BaseSimpleViT):
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
         init = 1 / max(1, self.depth) if self.residual_lerp_scale_init is None else self.residual_lerp_scale_init
-        self.transformer = Transformer(self.depth, attention, feed_forward, init)
+        self.transformer = Transformer(self.depth, attention, feed_forward, init, drop_path=self.drop_path)
         if self.num_classes:
             self.to_pred = NormDense(self.num_classes)
             self.logit_scale = self.param("logit_scale", nn.initializers.ones, (self.num_classes,))

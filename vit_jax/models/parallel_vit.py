@@ -25,9 +25,9 @@ class Transformer(Blocks):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        for i in range(self.depth):
-            x = x + sum(self.attention(name=f"attn_{i}_{j}")(x, train=train) for j in range(self.branches))
-            x = x + sum(self.feed_forward(name=f"ff_{i}_{j}")(x, train=train) for j in range(self.branches))
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            x = x + sum(drop_path(self.attention(name=f"attn_{i}_{j}")(x, train=train)) for j in range(self.branches))
+            x = x + sum(drop_path(self.feed_forward(name=f"ff_{i}_{j}")(x, train=train)) for j in range(self.branches))
             sow_block(self, x)
         return x
 
@@ -52,6 +52,7 @@ class ParallelViT(PlainViT):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         num_parallel_branches: attentions, and feed-forwards, in each block.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
@@ -68,7 +69,8 @@ class ParallelViT(PlainViT):
         return PatchProjection(pair("patch_size", self.patch_size), self.dim)
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), self.num_parallel_branches)
+        parts = self.make_attention(), self.make_feed_forward()
+        return Transformer(self.depth, *parts, self.num_parallel_branches, drop_path=self.drop_path)
 
     torch_rules = (
         *PATCH_PROJECTION_RULES,

@@ -28,6 +28,7 @@ from vit_jax.layers import (
     gelu,
     run_blocks,
     softmax,
+    stage_rates,
 )
 from vit_jax.layers.check import expect, pair
 from vit_jax.layers.shapes import Images, Output, Tokens
@@ -77,14 +78,17 @@ class Transformer(nn.Module):
     dim_head: int
     mlp_dim: int
     dropout: float
+    drop_path: tuple[float, ...]
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        def block(i, x):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        def block(i, x, drop_path):
+            x = x + drop_path(Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train))
+            return x + drop_path(FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train))
 
-        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(
+            self, self.depth, block, x, rate=self.drop_path, train=train
+        )  # for each i: x = block(i, x, ...)
 
 
 class Pool(nn.Module):
@@ -124,6 +128,7 @@ class PiT(nn.Module):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         channels: channels of an image.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size` or is 1, `depth` is not a tuple, or
@@ -141,6 +146,7 @@ class PiT(nn.Module):
     dropout: float = 0.0
     emb_dropout: float = 0.0
     channels: int = 3
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -170,12 +176,13 @@ class PiT(nn.Module):
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
 
         heads, mlp_dims = per_stage(self, "heads", len(self.depth)), per_stage(self, "mlp_dim", len(self.depth))
+        rates = stage_rates(self.drop_path, self.depth)
         for i, depth in enumerate(self.depth):
             if i > 0:
                 x = Pool(rows, name=f"pool_{i - 1}")(x)
                 rows = (rows + 1) // 2  # as `Pool` rounds
-            stage = Transformer(depth, heads[i], self.dim_head, mlp_dims[i], self.dropout, name=f"stage_{i}")
-            x = stage(x, train=train)
+            sizes = depth, heads[i], self.dim_head, mlp_dims[i]
+            x = Transformer(*sizes, self.dropout, rates[i], name=f"stage_{i}")(x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(x[:, 0]) if self.num_classes else x
 
     def torch_rules(self) -> tuple[tuple[str, str], ...]:

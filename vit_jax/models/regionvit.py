@@ -26,8 +26,10 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     attend,
+    drop_paths,
     gelu,
     sow_block,
+    stage_rates,
 )
 from vit_jax.layers.check import at_least, check_sides
 from vit_jax.layers.shapes import Images, Maps, Tokens
@@ -55,6 +57,7 @@ class RegionalToLocal(nn.Module):
     window_size: int
     attn_dropout: float
     ff_dropout: float
+    drop_path: tuple[float, ...]
 
     @nn.compact
     def __call__(
@@ -72,13 +75,13 @@ class RegionalToLocal(nn.Module):
 
         local = rearrange(local, "b (r p) (s q) d -> (b r s) (p q) d", **window)
         regions = rearrange(regions, "b r s d -> b (r s) d")
-        for i in range(self.depth):
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
             attn = Attention(self.attn_dropout, name=f"attn_{i}")
-            regions = regions + attn(regions, train=train)
+            regions = regions + drop_path(attn(regions, train=train))
             x = jnp.concatenate([rearrange(regions, "b n d -> (b n) 1 d"), local], axis=1)
-            x = x + attn(x, bias, train=train)
+            x = x + drop_path(attn(x, bias, train=train))
             feed_forward = FeedForward(4 * x.shape[-1], self.ff_dropout, last_dropout=0.0, name=f"ff_{i}")
-            x = x + feed_forward(x, train=train)
+            x = x + drop_path(feed_forward(x, train=train))
             regions, local = rearrange(x[:, 0], "(b n) d -> b n d", n=rows * columns), x[:, 1:]
             sow_block(self, (local, regions))
         local = rearrange(local, "(b r s) (p q) d -> b (r p) (s q) d", r=rows, s=columns, **window)
@@ -104,6 +107,7 @@ class RegionViT(MapViT, kw_only=True):
         use_peg: add a depthwise convolution of the local tokens, for positions.
         attn_dropout: rate on the attention maps.
         ff_dropout: rate within the feed-forwards.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if regions do not tile an image, or in some stage the map of regions does not
@@ -139,8 +143,9 @@ class RegionViT(MapViT, kw_only=True):
     def maps(self, images: Images, *, train: bool) -> Maps:
         side = self.local_patch_size * self.window_size
         local, regions = images, rearrange(images, "b (r p) (s q) d -> b r s (d p q)", p=side, q=side)
-        stages = zip(per_stage(self, "dim", 4), per_stage(self, "depth", 4, least=0), strict=True)
-        for i, (dim, depth) in enumerate(stages):
+        depths = per_stage(self, "depth", 4, least=0)
+        stages = zip(per_stage(self, "dim", 4), depths, stage_rates(self.drop_path, depths), strict=True)
+        for i, (dim, depth, rates) in enumerate(stages):
             if i == 0:
                 local = self._local_encoder(images, dim)
                 regions = PointwiseConv(dim, name="region_encoder")(regions)
@@ -149,7 +154,8 @@ class RegionViT(MapViT, kw_only=True):
                 local, regions = halve(local), halve(regions)
                 if self.use_peg:
                     local = local + DepthwiseConv(3, name=f"peg_{i}")(local)
-            stage = RegionalToLocal(depth, self.window_size, self.attn_dropout, self.ff_dropout, name=f"stage_{i}")
+            sizes = depth, self.window_size, self.attn_dropout, self.ff_dropout
+            stage = RegionalToLocal(*sizes, rates, name=f"stage_{i}")
             local, regions = stage(local, regions, train=train)
         return regions
 

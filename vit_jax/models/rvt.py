@@ -29,6 +29,7 @@ from vit_jax.layers import (
     PatchProjection,
     PointwiseConv,
     attend,
+    drop_paths,
     gelu,
     sow_block,
 )
@@ -127,6 +128,7 @@ class RvT(PlainViT):
         use_rotary: rotate queries and keys.
         use_ds_conv: compute queries by a depthwise separable convolution.
         use_glu: gate the feed-forwards.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`.
@@ -164,9 +166,10 @@ class RvT(PlainViT):
 
     def transform(self, tokens: Tokens, *context, train: bool = False) -> Tokens:
         """Apply the blocks to tokens from `embed`. `context` are the rows of patches and the rotations."""
-        for attn, ff in zip(self.attn, self.ff, strict=True):
-            tokens = tokens + attn(tokens, *context, train=train)
-            tokens = tokens + ff(tokens, train=train)
+        drop = drop_paths(self, self.drop_path, self.depth, train)
+        for attn, ff, drop_path in zip(self.attn, self.ff, drop, strict=True):
+            tokens = tokens + drop_path(attn(tokens, *context, train=train))
+            tokens = tokens + drop_path(ff(tokens, train=train))
             sow_block(self, tokens)
         return tokens
 

@@ -19,7 +19,16 @@ from flax import linen as nn
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
 from vit_jax.frames.stages import check_depth, check_windows, per_stage
-from vit_jax.layers import ChannelNorm, ConvFeedForward, DepthwiseConv, PointwiseConv, attend, sow_block
+from vit_jax.layers import (
+    ChannelNorm,
+    ConvFeedForward,
+    DepthwiseConv,
+    PointwiseConv,
+    attend,
+    drop_paths,
+    sow_block,
+    stage_rates,
+)
 from vit_jax.layers.check import at_least, pair
 from vit_jax.layers.shapes import Images, Maps
 
@@ -82,16 +91,17 @@ class Stage(nn.Module):
     ssa: Callable[..., nn.Module]
     iwsa: Callable[..., nn.Module]
     feed_forward: Callable[..., nn.Module]
+    drop_path: tuple[float, ...]
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Maps:
-        for i in range(self.depth):
-            x = x + self.ssa(name=f"ssa_{i}")(x, train=train)
-            x = x + self.feed_forward(name=f"ff1_{i}")(x, train=train)
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
+            x = x + drop_path(self.ssa(name=f"ssa_{i}")(x, train=train))
+            x = x + drop_path(self.feed_forward(name=f"ff1_{i}")(x, train=train))
             if i == 0:
                 x = x + DepthwiseConv(kernel=3, name="positions")(x)
-            x = x + self.feed_forward(name=f"ff2_{i}")(x, train=train)
-            x = x + self.iwsa(name=f"iwsa_{i}")(x, train=train)
+            x = x + drop_path(self.feed_forward(name=f"ff2_{i}")(x, train=train))
+            x = x + drop_path(self.iwsa(name=f"iwsa_{i}")(x, train=train))
             sow_block(self, x)
         return x
 
@@ -121,6 +131,7 @@ class ScalableViT(MapViT, kw_only=True):
         ssa_dim_value: width of a head's values in global attention, one number or one per stage.
         ff_expansion_factor: hidden width of each feed-forward, as a multiple of its input.
         dropout: rate within the blocks.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if windows do not tile the maps of an image, or a map is too small for its
@@ -159,6 +170,7 @@ class ScalableViT(MapViT, kw_only=True):
     def maps(self, images: Images, *, train: bool) -> Maps:
         x = nn.Conv(self.dim, (7, 7), strides=(4, 4), padding=3, name="to_patches")(images)
         stages = zip(self.depth, self._stages(*SSA), self._stages(*IWSA), strict=True)
+        rates = stage_rates(self.drop_path, self.depth)
         for i, (depth, ssa, iwsa) in enumerate(stages):
             dim = 2**i * self.dim
             if i > 0:
@@ -167,7 +179,7 @@ class ScalableViT(MapViT, kw_only=True):
             ssa = functools.partial(ScalableSelfAttention, *ssa, self.dropout)
             iwsa = functools.partial(InteractiveWindowedSelfAttention, *iwsa, self.dropout)
             feed_forward = functools.partial(ConvFeedForward, self.ff_expansion_factor * dim, self.dropout)
-            x = Stage(depth, ssa, iwsa, feed_forward, name=f"stage_{i}")(x, train=train)
+            x = Stage(depth, ssa, iwsa, feed_forward, rates[i], name=f"stage_{i}")(x, train=train)
         return x
 
     torch_rules = (

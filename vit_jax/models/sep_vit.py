@@ -25,8 +25,10 @@ from vit_jax.layers import (
     LayerNorm,
     PointwiseConv,
     attend,
+    drop_paths,
     gelu,
     sow_block,
+    stage_rates,
 )
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import Images, Maps
@@ -80,6 +82,7 @@ class SepViT(MapViT, kw_only=True):
         dropout: rate within the blocks.
         upstream_sizes: use 7 for `window_size` and 32 for `dim_head`, whatever they are, as
             upstream does.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if windows do not tile the maps of an image.
@@ -110,6 +113,7 @@ class SepViT(MapViT, kw_only=True):
     def maps(self, images: Images, *, train: bool) -> Maps:
         x, dim_head = images, 32 if self.upstream_sizes else self.dim_head
         stages = zip(self.depth, per_stage(self, "heads", len(self.depth)), self._windows(), strict=True)
+        rates = stage_rates(self.drop_path, self.depth)
         for i, (depth, heads, window) in enumerate(stages):
             dim, stride = 2**i * self.dim, 2 if i else 4
             kernel = (2 * stride - 1, 2 * stride - 1)
@@ -117,11 +121,11 @@ class SepViT(MapViT, kw_only=True):
                 x = ChannelNorm(name=f"norm_{i - 1}")(x)
             x = nn.Conv(dim, kernel, strides=(stride, stride), padding=stride - 1, name=f"patches_{i}")(x)
             x = x + DepthwiseConv(kernel=3, name=f"positions_{i}")(x)
-            for j in range(depth):
+            for j, drop_path in enumerate(drop_paths(self, rates[i], depth, train)):
                 attention = SeparableAttention(heads, dim_head, window, self.dropout, name=f"stage_{i}_attn_{j}")
-                x = x + attention(x, train=train)
+                x = x + drop_path(attention(x, train=train))
                 ff = ConvFeedForward(int(self.ff_mult * dim), self.dropout, name=f"stage_{i}_ff_{j}")
-                x = x + ff(x, train=train)
+                x = x + drop_path(ff(x, train=train))
                 sow_block(self, x)
         return x
 

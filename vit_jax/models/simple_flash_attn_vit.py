@@ -48,6 +48,7 @@ class SimpleFlashAttentionViT(BaseSimpleViT):
         channels: channels of an image.
         dim_head: width of a head.
         use_flash: save memory in training; outputs do not change.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
@@ -61,7 +62,7 @@ class SimpleFlashAttentionViT(BaseSimpleViT):
         return functools.partial(attention, self.heads, self.dim_head)
 
     def make_transformer(self) -> nn.Module:
-        return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
+        return Blocks(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
     def make_head(self) -> nn.Module:
         return NormHead(self.num_classes)

@@ -40,6 +40,7 @@ class SimpleFlashAttentionViT3D(simple_vit_3d.SimpleViT3D):
         frames: frames of a video; only checked against `frame_patch_size`.
         frame_patch_size: frames of a patch.
         use_flash_attn: save memory in training; outputs do not change.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not
@@ -54,7 +55,7 @@ class SimpleFlashAttentionViT3D(simple_vit_3d.SimpleViT3D):
         )
 
     def make_transformer(self) -> nn.Module:
-        return Blocks(self.depth, self.make_attention(), self.make_feed_forward())
+        return Blocks(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
 
 PRESETS = simple_vit_3d.PRESETS

@@ -30,13 +30,13 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         skips = []
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             if i < self.depth // 2:
                 skips.append(x)
             elif i >= self.depth - self.depth // 2:
                 x = Dense(x.shape[-1], name=f"skip_{i}")(jnp.concatenate([skips.pop(), x], axis=-1))
-            x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            x = x + drop_path(self.attention(name=f"attn_{i}")(x, train=train))
+            x = x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train))
             sow_block(self, x)
         return LayerNorm(name="norm")(x)
 
@@ -58,6 +58,7 @@ class SimpleUViT(registers.SimpleViTWithRegisterTokens):
         channels: channels of an image.
         dim_head: width of a head.
         num_register_tokens: number of register tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
@@ -65,7 +66,7 @@ class SimpleUViT(registers.SimpleViTWithRegisterTokens):
     """
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.make_attention(), self.make_feed_forward())
+        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
     torch_rules = (
         *PATCH_EMBED_RULES,

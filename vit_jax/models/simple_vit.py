@@ -65,14 +65,15 @@ class Transformer(nn.Module):
     heads: int
     dim_head: int
     mlp_dim: int
+    drop_path: float
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        def block(i, x):
-            x = x + Attention(self.heads, self.dim_head, name=f"attn_{i}")(x)
-            return x + FeedForward(self.mlp_dim, name=f"ff_{i}")(x)
+    def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        def block(i, x, drop_path):
+            x = x + drop_path(Attention(self.heads, self.dim_head, name=f"attn_{i}")(x))
+            return x + drop_path(FeedForward(self.mlp_dim, name=f"ff_{i}")(x))
 
-        x = run_blocks(self, self.depth, block, x)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x, rate=self.drop_path, train=train)  # for each i: x = block(i, x, ...)
         return LayerNorm(name="norm")(x)
 
 
@@ -91,6 +92,7 @@ class SimpleViT(nn.Module):
         mlp_dim: hidden width of each feed-forward.
         channels: channels of an image.
         dim_head: width of a head.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is another number.
@@ -105,6 +107,7 @@ class SimpleViT(nn.Module):
     mlp_dim: int
     channels: int = 3
     dim_head: int = 64
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -112,12 +115,12 @@ class SimpleViT(nn.Module):
 
     def setup(self):
         self.to_patch_embedding = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
-        self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim)
+        self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.drop_path)
         if self.num_classes:
             self.linear_head = Dense(self.num_classes)
 
     def __call__(self, images: Images, *, train: bool = False) -> Output:
-        """`train` has no effect, since no part of SimpleViT is random."""
+        """`train` has no effect without `drop_path`, since no other part of SimpleViT is random."""
         tokens = self.encode(images, train=train)
         return self.head(tokens) if self.num_classes else tokens
 
@@ -153,7 +156,7 @@ class SimpleViT(nn.Module):
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
         """Apply the transformer to the tokens of `embed`."""
-        return self.transformer(tokens)
+        return self.transformer(tokens, train=train)
 
     def head(self, tokens: Tokens) -> Float[Array, "b k"]:
         """Logits from the tokens of `encode`, after the extra ones are cut off."""

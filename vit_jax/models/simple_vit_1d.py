@@ -32,6 +32,7 @@ class SimpleViT1D(SeriesInput, BaseSimpleViT):
         channels: channels of a step.
         dim_head: width of a head.
         seq_len: steps of a series; only checked against `patch_size`.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `seq_len`, or `dim` is below 4.

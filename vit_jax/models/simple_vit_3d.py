@@ -33,6 +33,7 @@ class SimpleViT3D(VideoInput, BaseSimpleViT):
         image_patch_size: pixels, or (height, width).
         frames: frames of a video; only checked against `frame_patch_size`.
         frame_patch_size: frames of a patch.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not

@@ -67,10 +67,10 @@ class Transformer(Blocks):
     def __call__(self, x: Tokens, history: list[Tokens], *, train: bool = False) -> tuple[Tokens, list[Tokens]]:
         history = [*history, x]
         pool = lambda name: DepthPool(self.attention, self.learned_query, name=name)(history)
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             x = pool(f"attn_pool_{i}") if i else x
-            history.append(self.attention(name=f"attn_{i}")(x, train=train))
-            history.append(self.feed_forward(name=f"ff_{i}")(pool(f"ff_pool_{i}"), train=train))
+            history.append(drop_path(self.attention(name=f"attn_{i}")(x, train=train)))
+            history.append(drop_path(self.feed_forward(name=f"ff_{i}")(pool(f"ff_pool_{i}"), train=train)))
             sow_block(self, history[-1])
         return LayerNorm(name="norm")(pool("final_pool")), history
 
@@ -93,6 +93,7 @@ class SimpleViTAttnResidual(BaseSimpleViT):
         channels: channels of an image.
         dim_head: width of a head.
         learned_query: attend to earlier outputs with a learned query instead of the last output.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
@@ -103,7 +104,8 @@ class SimpleViTAttnResidual(BaseSimpleViT):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(Attention, self.heads, self.dim_head)
-        return Transformer(self.depth, attention, self.make_feed_forward(), self.learned_query)
+        parts = attention, self.make_feed_forward()
+        return Transformer(self.depth, *parts, self.learned_query, drop_path=self.drop_path)
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
         return self.transformer(tokens, [], train=train)[0]

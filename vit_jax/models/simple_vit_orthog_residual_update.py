@@ -17,7 +17,7 @@ from flax.core import FrozenDict
 
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
 from vit_jax.frames.simple_vit import BaseSimpleViT
-from vit_jax.layers import Dense, NormedBlocks, l2_normalize
+from vit_jax.layers import Dense, DropPath, NormedBlocks, l2_normalize
 from vit_jax.layers.check import expect
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit
@@ -48,8 +48,8 @@ class Transformer(NormedBlocks):
 
     learned: bool = False
 
-    def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
-        return OrthogonalUpdate(self.learned, name=f"{part}_update_{i}")(x, out)
+    def add(self, x: Tokens, out: Tokens, part: str, i: int, drop_path: DropPath) -> Tokens:
+        return OrthogonalUpdate(self.learned, name=f"{part}_update_{i}")(x, drop_path(out))
 
 
 class SimpleViTOrthogonalUpdate(BaseSimpleViT):
@@ -69,6 +69,7 @@ class SimpleViTOrthogonalUpdate(BaseSimpleViT):
         dim_head: width of a head.
         orthog_residual_update_kwargs: a dict of "learned", to add both parts of a block's output
             times learned gates, and "double_precision", which is ignored.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
@@ -85,7 +86,8 @@ class SimpleViTOrthogonalUpdate(BaseSimpleViT):
 
     def make_transformer(self) -> nn.Module:
         learned = self.orthog_residual_update_kwargs.get("learned", False)
-        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), learned=learned)
+        parts = self.make_attention(), self.make_feed_forward()
+        return Transformer(self.depth, *parts, learned=learned, drop_path=self.drop_path)
 
     torch_rules = (
         *PATCH_EMBED_RULES,

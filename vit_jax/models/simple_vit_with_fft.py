@@ -39,6 +39,7 @@ class SimpleViTWithFFT(BaseSimpleViT, kw_only=True):
         channels: channels of an image.
         dim_head: width of a head.
         freq_patch_size: frequencies of a patch of the spectrum, or (height, width).
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` or `freq_patch_size` does not divide `image_size`, or `dim` is

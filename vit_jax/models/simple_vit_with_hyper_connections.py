@@ -16,10 +16,12 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_EMBED_RULES, feed_forward_rules
-from vit_jax.layers import Blocks, LayerNorm, sow_block
+from vit_jax.layers import Blocks, DropPath, LayerNorm, sow_block
 from vit_jax.layers.check import at_least
 from vit_jax.layers.shapes import Tokens
 from vit_jax.models import simple_vit_with_register_tokens as registers
+
+Streams = Float[Array, "b n e d"]
 
 
 class HyperConnection(nn.Module):
@@ -32,7 +34,7 @@ class HyperConnection(nn.Module):
     index: int
 
     @nn.compact
-    def __call__(self, streams: Float[Array, "b n e d"], layer: nn.Module, *, train: bool) -> Float[Array, "b n e d"]:
+    def __call__(self, streams: Streams, layer: nn.Module, drop_path: DropPath, *, train: bool) -> Streams:
         count, dim = streams.shape[2:]
         reads_one = jnp.eye(count)[:, self.index % count, None]
         static_alpha = self.param("static_alpha", lambda _: jnp.concatenate([reads_one, jnp.eye(count)], axis=1))
@@ -43,7 +45,7 @@ class HyperConnection(nn.Module):
         beta = self._dynamic("dynamic_beta", normed, (dim,)) + static_beta[None, None]
 
         mixed = jnp.einsum("bnem,bned->bnmd", alpha, streams)
-        out = layer(mixed[:, :, 0], train=train)
+        out = drop_path(layer(mixed[:, :, 0], train=train))
         return mixed[:, :, 1:] + jnp.einsum("bnd,bne->bned", out, beta)
 
     def _dynamic(self, name: str, normed: Array, shape: tuple[int, ...]) -> Array:
@@ -63,10 +65,10 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         streams = jnp.repeat(x[:, :, None], self.num_residual_streams, axis=2)
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             attn, ff = self.attention(name=f"attn_{i}"), self.feed_forward(name=f"ff_{i}")
-            streams = HyperConnection(i, name=f"attn_connection_{i}")(streams, attn, train=train)
-            streams = HyperConnection(i, name=f"ff_connection_{i}")(streams, ff, train=train)
+            streams = HyperConnection(i, name=f"attn_connection_{i}")(streams, attn, drop_path, train=train)
+            streams = HyperConnection(i, name=f"ff_connection_{i}")(streams, ff, drop_path, train=train)
             sow_block(self, streams)
         return LayerNorm(name="norm")(streams.sum(axis=2))
 
@@ -89,6 +91,7 @@ class SimpleViTHyperConnections(registers.SimpleViTWithRegisterTokens, kw_only=T
         dim_head: width of a head.
         num_register_tokens: number of register tokens.
         num_residual_streams: number of residual streams, at least 1.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
@@ -102,7 +105,8 @@ class SimpleViTHyperConnections(registers.SimpleViTWithRegisterTokens, kw_only=T
         super().__post_init__()
 
     def make_transformer(self) -> nn.Module:
-        return Transformer(self.depth, self.make_attention(), self.make_feed_forward(), self.num_residual_streams)
+        parts = self.make_attention(), self.make_feed_forward()
+        return Transformer(self.depth, *parts, self.num_residual_streams, drop_path=self.drop_path)
 
     torch_rules = (
         *PATCH_EMBED_RULES,

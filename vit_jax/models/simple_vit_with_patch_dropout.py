@@ -32,6 +32,7 @@ class SimpleViTWithPatchDropout(BaseSimpleViT):
         channels: channels of an image.
         dim_head: width of a head.
         patch_dropout: share of the patches to drop in training, at least 0 and below 1.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above

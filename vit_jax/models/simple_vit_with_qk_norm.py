@@ -62,6 +62,7 @@ class SimpleViTWithQKNorm(BaseSimpleViT):
         channels: channels of an image.
         dim_head: width of a head.
         norm_head: the head is a norm, as in upstream, instead of a classifier.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4

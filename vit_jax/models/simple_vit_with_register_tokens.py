@@ -34,6 +34,7 @@ class SimpleViTWithRegisterTokens(BaseSimpleViT):
         channels: channels of an image.
         dim_head: width of a head.
         num_register_tokens: number of register tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4

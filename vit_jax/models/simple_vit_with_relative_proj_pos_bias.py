@@ -82,6 +82,7 @@ class RelativeBiasViT(BaseSimpleViT):
         dim_head: width of a head.
         num_distance_basis: learned curves over distance in each block and along each axis.
         max_dist: distance, in patches, from which on there is no bias.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4

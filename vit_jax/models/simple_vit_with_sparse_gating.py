@@ -54,10 +54,10 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, Float[Array, "b"]]:
         mean_openness = jnp.zeros(x.shape[0])
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             out, openness = self.attention(name=f"attn_{i}")(x, train=train)
-            x, mean_openness = x + out, mean_openness + openness / self.depth
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            x, mean_openness = x + drop_path(out), mean_openness + openness / self.depth
+            x = x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train))
             sow_block(self, x)
         return LayerNorm(name="norm")(x), mean_openness
 
@@ -84,6 +84,7 @@ class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
         sparsity_loss_type: "l1" for the mean gate, averaged over images; "thresholded_l1" for the
             part of it above `sparsity_threshold`.
         sparsity_threshold: mean gate from which on there is a loss.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
@@ -102,19 +103,20 @@ class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
     def make_transformer(self) -> nn.Module:
         gating = (self.dim_mask, self.num_register_tokens)
         attention = functools.partial(Attention, self.heads, self.dim_head, *gating)
-        return Transformer(self.depth, attention, self.make_feed_forward())
+        return Transformer(self.depth, attention, self.make_feed_forward(), drop_path=self.drop_path)
 
-    def transform_with_loss(self, tokens: Tokens) -> tuple[Tokens, Float[Array, ""]]:
+    def transform_with_loss(self, tokens: Tokens, *, train: bool = False) -> tuple[Tokens, Float[Array, ""]]:
         """The output of `transform`, and the sparsity loss."""
-        x, openness = self.transformer(prepend(self.register_tokens, tokens) if self.num_register_tokens else tokens)
+        x = prepend(self.register_tokens, tokens) if self.num_register_tokens else tokens
+        x, openness = self.transformer(x, train=train)
         loss = openness if self.sparsity_loss_type == "l1" else nn.relu(openness - self.sparsity_threshold)
         return x[:, self.num_register_tokens :], loss.mean()
 
     def transform(self, tokens: Tokens, *, train: bool = False) -> Tokens:
-        return self.transform_with_loss(tokens)[0]
+        return self.transform_with_loss(tokens, train=train)[0]
 
     def __call__(self, images: Images, *, return_loss: bool = False, train: bool = False):
-        tokens, loss = self.transform_with_loss(self.embed(images))
+        tokens, loss = self.transform_with_loss(self.embed(images), train=train)
         out = self.head(tokens) if self.num_classes else tokens
         return (out, loss) if return_loss else out
 

@@ -62,9 +62,10 @@ class Transformer(Blocks):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        for i in range(self.depth):
-            x = x + self.attention(specialize_qkv=i < self.specialize_qkv_depth, name=f"attn_{i}")(x)
-            x = x + self.feed_forward(name=f"ff_{i}")(x)
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            attention = self.attention(specialize_qkv=i < self.specialize_qkv_depth, name=f"attn_{i}")
+            x = x + drop_path(attention(x))
+            x = x + drop_path(self.feed_forward(name=f"ff_{i}")(x))
             sow_block(self, x)
         return norms()(x)
 
@@ -87,6 +88,7 @@ class SimpleViTWithSpecializedCLS(BaseSimpleViT):
         dim_head: width of a head.
         specialize_qkv_depth: first blocks, in which the class token has its own query, key and
             value maps; by default a third of all, as in the paper.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 above
@@ -102,7 +104,8 @@ class SimpleViTWithSpecializedCLS(BaseSimpleViT):
     def make_transformer(self) -> nn.Module:
         specialized = self.depth // 3 if self.specialize_qkv_depth is None else self.specialize_qkv_depth
         attention = functools.partial(Attention, self.heads, self.dim_head)
-        return Transformer(self.depth, attention, functools.partial(FeedForward, self.mlp_dim, norm=norms), specialized)
+        feed_forward = functools.partial(FeedForward, self.mlp_dim, norm=norms)
+        return Transformer(self.depth, attention, feed_forward, specialized, drop_path=self.drop_path)
 
     def setup(self):
         super().setup()

@@ -46,11 +46,11 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
         first_values = None
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             attended, values = self.attention(name=f"attn_{i}")(x, first_values, train=train)
             first_values = values if i == 0 else first_values
-            x = x + attended
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+            x = x + drop_path(attended)
+            x = x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train))
             sow_block(self, x)
         return LayerNorm(name="norm")(x)
 
@@ -70,6 +70,7 @@ class SimpleViTWithValueResidual(BaseSimpleViT):
         mlp_dim: hidden width of each feed-forward.
         channels: channels of an image.
         dim_head: width of a head.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4
@@ -78,7 +79,7 @@ class SimpleViTWithValueResidual(BaseSimpleViT):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(Attention, self.heads, self.dim_head)
-        return Transformer(self.depth, attention, self.make_feed_forward())
+        return Transformer(self.depth, attention, self.make_feed_forward(), drop_path=self.drop_path)
 
     torch_rules = (
         *PATCH_EMBED_RULES,

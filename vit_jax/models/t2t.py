@@ -76,14 +76,15 @@ class Transformer(nn.Module):
     dim_head: int
     mlp_dim: int
     dropout: float
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        def block(i, x):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        def block(i, x, drop_path):
+            x = x + drop_path(Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train))
+            return x + drop_path(FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train))
 
-        x = run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x, rate=self.drop_path, train=train)  # for each i: x = block(i, x, ...)
         return LayerNorm(name="norm")(x)
 
 
@@ -161,6 +162,7 @@ class T2TViT(nn.Module):
             the padding is stride // 2.
         token_dim: width of each merging stage but the last, 64 in the paper; None, which upstream's weights need, for
             stages as wide as their tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `depth`, `heads` or `mlp_dim` is missing without a `transformer`, if the image is smaller than a
@@ -181,6 +183,7 @@ class T2TViT(nn.Module):
     transformer: nn.Module | None = None
     t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2))
     token_dim: int | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -207,7 +210,9 @@ class T2TViT(nn.Module):
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
         sizes = self.depth, self.heads, self.dim_head, self.mlp_dim
         given = self.transformer is not None
-        self.blocks = self.transformer if given else Transformer(*sizes, self.dropout, name="transformer")
+        self.blocks = (
+            self.transformer if given else Transformer(*sizes, self.dropout, self.drop_path, name="transformer")
+        )
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
 

@@ -18,7 +18,17 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames import MapViT
 from vit_jax.frames.rules import attention_rules, feed_forward_rules, sequential_rules
-from vit_jax.layers import ChannelNorm, ConvFeedForward, Dense, DepthwiseConv, PointwiseConv, attend, sow_block
+from vit_jax.layers import (
+    ChannelNorm,
+    ConvFeedForward,
+    Dense,
+    DepthwiseConv,
+    PointwiseConv,
+    attend,
+    drop_paths,
+    sow_block,
+    stage_rates,
+)
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.shapes import Images, Maps
 
@@ -80,15 +90,19 @@ class Transformer(nn.Module):
     window: int | None
     stride: int
     dropout: float
+    drop_path: tuple[float, ...]
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Maps:
-        for i in range(self.depth):
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
             if self.window is not None:
-                x = x + LocalAttention(self.window, self.dropout, name=f"local_attn_{i}")(x, train=train)
-                x = x + ConvFeedForward(4 * x.shape[-1], self.dropout, name=f"local_ff_{i}")(x, train=train)
-            x = x + GlobalAttention(self.stride, self.dropout, name=f"global_attn_{i}")(x, train=train)
-            x = x + ConvFeedForward(4 * x.shape[-1], self.dropout, name=f"global_ff_{i}")(x, train=train)
+                local_attention = LocalAttention(self.window, self.dropout, name=f"local_attn_{i}")
+                x = x + drop_path(local_attention(x, train=train))
+                feed_forward = ConvFeedForward(4 * x.shape[-1], self.dropout, name=f"local_ff_{i}")
+                x = x + drop_path(feed_forward(x, train=train))
+            x = x + drop_path(GlobalAttention(self.stride, self.dropout, name=f"global_attn_{i}")(x, train=train))
+            feed_forward = ConvFeedForward(4 * x.shape[-1], self.dropout, name=f"global_ff_{i}")
+            x = x + drop_path(feed_forward(x, train=train))
             sow_block(self, x)
         return x
 
@@ -124,6 +138,7 @@ class TwinsSVT(MapViT, kw_only=True):
         s4_depth: pairs of blocks in stage 4 after the first.
         peg_kernel_size: side of the convolutions that encode positions; odd.
         dropout: rate within the blocks.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if patches and windows do not tile an image, or a map is smaller than its
@@ -178,13 +193,14 @@ class TwinsSVT(MapViT, kw_only=True):
         return [[getattr(self, f"s{i}_{name}") for name in STAGE] for i in range(1, 5)]
 
     def maps(self, images: Images, *, train: bool) -> Maps:
-        x = images
-        for i, (dim, patch, window, stride, depth) in enumerate(self._stages()):
+        x, stages = images, self._stages()
+        rates = stage_rates(self.drop_path, [1 + depth for *_, depth in stages])
+        for i, (dim, patch, window, stride, depth) in enumerate(stages):
             attention = (window if i < 3 else None, stride, self.dropout)
             x = PatchEmbedding(dim, patch, name=f"embed_{i}")(x)
-            x = Transformer(1, *attention, name=f"first_{i}")(x, train=train)
+            x = Transformer(1, *attention, rates[i][:1], name=f"first_{i}")(x, train=train)
             x = x + DepthwiseConv(self.peg_kernel_size, name=f"peg_{i}")(x)
-            x = Transformer(depth, *attention, name=f"rest_{i}")(x, train=train)
+            x = Transformer(depth, *attention, rates[i][1:], name=f"rest_{i}")(x, train=train)
         return x
 
     torch_rules = (

@@ -69,6 +69,7 @@ class AST(nn.Module):
         spec_center: pad the sound so that frames are centred at multiples of the hop.
         spec_pad_mode: how to pad for `spec_center`: "reflect", "constant", "replicate" or "circular".
         num_register_tokens: number of register tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if the arguments are invalid, or an input is too short for a spectrogram of one patch.
@@ -92,6 +93,7 @@ class AST(nn.Module):
     spec_center: bool = True
     spec_pad_mode: str = "reflect"
     num_register_tokens: int = 4
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -113,7 +115,7 @@ class AST(nn.Module):
         self.to_patch_tokens = PatchEmbed(pair("patch_size", self.patch_size), self.dim)
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
-        self.transformer = Trajectory(self.depth, attention, feed_forward)
+        self.transformer = Trajectory(self.depth, attention, feed_forward, drop_path=self.drop_path)
         self.final_norm = LayerNorm()
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
@@ -217,6 +219,7 @@ class VAAT(ActionViT, kw_only=True):
         num_image_views: number of views of images, each with a learned embedding; None for one view.
         num_audio_views: number of views of sound, each with a learned embedding; None for one view.
         ast_layer_indices: for each layer, the layer of the AST to read, as `vit_layer_indices`.
+        drop_path: rate of stochastic depth in the last layer; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `vit_layer_indices` or `ast_layer_indices` does not have a layer of its encoder for each of

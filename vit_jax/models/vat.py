@@ -86,6 +86,7 @@ class ViT(PlainViT):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         num_register_tokens: number of register tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor
@@ -103,7 +104,7 @@ class ViT(PlainViT):
         return functools.partial(Attention, self.heads, self.dim_head, self.dropout)
 
     def make_transformer(self) -> nn.Module:
-        return Trajectory(self.depth, self.make_attention(), self.make_feed_forward())
+        return Trajectory(self.depth, self.make_attention(), self.make_feed_forward(), drop_path=self.drop_path)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
         init = nn.initializers.normal(0.02)
@@ -212,6 +213,7 @@ class VAT(ActionViT, kw_only=True):
         num_advantage_bins: number of advantages that an extra token can condition on.
         vit: a `vat:ViT` made by `create_model`, or a dict of its arguments.
         num_views: number of views, each with a learned embedding; None for one view.
+        drop_path: rate of stochastic depth in the last layer; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `vit_layer_indices` does not have a layer of the ViT for each of `depth` layers, or an input

@@ -78,6 +78,7 @@ class SigLIP(nn.Module):
         mlp_dim: hidden width of each feed-forward.
         norm_eps: epsilon of the norms.
         channels: channels of an image.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `heads` is above `dim`.
@@ -91,6 +92,7 @@ class SigLIP(nn.Module):
     mlp_dim: int = 4304
     norm_eps: float = 1e-6
     channels: int = 3
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -108,7 +110,8 @@ class SigLIP(nn.Module):
         positions = self.param("pos_embed", nn.initializers.normal(0.02), shape)
         x = PatchProjection(pair("patch_size", self.patch_size), self.dim, name="to_patch_embed")(images)
         x = add_positions(x, positions)
-        return Trajectory(self.depth, attention, feed_forward, norm, name="transformer")(x, train=train)
+        sizes = self.depth, attention, feed_forward, norm
+        return Trajectory(*sizes, drop_path=self.drop_path, name="transformer")(x, train=train)
 
     def __call__(
         self, images: Images, *, return_hiddens: bool = False, train: bool = False
@@ -157,6 +160,7 @@ class SigLIPVAT(ActionTransformer, kw_only=True):
         siglip_heads: attention heads in each block of the tower.
         siglip_mlp_dim: hidden width of each feed-forward of the tower.
         siglip_norm_eps: epsilon of the norms of the tower.
+        drop_path: rate of stochastic depth in the last layer; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `vit_layer_indices` does not have a layer of the tower for each of `depth` layers, an argument

@@ -76,6 +76,7 @@ class Transformer(nn.Module):
         dim_head: width of a head.
         mlp_dim: hidden width of each feed-forward.
         dropout: rate within the blocks.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if the tokens do not have `dim` features.
@@ -87,6 +88,7 @@ class Transformer(nn.Module):
     dim_head: int
     mlp_dim: int
     dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -97,11 +99,11 @@ class Transformer(nn.Module):
         if x.shape[-1] != self.dim:
             raise ValueError(f"tokens of shape {x.shape}: expected (batch, tokens, dim) with dim={self.dim}")
 
-        def block(i, x):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        def block(i, x, drop_path):
+            x = x + drop_path(Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train))
+            return x + drop_path(FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train))
 
-        x = run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        x = run_blocks(self, self.depth, block, x, rate=self.drop_path, train=train)  # for each i: x = block(i, x, ...)
         return LayerNorm(name="norm")(x)
 
     torch_rules = TRANSFORMER_RULES
@@ -126,6 +128,7 @@ class ViT(nn.Module):
         dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor "mean".
@@ -143,6 +146,7 @@ class ViT(nn.Module):
     dim_head: int = 64
     dropout: float = 0.0
     emb_dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -163,6 +167,7 @@ class ViT(nn.Module):
             dim_head=self.dim_head,
             mlp_dim=self.mlp_dim,
             dropout=self.dropout,
+            drop_path=self.drop_path,
         )
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)

@@ -77,14 +77,17 @@ class Transformer(nn.Module):
     dim_head: int
     mlp_dim: int
     dropout: float
+    drop_path: float
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
-        def block(i, x):
-            x = x + Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
-            return x + FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+        def block(i, x, drop_path):
+            x = x + drop_path(Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train))
+            return x + drop_path(FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train))
 
-        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(
+            self, self.depth, block, x, rate=self.drop_path, train=train
+        )  # for each i: x = block(i, x, ...)
 
 
 class ViT3D(nn.Module):
@@ -108,6 +111,7 @@ class ViT3D(nn.Module):
         dim_head: width of a head.
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not divide `image_size`, or
@@ -128,6 +132,7 @@ class ViT3D(nn.Module):
     dim_head: int = 64
     dropout: float = 0.0
     emb_dropout: float = 0.0
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -147,7 +152,9 @@ class ViT3D(nn.Module):
         self.cls_token = self.param("cls_token", init, (1, 1, self.dim))
         self.pos_embedding = self.param("pos_embedding", init, (1, 1 + patches, self.dim))
         self.embedding_dropout = nn.Dropout(self.emb_dropout)
-        self.transformer = Transformer(self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout)
+        self.transformer = Transformer(
+            self.depth, self.heads, self.dim_head, self.mlp_dim, self.dropout, self.drop_path
+        )
         if self.num_classes:
             self.mlp_head = NormHead(self.num_classes)
 

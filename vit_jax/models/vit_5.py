@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import PATCH_PROJECTION_RULES, TRANSFORMER_RULES
-from vit_jax.layers import Dense, FeedForward, NormedBlocks, PatchProjection, attend, l2_normalize, rotate
+from vit_jax.layers import Dense, DropPath, FeedForward, NormedBlocks, PatchProjection, attend, l2_normalize, rotate
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
 from vit_jax.layers.shapes import Images, Patches, Tokens
 from vit_jax.layers.to_heads import ToHeads
@@ -70,9 +70,9 @@ class Attention(nn.Module):
 class Transformer(NormedBlocks):
     """`NormedBlocks` with a LayerScale in every branch."""
 
-    def add(self, x: Tokens, out: Tokens, part: str, i: int) -> Tokens:
+    def add(self, x: Tokens, out: Tokens, part: str, i: int, drop_path: DropPath) -> Tokens:
         name = {"attn": f"ls1_{i}", "ff": f"ls2_{i}"}[part]
-        return x + out * self.param(name, nn.initializers.constant(1e-4), x.shape[-1:])[None, None]
+        return x + drop_path(out * self.param(name, nn.initializers.constant(1e-4), x.shape[-1:])[None, None])
 
 
 class ViT5(PlainViT):
@@ -94,6 +94,7 @@ class ViT5(PlainViT):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         num_registers: number of register tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or 4 does not divide `dim_head`.
@@ -110,7 +111,7 @@ class ViT5(PlainViT):
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(Attention, self.heads, self.dim_head, self.dropout)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout, RMSNorm)
-        return Transformer(self.depth, attention, feed_forward, RMSNorm)
+        return Transformer(self.depth, attention, feed_forward, RMSNorm, drop_path=self.drop_path)
 
     def make_patch_embedding(self) -> nn.Module:
         return PatchProjection(pair("patch_size", self.patch_size), self.dim)

@@ -58,6 +58,7 @@ class ViTDetPool(nn.Module):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         mask_generator: a module that maps images to an `object_mask`; it gets no gradient.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or a mask has another shape.
@@ -76,6 +77,7 @@ class ViTDetPool(nn.Module):
     dropout: float = 0.0
     emb_dropout: float = 0.0
     mask_generator: nn.Module | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -100,7 +102,8 @@ class ViTDetPool(nn.Module):
         mask = jnp.pad(patch_mask, ((0, 0), (classes, 0)), constant_values=True)
         attention = functools.partial(MaskedAttention, self.heads, self.dim_head, self.dropout)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
-        x = NormedBlocks(self.depth, attention, feed_forward, name="transformer")(x, mask, train=train)
+        blocks = NormedBlocks(self.depth, attention, feed_forward, drop_path=self.drop_path, name="transformer")
+        x = blocks(x, mask, train=train)
         pooled = masked_mean(x[:, classes:], patch_mask)
         return Dense(self.num_classes, name="mlp_head")(pooled) if self.num_classes else x
 

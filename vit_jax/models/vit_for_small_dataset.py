@@ -91,6 +91,7 @@ class ViTForSmallDataset(PlainViT):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         diagonal_shifts: shift the copies by half a patch along both axes, as in the paper.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor

@@ -68,6 +68,7 @@ class ViTND(nn.Module):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         causal_dims: axis or axes along which no patch attends to later ones.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `input_shape`, an input has another shape,
@@ -88,6 +89,7 @@ class ViTND(nn.Module):
     dropout: float = 0.0
     emb_dropout: float = 0.0
     causal_dims: int | Sequence[int] | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self):
         at_least(self, ndim=1)
@@ -123,7 +125,9 @@ class ViTND(nn.Module):
             mask = jnp.asarray(mask[None, None])
         x = nn.Dropout(self.emb_dropout)(x, deterministic=not train)
         feed_forward = functools.partial(FeedForward, self.mlp_dim, self.dropout)
-        blocks = NormedBlocks(self.depth, self.make_attention(), feed_forward, name="transformer")
+        blocks = NormedBlocks(
+            self.depth, self.make_attention(), feed_forward, drop_path=self.drop_path, name="transformer"
+        )
         return blocks(x, mask, *positions, train=train)
 
     @nn.compact

@@ -56,6 +56,7 @@ class ViTNDPoPE(EncodedViTND):
         pope_max_freq: largest frequency, in radians per patch.
         pope_p_zero_freqs: share of the frequencies that are zero.
         pope_init_learned_bias_uniform: draw the initial bias uniformly instead of starting at 0.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `input_shape` or the sides of an array,

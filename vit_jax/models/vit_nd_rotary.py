@@ -90,6 +90,7 @@ class ViTNDRotary(EncodedViTND):
         rope_min_freq: smallest frequency, in radians per patch.
         rope_max_freq: largest frequency, in radians per patch.
         rope_p_zero_freqs: share of the frequencies that are zero.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `input_shape` or the sides of an array,

@@ -40,11 +40,11 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> tuple[Tokens, LayerTokens, LayerTokens]:
         read, written = [], []
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths(train)):
             for layer in (self.attention(name=f"attn_{i}"), self.feed_forward(name=f"ff_{i}")):
                 read.append(LayerNorm(name=f"{layer.name}_norm")(x))
                 written.append(layer(read[-1], train=train))
-                x = x + written[-1]
+                x = x + drop_path(written[-1])
             sow_block(self, x)
         stack = lambda tokens: jnp.stack(tokens) if tokens else jnp.zeros((0, *x.shape), x.dtype)
         return LayerNorm(name="norm")(x), stack(read), stack(written)
@@ -106,6 +106,7 @@ class ViTWithDecorrelation(PlainViT):
         decorr_mean_center: subtract the mean of each feature first.
         decorr_layer_outputs_across_depth: compute the loss from outputs of layers, over layers,
             instead of inputs, over tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
@@ -128,7 +129,8 @@ class ViTWithDecorrelation(PlainViT):
 
     def make_transformer(self) -> nn.Module:
         attention = functools.partial(self.make_attention(), norm=NoNorm)
-        return Transformer(self.depth, attention, functools.partial(self.make_feed_forward(), norm=NoNorm))
+        feed_forward = functools.partial(self.make_feed_forward(), norm=NoNorm)
+        return Transformer(self.depth, attention, feed_forward, drop_path=self.drop_path)
 
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)

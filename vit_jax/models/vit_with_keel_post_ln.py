@@ -31,9 +31,10 @@ class Transformer(Blocks):
 
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Tokens:
+        drop_paths = self.drop_paths(train)
         for i in range(2 * self.depth):
             branch = self.feed_forward(name=f"ff_{i}") if i % 2 else self.attention(name=f"attn_{i}")
-            out = branch(x, train=train)
+            out = drop_paths[i // 2](branch(x, train=train))
             x = x + out if i == 0 else Norm(name=f"post_norm_{i - 1}")(self.residual_scale * x + out)
             if i % 2:
                 sow_block(self, x)
@@ -61,6 +62,7 @@ class ViTWithKeelPostLN(PlainViT):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         keel_residual_scale: factor of every residual; by default 2 * `depth`.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor
@@ -77,7 +79,7 @@ class ViTWithKeelPostLN(PlainViT):
         scale = 2 * self.depth if self.keel_residual_scale is None else self.keel_residual_scale
         attention = functools.partial(self.make_attention(), norm=Norm)
         feed_forward = functools.partial(self.make_feed_forward(), norm=Norm)
-        return Transformer(self.depth, attention, feed_forward, float(scale))
+        return Transformer(self.depth, attention, feed_forward, float(scale), drop_path=self.drop_path)
 
     def make_tokens(self, patches: int) -> tuple[Array, Array]:
         init, classes = nn.initializers.normal(0.02), int(self.pool == "cls")

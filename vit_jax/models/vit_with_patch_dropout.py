@@ -40,6 +40,7 @@ class ViTWithPatchDropout(PlainViT):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         patch_dropout: share of the patches to drop in training, at least 0 and below 1.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `pool` is neither "cls" nor

@@ -44,9 +44,9 @@ class Transformer(Blocks):
     @nn.compact
     def __call__(self, x: Tokens, *, train: bool = False) -> Float[Array, "b m d"]:
         merge = PatchMerger(self.num_merged, name="patch_merger")
-        for i in range(self.depth):
-            x = x + self.attention(name=f"attn_{i}")(x, train=train)
-            x = x + self.feed_forward(name=f"ff_{i}")(x, train=train)
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            x = x + drop_path(self.attention(name=f"attn_{i}")(x, train=train))
+            x = x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train))
             if i + 1 == self.merge_layer:
                 x = merge(x)
             sow_block(self, x)
@@ -76,6 +76,7 @@ class ViTWithPatchMerger(PlainViT):
         patch_merge_layer: block, counted from 1, after which tokens are merged, 0 for never; by
             default `depth // 2`.
         patch_merge_num_tokens: number of merged tokens.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, `patch_merge_layer` is above
@@ -101,7 +102,7 @@ class ViTWithPatchMerger(PlainViT):
     def make_transformer(self) -> nn.Module:
         layer = self.depth // 2 if self.patch_merge_layer is None else self.patch_merge_layer
         parts = (self.make_attention(), self.make_feed_forward())
-        return Transformer(self.depth, *parts, layer, self.patch_merge_num_tokens)
+        return Transformer(self.depth, *parts, layer, self.patch_merge_num_tokens, drop_path=self.drop_path)
 
     def make_head(self) -> nn.Module:
         return Dense(self.num_classes)

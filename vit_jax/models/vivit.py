@@ -34,6 +34,7 @@ from vit_jax.layers import (
     pool_tokens,
     prepend,
     sow_block,
+    stage_rates,
 )
 from vit_jax.layers.check import at_least, expect, one_of, pair, patch_grid
 from vit_jax.layers.shapes import Output, Tokens, Videos
@@ -82,10 +83,10 @@ class FactorizedTransformer(NormedBlocks):
         shape, swap = x.shape, lambda x, count: rearrange(x, "(b m) n d -> (b n) m d", m=count)
         mask = None if mask is None else jnp.repeat(mask, shape[2], axis=0)
         x = jax.lax.collapse(x, 0, 2)
-        for i in range(self.depth):
-            x = swap(x + self.attention(name=f"spatial_attn_{i}")(x, train=train), shape[1])
-            x = x + self.attention(name=f"temporal_attn_{i}")(x, mask, train=train)
-            x = swap(x + self.feed_forward(name=f"ff_{i}")(x, train=train), shape[2])
+        for i, drop_path in enumerate(self.drop_paths(train)):
+            x = swap(x + drop_path(self.attention(name=f"spatial_attn_{i}")(x, train=train)), shape[1])
+            x = x + drop_path(self.attention(name=f"temporal_attn_{i}")(x, mask, train=train))
+            x = swap(x + drop_path(self.feed_forward(name=f"ff_{i}")(x, train=train)), shape[2])
             sow_block(self, x.reshape(shape))
         return self.norm(name="norm")(x.reshape(shape))
 
@@ -119,6 +120,8 @@ class ViViT(nn.Module, kw_only=True):
         variant: "factorized_encoder" for one transformer over space and another one over time,
             "factorized_self_attention" for blocks with both attentions.
         use_flash_attn: save memory in training; outputs do not change.
+        drop_path: rate of stochastic depth in the last temporal block; it rises linearly from 0 in the first
+            spatial block. A spatial block drops frames by themselves.
 
     Raises:
         ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not
@@ -144,6 +147,7 @@ class ViViT(nn.Module, kw_only=True):
     emb_dropout: float = 0.0
     variant: str = "factorized_encoder"
     use_flash_attn: bool = True
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -170,10 +174,11 @@ class ViViT(nn.Module, kw_only=True):
         attention = functools.partial(self.attention_class, **sizes, use_flash_attn=self.use_flash_attn)
         parts = (attention, functools.partial(FeedForward, self.mlp_dim, self.dropout))
         if self.variant == "factorized_self_attention":
-            self.factorized_transformer = FactorizedTransformer(self.spatial_depth, *parts)
+            self.factorized_transformer = FactorizedTransformer(self.spatial_depth, *parts, drop_path=self.drop_path)
         else:
-            self.spatial_transformer = NormedBlocks(self.spatial_depth, *parts)
-            self.temporal_transformer = NormedBlocks(self.temporal_depth, *parts)
+            spatial, temporal = stage_rates(self.drop_path, (self.spatial_depth, self.temporal_depth))
+            self.spatial_transformer = NormedBlocks(self.spatial_depth, *parts, drop_path=spatial)
+            self.temporal_transformer = NormedBlocks(self.temporal_depth, *parts, drop_path=temporal)
             if self.pool == "cls":
                 self.temporal_cls_token = learned("temporal_cls_token", 1)
         if self.num_classes:

@@ -81,6 +81,8 @@ class ViViTWithMOSS(ViViT):
         moss_causal: no frame reads a later one; `step` can then read a video in pieces.
         cls_reads_frames: with `moss_causal`, let the temporal class token read all frames; no frame
             reads it.
+        drop_path: rate of stochastic depth in the last temporal block; it rises linearly from 0 in the first
+            spatial block. A spatial block drops frames by themselves.
 
     Raises:
         ValueError: if `frame_patch_size` does not divide `frames`, `image_patch_size` does not

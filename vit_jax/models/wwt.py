@@ -27,6 +27,7 @@ from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import PATCH_EMBED_RULES
 from vit_jax.layers import Dense, FeedForward, LayerNorm, PatchEmbed, PointwiseConv, softmax, sow_block
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
+from vit_jax.layers.drop_path import DropPath, drop_paths
 from vit_jax.layers.shapes import Images
 from vit_jax.layers.sigreg import random_directions, sigreg_loss
 from vit_jax.layers.tokens import add_positions, prepend
@@ -169,6 +170,7 @@ class WWT(nn.Module):
         num_register_tokens: register tokens beside the patches.
         num_register_slots: register tokens beside the slots, one value per level or one for all.
         task_heads: a module, or several, called like `AutoencodingHead`.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or for invalid `num_slots` or `interactions`.
@@ -195,6 +197,7 @@ class WWT(nn.Module):
     num_register_tokens: int = 0
     num_register_slots: int | Sequence[int] = 0
     task_heads: nn.Module | Sequence[nn.Module] = ()
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -219,7 +222,7 @@ class WWT(nn.Module):
         levels = range(1, 1 + len(self.per_level("num_slots")))
         return tuple((0, i) for i in levels) if self.interactions is None else tuple(map(tuple, self.interactions))
 
-    def block(self, layer: int, levels: Levels, masks: Masks, *, train: bool) -> tuple[list, list]:
+    def block(self, layer: int, levels: Levels, masks: Masks, drop_path: DropPath, *, train: bool) -> tuple[list, list]:
         """Apply the attention of each interaction to the same norms, add the outputs, then apply the feed-forwards."""
         mlp_dim, x, next_masks = self.mlp_dim or 4 * self.dim, list(levels), []
         flags = (self.l1norm_after_tokens_softmax, self.token_softmax_over_slots, self.gate_attention)
@@ -227,10 +230,10 @@ class WWT(nn.Module):
         for a, ((i, j), mask) in enumerate(zip(self.pairs(), masks, strict=True)):
             sizes, name = (self.heads, self.dim_head, mlp_dim, self.dropout), f"layer_{layer}_attn_{a}"
             outs = MutualAttention(*sizes, *flags, name=name)(normed[i], normed[j], mask, train=train)
-            x[i], x[j] = x[i] + outs[0], x[j] + outs[1]
+            x[i], x[j] = x[i] + drop_path(outs[0]), x[j] + drop_path(outs[1])
             next_masks.append(outs[2])
         mlp = lambda i: FeedForward(mlp_dim, self.dropout, Norm, name=f"layer_{layer}_mlp_{i}")
-        return [level + mlp(i)(level, train=train) for i, level in enumerate(x)], next_masks
+        return [level + drop_path(mlp(i)(level, train=train)) for i, level in enumerate(x)], next_masks
 
     @nn.compact
     def __call__(self, images: Images, *, return_embeddings: bool = False, train: bool = False) -> Any:
@@ -248,8 +251,8 @@ class WWT(nn.Module):
         pairs, groups = self.pairs(), 2 if self.token_softmax_over_slots and not self.project_mask_groups else 1
         shape = lambda i, j: (images.shape[0], groups, self.heads, x[i].shape[1], x[j].shape[1])
         masks = [jnp.zeros(shape(i, j), x[0].dtype) for i, j in pairs]
-        for layer in range(self.depth):
-            x, masks = self.block(layer, x, masks, train=train)
+        for layer, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
+            x, masks = self.block(layer, x, masks, drop_path, train=train)
             sow_block(self, tuple(x))
 
         tokens, *slots = levels = tuple(level[:, count:] for level, count in zip(x, registers, strict=True))
@@ -267,8 +270,7 @@ class WWT(nn.Module):
             logits = WWTLogits(logits, classify("mlp_head_tokens", [tokens]))
         heads = (self.task_heads,) if isinstance(self.task_heads, nn.Module) else self.task_heads
         outputs = [logits, *(head(levels, masks, pairs, train=train) for head in heads)]
-        chosen = list(itertools.compress(slots, self.per_level("sigreg_slots")))
-        if chosen:
+        if chosen := list(itertools.compress(slots, self.per_level("sigreg_slots"))):
             draw = lambda: random_directions(self.make_rng("dropout") if train else jax.random.key(0), self.dim)
             outputs.append(sum(sigreg_loss(level, draw()) for level in chosen))
         return tuple(outputs) if len(outputs) > 1 else logits
@@ -280,9 +282,7 @@ class WWT(nn.Module):
         (r"(to_out_\w+|\w+_gate)", r"\1.0"),
         (r"(mlp_head\w*)_norm", r"\1.0"),
         (r"(mlp_head\w*)_fc", r"\1.1"),
-        ("norm", "0"),
-        ("fc1", "1"),
-        ("fc2", "4"),
+        *dict(norm="0", fc1="1", fc2="4").items(),
         (r"task_heads_(\d+)", r"task_heads.\1"),
         ("task_heads", "task_heads.0"),
     )

@@ -35,6 +35,7 @@ from vit_jax.layers import (
     ToHeads,
     add_positions,
     attend,
+    drop_paths,
     gelu,
     l2_normalize,
     prepend,
@@ -92,16 +93,17 @@ class Transformer(nn.Module):
     branches: Mapping[str, Callable[..., nn.Module]]
     layer_dropout: float
     scales: tuple[float, ...]
+    drop_path: float
 
     @nn.compact
     def __call__(self, x: Tokens, *context: Float[Array, "b m d"], train: bool = False) -> Tokens:
         drops = train and self.layer_dropout > 0
         kept = keep_layers(self.make_rng("dropout"), self.depth, self.layer_dropout) if drops else None
-        for i in range(self.depth):
+        for i, drop_path in enumerate(drop_paths(self, self.drop_path, self.depth, train)):
             y, init = x, nn.initializers.constant(self.scales[i])
             for name, make in self.branches.items():
                 out = make(name=f"{name}_{i}")(y, *(context if name == "attn" else ()), train=train)
-                y = y + out * self.param(f"{name}_scale_{i}", init, x.shape[-1:])[None, None]
+                y = y + drop_path(out * self.param(f"{name}_scale_{i}", init, x.shape[-1:])[None, None])
             x = jnp.where(kept[i], y, x) if drops else y
             sow_block(self, x)
         return x
@@ -129,6 +131,8 @@ class XCiT(nn.Module):
         layer_scale_init: initial value of every LayerScale; with None 0.1 in blocks 1 to 18, and
             1e-6 from 19.
         local_patch_kernel_size: side of the convolutions over patches; odd.
+        drop_path: rate of stochastic depth in the last block of patches; it rises linearly from 0 in
+            the first. The blocks of the class token are never dropped.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `local_patch_kernel_size` is
@@ -150,6 +154,7 @@ class XCiT(nn.Module):
     channels: int = 3
     layer_scale_init: float | None = None
     local_patch_kernel_size: int = 3
+    drop_path: float = 0.0
 
     def __post_init__(self):
         check_arguments(self)
@@ -168,19 +173,21 @@ class XCiT(nn.Module):
 
         rows, _ = patch_grid(images.shape[1:3], self.patch_size)
         local = functools.partial(LocalPatchInteraction, self.local_patch_kernel_size, rows)
-        x = self.transformer(self.depth, XCAttention, "xcit_transformer", local=local)(x, train=train)
+        x = self.transformer(self.depth, XCAttention, self.drop_path, "xcit_transformer", local=local)(x, train=train)
         x = LayerNorm(name="final_norm")(x)
         token = prepend(cls_token[None], x[:, :0])
-        token = self.transformer(self.cls_depth, ContextAttention, "cls_transformer")(token, x, train=train)
+        token = self.transformer(self.cls_depth, ContextAttention, 0.0, "cls_transformer")(token, x, train=train)
         return NormHead(self.num_classes, name="mlp_head")(token[:, 0]) if self.num_classes else token
 
-    def transformer(self, depth: int, attention: type[nn.Module], name: str, **others: Callable) -> Transformer:
+    def transformer(
+        self, depth: int, attention: type[nn.Module], drop_path: float, name: str, **others: Callable
+    ) -> Transformer:
         """Make a stack of `depth` blocks of attention, `others` and a feed-forward."""
         attn = functools.partial(attention, self.heads, self.dim_head, self.dropout)
         branches = dict(attn=attn, **others, ff=functools.partial(FeedForward, self.mlp_dim, self.dropout))
         fixed = self.layer_scale_init
         scales = tuple((0.1 if i < 18 else 1e-6) if fixed is None else fixed for i in range(depth))
-        return Transformer(depth, branches, self.layer_dropout, scales, name=name)
+        return Transformer(depth, branches, self.layer_dropout, scales, drop_path, name=name)
 
     torch_rules = (
         (r"local_scale_(\d+)", r"layers.\1.1.scale"),

@@ -47,7 +47,7 @@ class Arguments(TimmNetwork, nn.Module):
         pool_heads: heads of attention pooling; None for `heads`.
         pool_mlp_dim: hidden width of attention pooling; None for `mlp_dim`.
         dropout: rate within the blocks and before them.
-        drop_path: probability that a branch of a block is skipped in training, for each image.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
         distilled: a distillation token after the class token, with a head of its own; logits are the mean of both.
         any_size: whether pixels at the right and at the bottom that fill no patch are left out. Otherwise patches must
             divide images.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.stages import per_stage
-from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, prepend
+from vit_jax.layers import Dense, DepthwiseConv, LayerNorm, prepend, stage_rates
 from vit_jax.layers.check import pair
 from vit_jax.layers.shapes import Images, Output, Tokens
 from vit_jax.layers.unfold import unfold_grid
@@ -61,7 +61,7 @@ class PiT(TimmNetwork, nn.Module):
         channels: channels of an image.
         distilled: a distillation token with a head of its own; logits are the mean of both.
         dropout: rate within the blocks.
-        drop_path: probability that a branch of a block is skipped in training, for each image.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
 
     Raises:
         ValueError: if `base_dims` or `heads` has another number of stages than `depth`.
@@ -128,6 +128,7 @@ class PiT(TimmNetwork, nn.Module):
         tokens = self.param("cls_token", init, (1, 1 + self.distilled, dims[0]))
         x = prepend(tokens, rearrange(x, "b h w d -> b (h w) d") + positions)
 
+        rates = stage_rates(self.drop_path, self.depth)
         norm, rows = functools.partial(LayerNorm, 1e-6), new[0]
         for i, (depth, heads, dim) in enumerate(zip(self.depth, self.heads, dims, strict=True)):
             if i > 0:
@@ -145,8 +146,8 @@ class PiT(TimmNetwork, nn.Module):
                 dropout=self.dropout,
             )
             feed_forward = functools.partial(FeedForward, self.mlp_ratio * dim, "gelu", dropout=self.dropout)
-            block = functools.partial(Block, attention, feed_forward, norm, False, (None, None), self.drop_path)
-            x = Transformer(depth, block, name=f"stage_{i}")(x, None, train=train)
+            block = functools.partial(Block, attention, feed_forward, norm, False, (None, None))
+            x = Transformer(depth, block, rates[i], name=f"stage_{i}")(x, None, train=train)
         x = norm(name="norm")(x)
         if not self.num_classes:
             return x

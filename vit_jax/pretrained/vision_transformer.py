@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from vit_jax.frames.arguments import check_images
 from vit_jax.layers import Dense, LayerNorm, ToHeads, append, attention_scores, prepend, run_blocks, softmax
 from vit_jax.layers.check import pair
+from vit_jax.layers.drop_path import DropPath, Rates
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 from vit_jax.pretrained.arguments import Arguments
 from vit_jax.pretrained.layouts import timm_layout
@@ -94,16 +95,17 @@ class Block(nn.Module):
     norm: Norm
     post_norm: bool
     layer_scale: tuple[float | None, float | None]
-    drop_path: float
 
     @nn.compact
-    def __call__(self, x: Tokens, coordinates: np.ndarray | None, *, train: bool = False) -> Tokens:
+    def __call__(
+        self, x: Tokens, drop_path: DropPath, coordinates: np.ndarray | None, *, train: bool = False
+    ) -> Tokens:
         def branch(x, number, part):
             norm, init = self.norm(name=f"norm{number}"), self.layer_scale[number - 1]
             y = norm(part(x)) if self.post_norm else part(norm(x))
             if init is not None:
                 y = LayerScale(init, name=f"ls{number}")(y)
-            return nn.Dropout(self.drop_path, broadcast_dims=(1, 2))(y, deterministic=not train)
+            return drop_path(y)
 
         attention, feed_forward = self.attention(name="attn"), self.feed_forward(name="mlp")
         x = x + branch(x, 1, lambda x: attention(x, coordinates, train=train))
@@ -115,13 +117,16 @@ class Transformer(nn.Module):
 
     depth: int
     block: Callable[..., nn.Module]
+    drop_path: Rates
 
     @nn.compact
     def __call__(self, x: Tokens, coordinates: np.ndarray | None, *, train: bool = False) -> Tokens:
-        def block(i, x):
-            return self.block(name=f"block_{i}")(x, coordinates, train=train)
+        def block(i, x, drop_path):
+            return self.block(name=f"block_{i}")(x, drop_path, coordinates, train=train)
 
-        return run_blocks(self, self.depth, block, x, train=train)  # for i in range(depth): x = block(i, x)
+        return run_blocks(
+            self, self.depth, block, x, rate=self.drop_path, train=train
+        )  # for each i: x = block(i, x, ...)
 
 
 class VisionTransformer(Arguments):
@@ -154,9 +159,7 @@ class VisionTransformer(Arguments):
             norm=norm if self.mlp_norm else None,
             dropout=self.dropout,
         )
-        block = functools.partial(
-            Block, attention, feed_forward, norm, self.post_norm, self.layer_scale, self.drop_path
-        )
+        block = functools.partial(Block, attention, feed_forward, norm, self.post_norm, self.layer_scale)
         init = nn.initializers.truncated_normal(0.02)
         token = lambda name, count: self.param(name, init, (1, count, self.dim)) if count else None
         patch = pair("patch_size", self.patch_size)
@@ -168,7 +171,7 @@ class VisionTransformer(Arguments):
         self.embedding_dropout = nn.Dropout(self.dropout)
         if self.pre_norm:
             self.norm_pre = norm()
-        self.transformer = Transformer(self.depth, block)
+        self.transformer = Transformer(self.depth, block, self.drop_path)
         if self.last_norm == "tokens":
             self.norm = norm()
         if self.pool == "map":
