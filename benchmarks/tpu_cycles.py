@@ -16,7 +16,6 @@ import json
 import os
 import re
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +31,7 @@ import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
+from benchmarks.big_vision_models import import_vit
 from train import hlo
 from train.topology import open_topology
 from vit_jax import create_model
@@ -114,17 +114,9 @@ def ours(options: Options) -> tuple[Callable, Callable]:
 
 
 def theirs(options: Options) -> tuple[Callable, Callable]:
-    """The same functions of big_vision's network, without the parts of the checkout that need TensorFlow."""
-    sys.path.insert(0, str(options.big_vision))
-    for name in ("big_vision.utils", "flax.training.checkpoints"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    import big_vision
-
-    big_vision.utils = sys.modules["big_vision.utils"]
-    from big_vision.models import vit
-
+    """The same functions of big_vision's network."""
     width, size = options.width, options.pixels
-    model = vit.Model(
+    model = import_vit(options.big_vision).Model(
         CLASSES,
         width=width,
         depth=options.depth,
