@@ -44,7 +44,7 @@ NETWORKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured, and with what."""
+    """Networks, libraries and length of the measurement."""
 
     big_vision: Path | None = None
     """Checkout of big_vision; default: it is left out."""
