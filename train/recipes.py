@@ -84,14 +84,15 @@ RECIPES = {
         source="Touvron et al. 2020, arXiv:2012.12877, table 9, and the authors' code",
         expected="not run here; published: vit/ti16 72.2 %, vit/s16 79.8 %, vit/b16 81.8 % of ImageNet's validation "
         "images; 53 hours on eight V100 for b16, under three days on four for the others",
-        differs="there is no stochastic depth; RandAugment's magnitude is always 9 (theirs: normal with a deviation of "
-        "0.5); random erasing fills with the mean colour (theirs: noise); vit has norms around the patch projection, "
-        "and no bias in queries, keys and values",
+        differs="RandAugment's magnitude is always 9 (theirs: normal with a deviation of 0.5); random erasing fills "
+        "with the mean colour (theirs: noise); vit has norms around the patch projection, and no bias in queries, keys "
+        "and values",
         settings=dict(
             data=Data(name="tfds:imagenet2012", image_size=(224, 224), min_crop=0.08, eval_crop=0.875, workers=8),
             epochs=300.0,
             batch_size=1024,
             label_smoothing=0.1,
+            drop_path=0.1,
             augment=Augment(
                 flip=True,
                 randaugment_layers=2,
@@ -109,13 +110,15 @@ RECIPES = {
         command="python -m train.main --model=vit/s16 --recipe=deit3 --tpu",
         source="Touvron et al. 2022, arXiv:2204.07118, and the authors' command for deit_small_patch16_LS",
         expected="not run here; published: 81.4 % of ImageNet's validation images after 800 epochs, 2.8e19 operations",
-        differs="there is neither stochastic depth nor LayerScale; the class token has a "
-        "position; vit has norms around the patch projection, and no bias in queries, keys and values",
+        differs="there is no LayerScale; stochastic depth rises from 0 to 0.05 over the blocks (theirs: 0.05 in each); "
+        "the class token has a position; vit has norms around the patch projection, and no bias in queries, keys and "
+        "values",
         settings=dict(
             data=Data(name="tfds:imagenet2012", image_size=(224, 224), min_crop=0.08, workers=8),
             epochs=800.0,
             batch_size=2048,
             loss="sigmoid",
+            drop_path=0.05,
             augment=Augment(
                 flip=True,
                 three_augment=True,
