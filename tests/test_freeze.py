@@ -19,7 +19,7 @@ from tests.runs import train as run
 from train.build import DataInfo, build_objective
 from train.config import Config, Distill, Lora, Optim
 from train.errors import UserError
-from train.optim import make_optimizer
+from train.optim import make_optimizer, moving_average
 from train.partial import make_partial
 from train.planning import lowered
 from train.program import build_program
@@ -146,7 +146,8 @@ def set_up(config, monkeypatch, **options):
     optimizer = make_optimizer(config.optim, optax.constant_schedule(0.1), start[0], partial)
     monkeypatch.setattr(Classify, "init", lambda *_: start)  # its random numbers compile slowly
     state = init_state(objective, optimizer, jax.random.key(0), IMAGES, ema=True, partial=partial)
-    step = make_train_step(objective, optimizer, prepare, seed=0, ema_decay=0.9, partial=partial, **options)
+    options |= dict(seed=0, average=moving_average(0.9), partial=partial)
+    step = make_train_step(objective, optimizer, prepare, **options)
     return state, jax.jit(step)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -50,6 +51,17 @@ def test_weights_are_loaded_with_running_statistics(objective, tmp_path):
     statistics = {"/".join(path) for path in flatten_dict({"batch_stats": given["batch_stats"]})}
     assert statistics == {name for name in report.loaded if name.startswith("batch_stats/")}
     assert len(report.loaded) == len(jax.tree.leaves(given))
+
+
+def test_schedule_free_optimizers_start_from_what_is_loaded():
+    """Also if a part is frozen, for which they have no state."""
+    params = {"encoder": {"a": jnp.zeros(2), "frozen": jnp.zeros(2)}, "head": jnp.zeros(2)}
+    optimizer = optax.contrib.schedule_free_adamw()
+    opt_state = optimizer.init({"encoder": {"a": jnp.zeros(2)}, "head": jnp.zeros(2)})
+    state = TrainState(jnp.zeros(()), params, {}, opt_state, params)
+    loaded = {"params": {"a": jnp.ones(2), "frozen": jnp.full(2, 2.0)}}
+    z = started_from(state, Initial(loaded, ("encoder",), InitReport())).opt_state.z
+    assert jax.tree.map(lambda x: x.tolist(), z) == {"encoder": {"a": [1, 1]}, "head": [0, 0]}
 
 
 def test_only_what_is_loaded_is_replaced():

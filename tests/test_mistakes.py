@@ -19,6 +19,8 @@ from train.main import main, parse
 from train.sharding import make_mesh
 from train.validation import validate
 
+FREE = "--optim.name=schedule_free_adamw"
+
 # Found before any data is read. The first options follow --model-args.
 EARLY = [
     ("dmi=3", "--model vit/tiny: unknown argument of model 'vit': 'dmi'; did you mean dim"),
@@ -79,7 +81,10 @@ EARLY = [
     ("--steps=1.5", "--steps is 1.5; it must be a whole number"),
     ("--steps=0", "--steps is 0; it must be a whole number from 1 to 2,147,483,647"),
     ("--dtype=float16", "--dtype is float16; it must be float32 or bfloat16"),
-    ("--optim.name=adam", "--optim.name is adam; it must be adamw or sgd or lamb or lion or muon"),
+    (
+        "--optim.name=adam",
+        "--optim.name is adam; it must be adamw or sgd or lamb or lion or muon or schedule_free_adamw",
+    ),
     ("--augment.flip=maybe", "--augment.flip takes no value; it was given maybe"),
     ("--tpu=yes", "--tpu takes no value"),
     ("--tpu yes", "--tpu takes no value"),
@@ -136,6 +141,12 @@ EARLY = [
     ("--optim.beta2=0.9999999999", "--optim.beta2 is 0.9999999999; it must be a number from 0 to 0.999999"),
     ("--optim.clip-norm=nan", "--optim.clip-norm is nan"),
     ("--optim.ema=1", "--optim.ema is 1.0"),
+    ("--optim.lr-batch-size=0", "--optim.lr-batch-size is 0; it must be a whole number from 1 to 1,048,576"),
+    ("--optim.decay-share=0.1", "--optim.decay-share 0.1 needs --optim.schedule=wsd; it is cosine"),
+    (f"{FREE} --optim.schedule=cosine", "schedule_free_adamw has a constant learning rate: leave out --optim.schedule"),
+    (f"{FREE} --optim.ema=0.9", "schedule_free_adamw evaluates an average of its own: leave out --optim.ema=0.9"),
+    (f"{FREE} --optim.cautious", "schedule_free_adamw has no momentum, so all its updates agree with gradients: leave"),
+    (f"{FREE} --optim.beta1=0", "--optim.beta1 is 0; with --optim.name schedule_free_adamw it must be above 0"),
     ("--optim.accumulate=0", "--optim.accumulate is 0"),
     ("--optim.accumulate=3", "--batch-size is 32; it must be a positive multiple of 24: 8 devices share a batch in 3"),
     ("--mesh=tensor=3", "--mesh tensor=3: its sizes need 6 devices; there are 8"),

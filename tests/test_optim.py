@@ -11,10 +11,14 @@ import pytest
 
 from tests.cases import CLASSIFIERS
 from tests.test_models import abstract
-from train.build import make_network
-from train.config import Optim
+from train.build import DataInfo, build_objective, make_network
+from train.config import Config, Optim, without_former_defaults
 from train.errors import UserError
-from train.optim import decay_mask, layer_scales, make_optimizer, make_schedule
+from train.optim import decay_mask, layer_scales, make_average, make_optimizer, make_schedule
+from train.optim.cautious import cautious
+from train.program import build_program
+from train.run.description import optimizer_line
+from train.sharding import make_mesh
 
 CONFIG = Optim(lr=0.1, warmup_epochs=2.0, final_lr=0.02, weight_decay=0.3, beta1=0.8, beta2=0.95, clip_norm=0.0)
 PARAMS = {
@@ -36,16 +40,28 @@ def with_(**changes):
     return dataclasses.replace(CONFIG, **changes)
 
 
-def run(config, schedule=lambda step: 0.1 / (step + 1)):
-    """Parameters after each of the two updates."""
-    optimizer = make_optimizer(config, schedule, PARAMS)
-    params = jax.tree.map(jnp.asarray, PARAMS)
-    state, history = optimizer.init(params), []
-    for grads in GRADS:
-        updates, state = optimizer.update(grads, state, params)
+def updated(config, params, gradients, schedule=lambda step: 0.1 / (step + 1)):
+    """Parameters after each update."""
+    optimizer = make_optimizer(config, schedule, params)
+    state, history, update = optimizer.init(params), [], jax.jit(optimizer.update)
+    for grads in gradients:
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        history.append(params["fc"])
+        history.append(params)
     return history
+
+
+def run(config, schedule=lambda step: 0.1 / (step + 1)):
+    """The layer of PARAMS after each of the two updates."""
+    return [params["fc"] for params in updated(config, PARAMS, GRADS, schedule)]
+
+
+def of_timm(optimizer):
+    """torch, and timm's module of an optimizer."""
+    torch = pytest.importorskip("torch")
+    import tests.upstream  # noqa: F401, which makes torchvision importable, and so timm
+
+    return torch, pytest.importorskip(f"timm.optim.{optimizer}")
 
 
 # 10 steps per epoch, 2 epochs of warm-up, 100 steps: halfway after the warm-up is step 60.
@@ -56,26 +72,52 @@ def run(config, schedule=lambda step: 0.1 / (step + 1)):
         ("linear", {0: 0, 5: 0.025, 20: 0.1, 40: 0.08, 60: 0.06, 100: 0.02}),
         ("constant", {0: 0, 10: 0.05, 20: 0.1, 60: 0.1, 100: 0.1}),
         ("rsqrt", {0: 0, 10: 0.05, 20: 0.1, 80: 0.05, 180: 0.1 / 3}),
+        ("wsd", {0: 0, 10: 0.05, 20: 0.1, 60: 0.1, 75: 0.1, 80: 0.084, 95: 0.036, 100: 0.02, 200: 0.02}),
     ],
 )
 def test_schedule_at_hand_worked_points(shape, points):
-    schedule = make_schedule(with_(schedule=shape), total_steps=100, steps_per_epoch=10.0)
+    schedule = make_schedule(with_(schedule=shape, decay_share=0.25), total_steps=100, steps_per_epoch=10.0)
     np.testing.assert_allclose([schedule(step) for step in points], list(points.values()), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "rsqrt"])
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "rsqrt", "wsd"])
 def test_schedule_without_warmup_starts_at_the_peak(shape):
     schedule = make_schedule(with_(schedule=shape, warmup_epochs=0.0), total_steps=100, steps_per_epoch=10.0)
     assert schedule(0) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "rsqrt"])
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "rsqrt", "wsd"])
 def test_run_shorter_than_its_warmup_ends_on_the_rise(shape):
     schedule = make_schedule(with_(schedule=shape), total_steps=5, steps_per_epoch=10.0)
     np.testing.assert_allclose([schedule(step) for step in range(6)], 0.005 * np.arange(6), rtol=1e-6)
 
 
-def reference(name, w, grads, decay, adapt):
+def test_a_decay_longer_than_the_run_begins_after_the_warmup():
+    schedule = make_schedule(with_(schedule="wsd", decay_share=1.0), total_steps=100, steps_per_epoch=10.0)
+    np.testing.assert_allclose([schedule(step) for step in (20, 60, 100)], [0.1, 0.06, 0.02], rtol=1e-6)
+
+
+def test_default_schedules_are_as_before():
+    """Older versions stored `cosine` where no schedule was given."""
+    for name, default in (("adamw", "cosine"), ("schedule_free_adamw", "constant")):
+        assert Optim(name=name).shape == default
+        for given, kept in ((default, None), (None, None), ("linear", "linear")):
+            assert without_former_defaults(Config(optim=Optim(name=name, schedule=given))).optim.schedule == kept
+
+
+def test_the_learning_rate_is_scaled_with_the_batch_on_request():
+    config = Config(model="vit", batch_size=64, optim=with_(lr_batch_size=256, warmup_epochs=0.0))
+    info = DataInfo(("a", "b"), (32, 32, 3), (0.5,) * 3, (0.25,) * 3)
+    program = build_program(config, info, make_mesh(devices=jax.devices()[:1]), build_objective(config, info), 10, 1.0)
+    assert program.schedule(0) == pytest.approx(0.1 * 64 / 256)
+    assert program.schedule(10) == pytest.approx(0.02)  # the final one is not scaled
+    assert with_().for_batches_of(64) == with_()
+    shown = optimizer_line(config.optim, 64)
+    assert shown == "adamw, learning rate 0.025 (0.1 x 64 / 256 images), cosine"
+    assert optimizer_line(with_(cautious=True), 64) == "cautious adamw, learning rate 0.1, cosine"
+
+
+def reference(name, w, grads, decay, adapt, masked=False):
     """Two updates of one array in numpy, by the papers' formulas, with learning rates 0.1 and 0.05."""
     b1, b2 = 0.8, 0.95
     m, v, out = 0.0, 0.0, []
@@ -89,6 +131,9 @@ def reference(name, w, grads, decay, adapt):
         else:
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
             update = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+        if masked:
+            agrees = update * g > 0
+            update = update * agrees / agrees.mean()
         update = update + decay * w
         if name == "lamb" and adapt:
             update = update * np.linalg.norm(w) / np.linalg.norm(update)
@@ -105,6 +150,59 @@ def test_two_updates_against_numpy(name):
         expected = reference(name, PARAMS["fc"][leaf].astype(np.float64), grads, decay, adapt=leaf == "kernel")
         for got, want in zip(history, expected, strict=True):
             np.testing.assert_allclose(got[leaf], want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+def test_cautious_updates_against_numpy(name):
+    w, *grads = (np.random.default_rng(seed).standard_normal((4, 6)).astype(np.float32) for seed in range(3))
+    history = updated(with_(name=name, cautious=True), {"kernel": w}, [{"kernel": g} for g in grads])
+    exact = [x.astype(np.float64) for x in (w, *grads)]
+    expected = reference(name, exact[0], exact[1:], 0.3, adapt=True, masked=True)
+    plain = reference(name, exact[0], exact[1:], 0.3, adapt=True)
+    assert np.abs(expected[1] - plain[1]).max() > 0.01  # some of the second updates do not agree
+    for got, want in zip(history, expected, strict=True):
+        np.testing.assert_allclose(got["kernel"], want, rtol=1e-5, atol=1e-6)
+
+
+def test_cautious_updates_against_timm():
+    torch, adamw = of_timm("adamw")
+    w, *grads = (np.random.default_rng(seed).standard_normal((4, 6)).astype(np.float32) for seed in range(3))
+    weight = torch.nn.Parameter(torch.tensor(w))
+    theirs = adamw.AdamWLegacy([weight], lr=0.1, betas=(0.8, 0.95), weight_decay=0.3, caution=True)
+    ours = updated(with_(cautious=True), {"kernel": w}, [{"kernel": g} for g in grads], lambda step: 0.1)
+    for gradient, got in zip(grads, ours, strict=True):
+        weight.grad = torch.tensor(gradient)
+        theirs.step()
+        np.testing.assert_allclose(got["kernel"], weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_that_agrees_nowhere_is_left_out():
+    optimizer = cautious(optax.scale(-1.0))
+    updates, _ = optimizer.update({"w": jnp.arange(3.0)}, optimizer.init({"w": jnp.zeros(3)}))
+    np.testing.assert_array_equal(updates["w"], [0, 0, 0])
+
+
+def test_schedule_free_adamw_against_numpy():
+    """Two updates by algorithm 1 of the paper (arXiv:2405.15682), with learning rates that rise."""
+    rate, b1, b2, decay = lambda step: 0.1 * (step + 1), 0.8, 0.95, 0.3
+    w, *grads = (np.random.default_rng(seed).standard_normal((4, 6)).astype(np.float32) for seed in range(4))
+    config = with_(name="schedule_free_adamw")
+    optimizer = make_optimizer(config, rate, {"kernel": w})
+    params, state = {"kernel": jnp.asarray(w)}, optimizer.init({"kernel": jnp.asarray(w)})
+    x = y = z = w.astype(np.float64)
+    v = weights = 0.0
+    for t, g in enumerate(grads):
+        updates, state = optimizer.update({"kernel": g}, state, params)
+        params = optax.apply_updates(params, updates)
+        averaged = make_average(config)(None, params, state, t)
+        v = b2 * v + (1 - b2) * g.astype(np.float64) ** 2
+        z = z - rate(t) * (g / (np.sqrt(v / (1 - b2 ** (t + 1))) + 1e-8) + decay * y)
+        weight = rate(t + 1) ** 2  # optax counts from 1 here
+        weights += weight
+        x = x + weight / weights * (z - x)
+        y = b1 * x + (1 - b1) * z
+        np.testing.assert_allclose(params["kernel"], y, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(averaged["kernel"], x, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -344,14 +442,8 @@ def muon_reference(matrix, grads, decay):
 def muon_history():
     """The parameters `HIDDEN`, two gradients, and the parameters after each update."""
     params, *grads = (drawn(HIDDEN, seed) for seed in range(3))
-    optimizer = make_optimizer(with_(name="muon"), lambda step: 0.1 / (step + 1), params)
-    update = jax.jit(optimizer.update)
-    state, history = optimizer.init(params), [params]
-    for gradient in grads:
-        updates, state = update(gradient, state, history[-1])
-        history.append(optax.apply_updates(history[-1], updates))
-    start, *history = map(flat, history)
-    return start, list(map(flat, grads)), history
+    history = updated(with_(name="muon"), params, grads)
+    return flat(params), list(map(flat, grads)), list(map(flat, history))
 
 
 def test_muon_against_numpy():
@@ -373,14 +465,6 @@ def test_muon_against_numpy():
             expected = reference("adamw", weights.astype(np.float64), gradients, decay, adapt=False)
             for got, want in zip(history, expected, strict=True):
                 np.testing.assert_allclose(got[path], want, rtol=1e-5, atol=1e-6)
-
-
-def of_timm(optimizer):
-    """torch, and timm's module of an optimizer."""
-    torch = pytest.importorskip("torch")
-    import tests.upstream  # noqa: F401, which makes torchvision importable, and so timm
-
-    return torch, pytest.importorskip(f"timm.optim.{optimizer}")
 
 
 def test_first_update_of_muon_against_timm():
@@ -413,7 +497,7 @@ def test_muon_splits_and_flattens_the_kernels_of_every_model(name):
 # All optimizers
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion", "schedule_free_adamw"])
 def test_abstract_parameters_suffice_and_the_state_can_be_abstract(name):
     abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, PARAMS))
     optimizer = make_optimizer(with_(name=name, layer_decay=0.9, clip_norm=1.0), optax.constant_schedule(0.1), abstract)

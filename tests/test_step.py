@@ -15,7 +15,8 @@ from tests.objectives.starts import started
 from tests.runs import assert_same, flat
 from tests.test_models import variables_of
 from train.build import DataInfo, build_objective
-from train.config import Augment, Config
+from train.config import Augment, Config, Optim
+from train.optim import make_average, make_optimizer, moving_average
 from train.planning import lowered
 from train.program import build_program
 from train.sharding import make_mesh
@@ -43,16 +44,16 @@ def noisy(key, batch):
     return images + jax.random.normal(key, images.shape), targets
 
 
-def set_up(objective=None, optimizer=None, prepare=prepare, ema_decay=0.0, **options):
+def set_up(objective=None, optimizer=None, prepare=prepare, average=None, **options):
     """A state and the jitted training step."""
     objective = objective or Classify(create_model("vit", **SIZES))
     optimizer = optimizer or optax.adam(1e-2)
     images = jnp.zeros((1, 8, 8, 1))
     start = started(objective, images)
     with mock.patch.object(type(objective), "init", return_value=start):  # whose random numbers compile slowly
-        state = init_state(objective, optimizer, jax.random.key(1), images, ema=ema_decay > 0)
+        state = init_state(objective, optimizer, jax.random.key(1), images, ema=average is not None)
     options = {"seed": 0, **options}
-    return state, jax.jit(make_train_step(objective, optimizer, prepare, ema_decay=ema_decay, **options))
+    return state, jax.jit(make_train_step(objective, optimizer, prepare, average=average, **options))
 
 
 def dropping():
@@ -118,7 +119,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("distill", [False, True])
 def test_bfloat16_multiplies_matrices_in_bfloat16_only(accumulate, distill):
     objective, frozen = distilling() if distill else (dropping(), {})
-    state, step = set_up(objective, dtype="bfloat16", accumulate=accumulate, ema_decay=0.9)
+    state, step = set_up(objective, dtype="bfloat16", accumulate=accumulate, average=moving_average(0.9))
     products = [
         [v.aval.dtype for v in equation.invars]
         for equation in equations(jax.make_jaxpr(step)(state, BATCH, frozen).jaxpr)
@@ -147,14 +148,14 @@ def test_bfloat16_keeps_masters_gradients_moments_and_losses_in_float32(accumula
     seen = []
     watch = optax.stateless(lambda updates, _: seen.append(updates) or updates)
     optimizer = optax.chain(watch, optax.adam(1e-2))
-    state, step = set_up(optimizer=optimizer, dtype="bfloat16", accumulate=accumulate, ema_decay=0.9)
+    state, step = set_up(optimizer=optimizer, dtype="bfloat16", accumulate=accumulate, average=moving_average(0.9))
     new, metrics = step(state, BATCH, {})
     for tree in (seen[0], new.params, new.ema, new.opt_state, metrics):
         dtypes = {x.dtype for x in jax.tree.leaves(tree)} - {jnp.dtype("int32")}
         assert dtypes == {jnp.dtype("float32")}
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
 
-    _, exact = set_up(optimizer=optimizer, ema_decay=0.9)[1](state, BATCH, {})
+    _, exact = set_up(optimizer=optimizer, average=moving_average(0.9))[1](state, BATCH, {})
     assert metrics["loss"] != exact["loss"]
     assert metrics["loss"] == pytest.approx(float(exact["loss"]), rel=0.02)
 
@@ -270,7 +271,7 @@ def test_dropout_and_augmentation_each_change_with_the_step(objective, prepare):
 
 
 def test_moving_average_follows_its_formula():
-    state, step = set_up(ema_decay=0.5)
+    state, step = set_up(average=moving_average(0.5))
     np.testing.assert_array_equal(jax.tree.leaves(state.ema)[0], jax.tree.leaves(state.params)[0])
     average = flat(state.ema)
     for n in range(12):
@@ -282,6 +283,23 @@ def test_moving_average_follows_its_formula():
             np.testing.assert_allclose(value, average[path], rtol=1e-5, atol=1e-6)
     assert decay == 0.5  # the bound that rises from 0.1 has been passed
     assert state.eval_params is state.ema
+
+
+def test_schedule_free_training_evaluates_the_average():
+    config = Optim(name="schedule_free_adamw", beta1=0.8, clip_norm=0.0)
+    objective = Classify(create_model("vit", **SIZES))
+    params, _ = started(objective, jnp.zeros((1, 8, 8, 1)))
+    optimizer = make_optimizer(config, optax.constant_schedule(1e-2), params)
+    state, step = set_up(objective, optimizer, average=make_average(config), accumulate=2)
+    total, points = flat(state.params), 0
+    for _ in range(3):
+        state, _ = step(state, BATCH, {})
+        points += 1  # at a constant learning rate, the average is the mean of all z
+        z = flat(state.opt_state.z)
+        total = {path: z[path] if points == 1 else total[path] + z[path] for path in z}
+    for path, averaged in flat(state.eval_params).items():
+        np.testing.assert_allclose(averaged, total[path] / points, rtol=1e-4, atol=1e-6)
+    assert any(np.abs(averaged - flat(state.params)[path]).max() > 1e-3 for path, averaged in flat(state.ema).items())
 
 
 def test_without_a_moving_average_evaluation_uses_the_parameters():

@@ -57,11 +57,12 @@ def extensions_of(config: Config, former: Config, images: int) -> tuple[Extensio
     if wanted == total:
         _check_repeated(config, extensions, there)
         return extensions
-    schedule = make_schedule(config.optim, begun, steps_per_epoch, extensions)
+    optim = config.optim.for_batches_of(config.batch_size)
+    schedule = make_schedule(optim, begun, steps_per_epoch, extensions)
     at_end = float(schedule(total))
-    kind = config.extend or ("stretch" if config.optim.schedule in ("constant", "rsqrt") else None)
+    kind = config.extend or ("stretch" if optim.shape in ("constant", "rsqrt") else None)
     if kind is None:
-        rate = at_end or config.optim.lr / 10
+        rate = at_end or optim.lr / 10
         raise UserError(
             f"{there}, and would have {_steps(wanted, steps_per_epoch)}: pass --extend=stretch for the learning rates "
             f"of a run of this length, or --extend=constant --extend-lr={rate:g}"
@@ -72,8 +73,8 @@ def extensions_of(config: Config, former: Config, images: int) -> tuple[Extensio
         new = Extension(total, wanted, kind, config.extend_lr or at_end)
     else:
         raise UserError(
-            f"--extend constant: the {config.optim.schedule} schedule has ended with a learning rate of 0, with which "
-            f"nothing is learned: pass --extend-lr, such as {config.optim.lr / 10:g}, or --extend=stretch"
+            f"--extend constant: the {optim.shape} schedule has ended with a learning rate of 0, with which "
+            f"nothing is learned: pass --extend-lr, such as {optim.lr / 10:g}, or --extend=stretch"
         )
     return (*extensions, new)
 
@@ -83,7 +84,7 @@ def described(former: Config, images: int, extensions: tuple[Extension, ...]) ->
     last = extensions[-1]
     begun, steps_per_epoch = length(former, images)
     total = extensions[-2].total if len(extensions) > 1 else begun
-    schedule = make_schedule(former.optim, begun, steps_per_epoch, extensions)
+    schedule = make_schedule(former.optim.for_batches_of(former.batch_size), begun, steps_per_epoch, extensions)
     before, now = (float(schedule(step)) for step in (max(last.after - 1, 0), last.after))
     how = "is constant" if last.schedule == "constant" else f"is that of a run of {last.total:,} steps"
     return (

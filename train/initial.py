@@ -12,6 +12,7 @@ from train.config import Config
 from train.errors import UserError
 from train.fitting import RESAMPLED_LEAVES, Path, fit
 from train.lora import without_matrices
+from train.optim import restarted
 from train.run.stored import InitReport
 from train.step import TrainState
 from train.stored_weights import load_stored, patches
@@ -84,7 +85,9 @@ def started_from(state: TrainState, initial: Initial) -> TrainState:
     loaded = {**initial.variables, "ema": initial.variables["params"]}
     extras = {name: replace(tree, loaded[name]) if name in loaded else tree for name, tree in state.extras.items()}
     average = None if state.ema is None else replace(state.ema, loaded["params"])
-    return state.replace(params=replace(state.params, loaded["params"]), extras=extras, ema=average)
+    params = replace(state.params, loaded["params"])
+    opt_state = restarted(state.opt_state, params)
+    return state.replace(params=params, extras=extras, opt_state=opt_state, ema=average)
 
 
 def _below(path: tuple[str, ...], state: TrainState) -> dict[Path, Any]:

@@ -17,7 +17,7 @@ from train.build import DataInfo
 from train.config import Config
 from train.data.augment import augment, normalize
 from train.errors import UserError
-from train.optim import Extension, make_optimizer, make_schedule
+from train.optim import Extension, make_average, make_optimizer, make_schedule
 from train.partial import make_partial
 from train.sharding import batch_sharding, replicated, state_sharding, working_sharding
 from train.step import TrainState, abstract_params, init_state, make_eval_step, make_train_step
@@ -57,13 +57,15 @@ def build_program(
     extensions: Sequence[Extension] = (),
 ) -> Program:
     """Build the program of a run on `mesh` that begins with a length of `total` steps and has these `extensions`."""
-    schedule = make_schedule(config.optim, total, steps_per_epoch, extensions)
+    optim = config.optim.for_batches_of(config.batch_size)
+    schedule = make_schedule(optim, total, steps_per_epoch, extensions)
+    average = make_average(optim)
     inputs = init_inputs(config, info)
     partial = make_partial(config, objective, info.images)
-    optimizer = make_optimizer(config.optim, schedule, abstract_params(objective, partial, *inputs), partial)
+    optimizer = make_optimizer(optim, schedule, abstract_params(objective, partial, *inputs), partial)
 
     def new_state(key, images):
-        return init_state(objective, optimizer, key, images, ema=config.optim.ema > 0, partial=partial)
+        return init_state(objective, optimizer, key, images, ema=average is not None, partial=partial)
 
     state = with_sharding(jax.eval_shape(new_state, *inputs), mesh)
     resting = jax.tree.map(lambda x: x.sharding, state)
@@ -78,8 +80,8 @@ def build_program(
         prepare_training(config, info),
         seed=config.seed,
         dtype=config.dtype,
-        accumulate=config.optim.accumulate,
-        ema_decay=config.optim.ema,
+        accumulate=optim.accumulate,
+        average=average,
         partial=partial,
         gather=gather,
     )

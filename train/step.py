@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from train.optim.averages import Average
 from train.partial import EVERYTHING, Partial
 from vit_jax.objectives.protocol import Objective
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes, or the shapes or shardings of it. `ema` is the average of `params`, or None."""
+    """Everything that a step changes, or the shapes or shardings of it. `ema` is an average of `params`, or None."""
 
     step: PyTree
     params: PyTree
@@ -58,7 +59,7 @@ def make_train_step(
     seed: int,
     dtype: str = "float32",
     accumulate: int = 1,
-    ema_decay: float = 0.0,
+    average: Average | None = None,
     partial: Partial = EVERYTHING,
     gather: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
@@ -76,7 +77,7 @@ def make_train_step(
             starts from the same extras, and the new extras are the mean over slices. DINO's centre and a running mean
             are then those of the whole batch; a running variance is the mean of the variances of the slices, by which
             the slices were normalised.
-        ema_decay: Decay rate of the average of the parameters, if the state has one.
+        average: The average of the trained parameters, if the state has one; see `make_average`.
         partial: The part of the parameters that is trained.
         gather: Changes the sharding of parameters from between steps to during a step.
 
@@ -126,10 +127,7 @@ def make_train_step(
         extras = objective.updated(partial.merged(params), extras)
         ema = state.ema
         if ema is not None:
-            # The decay is smaller in early steps; otherwise a short run would evaluate its initial parameters.
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            average = lambda old, new: decay * old + (1 - decay) * new
-            ema = partial.joined(jax.tree.map(average, partial.trained(ema), trained), params)
+            ema = partial.joined(average(partial.trained(ema), trained, opt_state, state.step), params)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, extras, opt_state, ema), metrics
 

@@ -10,6 +10,7 @@ from typing import Any
 from train.class_weights import check_class_weights
 from train.commandline.arguments import parse_arguments
 from train.commandline.freezing import check_partial_options
+from train.commandline.optimizer import check_optim_options
 from train.commandline.ranges import check_values
 from train.config import LOSSES, Augment, Config, Distill
 from train.data_kinds import check_data
@@ -62,6 +63,7 @@ def check_options(config: Config) -> None:
     if config.extend_lr is not None and config.extend != "constant":
         raise UserError(f"--extend-lr {config.extend_lr:g} needs --extend=constant")
     check_partial_options(config)
+    check_optim_options(config.optim)
     _check_processes(config)
 
 

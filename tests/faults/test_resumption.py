@@ -89,6 +89,15 @@ def test_runs_on_labels_and_numbers_continue_bit_for_bit(tmp_path, target, capsy
     assert_same_run(one, other)
 
 
+@pytest.mark.parametrize("name", ["muon", "schedule_free_adamw"])
+def test_other_optimizers_continue_bit_for_bit(name, tmp_path):
+    options = (f"--optim.name={name}", f"--steps={LAST}", "--eval-epochs=1", "--optim.warmup-epochs=0.1")
+    one, other = tmp_path / "one", stopped(tmp_path / "other", *options)
+    for workdir in (one, other):
+        assert run(workdir, *options) == 0
+    assert_same_run(one, other)
+
+
 def test_another_mesh_continues(alone, tmp_path, capsys):
     stopped(tmp_path, *QUICK)
     assert run(tmp_path, *QUICK, "--mesh=tensor=2", devices=2) == 0

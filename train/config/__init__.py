@@ -247,4 +247,6 @@ def without_former_defaults(config: Config) -> Config:
     if distill.alpha == 0.5 and distill.features is None:
         distill = dataclasses.replace(distill, alpha=None)
     loss = None if config.loss == LOSSES[data.target][0] else config.loss
-    return dataclasses.replace(config, data=data, distill=distill, loss=loss)
+    optim = dataclasses.replace(config.optim, schedule=None)
+    optim = optim if optim.shape == config.optim.shape else config.optim
+    return dataclasses.replace(config, data=data, distill=distill, optim=optim, loss=loss)

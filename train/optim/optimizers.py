@@ -8,6 +8,7 @@ from train.blocks import FIRST, LAST, block, blocks_of, names
 from train.commandline.ranges import check_values
 from train.config import Optim
 from train.lora import SUBTREE
+from train.optim.cautious import cautious
 from train.optim.muon import hidden_matrices, scale_by_muon
 from train.partial import EVERYTHING, Partial
 
@@ -18,7 +19,7 @@ def make_optimizer(
     """Gradient clipping and the optimizer that `config` names, with decoupled weight decay.
 
     Weight decay is decoupled for all optimizers: it does not enter the moments, and is scaled by the learning rate (for
-    SGD: Loshchilov and Hutter 2017, arXiv:1711.05101).
+    SGD: Loshchilov and Hutter 2017, arXiv:1711.05101). Neither is it masked by cautious updates.
 
     Args:
         config: The settings.
@@ -31,7 +32,8 @@ def make_optimizer(
     """
     check_values(config, "optim.")
     matrices = partial.trained(decay_mask(params))
-    parts = [_scaling(config, partial.trained(params))]
+    scaling = _scaling(config, partial.trained(params))
+    parts = [cautious(scaling) if config.cautious else scaling]
     if config.clip_norm:
         parts = [optax.clip_by_global_norm(config.clip_norm), *parts]
     if config.weight_decay:
@@ -42,7 +44,10 @@ def make_optimizer(
     if config.layer_decay < 1:
         scales = partial.trained(layer_scales(params, config.layer_decay))
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales)))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    if config.name == "schedule_free_adamw":
+        return optax.contrib.schedule_free(optimizer, schedule, b1=config.beta1)
+    return optimizer
 
 
 def _scaling(config: Optim, params: PyTree) -> optax.GradientTransformation:
@@ -58,6 +63,8 @@ def _scaling(config: Optim, params: PyTree) -> optax.GradientTransformation:
         case "muon":
             labels = jax.tree.map(lambda is_matrix: "muon" if is_matrix else "adam", hidden_matrices(params))
             return optax.partition({"muon": scale_by_muon(), "adam": adam}, labels)
+        case "schedule_free_adamw":  # Adam without the first moment, which the average replaces
+            return optax.scale_by_rms(config.beta2, eps=1e-8, eps_in_sqrt=False, bias_correction=True)
 
 
 def decay_mask(params):

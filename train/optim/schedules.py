@@ -30,12 +30,15 @@ class Extension(NamedTuple):
 def make_schedule(
     config: Optim, total_steps: int, steps_per_epoch: float, extensions: Sequence[Extension] = ()
 ) -> optax.Schedule:
-    """Learning rate by step (from 0): a linear warm-up from zero to `config.lr`, then `config.schedule`.
+    """Learning rate by step (from 0): a linear warm-up from zero to `config.lr`, then `config.shape`.
+
+    `wsd` decays linearly in the last share of the run (Hägele et al. 2024, arXiv:2405.18392, who find a share of 0.2
+    sufficient).
 
     Args:
-        config: The settings.
-        total_steps: Length of the run, after which `cosine` and `linear` reach `config.final_lr`. A run shorter than
-            the warm-up ends during the warm-up.
+        config: The settings. The learning rate is not scaled; see `Optim.for_batches_of`.
+        total_steps: Length of the run, after which `cosine`, `linear` and `wsd` reach `config.final_lr`. A run shorter
+            than the warm-up ends during the warm-up.
         steps_per_epoch: Optimizer steps per epoch.
         extensions: How the run became longer since, in order. Earlier steps keep their learning rates.
 
@@ -65,13 +68,18 @@ def _schedule(config: Optim, total_steps: int, steps_per_epoch: float) -> optax.
         if steps > MOST_STEPS:
             raise UserError(f"{what} {steps:,} steps, {steps_per_epoch:g} an epoch; it must be at most {MOST_STEPS:,}")
     rest = max(total_steps - warmup, 1)
+    decay = min(max(round(config.decay_share * total_steps), 1), rest)
+    constant = optax.constant_schedule(config.lr)
     shapes = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr / config.lr),
         "linear": optax.linear_schedule(config.lr, config.final_lr, rest),
-        "constant": optax.constant_schedule(config.lr),
+        "constant": constant,
         # `join_schedules` calls it with negative steps too.
         "rsqrt": lambda step: config.lr / jnp.sqrt(1 + jnp.maximum(step, 0) / max(warmup, 1)),
+        "wsd": optax.join_schedules(
+            [constant, optax.linear_schedule(config.lr, config.final_lr, decay)], [rest - decay]
+        ),
     }
     if not warmup:
-        return shapes[config.schedule]
-    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), shapes[config.schedule]], [warmup])
+        return shapes[config.shape]
+    return optax.join_schedules([optax.linear_schedule(0.0, config.lr, warmup), shapes[config.shape]], [warmup])

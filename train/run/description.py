@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from train.build import model_name, objective_name
-from train.config import Config, Data, Distill
+from train.config import Config, Data, Distill, Optim
 from train.data import Dataset
 from train.run.stored import InitReport
 
@@ -66,7 +66,7 @@ def describe(
             + ",".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1 or axis == "data"),
         ),
         ("dtype", config.dtype),
-        ("optimizer", f"{config.optim.name}, learning rate {config.optim.lr:g}, {config.optim.schedule}"),
+        ("optimizer", optimizer_line(config.optim, config.batch_size)),
         (
             "steps",
             f"{total:,} of {config.batch_size} images, {passes:.1f} passes over the training images, evaluation every "
@@ -76,6 +76,15 @@ def describe(
     if config.distill.teacher is None:
         rows = [row for row in rows if row[0] != "teacher"]
     return [f"{name:<12} {value}" for name, value in rows]
+
+
+def optimizer_line(optim: Optim, batch_size: int) -> str:
+    """The optimizer, its peak learning rate and how that was scaled, and the schedule."""
+    name = f"cautious {optim.name}" if optim.cautious else optim.name
+    rate = f"{optim.for_batches_of(batch_size).lr:g}"
+    if optim.lr_batch_size is not None:
+        rate += f" ({optim.lr:g} x {batch_size} / {optim.lr_batch_size} images)"
+    return f"{name}, learning rate {rate}, {optim.shape}"
 
 
 def _preprocessing(data: Data) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from train.config import Config, without_former_defaults
 from train.data.augment import normalize
 from train.errors import UserError
 from train.lora import merged
-from train.optim import Extension, make_optimizer, make_schedule
+from train.optim import Extension, make_average, make_optimizer, make_schedule
 from train.partial import make_partial
 from train.run.checkpoint import open_checkpoints, restore
 from train.run.files import reachable
@@ -182,7 +182,8 @@ def abstract_state(config: Config, objective: Objective, info: DataInfo) -> Trai
     def init(key):
         params = abstract_params(objective, partial, key, info.images)
         optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1.0), params, partial)
-        return init_state(objective, optimizer, key, info.images, ema=config.optim.ema > 0, partial=partial)
+        ema = make_average(config.optim) is not None
+        return init_state(objective, optimizer, key, info.images, ema=ema, partial=partial)
 
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.eval_shape(init, jax.random.key(0))
