@@ -130,7 +130,8 @@ def reference(name, w, grads, decay, adapt, masked=False):
             update = g + b1 * m
         else:
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-            update = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+            eps = 1e-6 if name == "lamb" else 1e-8
+            update = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
         if masked:
             agrees = update * g > 0
             update = update * agrees / agrees.mean()
