@@ -24,6 +24,7 @@ __all__ += ["image_form", "window"]
 File = str | os.PathLike | io.BytesIO
 
 SUFFIXES = pillow.SUFFIXES | {".npy"}
+SMALL = 2**24  # bytes of the largest file that is read at once
 
 
 class Unreadable(ValueError):
@@ -139,9 +140,12 @@ class _BoundedReader(io.BufferedReader):
 
 def _open_regular(path: str | os.PathLike) -> io.BufferedIOBase:
     """Open a file for reading. Raises OSError for a pipe or a device, where reading may never end."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
+    there = os.stat(path)
+    if stat.S_ISDIR(there.st_mode):
         raise OSError("it is a folder; name the image files in it")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(there.st_mode):
         raise OSError("it is not a regular file")
-    return _BoundedReader(path)
+    if there.st_size > SMALL:
+        return _BoundedReader(path)
+    with open(path, "rb") as file:  # Pillow reads some bytes at a time, and each call of `_BoundedReader` costs a µs
+        return io.BytesIO(file.read())

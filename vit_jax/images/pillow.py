@@ -137,7 +137,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         image = Image.fromarray(converted(_deep_grey(image), "uint8"))
     elif image.mode in ("La", "RGBa"):  # premultiplied by alpha
         image = image.convert(image.mode.upper())
-    elif image.mode not in GREY_MODES and not mode.endswith("A"):  # Pillow converts LAB only to RGB
+    elif image.mode not in (*GREY_MODES, mode) and not mode.endswith("A"):  # Pillow converts LAB only to RGB
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
