@@ -144,7 +144,8 @@ def records(workdir, split):
     """The records of one split, without times."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
-    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in every if r["split"] == split]
+    times = ("images_per_second", "input_wait", "step_images_per_second")
+    return [{k: v for k, v in r.items() if k not in times} for r in every if r["split"] == split]
 
 
 def stored(workdir, step):

@@ -1,6 +1,7 @@
 """The training loop. `fit` is a whole run: prepare, start, run."""
 
 import math
+import time
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ from train.data import Dataset, Skipped, eval_batches
 from train.distill.cached_logits import with_teacher
 from train.errors import Diverged, Preempted
 from train.run import checkpoint
+from train.run.clock import bottleneck
 from train.run.ending import write_ending
 from train.run.failures import last_usable_checkpoint
 from train.run.records import check_finite
@@ -57,8 +59,11 @@ def run(session: Session, preemption: Preemption) -> dict[str, float]:
             if result is None:
                 raise Preempted(f"step {session.start}/{total} had been saved; {CONTINUES}", preemption.signal)
         for step in range(session.start + 1, total + 1):
-            batch = with_teacher(next(session.batches), session.teacher_logits)
-            session.state, values = session.train_step(session.state, to_devices(batch, setup.mesh), session.frozen)
+            asked = time.perf_counter()
+            batch = to_devices(with_teacher(next(session.batches), session.teacher_logits), setup.mesh)
+            given = time.perf_counter()
+            session.state, values = session.train_step(session.state, batch, session.frozen)
+            session.clock.add(asked, given, values)
             session.log.add(step, values)
             if setup.is_due(step):
                 session.log.flush()
@@ -123,6 +128,9 @@ def finished(session: Session, result: dict[str, float] | None, preemption: Pree
         f"done: {show(result)} on {int(result['examples']):,} {setup.config.data.eval_split or 'evaluation'} images "
         f"after {setup.total:,} steps; best at step {best:,} by {NAMES.get(metric, metric)}: {show(of_best)}"
     )
+    if (total := session.clock.total).steps:
+        said = bottleneck(total, setup.config.batch_size, setup.config.data.workers)
+        setup.progress.message(f"speed        {said}")
     if is_lead():
         trained = session.start < setup.total
         message = setup.progress.message

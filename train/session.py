@@ -18,6 +18,7 @@ from train.distill.cached_logits import cached_logits
 from train.initial import started_from
 from train.program import init_inputs, prepare_training
 from train.run import checkpoint
+from train.run.clock import DeviceClock
 from train.run.failures import disk_trouble, memory_trouble
 from train.run.records import Metrics, TrainLog
 from train.run.trackers import tracking
@@ -36,6 +37,7 @@ class Session:
     checkpoints: ocp.CheckpointManager
     metrics: Metrics
     log: TrainLog
+    clock: DeviceClock
     batches: Any
     skipped: Skipped
     train_step: Callable | None
@@ -74,6 +76,7 @@ def start(setup: Setup) -> Iterator[Session]:
         tracking(config, claimed.workdir, progress.warn) as send,
         closing(Metrics(claimed.workdir, claimed.start, progress.warn, send)) as metrics,
         closing(training_batches(setup, claimed.start)) as batches,
+        closing(DeviceClock()) as clock,
         together(),
         memory_trouble(config.workdir),
     ):
@@ -88,12 +91,15 @@ def start(setup: Setup) -> Iterator[Session]:
         frozen, logits = placed_teacher(setup, claimed.workdir)
         # From here on, only the copies on the devices are needed.
         setup = setup._replace(frozen={}, initial=None)
+        sizes = config.batch_size, config.log_steps
+        log = TrainLog(metrics, progress, setup.program.schedule, *sizes, window, clock.lap)
         yield Session(
             setup=setup,
             claimed=claimed,
             checkpoints=checkpoints,
             metrics=metrics,
-            log=TrainLog(metrics, progress, setup.program.schedule, config.batch_size, config.log_steps, window),
+            log=log,
+            clock=clock,
             batches=batches,
             skipped=Skipped(dataset.eval, "evaluation", progress.warn),
             train_step=train_step,

@@ -26,7 +26,8 @@ from vit_jax.printable import printable
 
 CHARTS = ("accuracy", "mean_average_precision", "mae", "r2", "loss")
 MOST_WIDTH = 10_000  # of a table before it is fitted to the terminal
-HIDDEN = ("images_per_second", "examples", "lr", "grad_norm")  # values of records that are not results
+TIMES = ("images_per_second", "step_images_per_second", "input_wait")
+HIDDEN = (*TIMES, "examples", "lr", "grad_norm")  # values of records that are not results
 
 
 class Compared(NamedTuple):

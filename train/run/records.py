@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from train.cluster.processes import is_lead
 from train.errors import Diverged
+from train.run.clock import Lap
 from train.run.events import Event, EventsWriter, SessionLog, Summary
 from train.run.files import StagedDirectory, is_remote, open_regular, write_atomically
 from train.run.json_files import parse_json
@@ -132,6 +133,7 @@ class TrainLog:
         batch_size: Images per step, for the speed.
         window: Number of steps per record.
         begun: (step, metrics) of the steps of an unfinished window, from `pause`.
+        lap: Returns the time of the devices since the last call; see `DeviceClock`.
     """
 
     def __init__(
@@ -142,10 +144,11 @@ class TrainLog:
         batch_size: int,
         window: int,
         begun: Sequence = (),
+        lap: Callable[[], Lap] = Lap,
     ):
         self._metrics, self._progress = metrics, progress
         self._schedule = jax.jit(schedule)  # a dozen operations, each of which would be compiled by itself
-        self._batch_size, self._length = batch_size, window
+        self._batch_size, self._length, self._lap = batch_size, window, lap
         self._window: list[tuple[int, Mapping[str, Array | float]]] = [(step, values) for step, values in begun]
         self._due: list[tuple[int, Mapping[str, Array]]] = []
         self.restart_clock()
@@ -188,5 +191,8 @@ class TrainLog:
         means = {name: sum(float(values[name]) for values in fetched) / len(fetched) for name in fetched[0]}
         means["lr"] = float(self._schedule(last - 1))
         means["images_per_second"] = len(window) * self._batch_size / seconds
+        if (lap := self._lap()).steps:
+            means["input_wait"] = lap.share
+            means["step_images_per_second"] = lap.steps * self._batch_size / lap.computing
         self._metrics.write(last, "train", means)
         self._progress.show(last, means)
