@@ -32,7 +32,7 @@ TINY = (
     *("--model-args", "dim=16", "depth=1", "heads=2", "dim_head=8", "mlp_dim=32"),  # last: a test may add to them
 )
 # Everything that draws random numbers, so that a wrong resumption or sharding changes the result.
-RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--optim.ema=0.9")
+RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--augment.repeats=2", "--optim.ema=0.9")
 
 
 def train(workdir, *options, base=TINY, devices=None) -> int:
