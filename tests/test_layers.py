@@ -12,6 +12,7 @@ from vit_jax.layers.dense import Dense
 from vit_jax.layers.depthwise import DepthwiseConv
 from vit_jax.layers.execution import execution
 from vit_jax.layers.gelu import gelu
+from vit_jax.layers.max_pool import max_pool
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.positions import sincos_2d
 from vit_jax.layers.softmax import softmax
@@ -197,3 +198,34 @@ def test_depthwise_equals_flax(kernel, stride, multiplier):
     assert shapes == jax.eval_shape(theirs.init, jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-4, atol=1e-5)
+
+
+POOLS = [
+    ((3, 3), (2, 2), ((1, 1), (1, 1))),
+    ((2, 3), (2, 1), "VALID"),
+    ((3, 3), (1, 1), "SAME"),
+    ((2, 2), (2, 2), ((0, 1), (0, 0))),
+]
+
+
+@pytest.mark.parametrize(("window", "strides", "padding"), POOLS)
+def test_max_pool_equals_flax(window, strides, padding):
+    """The values, and for distinct values the gradient."""
+    x = normal(2, 7, 8, 3)
+    values, gradients = zip(
+        *(jax.vjp(lambda x, f=f: f(x, window, strides, padding), x) for f in (max_pool, nn.max_pool)), strict=True
+    )
+    np.testing.assert_array_equal(*values)
+    weights = normal(*values[0].shape)
+    np.testing.assert_allclose(*(gradient(weights)[0] for gradient in gradients), rtol=0, atol=1e-6)
+
+
+def test_max_pool_treats_equal_values_and_nan_as_torch_does():
+    torch = pytest.importorskip("torch")
+    x = np.array([[0, 0, 1, 1, np.nan, 2, 2, np.nan]], np.float32)
+    theirs = torch.from_numpy(x).requires_grad_()
+    pooled = torch.nn.functional.max_pool1d(theirs, 4, 2)
+    pooled.backward(torch.ones_like(pooled))
+    ours, gradient = jax.vjp(lambda x: max_pool(x, (4,), (2,)), jnp.asarray(x)[..., None])
+    np.testing.assert_array_equal(ours[..., 0], pooled.detach())
+    np.testing.assert_array_equal(gradient(jnp.ones_like(ours))[0][..., 0], theirs.grad)

@@ -15,6 +15,7 @@ from vit_jax.layers.drop_path import DropPath, drop_paths, drop_rates, make_drop
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.head import NormHead
+from vit_jax.layers.max_pool import max_pool
 from vit_jax.layers.moss import MOSS
 from vit_jax.layers.norm import ChannelNorm, LayerNorm, l2_normalize, standardize
 from vit_jax.layers.patch_dropout import PatchDropout
@@ -66,6 +67,7 @@ __all__ = [
     "gelu",
     "l2_normalize",
     "make_drop_path",
+    "max_pool",
     "pool_tokens",
     "prepend",
     "relative_positions",

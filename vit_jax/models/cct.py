@@ -26,6 +26,7 @@ from vit_jax.layers import (
     drop_rates,
     gelu,
     make_drop_path,
+    max_pool,
     prepend,
     sincos_1d,
     softmax,
@@ -180,7 +181,7 @@ class CCT(ImageInput):
         for i in range(self.n_conv_layers):
             dim = self.embedding_dim if i == self.n_conv_layers - 1 else 64
             x = nn.Conv(dim, **conv, kernel_init=nn.initializers.he_normal(), name=f"conv_{i}")(x)
-            x = nn.max_pool(jax.nn.relu(x), pool, step, both(margin))
+            x = max_pool(jax.nn.relu(x), pool, step, both(margin))
         x = rearrange(x, "b ... d -> b (...) d")
         if not self.seq_pool:
             x = prepend(self.param("class_emb", nn.initializers.zeros, (1, 1, self.embedding_dim)), x)

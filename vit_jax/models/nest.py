@@ -31,6 +31,7 @@ from vit_jax.layers import (
     PointwiseConv,
     add_positions,
     attend,
+    max_pool,
     stage_rates,
 )
 from vit_jax.layers.check import at_least, expect, pair, patch_grid
@@ -129,7 +130,7 @@ class NesT(MapViT, kw_only=True):
             if i > 0:
                 x = nn.Conv(dim, (3, 3), padding=1, name=f"merge_{i - 1}")(x)
                 x = ChannelNorm(name=f"merge_norm_{i - 1}")(x)
-                x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+                x = max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
             attention = functools.partial(Attention, 2**i * self.heads, self.dropout)
             feed_forward = functools.partial(ConvFeedForward, self.mlp_mult * dim, self.dropout)
             layers = (depth, attention, feed_forward, self._block_size(self.image_size))

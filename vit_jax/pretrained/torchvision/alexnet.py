@@ -11,7 +11,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import Dense
+from vit_jax.layers import Dense, max_pool
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Output
 from vit_jax.pretrained.torchvision.pools import adaptive_avg_pool
@@ -32,12 +32,12 @@ class AlexNet(nn.Module):
     def __call__(self, images: Images, *, train: bool = False) -> Output:
         check_images(images, self.channels)
         x = nn.Conv(64, (11, 11), (4, 4), padding=2, name="features_0")(images)
-        x = nn.max_pool(jax.nn.relu(x), (3, 3), (2, 2))
+        x = max_pool(jax.nn.relu(x), (3, 3), (2, 2))
         x = jax.nn.relu(make_conv(192, 5, use_bias=True, name="features_3")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = max_pool(x, (3, 3), (2, 2))
         for number, width in ((6, 384), (8, 256), (10, 256)):
             x = jax.nn.relu(make_conv(width, 3, use_bias=True, name=f"features_{number}")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = max_pool(x, (3, 3), (2, 2))
         x = rearrange(adaptive_avg_pool(x, 6), "b h w d -> b (d h w)")
         for number in (1, 4):
             x = nn.Dropout(self.dropout)(x, deterministic=not train)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import BatchNorm, Dense
+from vit_jax.layers import BatchNorm, Dense, max_pool
 from vit_jax.layers.check import at_least, check_sides, expect
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Maps, Output
@@ -79,7 +79,7 @@ class DenseNet(nn.Module):
         check_sides("image_size", images.shape[1:3], lambda side: side > 4 * (last - 1))
         x = make_conv(self.num_init_features, 7, stride=2, name="features_conv0")(images)
         x = jax.nn.relu(BatchNorm(name="features_norm0")(x, train=train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for i, depth in enumerate(self.block_config, 1):
             if i > 1:
                 x = Transition(name=f"features_transition{i - 1}")(x, train=train)

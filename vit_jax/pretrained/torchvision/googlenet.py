@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import Dense
+from vit_jax.layers import Dense, max_pool
 from vit_jax.layers.check import check_sides
 from vit_jax.layers.conv_norm import ConvNorm
 from vit_jax.layers.shapes import Images, Maps, Output
@@ -36,7 +36,7 @@ class Inception(nn.Module):
         for i, (narrow, wide) in enumerate(reduced, 2):
             y = conv_norm(narrow, 1, name=f"branch{i}_0")(x, train=train)
             outputs.append(conv_norm(wide, 3, name=f"branch{i}_1")(y, train=train))
-        y = nn.max_pool(x, (3, 3), padding="SAME")
+        y = max_pool(x, (3, 3), padding="SAME")
         outputs.append(conv_norm(pooled, 1, name="branch4_1")(y, train=train))
         return jnp.concatenate(outputs, axis=-1)
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import BatchNorm, Dense, PointwiseConv
+from vit_jax.layers import BatchNorm, Dense, PointwiseConv, max_pool
 from vit_jax.layers.check import check_sides
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -70,7 +70,7 @@ class Mixed(nn.Module):
             pooled = nn.avg_pool(x, THREE, padding="SAME")
             outputs.append(Conv(self.pool_features, POINT, name="branch_pool")(pooled, train=train))
         else:
-            outputs.append(nn.max_pool(x, THREE, (2, 2)))
+            outputs.append(max_pool(x, THREE, (2, 2)))
         return jnp.concatenate(outputs, axis=-1)
 
 
@@ -156,9 +156,9 @@ class InceptionV3(nn.Module):
         x = Conv(32, THREE, 2, valid=True, name="Conv2d_1a_3x3")(images, train=train)
         x = Conv(32, THREE, valid=True, name="Conv2d_2a_3x3")(x, train=train)
         x = Conv(64, THREE, name="Conv2d_2b_3x3")(x, train=train)
-        x = Conv(80, POINT, name="Conv2d_3b_1x1")(nn.max_pool(x, THREE, (2, 2)), train=train)
+        x = Conv(80, POINT, name="Conv2d_3b_1x1")(max_pool(x, THREE, (2, 2)), train=train)
         x = Conv(192, THREE, valid=True, name="Conv2d_4a_3x3")(x, train=train)
-        x = nn.max_pool(x, THREE, (2, 2))
+        x = max_pool(x, THREE, (2, 2))
         for name, arguments in MIXED.items():
             x = Mixed(*arguments, name=f"Mixed_{name}")(x, train=train)
         if self.is_initializing() and self.aux_logits and self.num_classes:

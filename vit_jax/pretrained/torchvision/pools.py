@@ -1,10 +1,10 @@
 """Pooling functions of torch that Flax lacks."""
 
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from vit_jax.layers.max_pool import max_pool
 from vit_jax.layers.shapes import Maps
 
 
@@ -31,4 +31,4 @@ def max_pool_ceil(x: Maps, kernel: int, stride: int) -> Float[Array, "b u v d"]:
     `stride` may be at most `kernel`.
     """
     missing = [-(n - kernel) % stride for n in x.shape[1:3]]
-    return nn.max_pool(x, (kernel, kernel), (stride, stride), [(0, n) for n in missing])
+    return max_pool(x, (kernel, kernel), (stride, stride), [(0, n) for n in missing])

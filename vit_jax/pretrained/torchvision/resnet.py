@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import BatchNorm, Dense
+from vit_jax.layers import BatchNorm, Dense, max_pool
 from vit_jax.layers.check import at_least, one_of
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Maps, Output
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         check_images(images, self.channels)
         x = make_conv(64, 7, stride=2, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train=train))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for i, depth in enumerate(self.layers):
             for j in range(depth):
                 convs = self._convs(64 * 2**i, 2 if i and not j else 1)

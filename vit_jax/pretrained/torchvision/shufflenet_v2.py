@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_arguments, check_images
 from vit_jax.frames.rules import sequential_rules
-from vit_jax.layers import ConvNorm, Dense
+from vit_jax.layers import ConvNorm, Dense, max_pool
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.shapes import Images, Maps, Output
 
@@ -71,7 +71,7 @@ class ShuffleNetV2(nn.Module):
         check_images(images, self.channels)
         stem, *widths, features = self.stages_out_channels
         x = ConvNorm(stem, 3, stride=2, name="conv1")(images, train=train)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for i, (width, repeats) in enumerate(zip(widths, self.stages_repeats, strict=True), 2):
             for j in range(repeats):
                 x = Block(width, 1 if j else 2, name=f"stage{i}_{j}")(x, train=train)

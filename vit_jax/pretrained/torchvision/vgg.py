@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from vit_jax.frames.arguments import check_arguments, check_images
-from vit_jax.layers import BatchNorm, Dense
+from vit_jax.layers import BatchNorm, Dense, max_pool
 from vit_jax.layers.check import at_least, expect
 from vit_jax.layers.conv_norm import make_conv
 from vit_jax.layers.shapes import Images, Output
@@ -47,7 +47,7 @@ class VGG(nn.Module):
                     x = BatchNorm(name=f"features_{number + 1}")(x, train=train)
                 x = jax.nn.relu(x)
                 number += 3 if self.batch_norm else 2
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = max_pool(x, (2, 2), (2, 2))
             number += 1
         x = rearrange(adaptive_avg_pool(x, 7), "b h w d -> b (d h w)")
         x = jax.nn.relu(Dense(4096, name="classifier_0")(x))
