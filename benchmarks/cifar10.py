@@ -1,0 +1,177 @@
+"""Experiments on CIFAR-10: what optimizers, augmentation and distillation are worth in a few minutes on two cores.
+
+    python benchmarks/cifar10.py --data PATH --experiment best             # 45 minutes
+    python benchmarks/cifar10.py --data PATH --experiment optimizers
+
+PATH contains train/CLASS/*.jpg and test/CLASS/*.jpg. Every run is a command `python -m train.main`; the runs of a
+variant differ only in their seed. All 10,000 test images are evaluated. The table, the output of the runs and a figure
+are written to benchmarks/results/cifar10-EXPERIMENT.*. If stopped, the same command continues.
+"""
+
+import dataclasses
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Literal
+
+import rich.progress
+import tyro
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.runs import subset, train_run
+from train.run.records import read_records
+
+RECIPE = ("--recipe=cifar10", "--no-report", "--log-steps=100")
+SHORT = ("--model=cct/2_3x3", "--epochs=2", "--eval-epochs=0.5")
+FEW = ("--model=cct/2_3x3", "--epochs=20", "--eval-epochs=4", "--optim.warmup-epochs=2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Runs to compare.
+
+    Attributes:
+        variants: Options of the trainer by name of the variant; the others are compared with the first.
+        images: Training images of each class, the first by name; None: all.
+        teacher: Options of the run that the others may name as their teacher, as --teacher=TEACHER.
+    """
+
+    variants: dict[str, tuple[str, ...]]
+    images: int | None = None
+    teacher: tuple[str, ...] | None = None
+
+
+EXPERIMENTS = {
+    "best": Experiment({"recipe": ("--model=cct/2_3x3", "--eval-epochs=1")}),
+    # The learning rate of AdamW is also tried at half and at twice the value, so that the comparison is not of rates.
+    "optimizers": Experiment(
+        {
+            "adamw": (*SHORT, "--optim.name=adamw"),
+            "adamw, lr / 2": (*SHORT, "--optim.name=adamw", "--optim.lr=1e-3"),
+            "adamw, lr x 2": (*SHORT, "--optim.name=adamw", "--optim.lr=4e-3"),
+            "muon": (*SHORT, "--optim.name=muon"),
+        }
+    ),
+    # Few images and many epochs, as regularisation cannot help where a model sees every image only a few times.
+    "regularisation": Experiment(
+        {
+            "recipe": FEW,
+            "no crop, no flip": (*FEW, "--augment.crop-padding=0", "--no-augment.flip"),
+            "stochastic depth 0.1": (*FEW, "--drop-path=0.1"),
+            "mixup 0.2": (*FEW, "--augment.mixup=0.2"),
+            "cutmix 1": (*FEW, "--augment.cutmix=1"),
+            "colour jitter 0.3": (*FEW, "--augment.color-jitter=0.3"),
+        },
+        images=500,
+    ),
+    "distillation": Experiment(
+        {
+            "alone": ("--model=vit/tiny", "--epochs=4", "--eval-epochs=1"),
+            "distilled": ("--model=vit/tiny", "--epochs=4", "--eval-epochs=1", "--teacher=TEACHER"),
+        },
+        teacher=("--model=cct/2_3x3",),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Images, experiment and repetitions."""
+
+    data: Path
+    """Folder with train/CLASS/* and test/CLASS/*."""
+    experiment: Literal["best", "optimizers", "regularisation", "distillation"] = "best"
+    """The experiment."""
+    seeds: int = 3
+    """Number of runs of each variant."""
+    work: Path = ROOT / "runs/cifar10"
+    """Folder for the runs."""
+
+
+def main(options: Options) -> None:
+    """Run the missing runs, then write the result."""
+    experiment, folder = EXPERIMENTS[options.experiment], options.work / options.experiment
+    images = subset(options.data.expanduser().absolute(), folder / "images", experiment.images)
+    common, teacher = (f"--data=folder:{images}", *RECIPE), folder / "teacher"
+    runs = {"teacher": (*common, *experiment.teacher)} if experiment.teacher else {}
+    for seed in range(options.seeds):  # variants alternate, so that other work of the machine affects them equally
+        for variant, given in experiment.variants.items():
+            own = tuple(option.replace("TEACHER", str(teacher)) for option in given)
+            runs[f"{variant}-{seed}"] = (*common, f"--seed={seed}", *own)
+
+    records, logs = {}, []
+    for name in rich.progress.track(list(runs), description="runs"):
+        workdir = folder / re.sub(r"\W+", "_", name)
+        print(f"{name}: {workdir}.log", flush=True)
+        logs.append(train_run(workdir, runs[name]))
+        records[name] = read_records(workdir)
+    result = summary(options, experiment, records)
+    print("\n".join(table(result["variants"])))
+    out = ROOT / f"benchmarks/results/cifar10-{options.experiment}"
+    out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    hide = lambda text: text.replace(str(options.work), "WORK").replace(str(options.data), "PATH")
+    out.with_suffix(".log").write_text("\n".join(map(hide, logs)))
+    draw(experiment, options.seeds, records, out.with_suffix(".png"))
+
+
+def summary(options: Options, experiment: Experiment, records: dict) -> dict:
+    """Summarise the last evaluation and the speed of every variant."""
+    variants = {}
+    for variant in experiment.variants:
+        runs = [records[f"{variant}-{seed}"] for seed in range(options.seeds)]
+        accuracy = [evaluations(run)[-1]["accuracy"] for run in runs]
+        speeds = [record["images_per_second"] for run in runs for record in run if record["split"] == "train"]
+        variants[variant] = {
+            "accuracy": accuracy,
+            "mean": statistics.mean(accuracy),
+            "deviation": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
+            "steps": evaluations(runs[0])[-1]["step"],
+            "images_per_second": statistics.median(speeds),
+        }
+    return {
+        "command": f"python benchmarks/cifar10.py --data PATH --experiment {options.experiment}",
+        "variants": variants,
+        "options": experiment.variants,
+        "images": experiment.images and 10 * experiment.images,
+        "teacher": evaluations(records["teacher"])[-1]["accuracy"] if experiment.teacher else None,
+    }
+
+
+def evaluations(records: list[dict]) -> list[dict]:
+    """The records of evaluations."""
+    return [record for record in records if record["split"] == "eval"]
+
+
+def table(variants: dict) -> list[str]:
+    """Lines of a table: accuracy of each variant, and its gain over the first."""
+    first, *_ = variants.values()
+    lines = [f"{'':24} accuracy of the seeds         mean    gain"]
+    for variant, numbers in variants.items():
+        seeds = "  ".join(f"{accuracy:.2%}" for accuracy in numbers["accuracy"])
+        lines.append(f"{variant:24} {seeds:28} {numbers['mean']:.2%}  {numbers['mean'] - first['mean']:+.2%}")
+    return lines
+
+
+def draw(experiment: Experiment, seeds: int, records: dict, path: Path) -> None:
+    """Plot the accuracy of all runs over their steps, in one colour for each variant."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, variant in enumerate(experiment.variants):
+        for seed in range(seeds):
+            points = [(record["step"], record["accuracy"]) for record in evaluations(records[f"{variant}-{seed}"])]
+            style = dict(color=f"C{number}", marker="o", markersize=3, label=None if seed else variant)
+            axes.plot(*zip(*points, strict=True), **style)
+    axes.set(xlabel="step", ylabel="accuracy on the test images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
