@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.layers import attention_scores, gelu, standardize
+from vit_jax.layers import PatchEmbed, attention_scores, gelu, standardize
 from vit_jax.layers.execution import execution
 
 RNG = np.random.default_rng(0)
@@ -41,3 +41,28 @@ def test_scores_stay_in_float32():
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, np.einsum("bhid,bhjd->bhij", wide(q), wide(k)), rtol=1e-5, atol=1e-5)
     assert jax.jit(attention_scores)(q, k).dtype == BF16
+
+
+def test_patches_by_a_convolution():
+    """Values and gradients are exact but for rounding, also for patches that are constant or nearly so."""
+    images = RNG.normal(size=(2, 8, 12, 3))
+    images[0, :4, :4] = 2.1
+    images[1, 4:, :4] = 1.3 + 0.01 * images[1, 4:, :4]
+    images = jnp.asarray(images, BF16)
+    embed = PatchEmbed((4, 4), 16)
+    to_float32 = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+    shapes = jax.eval_shape(embed.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(noise(*leaf.shape, mean=0.5)), shapes)
+
+    def results(variables, images):
+        def loss(variables, images):
+            tokens = to_float32(embed.apply(variables, images))
+            return jnp.vdot(jnp.cos(jnp.arange(tokens.size, dtype=jnp.float32)), tokens.ravel()), tokens
+
+        return to_float32(jax.jit(jax.grad(loss, (0, 1), has_aux=True))(variables, images))
+
+    exact = results(to_float32(variables), to_float32(images))
+    with execution(platform="tpu"):
+        ours = results(variables, images)
+        assert "conv_general_dilated" in str(jax.make_jaxpr(embed.apply)(variables, images))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=0.01 * np.abs(b).max()), ours, exact)

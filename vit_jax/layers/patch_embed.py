@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vit_jax.layers.array_patches import array_patches
+from vit_jax.layers.array_patches import array_grid, array_patches
 from vit_jax.layers.check import patch_count, patch_grid
 from vit_jax.layers.dense import Dense
+from vit_jax.layers.execution import target_platform
 from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch_convolution import normalized_convolution
 
 
 class PatchEmbed(nn.Module):
@@ -30,9 +33,21 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *shape c"]) -> Float[Array, "b n {self.dim}"]:
-        x = array_patches(x, self.patch_size)
-        x = Dense(self.dim, name="proj")(self.norm(name="norm_in")(x))
+        if self.norm is LayerNorm and self._is_faster_as_convolution(x):
+            norm, linear = (self.variables["params"][name] for name in ("norm_in", "proj"))
+            array_grid("image_size", x.shape[1:-1], self.patch_size)
+            x = normalized_convolution(
+                x, self.patch_size, LayerNorm.epsilon, norm["scale"], norm["bias"], linear["kernel"], linear["bias"]
+            )
+        else:
+            x = array_patches(x, self.patch_size)
+            x = Dense(self.dim, name="proj")(self.norm(name="norm_in")(x))
         return self.norm(name="norm_out")(x)
+
+    def _is_faster_as_convolution(self, x: Array) -> bool:
+        """Whether `x` are bfloat16 images on a TPU, where moving pixels into patches takes long (docs/tpu.md)."""
+        images = x.ndim == 4 and x.dtype == jnp.bfloat16
+        return images and target_platform() == "tpu" and not self.is_initializing()
 
 
 class VideoPatchEmbed(PatchEmbed):
