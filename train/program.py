@@ -105,7 +105,13 @@ def executed(step: Callable, config: Config, mesh: Mesh) -> Callable:
     """
 
     def traced(*arguments):
-        with execution(remat=config.remat, scan=config.scan_blocks, platform=mesh.devices.flat[0].platform) as settings:
+        with execution(
+            remat=config.remat,
+            scan=config.scan_blocks,
+            platform=mesh.devices.flat[0].platform,
+            attention=config.attention,
+            batch=batch_sharding(mesh),
+        ) as settings:
             results = step(*arguments)
         if not settings.stacks and (config.scan_blocks or config.remat != "none"):
             raise UserError(f"{config.model} does not support --remat and --scan-blocks")

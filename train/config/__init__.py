@@ -211,6 +211,9 @@ class Config:
     all (full)."""
     scan_blocks: bool = False
     """Run equal blocks as one loop, which compiles faster; parameters and checkpoints stay the same."""
+    attention: Literal["auto", "plain", "fused"] = "auto"
+    """How attention is computed: by its whole map (plain), without storing the map (fused), or as suits the number of
+    tokens."""
     mesh: str | None = None
     """Number of devices along each axis, as in `data=4,fsdp=2,tensor=1`: `data` and `fsdp` split the batch, `fsdp` and
     `tensor` the state, `tensor` each feed-forward; default: all devices on `data`."""
@@ -236,7 +239,7 @@ class Config:
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers", "extend", "extend_lr")
-MAY_CHANGE += ("report", "track", "data.pixels")  # the type itself is part of the stored dataset
+MAY_CHANGE += ("attention", "report", "track", "data.pixels")  # the type itself is part of the stored dataset
 
 
 def without_former_defaults(config: Config) -> Config:

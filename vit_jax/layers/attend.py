@@ -5,8 +5,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from vit_jax.layers.attention_scores import attention_scores
-from vit_jax.layers.softmax import softmax
+from vit_jax.layers.attention_forms import attention, attention_map
 
 
 def attend(
@@ -21,7 +20,10 @@ def attend(
     dropout: float = 0.0,
     train: bool = False,
 ) -> Float[Array, "*b i he"]:
-    """Return the attention output, heads concatenated.
+    """Return the attention output, heads concatenated: softmax(q kᵀ scale + bias) v for each head.
+
+    The attention map is computed as a whole only if it is collected, if it has dropout, or for few tokens. Otherwise
+    a fused form computes the same (`attention_forms`); `execution(attention=...)` selects either.
 
     Args:
         module: module that the attention belongs to. Its attention map is sown as "attn" in "intermediates".
@@ -34,12 +36,12 @@ def attend(
         dropout: rate on the attention map.
         train: apply dropout, with the rng "dropout" of `module`.
     """
-    scores = attention_scores(q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    attn = softmax(scores).astype(v.dtype)
-    module.sow("intermediates", "attn", attn)
-    attn = nn.Dropout(dropout)(attn, deterministic=not train)
-    return rearrange(jnp.einsum("...ij,...je->...ie", attn, v), "... h i e -> ... i (h e)")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if module.is_mutable_collection("intermediates") or (train and dropout):
+        attn = attention_map(q, k, scale, bias, mask).astype(v.dtype)
+        module.sow("intermediates", "attn", attn)
+        attn = nn.Dropout(dropout)(attn, deterministic=not train)
+        out = jnp.einsum("...ij,...je->...ie", attn, v)
+    else:
+        out = attention(q, k, v, scale, bias, mask)
+    return rearrange(out, "... h i e -> ... i (h e)")

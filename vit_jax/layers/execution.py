@@ -1,4 +1,4 @@
-"""Settings for the execution of models: rematerialisation, a loop over equal blocks, and the target platform.
+"""Settings for the execution of models: rematerialisation, loops over equal blocks, attention, the target platform.
 
 They change neither results nor the names of parameters, so models have no arguments for them. The settings are a JAX
 user context, which is part of the cache key of `jax.jit`: under other settings, a jitted function is traced again.
@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.sharding import NamedSharding
 
 from vit_jax.layers.check import one_of
 
@@ -33,6 +34,8 @@ class Execution:
     remat: str = "none"
     scan: bool = False
     platform: str | None = None
+    attention: str = "auto"
+    batch: NamedSharding | None = None
     stacks: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     @property
@@ -41,12 +44,21 @@ class Execution:
         return POLICIES[self.remat]
 
 
+ATTENTION = ("auto", "plain", "fused")
+
 _DEFAULT = Execution()
 _context = jax.make_user_context(default_value=_DEFAULT)
 
 
 @contextlib.contextmanager
-def execution(*, remat: str = "none", scan: bool = False, platform: str | None = None) -> Iterator[Execution]:
+def execution(
+    *,
+    remat: str = "none",
+    scan: bool = False,
+    platform: str | None = None,
+    attention: str = "auto",
+    batch: NamedSharding | None = None,
+) -> Iterator[Execution]:
     """Set how models that are traced in this context are executed.
 
     Args:
@@ -54,16 +66,21 @@ def execution(*, remat: str = "none", scan: bool = False, platform: str | None =
             layers) or "full".
         scan: compile equal blocks as one loop.
         platform: "cpu", "gpu" or "tpu", for which models are compiled; None for JAX's default backend.
+        attention: "plain" computes the whole attention map, "fused" does not store it, "auto" chooses by the number of
+            tokens. Maps that are collected or have dropout are always computed.
+        batch: how the batch is divided among devices. A TPU's attention kernel needs it; without it, attention is
+            computed by blocks of queries.
 
     Yields:
         The settings. If `stacks` is still empty after a model was traced, the model has no blocks that support `remat`
             and `scan`.
 
     Raises:
-        ValueError: for another `remat`.
+        ValueError: for another `remat` or `attention`.
     """
     one_of("remat", remat, tuple(POLICIES))
-    settings = Execution(remat, scan, platform)
+    one_of("attention", attention, ATTENTION)
+    settings = Execution(remat, scan, platform, attention, batch)
     with _context(settings):
         yield settings
 

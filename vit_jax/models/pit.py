@@ -24,10 +24,9 @@ from vit_jax.layers import (
     NormHead,
     PointwiseConv,
     ToHeads,
-    attention_scores,
+    attend,
     gelu,
     run_blocks,
-    softmax,
     stage_rates,
 )
 from vit_jax.layers.check import expect, pair
@@ -48,10 +47,8 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
-        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        # softmax(q kᵀ / sqrt(dim_head)) v, heads concatenated; its map is for vit_jax.capture.attention
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == dim:
             return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)

@@ -7,7 +7,6 @@ Axes: b batch, n patches, d dim, h heads, i query, j key, k classes.
 """
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -20,11 +19,10 @@ from vit_jax.layers import (
     PatchEmbed,
     ToHeads,
     append,
-    attention_scores,
+    attend,
     gelu,
     run_blocks,
     sincos_2d,
-    softmax,
 )
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
@@ -41,9 +39,8 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
-        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        # softmax(q kᵀ / sqrt(dim_head)) v, heads concatenated; its map is for vit_jax.capture.attention
+        out = attend(self, q, k, v)
         return Dense(dim, use_bias=False, name="to_out")(out)
 
 

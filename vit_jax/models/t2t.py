@@ -10,7 +10,6 @@ Axes: b batch, n tokens, d dim, h heads or rows, w columns, i query, j key, c ch
 
 import math
 
-import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -22,11 +21,10 @@ from vit_jax.layers import (
     LayerNorm,
     ToHeads,
     append,
-    attention_scores,
+    attend,
     gelu,
     prepend,
     run_blocks,
-    softmax,
     unfold,
     unfold_grid,
 )
@@ -46,10 +44,8 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
-        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        # softmax(q kᵀ / sqrt(dim_head)) v, heads concatenated; its map is for vit_jax.capture.attention
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == dim:
             return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)
@@ -100,9 +96,7 @@ class NarrowBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], *, train: bool = False) -> Tokens:
         q, k, v = ToHeads(3, 1, self.dim, name="to_qkv")(LayerNorm(name="norm")(x))  # each (b, 1, n, dim)
-        attn = softmax(attention_scores(q, k) * self.dim**-0.5).astype(v.dtype)
-        self.sow("intermediates", "attn", attn)
-        out = Dense(self.dim, name="to_out")(jnp.einsum("bhij,bhjd->bhid", attn, v)[:, 0])
+        out = Dense(self.dim, name="to_out")(attend(self, q, k, v))
         x = v[:, 0] + nn.Dropout(self.dropout)(out, deterministic=not train)
         return x + FeedForward(self.dim, self.dropout, name="ff")(x, train=train)
 

@@ -7,9 +7,7 @@ Differs from the paper: a norm before and after the patch projection, no bias in
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
 
-import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -22,11 +20,10 @@ from vit_jax.layers import (
     PatchEmbed,
     ToHeads,
     append,
-    attention_scores,
+    attend,
     gelu,
     prepend,
     run_blocks,
-    softmax,
 )
 from vit_jax.layers.check import pair, patch_grid
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
@@ -44,10 +41,8 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
-        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
-        attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        # softmax(q kᵀ / sqrt(dim_head)) v, heads concatenated; its map is for vit_jax.capture.attention
+        out = attend(self, q, k, v, dropout=self.dropout, train=train)
         if self.heads == 1 and self.dim_head == dim:
             return out  # upstream has neither projection nor dropout here
         return nn.Dropout(self.dropout)(Dense(dim, name="to_out")(out), deterministic=not train)

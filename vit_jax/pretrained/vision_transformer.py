@@ -13,12 +13,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_images
-from vit_jax.layers import Dense, LayerNorm, ToHeads, append, attention_scores, prepend, run_blocks, softmax
+from vit_jax.layers import Dense, LayerNorm, ToHeads, append, attend, prepend, run_blocks
 from vit_jax.layers.check import pair
 from vit_jax.layers.drop_path import DropPath, Rates
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
@@ -58,9 +57,8 @@ class Attention(nn.Module):
                 frequencies = learned.astype(jnp.float32)[:, :, None]
             angles = (coordinates * frequencies).sum(axis=0)  # not a matrix product, which a TPU rounds to bfloat16
             q, k = self.rotary.rotate(q, angles), self.rotary.rotate(k, angles)
-        attn = softmax(attention_scores(q, k) * dim_head**-0.5).astype(v.dtype)
-        self.sow("intermediates", "attn", attn)  # for vit_jax.capture.attention; else discarded
-        out = rearrange(jnp.einsum("bhij,bhjd->bhid", attn, v), "b h n d -> b n (h d)")
+        # softmax(q kᵀ / sqrt(dim_head)) v, heads concatenated; its map is for vit_jax.capture.attention
+        out = attend(self, q, k, v)
         if self.out_norm:
             out = self.norm(name="norm")(out)
         out = Dense(dim, use_bias=self.proj_bias, name="proj")(out)
