@@ -16,6 +16,7 @@ from train.config import Config, Optim, without_former_defaults
 from train.errors import UserError
 from train.optim import decay_mask, layer_scales, make_average, make_optimizer, make_schedule
 from train.optim.cautious import cautious
+from train.optim.muon import hidden_matrices
 from train.program import build_program
 from train.run.description import optimizer_line
 from train.sharding import make_mesh
@@ -478,6 +479,14 @@ def test_first_update_of_muon_against_timm():
     direction = muon.zeropower_via_newtonschulz(gradient, steps=5, coefficients=coefficients, dtype=float32)
     update = muon.get_lr_scale(gradient.shape, "match_rms_adamw") * direction.numpy().T
     np.testing.assert_allclose(history[0][path], start[path] - 0.1 * (update + 0.3 * start[path]), rtol=1e-5, atol=1e-6)
+
+
+def test_muon_updates_the_matrices_of_lora_as_they_are():
+    layer = {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 9))}
+    params = {"lora": {"transformer": {"attn_0": {"to_qkv": layer}}}, "mlp_head": {"kernel": jnp.ones((4, 5))}}
+    assert flat(hidden_matrices(params)) == {path: path.startswith("lora") for path in flat(params)}
+    state = jax.eval_shape(make_optimizer(with_(name="muon"), optax.constant_schedule(0.1), params).init, params)
+    assert [leaf.shape for leaf in jax.tree.leaves(state[0].inner_states["muon"].inner_state.mu)] == [(4, 2), (2, 9)]
 
 
 def test_muon_needs_a_matrix_in_a_block():

@@ -138,6 +138,13 @@ def test_feed_forwards_are_split_over_the_tensor_axis_and_the_rest_over_all():
     assert set(others.values()) == {EVERYWHERE}  # fewer than 256 numbers each
 
 
+def test_momentum_of_muon_is_split_like_its_matrices():
+    found = specs(make_mesh("data=2,fsdp=2,tensor=2"), name="muon")
+    for layer, spec in (("fc1", PartitionSpec("fsdp", "tensor")), ("fc2", PartitionSpec("tensor", "fsdp"))):
+        kernels = [path for path in found if path.endswith(f"['{layer}']['kernel']")]
+        assert [found[path] for path in kernels] == [spec] * 3  # parameters, momentum, moving average
+
+
 def test_what_does_not_divide_is_split_less_or_not_at_all():
     found = specs(make_mesh("tensor=4,fsdp=2"), mlp_dim=30, dim=18)
     kernel = lambda path: found[f".params['transformer']{path}['kernel']"]
