@@ -122,7 +122,7 @@ def make_train_step(
             metrics, grads = jax.tree.map(lambda x: x.mean(axis=0), stacked)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        trained = objective.constrained(optax.apply_updates(trained, updates))
         params = partial.joined(trained, state.params)
         extras = objective.updated(partial.merged(params), extras)
         ema = state.ema

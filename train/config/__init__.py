@@ -178,7 +178,8 @@ class Config:
     classes, or a number for each class in order; for labels, the weight where a label is present (`balanced`: images
     without it / images with it). The loss of a batch is divided by the mean weight of its classes."""
     auxiliary_weight: Annotated[float, Range(0, 1_000_000)] = 1.0
-    """Weight of the auxiliary loss that some models return with their logits (vit_with_decorr)."""
+    """Weight of losses that models return with their logits: decorrelation (vit_with_decorr), sparsity
+    (simple_vit_with_sparse_gating), SIGReg of slots and the loss of token logits (wwt)."""
     drop_path: Annotated[float, Range(0, 1, open_high=True)] | None = None
     """Stochastic depth: rate at which training drops the residual branches of the last block, for each image by itself;
     the rate rises linearly from 0 in the first block; default: that of the model, mostly 0."""

@@ -15,6 +15,7 @@ from vit_jax.layers.drop_path import DropPath, drop_paths, drop_rates, make_drop
 from vit_jax.layers.feed_forward import FeedForward
 from vit_jax.layers.gelu import gelu
 from vit_jax.layers.head import NormHead
+from vit_jax.layers.layer_scale import LayerScale
 from vit_jax.layers.max_pool import max_pool
 from vit_jax.layers.moss import MOSS
 from vit_jax.layers.norm import ChannelNorm, LayerNorm, l2_normalize, standardize
@@ -47,6 +48,7 @@ __all__ = [
     "DropPath",
     "FeedForward",
     "LayerNorm",
+    "LayerScale",
     "NormHead",
     "NormedBlocks",
     "PatchDropout",

@@ -11,6 +11,7 @@ Axes: b batch, n patches, d dim, h heads, i query, j key, e extra tokens, k clas
 
 import functools
 import math
+from collections.abc import Mapping
 
 from einops import rearrange
 from flax import linen as nn
@@ -159,6 +160,10 @@ class NormalizedViT(BaseSimpleViT):
         """Logits from the tokens of `encode`, without the extra ones."""
         return self.to_pred(tokens.mean(axis=1)) * self.logit_scale[None] * self.dim**0.5
 
+    def constrain(self, params: Mapping) -> dict:
+        """Parameters after an optimizer step, with normalised weights; see `normalize_weights`."""
+        return normalize_weights(params)
+
     torch_rules = (
         ("to_patch_embedding/kernel", "to_patch_embedding.1.linear.parametrizations.weight.original"),
         ("abs_pos_emb", "abs_pos_emb.linear.parametrizations.weight.original"),
@@ -170,8 +175,8 @@ class NormalizedViT(BaseSimpleViT):
     )
 
 
-def normalize_weights(params: dict) -> dict:
-    """`params` with every kernel normalised as the model reads it: upstream's `norm_weights_`, for after a step."""
+def normalize_weights(params: Mapping) -> dict:
+    """`params`, or some of them, with every kernel normalised as the model reads it: upstream's `norm_weights_`."""
     leaves = flatten_dict(params, sep="/")
     for path, leaf in leaves.items():
         if path.endswith(("abs_pos_emb", "to_out/kernel", "to_patch_embedding/kernel")):

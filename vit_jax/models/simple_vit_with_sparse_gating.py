@@ -9,6 +9,8 @@ Axes: b batch, n tokens (registers first), d dim, h heads, i query, j key, p pat
 """
 
 import functools
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,8 @@ class SimpleViTWithSparseGating(SimpleViTWithRegisterTokens):
     dim_mask: int = 4
     sparsity_loss_type: str = "thresholded_l1"
     sparsity_threshold: float = 0.05
+
+    loss_keywords: ClassVar[Mapping[str, bool]] = {"return_loss": True}  # of calls in training
 
     def __post_init__(self):
         at_least(self, dim_mask=1)

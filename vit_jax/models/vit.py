@@ -2,7 +2,7 @@
 
 Source: Dosovitskiy et al. 2020, arXiv:2010.11929. Upstream: vit_pytorch/vit.py.
 Differs from upstream: tokens and positions have an initial std of 0.02 (upstream: 1), as in the authors' code
-for positions.
+for positions; LayerScale is optional.
 Differs from the paper: a norm before and after the patch projection, no bias in query, key and value.
 Axes: b batch, n tokens, d dim, h heads, i query, j key, k classes.
 """
@@ -17,6 +17,7 @@ from vit_jax.frames.rules import PATCH_EMBED_RULES, TRANSFORMER_RULES
 from vit_jax.layers import (
     Dense,
     LayerNorm,
+    LayerScale,
     PatchEmbed,
     ToHeads,
     append,
@@ -61,6 +62,10 @@ class FeedForward(nn.Module):
         return nn.Dropout(self.dropout)(Dense(x.shape[-1], name="fc2")(hidden), deterministic=not train)
 
 
+# Upstream has no LayerScale: exported weights with it have these keys in addition.
+LAYER_SCALE_RULES = ((r"attn_scale_(\d+)", r"layers.\1.0.layer_scale"), (r"ff_scale_(\d+)", r"layers.\1.1.layer_scale"))
+
+
 class Transformer(nn.Module):
     """`depth` blocks and a last norm: tokens (b, n, dim) to the same shape.
 
@@ -72,6 +77,7 @@ class Transformer(nn.Module):
         mlp_dim: hidden width of each feed-forward.
         dropout: rate within the blocks.
         drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+        layer_scale_init: initial LayerScale of every branch (DeiT III: 1e-4); None for no LayerScale, as upstream.
 
     Raises:
         ValueError: if the tokens do not have `dim` features.
@@ -84,6 +90,7 @@ class Transformer(nn.Module):
     mlp_dim: int
     dropout: float = 0.0
     drop_path: float = 0.0
+    layer_scale_init: float | None = None
 
     def __post_init__(self):
         check_arguments(self)
@@ -94,14 +101,19 @@ class Transformer(nn.Module):
         if x.shape[-1] != self.dim:
             raise ValueError(f"tokens of shape {x.shape}: expected (batch, tokens, dim) with dim={self.dim}")
 
+        def scaled(branch, name):
+            return branch if self.layer_scale_init is None else LayerScale(self.layer_scale_init, name=name)(branch)
+
         def block(i, x, drop_path):
-            x = x + drop_path(Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train))
-            return x + drop_path(FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train))
+            branch = Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train)
+            x = x + drop_path(scaled(branch, f"attn_scale_{i}"))
+            branch = FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train)
+            return x + drop_path(scaled(branch, f"ff_scale_{i}"))
 
         x = run_blocks(self, self.depth, block, x, rate=self.drop_path, train=train)  # for each i: x = block(i, x, ...)
         return LayerNorm(name="norm")(x)
 
-    torch_rules = TRANSFORMER_RULES
+    torch_rules = (*LAYER_SCALE_RULES, *TRANSFORMER_RULES)
 
 
 class ViT(nn.Module):
@@ -124,6 +136,7 @@ class ViT(nn.Module):
         dropout: rate within the blocks.
         emb_dropout: rate on the tokens before the first block.
         drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first.
+        layer_scale_init: initial LayerScale of every branch (DeiT III: 1e-4); None for no LayerScale, as upstream.
 
     Raises:
         ValueError: if `patch_size` does not divide `image_size`, or `pool` is neither "cls" nor "mean".
@@ -142,6 +155,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     emb_dropout: float = 0.0
     drop_path: float = 0.0
+    layer_scale_init: float | None = None
 
     def __post_init__(self):
         check_arguments(self)
@@ -163,6 +177,7 @@ class ViT(nn.Module):
             mlp_dim=self.mlp_dim,
             dropout=self.dropout,
             drop_path=self.drop_path,
+            layer_scale_init=self.layer_scale_init,
         )
         if self.num_classes:
             self.mlp_head = Dense(self.num_classes)
@@ -213,7 +228,7 @@ class ViT(nn.Module):
         pooled = tokens[:, 0] if self.pool == "cls" else tokens.mean(axis=1)
         return self.mlp_head(pooled)
 
-    torch_rules = (*PATCH_EMBED_RULES, *TRANSFORMER_RULES)
+    torch_rules = (*PATCH_EMBED_RULES, *Transformer.torch_rules)
 
     def torch_constants(self) -> dict[str, np.ndarray]:
         """Upstream stores an empty class token if the mean is pooled."""

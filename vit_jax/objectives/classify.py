@@ -63,10 +63,10 @@ class Classify(Supervised):
     """Cross-entropy between the logits of a classifier and the labels.
 
     Args:
-        model: the classifier. It may return a pair of logits and an auxiliary loss, as `vit_with_decorr` does.
+        model: the classifier. It may also return auxiliary losses, or logits of tokens; see `Supervised`.
         cross_entropy: "softmax" or "sigmoid".
         label_smoothing: weight of the uniform distribution in the targets, at least 0 and below 1.
-        auxiliary_weight: weight of the auxiliary loss.
+        auxiliary_weight: weight of auxiliary losses, and of the loss of further logits.
         class_weights: weight of each class in the loss, for "softmax"; None: all equal.
 
     Raises:

@@ -22,7 +22,7 @@ from vit_jax.layers.dense import Dense
 from vit_jax.layers.head import NormHead
 from vit_jax.objectives.classify import CROSS_ENTROPY, check_loss, correct, learned_targets, with_mean_weight
 from vit_jax.objectives.protocol import Classifier, Tree
-from vit_jax.objectives.supervised import headless, split_auxiliary
+from vit_jax.objectives.supervised import headless, split_outputs
 
 
 def is_distillable(model: nn.Module | type) -> bool:
@@ -119,7 +119,7 @@ class Teacher:
 
     def apply(self, variables: Tree, images: Float[Array, "b H W c"]) -> Float[Array, "b k"]:
         """Return the network's logits in evaluation mode, in the order of the student's classes."""
-        logits, _ = split_auxiliary(self.network.apply(variables, self.seen(images)))
+        logits = split_outputs(self.network.apply(variables, self.seen(images))).main
         return logits if self.order is None else logits[:, jnp.asarray(self.order)]
 
     def seen(self, images: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:

@@ -89,8 +89,13 @@ class Undistilled(nn.Module):
 
     student: nn.Module
 
-    def __call__(self, images: Images, *, train: bool = False) -> Output | tuple:
-        return self.student(images, train=train)
+    @property
+    def loss_keywords(self) -> Mapping[str, bool]:
+        """The student's; see `Supervised`."""
+        return getattr(self.student, "loss_keywords", {})
+
+    def __call__(self, images: Images, *, train: bool = False, **keywords: bool) -> Output | tuple:
+        return self.student(images, train=train, **keywords)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,9 +30,9 @@ class MultiLabel(Supervised):
     """The mean over labels of the binary cross-entropy between logits and targets of 0 and 1.
 
     Args:
-        model: a model with a logit for each label, and possibly an auxiliary loss.
+        model: a model with a logit for each label, and possibly auxiliary losses.
         label_smoothing: targets are moved by this share towards 1/2; at least 0 and below 1.
-        auxiliary_weight: weight of the auxiliary loss.
+        auxiliary_weight: weight of auxiliary losses, and of the loss of further outputs.
         class_weights: for each label, the weight of the loss where it is present; None: 1.
 
     Raises:

@@ -48,6 +48,18 @@ class Objective(Protocol):
         """Add to a batch what the loss of its slices depends on in the other slices, such as the sum of weights."""
         return batch
 
+    def constrained(self, params: Tree) -> Tree:
+        """Return parameters after an optimizer step as the model constrains them, for example to unit length.
+
+        `params` may lack those that are not trained. The model is the field that `trunk_path` names, by default
+        `model`; if it has constraints, it has a method `constrain` that does the same for its own parameters.
+        """
+        (name,) = self.trunk_path or ("model",)
+        constrain = getattr(getattr(self, name), "constrain", None)
+        if constrain is None or (self.trunk_path and name not in params):
+            return params
+        return {**params, name: constrain(params[name])} if self.trunk_path else constrain(params)
+
     def updated(self, params: Tree, extras: Tree) -> Tree:
         """Return the extras after an optimizer step to `params`, for example to update a moving average."""
         return extras

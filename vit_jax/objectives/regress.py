@@ -34,9 +34,9 @@ class Regress(Supervised):
     """The error between the outputs of a model and numbers, which should be standardised.
 
     Args:
-        model: a model with an output for each number, and possibly an auxiliary loss.
+        model: a model with an output for each number, and possibly auxiliary losses.
         error: "mse" or "huber".
-        auxiliary_weight: weight of the auxiliary loss.
+        auxiliary_weight: weight of auxiliary losses, and of the loss of further outputs.
 
     Raises:
         ValueError: for another `error`.

@@ -1,7 +1,8 @@
 """A model that is trained on targets: the common part of classification, labels and numbers."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,33 @@ from jaxtyping import Array, Float
 from vit_jax.objectives.protocol import Classifier, Tree
 
 
-def split_auxiliary(outputs: Array | tuple) -> tuple[Array, Array | float]:
-    """Split what a model returns into outputs and auxiliary loss: the second output if it is a scalar, else 0."""
-    if not isinstance(outputs, tuple):
-        return outputs, 0.0
-    first, second = outputs[:2]
-    return first, second if isinstance(second, jax.Array) and second.ndim == 0 else 0.0
+class Outputs(NamedTuple):
+    """The outputs and auxiliary losses of a model.
+
+    Attributes:
+        main: the outputs that evaluation uses.
+        others: further outputs for the same targets, such as the logits of tokens of `wwt`.
+        auxiliary: sum of the auxiliary losses, or 0.
+    """
+
+    main: Array
+    others: tuple[Array, ...]
+    auxiliary: Array | int
+
+    def add_losses(self, weight: float, loss: Callable[[Array], Array]) -> Array:
+        """The `loss` of the main outputs, plus `weight` times the other outputs' and the auxiliary losses."""
+        return loss(self.main) + weight * (sum(map(loss, self.others)) + self.auxiliary)
+
+
+def split_outputs(outputs: Array | tuple) -> Outputs:
+    """Split the outputs of a model.
+
+    In a plain tuple, the outputs come first, and all other scalars are auxiliary losses. The outputs may be a named
+    tuple with several outputs for the same targets.
+    """
+    first, *rest = outputs if type(outputs) is tuple else (outputs,)
+    main, *others = first if isinstance(first, tuple) else (first,)
+    return Outputs(main, tuple(others), sum(x for x in rest if isinstance(x, jax.Array) and x.ndim == 0))
 
 
 def headless(model: nn.Module) -> nn.Module:
@@ -27,7 +49,8 @@ def headless(model: nn.Module) -> nn.Module:
 class Supervised(Classifier):
     """A loss between the outputs of a model and the targets of each example.
 
-    The model may return a pair of outputs and an auxiliary loss, as `vit_with_decorr` does.
+    The model may also return auxiliary losses, as `vit_with_decorr` does. If it does so only with certain keywords, it
+    names these in `loss_keywords`, and training passes them.
     """
 
     model: nn.Module
@@ -49,17 +72,17 @@ class Supervised(Classifier):
         self, params: Tree, extras: Tree, batch: Tree, rngs: Mapping[str, Array], train: bool
     ) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         variables = {"params": params, **extras}
+        keywords = getattr(self.model, "loss_keywords", {}) if train else {}
         outputs, extras = self.model.apply(
-            variables, batch["image"], train=train, rngs=rngs, mutable=list(extras) if train else []
+            variables, batch["image"], train=train, rngs=rngs, mutable=list(extras) if train else [], **keywords
         )
-        outputs, auxiliary = split_auxiliary(outputs)
-        loss = self.losses(outputs, batch).mean() + self.auxiliary_weight * auxiliary
-        metrics = {name: values.mean() for name, values in self.measured(outputs, batch["target"]).items()}
+        outputs = split_outputs(outputs)
+        loss = outputs.add_losses(self.auxiliary_weight, lambda outputs: self.losses(outputs, batch).mean())
+        metrics = {name: values.mean() for name, values in self.measured(outputs.main, batch["target"]).items()}
         return loss, ({**metrics, "loss": loss}, extras)
 
     def predict(self, params: Tree, extras: Tree, images: Array) -> Float[Array, "b k"]:
-        outputs, _ = split_auxiliary(self.model.apply({"params": params, **extras}, images))
-        return outputs
+        return split_outputs(self.model.apply({"params": params, **extras}, images)).main
 
     def evaluate(self, params: Tree, extras: Tree, batch: Tree) -> dict[str, Array]:
         outputs = self.predict(params, extras, batch["image"])

@@ -1,4 +1,4 @@
-"""Small parts of the vision transformer: norm, patch embedding, LayerScale and attention pooling.
+"""Small parts of the vision transformer: norm, patch embedding and attention pooling.
 
 Axes: b batch, n tokens, d dim, h heads, j key.
 """
@@ -52,17 +52,6 @@ class PatchEmbed(nn.Module):
         x = nn.Conv(self.dim, patch, strides=patch, padding="VALID", use_bias=self.use_bias, name="proj")(images)
         x = rearrange(x, "b h w d -> b (h w) d")
         return x if self.norm is None else self.norm(name="norm")(x)
-
-
-class LayerScale(nn.Module):
-    """Multiply each feature by a learned factor that starts at `init`. Source: arXiv:2103.17239."""
-
-    init: float
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        gamma = self.param("gamma", nn.initializers.constant(self.init), x.shape[-1:])
-        return x * gamma[None, None]
 
 
 class AttentionPool(nn.Module):

@@ -17,13 +17,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vit_jax.frames.arguments import check_images
-from vit_jax.layers import Dense, LayerNorm, ToHeads, append, attend, prepend, run_blocks
+from vit_jax.layers import Dense, LayerNorm, LayerScale, ToHeads, append, attend, prepend, run_blocks
 from vit_jax.layers.check import pair
 from vit_jax.layers.drop_path import DropPath, Rates
 from vit_jax.layers.shapes import ExtraTokens, Images, Output, Patches, Tokens
 from vit_jax.pretrained.arguments import Arguments
 from vit_jax.pretrained.layouts import timm_layout
-from vit_jax.pretrained.parts import ACTIVATIONS, AttentionPool, LayerScale, Norm, PatchEmbed, RMSNorm
+from vit_jax.pretrained.parts import ACTIVATIONS, AttentionPool, Norm, PatchEmbed, RMSNorm
 from vit_jax.pretrained.positions import resample_positions, with_positions
 from vit_jax.pretrained.rotary import Rotary
 
