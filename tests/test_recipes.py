@@ -53,7 +53,7 @@ def test_every_recipe_makes_a_step(name):
     """Traced with one block of the model of its command, for images and classes like those of its data."""
     config = parse(shlex.split(RECIPES[name].command)[3:])
     architecture = config.model.partition(".")[0]  # published weights are not at hand
-    one = "num_layers=1" if name == "cct" else "depth=1"
+    one = "num_layers=1" if architecture.startswith("cct") else "depth=1"
     config = dataclasses.replace(config, model=architecture, model_args=(*config.model_args, one), batch_size=8)
     shape = SHAPES.get(name, (224, 224, 3))
     classes = tuple(map(str, range(1000 if config.data.name == "tfds:imagenet2012" else 10)))

@@ -69,7 +69,7 @@ RECIPES = {
     "cifar10": Recipe(
         command="python -m train.main --model=cct/2_3x3 --recipe=cifar10 --data=folder:cifar10",
         source="ours",
-        expected="TODO",
+        expected="79 % of 10,000 test images in fifteen minutes on two CPU cores (JPEGs of quality 75)",
         settings=dict(
             data=Data(name="tfds:cifar10"),
             epochs=8.0,
@@ -112,7 +112,7 @@ RECIPES = {
         command="python -m train.main --model=vit/s16 --recipe=deit3 --tpu",
         source="Touvron et al. 2022, arXiv:2204.07118, and the authors' command for deit_small_patch16_LS",
         expected="not run here; published: 81.4 % of ImageNet's validation images after 800 epochs, 2.8e19 operations",
-        differs="there is no LayerScale; stochastic depth rises from 0 to 0.05 over the blocks (theirs: 0.05 in each); "
+        differs="stochastic depth rises from 0 to 0.05 over the blocks (theirs: 0.05 in each); "
         "the class token has a position; vit has norms around the patch projection, and no bias in queries, keys and "
         "values",
         settings=dict(
@@ -133,6 +133,7 @@ RECIPES = {
             # Apex' LAMB clips gradients to a norm of 1. The authors' loss is the mean over 1,000 classes, ours the sum.
             optim=Optim(name="lamb", lr=4e-3, warmup_epochs=5.0, final_lr=1e-5, weight_decay=0.05, clip_norm=1000.0),
         ),
+        model_args={"vit": ("layer_scale_init=1e-4",)},
     ),
     "simple_vit": Recipe(
         command="python -m train.main --model=simple_vit/s16 --recipe=simple_vit --tpu",

@@ -14,7 +14,7 @@ from vit_jax.layers.attention_scores import attention_scores
 from vit_jax.layers.execution import current_execution, target_platform
 from vit_jax.layers.softmax import softmax
 
-# With attention="auto", maps of at least this number of tokens are not stored (docs/attention.md); and on a TPU, the
+# With attention="auto", maps of at least this number of tokens are not stored (docs/trainer.md); and on a TPU, the
 # backward pass recomputes maps of at least RECOMPUTED tokens.
 TOKENS_ON_CPU, TOKENS = 1536, 1024
 RECOMPUTED = 128
