@@ -14,7 +14,7 @@ from tests.test_models import abstract
 from train.build import DataInfo, build_objective, make_network
 from train.config import Config, Optim, without_former_defaults
 from train.errors import UserError
-from train.optim import decay_mask, layer_scales, make_average, make_optimizer, make_schedule
+from train.optim import Extension, decay_mask, layer_scales, make_average, make_optimizer, make_schedule
 from train.optim.cautious import cautious
 from train.optim.muon import hidden_matrices
 from train.program import build_program
@@ -96,6 +96,13 @@ def test_run_shorter_than_its_warmup_ends_on_the_rise(shape):
 def test_a_decay_longer_than_the_run_begins_after_the_warmup():
     schedule = make_schedule(with_(schedule="wsd", decay_share=1.0), total_steps=100, steps_per_epoch=10.0)
     np.testing.assert_allclose([schedule(step) for step in (20, 60, 100)], [0.1, 0.06, 0.02], rtol=1e-6)
+
+
+def test_an_extended_run_is_constant_again_before_it_decays_once_more():
+    config = with_(schedule="wsd", warmup_epochs=0.0, decay_share=0.5, final_lr=0.0)
+    schedule = make_schedule(config, 4, 10.0, (Extension(4, 12, "stretch"),))
+    expected = [0.1, 0.1, 0.1, 0.05, 0.1, 0.1, *(0.1 * (12 - step) / 6 for step in range(6, 13))]
+    np.testing.assert_allclose([schedule(step) for step in range(13)], expected, rtol=1e-5, atol=1e-9)
 
 
 def test_default_schedules_are_as_before():
