@@ -76,13 +76,6 @@ def test_schedules_of_extended_runs():
     np.testing.assert_allclose([float(schedule(step)) for step in range(24)], expected, rtol=1e-5)
 
 
-def test_an_extended_run_is_constant_again_before_it_decays_once_more():
-    optim = Optim(lr=0.1, warmup_epochs=0.0, schedule="wsd", decay_share=0.5)
-    schedule = make_schedule(optim, 4, PER_EPOCH, (Extension(4, 12, "stretch"),))
-    expected = [0.1, 0.1, 0.1, 0.05, 0.1, 0.1, *(0.1 * (12 - step) / 6 for step in range(6, 13))]
-    np.testing.assert_allclose([float(schedule(step)) for step in range(13)], expected, rtol=1e-5, atol=1e-9)
-
-
 def extend(workdir, *options):
     """Claim a run of 16 steps, or with further options the same run again, and return its extensions."""
     config = parse([*TINY, *SHORT, f"--workdir={workdir}", *options])
