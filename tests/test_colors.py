@@ -92,6 +92,7 @@ def test_each_of_the_three_changes_comes_as_often():
         assert abs(each.mean() - 1 / 3) < 4 * math.sqrt(2 / 9 / count)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_jitter_draws_factors_turn_and_order_for_each_image(monkeypatch):
     monkeypatch.setattr(colors, "jittered", lambda image, order, factors, turn: (order, factors, turn))
     count = 2400

@@ -8,6 +8,7 @@ Axes: b batch, h height, w width, c channels.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from vit_jax.objectives.views import between, blend, blur, grey, turn_hue
 
@@ -32,7 +33,7 @@ def one_of_three(image, choice, deviation):
     return jnp.where(choice == 0, grey(image), jnp.where(choice == 1, solarized, blur(image, KERNEL, deviation)))
 
 
-def color_jitter(key, images, amount, hue):
+def color_jitter(key: Array, images: Float[Array, "b h w c"], amount: float, hue: float) -> Float[Array, "b h w c"]:
     """Change the colours of each image (b, h, w, c) of pixels in 0..1.
 
     Brightness, contrast, saturation and, if `hue` is positive, the hue change in random order.
@@ -51,7 +52,9 @@ def color_jitter(key, images, amount, hue):
     return jax.vmap(jittered)(images, order, factors, turns)
 
 
-def jittered(image, order, factors, turn):
+def jittered(
+    image: Float[Array, "h w c"], order: Int[Array, " n"], factors: Float[Array, "3"], turn: Float[Array, ""] | None
+) -> Float[Array, "h w c"]:
     """Change the colours of an image (h, w, c).
 
     Args:
