@@ -224,9 +224,14 @@ def build_objective(config: Config, info: DataInfo, teacher: Teacher | None = No
     try:
         objective = create_objective(name, model, **from_run, **given)
         jax.eval_shape(objective.init, jax.random.key(0), info.images)
-        return objective
     except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
         raise UserError(f"--objective {name}: {error}") from error
+    if objective.constraint is not None and config.optim.name == "schedule_free_adamw":
+        # which computes its average from the parameters as it left them
+        raise UserError(
+            f"--optim.name {config.optim.name}: not with {config.model}, whose weights each step normalises"
+        )
+    return objective
 
 
 def load_weights(model: nn.Module, path: str, prefix: str | None, info: DataInfo, option: str) -> PyTree:

@@ -8,6 +8,9 @@ import pytest
 
 from tests.cases import FIRST
 from tests.cases.case import build, build_upstream
+from train.build import DataInfo, build_objective
+from train.config import Config, Optim
+from train.errors import UserError
 from train.step import TrainState, make_train_step
 from vit_jax.convert import from_torch, to_torch
 from vit_jax.models.normalized_vit import normalize_weights
@@ -71,3 +74,10 @@ def test_only_weights_that_are_trained_are_normalized():
 def test_a_hidden_feature_is_left():
     with pytest.raises(ValueError, match="mlp_dim=1: expected at least 2"):
         build(CASE, mlp_dim=1)
+
+
+def test_an_optimizer_that_needs_its_own_weights_is_refused():
+    config = Config(model="normalized_vit", optim=Optim(name="schedule_free_adamw"))
+    info = DataInfo(("a", "b"), (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match="schedule_free_adamw: not with normalized_vit"):
+        build_objective(config, info)

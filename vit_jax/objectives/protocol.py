@@ -1,6 +1,6 @@
 """The interface between the trainer and objectives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from flax import linen as nn
@@ -48,17 +48,23 @@ class Objective(Protocol):
         """Add to a batch what the loss of its slices depends on in the other slices, such as the sum of weights."""
         return batch
 
-    def constrained(self, params: Tree) -> Tree:
-        """Return parameters after an optimizer step as the model constrains them, for example to unit length.
+    @property
+    def constraint(self) -> Callable[[Tree], Tree] | None:
+        """The method `constrain` of the model, the field that `trunk_path` names, by default `model`; None without it.
 
-        `params` may lack those that are not trained. The model is the field that `trunk_path` names, by default
-        `model`; if it has constraints, it has a method `constrain` that does the same for its own parameters.
+        It returns parameters as the model constrains them after an optimizer step, for example to unit length.
         """
         (name,) = self.trunk_path or ("model",)
-        constrain = getattr(getattr(self, name), "constrain", None)
-        if constrain is None or (self.trunk_path and name not in params):
+        return getattr(getattr(self, name), "constrain", None)
+
+    def constrained(self, params: Tree) -> Tree:
+        """Apply the model's constraint, if any, to `params`, which may lack those that are not trained."""
+        if self.constraint is None:
             return params
-        return {**params, name: constrain(params[name])} if self.trunk_path else constrain(params)
+        if not self.trunk_path:
+            return self.constraint(params)
+        (name,) = self.trunk_path
+        return {**params, name: self.constraint(params[name])} if name in params else params
 
     def updated(self, params: Tree, extras: Tree) -> Tree:
         """Return the extras after an optimizer step to `params`, for example to update a moving average."""
