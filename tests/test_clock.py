@@ -1,6 +1,5 @@
 """The clock of the devices: when they compute, when they wait for images, and what limits a run."""
 
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,10 +54,10 @@ def test_a_step_that_fails_does_not_block():
 
 def test_what_limits_a_run():
     fast = "1,000 images/s, limited by the training step: the devices waited 5% of the time for images"
-    assert bottleneck(Lap(10, 0.95, 0.05), 100, workers=0) == fast
+    assert bottleneck(Lap(10, 0.95, 0.05), 100) == fast
     slow = "500 images/s, limited by the input: the devices waited 50% of the time for images; the step alone does"
-    assert bottleneck(Lap(10, 1.0, 1.0), 100, workers=0) == f"{slow} 1,000. Try --data.workers={os.cpu_count()}"
-    assert bottleneck(Lap(10, 1.0, 1.0), 100, workers=os.cpu_count()).endswith("files, or more processors")
+    found = bottleneck(Lap(10, 1.0, 1.0), 100)
+    assert found == f"{slow} 1,000. Smaller image files or more processors help"
 
 
 def test_a_run_says_what_limits_it(tmp_path, capsys, monkeypatch):

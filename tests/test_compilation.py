@@ -68,5 +68,7 @@ def test_the_oldest_programs_are_removed(tmp_path):
         path = tmp_path / name
         path.write_bytes(bytes(10))
         os.utime(path, (1_000_000 - age, 1_000_000 + age))  # last read, written
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")  # as if another process had just removed it
     remove_oldest(tmp_path, most=25)
+    (tmp_path / "gone").unlink()
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]

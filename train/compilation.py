@@ -1,5 +1,6 @@
 """Keep compiled programs in a folder, so that later processes need not compile them again."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -55,9 +56,11 @@ def is_usable(folder: Path, *, private: bool) -> bool:
 
 def remove_oldest(folder: Path, most: int = MOST_BYTES) -> None:
     """Remove the programs that were not used for longest, until the rest take at most `most` bytes."""
-    found = [(entry.stat(), entry.path) for entry in os.scandir(folder)]
-    total = 0
+    found, total = [], 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may do the same
+            found.append((path.stat(), path))
     for there, path in sorted(found, key=lambda pair: pair[0].st_atime, reverse=True):
         total += there.st_size
         if total > most:
-            Path(path).unlink(missing_ok=True)  # another process may do the same
+            path.unlink(missing_ok=True)

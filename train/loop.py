@@ -129,7 +129,7 @@ def finished(session: Session, result: dict[str, float] | None, preemption: Pree
         f"after {setup.total:,} steps; best at step {best:,} by {NAMES.get(metric, metric)}: {show(of_best)}"
     )
     if (total := session.clock.total).steps:
-        said = bottleneck(total, setup.config.batch_size, setup.config.data.workers)
+        said = bottleneck(total, setup.config.batch_size)
         setup.progress.message(f"speed        {said}")
     if is_lead():
         trained = session.start < setup.total

@@ -1,7 +1,6 @@
 """Measure how long the devices compute, and how long they wait for input."""
 
 import dataclasses
-import os
 import queue
 import threading
 import time
@@ -90,19 +89,19 @@ class DeviceClock:
             before = now
 
 
-def bottleneck(total: Lap, batch_size: int, workers: int) -> str:
+def bottleneck(total: Lap, batch_size: int) -> str:
     """One line about the speed of a run and what limits it.
 
     Args:
         total: The steps of the run, at least one.
         batch_size: Images per step.
-        workers: Number of processes that decode images.
     """
     images = total.steps * batch_size
     run, step = images / (total.computing + total.waiting), images / total.computing
     waited = f"the devices waited {total.share:.0%} of the time for images"
     if total.share < BOTTLENECK:
         return f"{run:,.0f} images/s, limited by the training step: {waited}"
-    processors = os.cpu_count()
-    advice = f"--data.workers={processors}" if workers < processors else "smaller image files, or more processors"
-    return f"{run:,.0f} images/s, limited by the input: {waited}; the step alone does {step:,.0f}. Try {advice}"
+    return (
+        f"{run:,.0f} images/s, limited by the input: {waited}; the step alone does {step:,.0f}. Smaller image files or "
+        "more processors help"
+    )

@@ -166,11 +166,8 @@ class CrossViT(nn.Module):
         small_parts = attention(self.sm_enc_heads, self.sm_enc_dim_head), feed_forward(self.sm_enc_mlp_dim)
         large_parts = attention(self.lg_enc_heads, self.lg_enc_dim_head), feed_forward(self.lg_enc_mlp_dim)
         cross_attention = attention(self.cross_attn_heads, self.cross_attn_dim_head)
-        small_depth, large_depth, longest = (
-            self.sm_enc_depth,
-            self.lg_enc_depth,
-            max(self.sm_enc_depth, self.lg_enc_depth),
-        )
+        small_depth, large_depth = self.sm_enc_depth, self.lg_enc_depth
+        longest = max(small_depth, large_depth)
         for i, rates in enumerate(stage_rates(self.drop_path, (longest + self.cross_attn_depth,) * self.depth)):
             of_small, of_large, of_cross = rates[:small_depth], rates[:large_depth], rates[longest:]
             small_blocks = NormedBlocks(small_depth, *small_parts, drop_path=of_small, name=f"small_{i}")

@@ -88,9 +88,8 @@ class Transformer(nn.Module):
             x = x + drop_path(Attention(self.heads, self.dim_head, self.dropout, name=f"attn_{i}")(x, train=train))
             return x + drop_path(FeedForward(self.mlp_dim, self.dropout, name=f"ff_{i}")(x, train=train))
 
-        return run_blocks(
-            self, self.depth, block, x, rate=self.drop_path, train=train
-        )  # for each i: x = block(i, x, ...)
+        # for each i: x = block(i, x, ...)
+        return run_blocks(self, self.depth, block, x, rate=self.drop_path, train=train)
 
 
 class DeepViT(nn.Module):
