@@ -1,4 +1,4 @@
-"""Experiments on CIFAR-10: what optimizers, augmentation and distillation are worth in a few minutes on two cores.
+"""Experiments on CIFAR-10: what optimizers and augmentation are worth in a few minutes on two cores.
 
     python benchmarks/cifar10.py --data PATH --experiment best             # 45 minutes
     python benchmarks/cifar10.py --data PATH --experiment optimizers
@@ -22,7 +22,7 @@ import tyro
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.runs import subset, train_run
+from benchmarks.runs import draw_accuracy, subset, train_run
 from train.run.records import read_records
 
 RECIPE = ("--recipe=cifar10", "--no-report", "--log-steps=100")
@@ -37,12 +37,10 @@ class Experiment:
     Attributes:
         variants: Options of the trainer by name of the variant; the others are compared with the first.
         images: Training images of each class, the first by name; None: all.
-        teacher: Options of the run that the others may name as their teacher, as --teacher=TEACHER.
     """
 
     variants: dict[str, tuple[str, ...]]
     images: int | None = None
-    teacher: tuple[str, ...] | None = None
 
 
 EXPERIMENTS = {
@@ -60,20 +58,13 @@ EXPERIMENTS = {
     "regularisation": Experiment(
         {
             "recipe": FEW,
-            "no crop, no flip": (*FEW, "--augment.crop-padding=0", "--no-augment.flip"),
+            "no crop, no flip": (*FEW, "--augment.crop-padding=0", "--augment.no-flip"),
             "stochastic depth 0.1": (*FEW, "--drop-path=0.1"),
             "mixup 0.2": (*FEW, "--augment.mixup=0.2"),
             "cutmix 1": (*FEW, "--augment.cutmix=1"),
             "colour jitter 0.3": (*FEW, "--augment.color-jitter=0.3"),
         },
         images=500,
-    ),
-    "distillation": Experiment(
-        {
-            "alone": ("--model=vit/tiny", "--epochs=4", "--eval-epochs=1"),
-            "distilled": ("--model=vit/tiny", "--epochs=4", "--eval-epochs=1", "--teacher=TEACHER"),
-        },
-        teacher=("--model=cct/2_3x3",),
     ),
 }
 
@@ -84,7 +75,7 @@ class Options:
 
     data: Path
     """Folder with train/CLASS/* and test/CLASS/*."""
-    experiment: Literal["best", "optimizers", "regularisation", "distillation"] = "best"
+    experiment: Literal["best", "optimizers", "regularisation"] = "best"
     """The experiment."""
     seeds: int = 3
     """Number of runs of each variant."""
@@ -96,12 +87,10 @@ def main(options: Options) -> None:
     """Run the missing runs, then write the result."""
     experiment, folder = EXPERIMENTS[options.experiment], options.work / options.experiment
     images = subset(options.data.expanduser().absolute(), folder / "images", experiment.images)
-    common, teacher = (f"--data=folder:{images}", *RECIPE), folder / "teacher"
-    runs = {"teacher": (*common, *experiment.teacher)} if experiment.teacher else {}
+    runs = {}
     for seed in range(options.seeds):  # variants alternate, so that other work of the machine affects them equally
         for variant, given in experiment.variants.items():
-            own = tuple(option.replace("TEACHER", str(teacher)) for option in given)
-            runs[f"{variant}-{seed}"] = (*common, f"--seed={seed}", *own)
+            runs[f"{variant}-{seed}"] = (f"--data=folder:{images}", *RECIPE, f"--seed={seed}", *given)
 
     records, logs = {}, []
     for name in rich.progress.track(list(runs), description="runs"):
@@ -115,7 +104,9 @@ def main(options: Options) -> None:
     out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     hide = lambda text: text.replace(str(options.work), "WORK").replace(str(options.data), "PATH")
     out.with_suffix(".log").write_text("\n".join(map(hide, logs)))
-    draw(experiment, options.seeds, records, out.with_suffix(".png"))
+    seeds = range(options.seeds)
+    curves = {name: [evaluations(records[f"{name}-{seed}"]) for seed in seeds] for name in experiment.variants}
+    draw_accuracy(curves, out.with_suffix(".png"))
 
 
 def summary(options: Options, experiment: Experiment, records: dict) -> dict:
@@ -137,7 +128,6 @@ def summary(options: Options, experiment: Experiment, records: dict) -> dict:
         "variants": variants,
         "options": experiment.variants,
         "images": experiment.images and 10 * experiment.images,
-        "teacher": evaluations(records["teacher"])[-1]["accuracy"] if experiment.teacher else None,
     }
 
 
@@ -154,23 +144,6 @@ def table(variants: dict) -> list[str]:
         seeds = "  ".join(f"{accuracy:.2%}" for accuracy in numbers["accuracy"])
         lines.append(f"{variant:24} {seeds:28} {numbers['mean']:.2%}  {numbers['mean'] - first['mean']:+.2%}")
     return lines
-
-
-def draw(experiment: Experiment, seeds: int, records: dict, path: Path) -> None:
-    """Plot the accuracy of all runs over their steps, in one colour for each variant."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, variant in enumerate(experiment.variants):
-        for seed in range(seeds):
-            points = [(record["step"], record["accuracy"]) for record in evaluations(records[f"{variant}-{seed}"])]
-            style = dict(color=f"C{number}", marker="o", markersize=3, label=None if seed else variant)
-            axes.plot(*zip(*points, strict=True), **style)
-    axes.set(xlabel="step", ylabel="accuracy on the test images")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

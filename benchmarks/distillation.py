@@ -25,7 +25,7 @@ import tyro
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.runs import subset, train_run
+from benchmarks.runs import draw_accuracy, subset, train_run
 from train.run.records import read_records
 
 
@@ -35,8 +35,8 @@ class Options:
 
     data: Path
     """Folder with train/CLASS/* and test/CLASS/*."""
-    scale: Literal["small", "full"] = "small"
-    """`small` for two cores, `full` for a GPU."""
+    scale: Literal["small", "all", "full"] = "small"
+    """`small` and `all` (all images, with a teacher of the recipe `cifar10`) for two cores, `full` for a GPU."""
     work: Path = ROOT / "runs/distillation"
     """Folder for the runs."""
     seeds: int = 3
@@ -55,6 +55,7 @@ class Scale:
     distilled: tuple[str, ...] = ("--distill.temperature=3", "--distill.alpha=0.7")
 
 
+KINDS = ("teacher", "alone", "distilled")
 SCALES = {
     "small": Scale(
         teacher_images=500,
@@ -62,6 +63,13 @@ SCALES = {
         both=("--batch-size=64", "--augment.crop-padding=4", "--augment.flip", "--optim.lr=1.5e-3"),
         teacher=("--model=cct/tiny", "--epochs=30", "--eval-epochs=10"),
         student=("--model=vit/tiny", "--epochs=75", "--eval-epochs=15"),
+    ),
+    "all": Scale(
+        teacher_images=None,
+        student_images=None,
+        both=("--recipe=cifar10",),
+        teacher=("--model=cct/2_3x3",),
+        student=("--model=vit/tiny", "--epochs=4"),
     ),
     "full": Scale(
         teacher_images=None,
@@ -104,7 +112,8 @@ def main(options: Options) -> None:
     out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
     hide = lambda text: re.sub(re.escape(str(options.work)), "WORK", text.replace(str(options.data), "PATH"))
     out.with_suffix(".log").write_text("\n".join(map(hide, logs)))
-    draw(curves, out.with_suffix(".png"))
+    variants = {kind: [curves[name] for name in curves if name.startswith(kind)] for kind in KINDS}
+    draw_accuracy(variants, out.with_suffix(".png"))
 
 
 def summary(options: Options, runs: dict, curves: dict) -> dict:
@@ -127,26 +136,6 @@ def summary(options: Options, runs: dict, curves: dict) -> dict:
             for name, arguments in runs.items()
         },
     }
-
-
-def draw(curves: dict, path: Path) -> None:
-    """Plot the accuracy of all runs over their steps."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    labelled = set()
-    for name, records in curves.items():
-        kind = name.partition("-")[0]
-        style = {"teacher": ("0.5", ":"), "alone": ("C0", "-"), "distilled": ("C1", "-")}[kind]
-        points = [(record["step"], record["accuracy"]) for record in records]
-        label = None if kind in labelled else kind
-        labelled.add(kind)
-        axes.plot(*zip(*points, strict=True), color=style[0], linestyle=style[1], marker="o", markersize=3, label=label)
-    axes.set(xlabel="step", ylabel="accuracy on the test images")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Runs of the trainer and parts of a dataset, for experiments."""
+"""Runs of the trainer, parts of a dataset and figures, for experiments."""
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +52,25 @@ def subset(data: Path, folder: Path, count: int | None = None, classes: slice = 
                 if not (target / image.name).exists():
                     (target / image.name).symlink_to(image)
     return folder
+
+
+def draw_accuracy(variants: Mapping[str, Sequence[list[dict]]], path: Path) -> None:
+    """Plot the accuracy of runs over their steps, in one colour for each variant.
+
+    Args:
+        variants: For each variant, the evaluation records of its runs.
+        path: The figure.
+    """
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (variant, runs) in enumerate(variants.items()):
+        for records in runs:
+            points = [(record["step"], record["accuracy"]) for record in records]
+            label = variant if records is runs[0] else None
+            axes.plot(*zip(*points, strict=True), color=f"C{number}", marker="o", markersize=3, label=label)
+    axes.set(xlabel="step", ylabel="accuracy on the test images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.cifar10 import EXPERIMENTS, RECIPE
 from tests.cases import IMAGE_CLASSIFIERS
 from train.build import DataInfo, build_model, build_objective
 from train.commandline.ranges import accepts, hints
@@ -65,6 +66,16 @@ def test_every_recipe_makes_a_step(name):
     state, metrics = jax.eval_shape(program.train_step, program.state, program.batch, {})
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, program.state)
     assert {"loss", "accuracy"} <= metrics.keys()
+
+
+VARIANTS = [options for experiment in EXPERIMENTS.values() for options in experiment.variants.values()]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=" ".join)
+def test_experiments_have_options_that_fit_their_model(options):
+    config = parse([*RECIPE, *options])
+    check_options(config)
+    build_objective(config, DataInfo(tuple("0123456789"), (32, 32, 3), *[(0.5,) * 3] * 2))
 
 
 @pytest.mark.parametrize("model", IMAGE_CLASSIFIERS)

@@ -78,8 +78,6 @@ RECIPES = {
             augment=Augment(crop_padding=4, flip=True),
             optim=Optim(name="muon", lr=2e-3, warmup_epochs=1.0, weight_decay=0.05),
         ),
-        # So few epochs need no regularisation within the blocks.
-        model_args={"cct": ("attention_dropout=0.0", "stochastic_depth_rate=0.0")},
     ),
     "deit": Recipe(
         command="python -m train.main --model=vit/s16 --recipe=deit --tpu",

@@ -235,7 +235,8 @@ def _paper(layers, kernel_size, n_conv_layers):
     return _function(layers) | tokenizer | dict(positional_embedding="learnable")
 
 
-# The paper's models, and 2_3x3, whose third convolution leaves 4x4 tokens of an image of 32x32.
-_TOKENIZED = ((2, 3, 2), (2, 3, 3), (4, 3, 2), (6, 3, 2), (7, 3, 2), (14, 7, 2), (6, 3, 1), (7, 3, 1))
+_TOKENIZED = ((2, 3, 2), (4, 3, 2), (6, 3, 2), (7, 3, 2), (14, 7, 2), (6, 3, 1), (7, 3, 1))
 PRESETS = {"tiny": _paper(2, 3, 2)} | {f"cct_{layers}": _function(layers) for layers in (2, 4, 6, 7, 8, 14, 16)}
 PRESETS |= {f"{layers}_{kernel}x{n}": _paper(layers, kernel, n) for layers, kernel, n in _TOKENIZED}
+# Ours, for a few epochs on two CPU cores: a third convolution leaves 4x4 tokens of 32x32 pixels, and nothing drops.
+PRESETS["2_3x3"] = _paper(2, 3, 3) | dict(attention_dropout=0.0, stochastic_depth_rate=0.0)
