@@ -13,9 +13,12 @@ from jax.experimental.pallas import tpu as pallas_tpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.test_models import equations
+from train.config import Config
+from train.program import executed
+from train.sharding import batch_sharding, make_mesh
 from vit_jax.layers import attend, attention_forms, attention_kernels
 from vit_jax.layers.attention_forms import attention, attention_by_blocks, attention_by_map
-from vit_jax.layers.execution import execution
+from vit_jax.layers.execution import current_execution, execution
 
 RNG = np.random.default_rng(0)
 noise = lambda *shape: np.asarray(RNG.normal(size=shape), np.float32)
@@ -67,12 +70,14 @@ def test_the_kernel_for_gpus(monkeypatch):
 
     def lowered(dtype):
         arrays = [jax.ShapeDtypeStruct((2, 3, 1025, 64), dtype)] * 3
-        loss = lambda q, k, v: attention(q, k, v, 0.125, None, None).astype(jnp.float32).sum()
+        loss = lambda q, k, v: attention(q, k, v, 0.3, None, None).astype(jnp.float32).sum()
         with execution(platform="gpu"):
             return jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
 
-    calls = [name for name in re.findall(r"custom_call @([$\w]+)", lowered(jnp.bfloat16)) if "cudnn" in name]
+    text = lowered(jnp.bfloat16)
+    calls = [name for name in re.findall(r"custom_call @([$\w]+)", text) if "cudnn" in name]
     assert calls == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    assert re.findall(r"fmha_scale\W+22: ([\d.]+)", text) == ["0.3", "0.3"]
     assert "cudnn" not in lowered(jnp.float32)
 
 
@@ -107,6 +112,12 @@ def test_maps_that_are_used_are_stored():
     assert stores_map(mutable=["intermediates"], attention="fused")
     assert stores_map(dropout=0.1, train=True, attention="fused")
     assert not stores_map(dropout=0.1, attention="fused")
+
+
+def test_the_trainer_sets_the_form_and_how_the_batch_is_divided():
+    mesh = make_mesh("data=2", jax.devices()[:2])
+    settings = executed(current_execution, Config(model="vit", attention="fused"), mesh)()
+    assert (settings.attention, settings.batch) == ("fused", batch_sharding(mesh))
 
 
 def test_an_unknown_form_is_named():

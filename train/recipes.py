@@ -43,7 +43,8 @@ RECIPES = {
     "digits": Recipe(
         command="python -m train.main --model=t2t",
         source="ours",
-        expected="97 % (vit, cait) to 99 % (t2t, pit, simple_vit) of 360 test images in a minute on two CPU cores",
+        expected="of 360 test images, on two CPU cores, means of three seeds: t2t 98.9 % in 40 seconds, pit 99.2 % in "
+        "80, simple_vit 98.1 % in 30; vit and cait about 97 %",
         settings=dict(
             data=Data(name="digits"),
             epochs=60.0,
