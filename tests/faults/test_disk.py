@@ -1,6 +1,7 @@
 """Full disks: a run ends in one line, and no incomplete file has a final name."""
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -53,6 +54,9 @@ def test_a_limit_of_the_system_stops_a_run_as_a_full_disk_does(alone, tmp_path, 
         assert run(tmp_path, *QUICK) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    # Orbax's failed tasks log when they are collected. During an `ast.parse` of a later test, that is an error of
+    # CPython 3.11 (gh-106905).
+    gc.collect()
     message = error(capsys, "stopped: a checkpoint cannot be written: ")
     assert f"In {tmp_path} there is no checkpoint yet" in message
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
