@@ -139,6 +139,9 @@ class JaxSide:
     """Our model and the trainer's own step, jitted and with donated state as in the trainer."""
 
     def __init__(self, options: Options):
+        from train.allocator import keep_freed_memory
+
+        keep_freed_memory()  # as train.main does
         import jax
 
         self.model = make_model(options)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 
+from train.allocator import keep_freed_memory
 from train.commandline.options import Group, last, read_options, split
 from train.commandline.terminal import run_command, tell
 from train.compilation import keep_programs
@@ -47,6 +48,7 @@ def run(config: Config) -> int:
 
     try:
         keep_programs(config.compilation_cache)
+        keep_freed_memory()
         join(config)
         with together(), preemption.listening() as asked:
             if config.tpu:

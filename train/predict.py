@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from train.allocator import keep_freed_memory
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.attention and len(images) > DRAWN:
             raise UserError(f"--attention draws at most {DRAWN} images, but {len(images)} are given")
         keep_programs()
+        keep_freed_memory()
         from train.prediction import show_predictions  # not at the top: JAX takes seconds to import
 
         return show_predictions(images, options.workdir, top=options.top, attention=options.attention, out=options.out)

@@ -132,4 +132,6 @@ def _divides(leaf, spec: PartitionSpec, mesh: Mesh) -> bool:
 def to_devices(batch: PyTree, mesh: Mesh) -> PyTree:
     """The global batch, from this process's share of it."""
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    arrays = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    # On a CPU, JAX runs a program in another thread if its inputs are not ready (see `train.allocator`).
+    return jax.block_until_ready(arrays) if mesh.devices.flat[0].platform == "cpu" else arrays

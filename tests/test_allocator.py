@@ -1,0 +1,34 @@
+"""Steps on a CPU use freed memory again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# A program allocates 128 MiB, five times; the page faults of the last two runs are printed.
+FIVE_RUNS = """
+import resource, sys
+from train.allocator import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+import jax, jax.numpy as jnp
+
+program = jax.jit(lambda x: jnp.broadcast_to(x, (32 << 20,)))
+faults = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    program(jnp.ones(())).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults[-2:])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets parameters of glibc")
+def test_a_program_takes_the_memory_of_the_run_before():
+    def faults(how):
+        ran = subprocess.run([sys.executable, "-c", FIVE_RUNS, how], capture_output=True, text=True, check=True)
+        return [*map(int, ran.stdout.split())]
+
+    assert min(faults("default")) > 50  # pages may have 2 MiB
+    assert max(faults("kept")) < 10
