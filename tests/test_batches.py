@@ -11,7 +11,7 @@ import pytest
 
 from tests.pictures import assert_equal, lazy, numbered, take, truncate
 from train.config import Data
-from train.data import eval_batches, load_dataset, train_batches
+from train.data import eval_batches, load_dataset, pipeline, train_batches
 from train.errors import UserError
 
 
@@ -100,11 +100,12 @@ def test_start_is_where_others_would_be(tmp_path, kind, monkeypatch):
 
 @pytest.mark.slow
 def test_workers_change_nothing_and_resume(tmp_path, monkeypatch):
-    """On the second of two processes, after four batches, and with an image that cannot be read."""
+    """On the second of two processes, after four batches, in chunks, and with an image that cannot be read."""
     dataset, config = lazy(tmp_path, min_crop=0.3, workers=2)
     truncate(tmp_path / "train/b/003.png")
     on_process(monkeypatch, 1, 2)
-    batches = lambda config, said: train_batches(dataset, config, 6, seed=0, start=4, warn=said.append)
+    monkeypatch.setattr(pipeline, "CHUNK", 4)  # a share of 9 images is sent as three chunks of three
+    batches = lambda config, said: train_batches(dataset, config, 18, seed=0, start=4, warn=said.append)
     expected = take(batches(dataclasses.replace(config, workers=0), told := []), 8)
     assert len(told) == 1
     with contextlib.closing(batches(config, said := [])) as iterator:
