@@ -18,6 +18,7 @@ ALLOWED = {"vit_jax", "jax", "flax", "einops", "numpy", "jaxtyping"}
 ALLOWED_THERE = {
     "vit_jax/images/__init__.py": {"PIL"},
     "vit_jax/images/bands.py": {"PIL", "tifffile"},
+    "vit_jax/images/open_image.py": {"PIL"},
     "vit_jax/images/pillow.py": {"PIL"},
     "vit_jax/pretrained/preprocessing.py": {"PIL"},  # for a type
     "vit_jax/pretrained/files.py": {"safetensors"},

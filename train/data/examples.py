@@ -11,10 +11,10 @@ import numpy as np
 from train.config import Data
 from train.data.channels import EncodedImage, common_form
 from train.data.fingerprint import Fingerprint, digest_of, fingerprint_of_files
-from train.data.sources import Parts
+from train.data.sources import DecodingSource, Parts, Target
 from train.data.splits import HELD_OUT, SPLIT, choose_split, divide, divided_note, held_out_note, single_note
 from train.data.targets import Columns, encode
-from train.data.transforms import Unreadable, decode
+from train.data.transforms import Unreadable
 from train.errors import UserError
 from vit_jax.images import File, Form
 
@@ -50,7 +50,7 @@ class Subset(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedSource:
+class EncodedSource(DecodingSource):
     """Encoded images, decoded on access."""
 
     files: Sequence[File]
@@ -61,10 +61,9 @@ class EncodedSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int | np.ndarray]:
+    def stored(self, index: int) -> tuple[File, Target]:
         target = self.labels[index]
-        image = decode(self.files[index], self.form.channels, self.name_of(index), self.form.pixels)
-        return image, int(target) if target.ndim == 0 else target
+        return self.files[index], int(target) if target.ndim == 0 else target
 
     def name_of(self, index: int) -> str:
         return self.names[index]

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from train.config import Data
 from train.data.channels import common_form
 from train.data.fingerprint import Fingerprint, fingerprint_of_files
-from train.data.sources import Parts
+from train.data.sources import DecodingSource, Parts
 from train.data.splits import (
     EVAL_SPLITS,
     HELD_OUT,
@@ -25,13 +23,12 @@ from train.data.splits import (
     hold_out,
     single_note,
 )
-from train.data.transforms import decode
 from train.errors import UserError
 from vit_jax.images import SUFFIXES, Form
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSource:
+class FolderSource(DecodingSource):
     """Image files, decoded on access."""
 
     paths: list[str]
@@ -41,9 +38,8 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        form = self.form
-        return decode(self.paths[index], form.channels, self.name_of(index), form.pixels), self.labels[index]
+    def stored(self, index: int) -> tuple[str, int]:
+        return self.paths[index], self.labels[index]
 
     def name_of(self, index: int) -> str:
         return self.paths[index]

@@ -20,15 +20,24 @@ from train.data.labels import labels_of
 from train.data.order import Balanced, Shuffled, sample_at
 from train.data.skipped import Skipped
 from train.data.sources import ArraySource, Source, as_array, read
-from train.data.transforms import INTERPOLATION, Shape, decode, evaluation_crop, evaluation_of, random_crop, simple_crop
+from train.data.transforms import (
+    INTERPOLATION,
+    Shape,
+    evaluation_crop,
+    evaluation_of,
+    opened,
+    pixels_of,
+    random_crop,
+    simple_crop,
+)
 from train.data.workers import Watched, die_with_parent
 from train.errors import UserError
-from vit_jax.images import Pixels
+from vit_jax.images import OpenImage, Pixels
 
 CHUNK = 16  # most images in a message of a worker process
 
 Warn = Callable[[str], None]
-Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Crop = Callable[[np.ndarray | OpenImage, np.random.Generator], np.ndarray]
 
 
 def train_batches(
@@ -100,10 +109,11 @@ def _train_batches(
     if config.random_crop != "simple" and _is_ready(source, size, config.min_crop):
         return _gathered(source, samples, share, first, with_sample=views > 0)
     interpolation = config.interpolation or INTERPOLATION
+    may_scale = lambda image: image if config.scaled_decoding else pixels_of(image)
     if config.random_crop == "simple":
-        crop = lambda image, rng: simple_crop(image, size, rng, interpolation)
+        crop = lambda image, rng: simple_crop(may_scale(image), size, rng, interpolation)
     else:
-        crop = lambda image, rng: random_crop(image, size, config.min_crop, rng, interpolation)
+        crop = lambda image, rng: random_crop(may_scale(image), size, config.min_crop, rng, interpolation)
     view_seed = seed if views else None
     batches = _decoded(source, samples, crop, share, config.workers, view_seed, first)
     skipped = Skipped(source, "training", warn)
@@ -153,8 +163,8 @@ def image_to_input(
     path: str | os.PathLike, image_shape: Shape, config: Data, mean: Sequence[float], pixels: Pixels = "uint8"
 ) -> np.ndarray:
     """Read one image file as in evaluation: `pixels` of `image_shape` (height, width, channels)."""
-    image = decode(path, image_shape[2], str(path), pixels)
-    return evaluation_crop(image, evaluation_of(config, image_shape, mean), mean)
+    with opened(path, image_shape[2], str(path), pixels) as image:
+        return evaluation_crop(image, evaluation_of(config, image_shape, mean), mean)
 
 
 def _share(batch_size: int) -> int:
@@ -241,13 +251,17 @@ def _iterate(batches: grain.IterDataset, source: Source, config: Data) -> grain.
 def _example(
     source: Source, crop: Crop, view_seed: int | None, sample: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    index = sample % len(source)
-    image, label, used = read(source, index)
-    example = {"label": as_array(label), "unreadable": np.asarray(-1 if used == index else index)}
+    index, example = sample % len(source), {}
     if view_seed is not None:
         rng = np.random.default_rng((view_seed, sample))
         example["sample"] = np.asarray(sample, np.int32)
-    return {"image": crop(image, rng), **example}
+    image, label, used = read(source, index, lambda image: crop(image, rng))
+    return {
+        "image": image,
+        "label": as_array(label),
+        "unreadable": np.asarray(-1 if used == index else index),
+        **example,
+    }
 
 
 def _no_examples(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -5,10 +5,11 @@ one type: uint8, uint16 or float32. The target is the int of a class, or float32
 with numbers. With an attribute `labels`, the targets of all examples, these are known without reading images.
 """
 
+import abc
 import contextlib
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -17,7 +18,8 @@ import numpy as np
 from train.config import Data
 from train.data.fingerprint import Fingerprint, fingerprint_of_arrays
 from train.data.splits import choose_split
-from train.data.transforms import Unreadable
+from train.data.transforms import Unreadable, opened, pixels_of
+from vit_jax.images import File, Form, OpenImage
 
 STAND_INS = 100  # images to try in place of an unreadable one; if all fail, the fault is elsewhere
 
@@ -57,13 +59,41 @@ class ArraySource:
         return self.names[index] if self.names else ""
 
 
+class DecodingSource(abc.ABC):
+    """Base of sources whose images are decoded on access.
+
+    Attributes:
+        form: How images are decoded.
+    """
+
+    form: Form
+
+    @abc.abstractmethod
+    def stored(self, index: int) -> tuple[File, Target]:
+        """The file of an image, or its content, and its target."""
+
+    @abc.abstractmethod
+    def name_of(self, index: int) -> str: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Target]:
+        return self.transformed(index, pixels_of)
+
+    def transformed(self, index: int, transform: Callable[[OpenImage], np.ndarray]) -> tuple[np.ndarray, Target]:
+        """What `transform` makes of an image that is not decoded yet, and the target."""
+        file, target = self.stored(index)
+        with opened(file, self.form.channels, self.name_of(index), self.form.pixels) as image:
+            return transform(image), target
+
+
 def as_array(target: Target) -> np.ndarray:
     """A target, or those of several examples, as an array: int32 for classes, float32 for labels or numbers."""
     array = np.asarray(target)
     return array.astype(np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32)
 
 
-def read(source: Source, index: int) -> tuple[np.ndarray, Target, int]:
+def read(
+    source: Source, index: int, transform: Callable[[np.ndarray | OpenImage], np.ndarray] = pixels_of
+) -> tuple[np.ndarray, Target, int]:
     """Read an example or, if it is unreadable, the next readable one.
 
     The replacement is always the same, so that a resumed run sees the same images.
@@ -71,17 +101,27 @@ def read(source: Source, index: int) -> tuple[np.ndarray, Target, int]:
     Args:
         source: The source.
         index: Index of the example.
+        transform: Takes the image, which need not be decoded yet.
 
     Returns:
-        The image, its target, and the index of the example that was read.
+        What `transform` returns, the target, and the index of the example that was read.
 
     Raises:
         Unreadable: If STAND_INS examples in a row are unreadable.
     """
     for used in ((index + ahead) % len(source) for ahead in range(min(STAND_INS, len(source)))):
         with contextlib.suppress(Unreadable):
-            return *source[used], used
-    return *source[index], index
+            return *_transformed(source, used, transform), used
+    return *_transformed(source, index, transform), index
+
+
+def _transformed(
+    source: Source, index: int, transform: Callable[[np.ndarray | OpenImage], np.ndarray]
+) -> tuple[np.ndarray, Target]:
+    if isinstance(source, DecodingSource):
+        return source.transformed(index, transform)
+    image, target = source[index]
+    return transform(image), target
 
 
 def evenly_spaced(count: int, most: int) -> Sequence[int]:

@@ -20,9 +20,9 @@ from train.data.prepared import (
     how_to_prepare,
     read_class_names,
 )
-from train.data.sources import Parts, evenly_spaced
+from train.data.sources import DecodingSource, Parts, evenly_spaced
 from train.data.splits import HELD_OUT, choose_split, count_images, divided_note, held_out_note
-from train.data.transforms import Unreadable, decode, image_form
+from train.data.transforms import Unreadable, image_form
 from train.errors import UserError, one_line, one_line_errors
 from vit_jax.images import Form
 
@@ -32,7 +32,7 @@ UNLABELLED = -1  # TFDS's value for a missing label
 
 
 @dataclasses.dataclass(frozen=True)
-class TfdsSource:
+class TfdsSource(DecodingSource):
     """Records of encoded images, decoded on access. Without a `label_key` every label is 0."""
 
     records: Any  # serialized tf.train.Example messages
@@ -45,11 +45,10 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def stored(self, index: int) -> tuple[io.BytesIO, int]:
         features = self._features(index)
         label = 0 if self.label_key is None else self.check_label(self._value(features, self.label_key, index), index)
-        image = self._value(features, self.image_key, index)
-        return decode(io.BytesIO(image), self.form.channels, self.name_of(index), self.form.pixels), label
+        return io.BytesIO(self._value(features, self.image_key, index)), label
 
     def name_of(self, index: int) -> str:
         return f"{index} of {self.name}"

@@ -1,13 +1,14 @@
 """Transforms of one image on the host: decode, crop, resize.
 
-Images are (h, w, c), with samples uint8, uint16 or float32. Sizes are (height, width) and boxes are (left, top, right,
-bottom), in pixels.
+Images are arrays (h, w, c), with samples uint8, uint16 or float32, or files that are decoded when they are resized.
+Sizes are (height, width) and boxes are (left, top, right, bottom), in pixels.
 """
 
+import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,13 +16,14 @@ from PIL import Image
 from train.config import Data
 from train.errors import UserError
 from vit_jax import images
-from vit_jax.images import WHITE, File, Form, Pixels
+from vit_jax.images import WHITE, File, Form, OpenImage, Pixels
 from vit_jax.pretrained.preprocessing import INTERPOLATIONS, Preprocessing
 
 Box = tuple[float, float, float, float]
 Shape = tuple[int, int, int]  # height, width, channels
 INTERPOLATION = "bicubic"  # the default
 BORDER = 4  # pixels
+MARGIN = 2  # a JPEG is decoded at a smaller size if a crop keeps at least MARGIN times the height and width it needs
 
 # Warnings about damage do not name the file. For images that cannot be decoded, `decode` raises Unreadable.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -41,12 +43,25 @@ def image_form(file: File, name: str) -> Form:
         raise Unreadable(str(error)) from error
 
 
-def decode(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> np.ndarray:
-    """Decode an image at its own size, upright, as `vit_jax.images.decode`. Raises Unreadable."""
+@contextlib.contextmanager
+def opened(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> Iterator[OpenImage]:
+    """Open an image, as `vit_jax.images.opened`. Raises Unreadable, also for what the body finds when it decodes it."""
     try:
-        return images.decode(file, channels, name, pixels)
+        with images.opened(file, channels, name, pixels) as image:
+            yield image
     except images.Unreadable as error:
         raise Unreadable(str(error)) from error
+
+
+def pixels_of(image: np.ndarray | OpenImage) -> np.ndarray:
+    """The pixels of an image at its own size."""
+    return np.asarray(image.decoded) if isinstance(image, OpenImage) else image
+
+
+def decode(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> np.ndarray:
+    """Decode an image at its own size, upright. Arguments and errors are those of `opened`."""
+    with opened(file, channels, name, pixels) as image:
+        return pixels_of(image)
 
 
 def evaluation_of(config: Data, image_shape: Shape, mean: Sequence[float]) -> Preprocessing:
@@ -60,32 +75,35 @@ def evaluation_of(config: Data, image_shape: Shape, mean: Sequence[float]) -> Pr
     )
 
 
-def evaluation_crop(image: np.ndarray, preprocessing: Preprocessing, mean: Sequence[float] | None = None) -> np.ndarray:
+def evaluation_crop(
+    image: np.ndarray | OpenImage, preprocessing: Preprocessing, mean: Sequence[float] | None = None
+) -> np.ndarray:
     """Resize and crop an image, as `preprocessing` says, with borders of the colour `mean` if it is given.
 
     An image of extreme aspect ratio, whose resized copy would be too large, is cropped before it is resized.
     """
-    pictures, fills = _pictures(image), [None] * image.shape[2]
+    pictures, pixels = _pictures(image)
+    fills = [None] * len(pictures)
     if mean is not None and preprocessing.crop_mode == "border" and pictures[0].mode != "RGB":
-        fills = [WHITE[image.dtype.name] * value for value in mean]
-        fills = fills if image.dtype == np.float32 else list(map(round, fills))
+        fills = [WHITE[pixels] * value for value in mean]
+        fills = fills if pixels == "float32" else list(map(round, fills))
     try:
-        fitted = [preprocessing.fit(picture, fill) for picture, fill in zip(pictures, fills, strict=False)]
+        fitted = [preprocessing.fit(picture, fill) for picture, fill in zip(pictures, fills, strict=True)]
     except ValueError:
         size, share, interpolation = preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation
         return center_crop(image, size, share, interpolation)
-    return _pixels(fitted, image.dtype)
+    return _stacked(fitted, pixels)
 
 
 def center_crop(
-    image: np.ndarray, size: tuple[int, int], share: float = 1.0, interpolation: str = INTERPOLATION
+    image: np.ndarray | OpenImage, size: tuple[int, int], share: float = 1.0, interpolation: str = INTERPOLATION
 ) -> np.ndarray:
     """Resize the central crop to `size`; its sides are `share` of the largest crop with the aspect ratio of `size`."""
-    return _resize(image, _center_box(image.shape[:2], size, share), size, interpolation)
+    return _resize(image, _center_box(_size(image), size, share), size, interpolation)
 
 
 def random_crop(
-    image: np.ndarray,
+    image: np.ndarray | OpenImage,
     size: tuple[int, int],
     min_area: float,
     rng: np.random.Generator,
@@ -94,7 +112,7 @@ def random_crop(
     """Resize a crop of random area and aspect ratio to `size` (Szegedy et al. 2015, arXiv:1409.4842).
 
     Args:
-        image: The image, uint8 (h, w, c).
+        image: The image.
         size: Height and width of the result. The aspect ratio of the crop is that of `size` times 3/4 to 4/3.
         min_area: Smallest area of the crop, as a fraction of the image; the area is uniform between it and 1. With 1
             the crop is the largest central one.
@@ -103,11 +121,11 @@ def random_crop(
     """
     if min_area == 1:
         return center_crop(image, size, 1.0, interpolation)
-    return _resize(image, _random_box(image.shape[:2], size, min_area, rng), size, interpolation)
+    return _resize(image, _random_box(_size(image), size, min_area, rng), size, interpolation)
 
 
 def simple_crop(
-    image: np.ndarray, size: tuple[int, int], rng: np.random.Generator, interpolation: str = INTERPOLATION
+    image: np.ndarray | OpenImage, size: tuple[int, int], rng: np.random.Generator, interpolation: str = INTERPOLATION
 ) -> np.ndarray:
     """Crop an image at random, after its smaller side is resized to `size`.
 
@@ -115,10 +133,11 @@ def simple_crop(
     image by BORDER pixels, which are reflected. An image of extreme aspect ratio, whose resized copy would be too
     large, gets the central crop.
     """
-    height, width = Preprocessing(size, 1.0, interpolation=interpolation).resized(*image.shape[:2])
+    full = _size(image)
+    height, width = Preprocessing(size, 1.0, interpolation=interpolation).resized(*full)
     if height * width > images.MAX_PIXELS:
         return center_crop(image, size, 1.0, interpolation)
-    whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+    whole = (0.0, 0.0, float(full[1]), float(full[0]))
     resized = _resize(image, whole, (height, width), interpolation)
     padded = np.pad(resized, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="reflect")
     top, left = (int(rng.integers(full - side + 1)) for full, side in zip(padded.shape, size, strict=False))
@@ -149,27 +168,43 @@ def as_picture(image: np.ndarray) -> Image.Image:
     values = image if image.shape[2] == 3 else image.mean(axis=2, keepdims=True)
     low, high = (0, WHITE[image.dtype.name]) if image.dtype != np.float32 else (image.min(), image.max())
     values = np.rint((values.astype(np.float64) - low) * (255 / max(high - low, 1e-30)))
-    return _pictures(values.astype(np.uint8))[0]
+    return _pictures(values.astype(np.uint8))[0][0]
 
 
-def _resize(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
+def _size(image: np.ndarray | OpenImage) -> tuple[int, int]:
+    return image.size if isinstance(image, OpenImage) else image.shape[:2]
+
+
+def _resize(image: np.ndarray | OpenImage, box: Box, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Crop the image to `box` and resize it to `size`, in one antialiased operation."""
+    if isinstance(image, OpenImage) and interpolation != "nearest":  # which takes pixels as they are
+        left, top, right, bottom = box
+        image.reduce(min((bottom - top) / size[0], (right - left) / size[1]) / MARGIN)
+        box = tuple(side / image.reduction for side in box)
+    pictures, pixels = _pictures(image)
     resample = INTERPOLATIONS.index(interpolation)
-    resized = [picture.resize((size[1], size[0]), resample, box=box) for picture in _pictures(image)]
-    return _pixels(resized, image.dtype)
+    return _stacked([picture.resize((size[1], size[0]), resample, box=box) for picture in pictures], pixels)
 
 
-def _pictures(image: np.ndarray) -> list[Image.Image]:
-    """An image as one picture in RGB or, as Pillow has no others, as one for each channel: of bytes or of floats."""
-    if image.dtype == np.uint8 and image.shape[2] == 3:
-        return [Image.fromarray(image)]
-    bands = image if image.dtype == np.uint8 else image.astype(np.float32)
-    return [Image.fromarray(np.ascontiguousarray(bands[..., i])) for i in range(image.shape[2])]
+def _pictures(image: np.ndarray | OpenImage) -> tuple[list[Image.Image], Pixels]:
+    """An image as pictures, and the type of its samples.
+
+    RGB of 8 bits is one picture; as Pillow has no others of several channels, these are one for each channel, of bytes
+    or of floats.
+    """
+    pixels = image.decoded if isinstance(image, OpenImage) else image
+    if isinstance(pixels, Image.Image):
+        return [pixels], "uint8"
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        return [Image.fromarray(pixels)], "uint8"
+    bands = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    pictures = [Image.fromarray(np.ascontiguousarray(bands[..., i])) for i in range(pixels.shape[2])]
+    return pictures, pixels.dtype.name
 
 
-def _pixels(pictures: Sequence[Image.Image], dtype: np.dtype) -> np.ndarray:
-    """Pixels (h, w, c) of what `_pictures` returns."""
-    pixels = np.asarray(pictures[0]) if pictures[0].mode == "RGB" else np.stack(pictures, axis=-1)
-    if dtype == np.uint16:  # interpolation exceeds the range of the samples
-        pixels = np.clip(np.rint(pixels), 0, WHITE["uint16"])
-    return pixels.astype(dtype, copy=False)
+def _stacked(pictures: Sequence[Image.Image], pixels: Pixels) -> np.ndarray:
+    """The pixels (h, w, c) of what `_pictures` returns."""
+    samples = np.asarray(pictures[0]) if pictures[0].mode == "RGB" else np.stack(pictures, axis=-1)
+    if pixels == "uint16":  # interpolation exceeds the range of the samples
+        samples = np.clip(np.rint(samples), 0, WHITE["uint16"])
+    return samples.astype(pixels, copy=False)

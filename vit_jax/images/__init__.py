@@ -10,25 +10,22 @@ import stat
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vit_jax.images import pillow
 from vit_jax.images.bands import TiffBands, needs_tifffile
 from vit_jax.images.npy import MAGIC, NpyImage
-from vit_jax.images.pillow import FORMATS, PillowImage, window
-from vit_jax.images.samples import MAX_PIXELS, WHITE, Form, Pixels, converted, recoloured, upright
+from vit_jax.images.open_image import OpenImage, Reader, Unreadable, explained
+from vit_jax.images.pillow import FORMATS, window
+from vit_jax.images.samples import MAX_PIXELS, WHITE, Form, Pixels
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "WHITE", "File", "Form", "Pixels", "Unreadable", "as_rgb", "decode"]
-__all__ += ["image_form", "window"]
+__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "WHITE", "File", "Form", "OpenImage", "Pixels", "Unreadable", "as_rgb"]
+__all__ += ["decode", "image_form", "opened", "window"]
 
 File = str | os.PathLike | io.BytesIO
 
 SUFFIXES = pillow.SUFFIXES | {".npy"}
 SMALL = 2**24  # bytes of the largest file that is read at once
-
-
-class Unreadable(ValueError):
-    """A file that is not a whole image of a supported format."""
 
 
 def image_form(file: File, name: str) -> Form:
@@ -45,12 +42,32 @@ def image_form(file: File, name: str) -> Form:
     Raises:
         Unreadable: If the header is not that of a supported image.
     """
-    with _opened(file, None, name) as image:
-        return image.form()
+    with explained(name), _reader_of(file, None) as reader:
+        return reader.form()
 
 
 def decode(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> np.ndarray:
-    """Decode an image at its own size, rotated according to its EXIF orientation.
+    """Decode an image at its own size, upright.
+
+    Args:
+        file: Path or contents of the file.
+        channels: As of `opened`.
+        name: Name of the file in error messages.
+        pixels: Type of the samples.
+
+    Returns:
+        Pixels (h, w, channels).
+
+    Raises:
+        Unreadable: As by `opened` and `OpenImage`.
+    """
+    with opened(file, channels, name, pixels) as image:
+        return np.asarray(image.decoded)
+
+
+@contextlib.contextmanager
+def opened(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> Iterator[OpenImage]:
+    """Open and check an image without decoding it.
 
     Palettes are resolved, and of several frames or pages only the first is read. Integers become `pixels` so that white
     stays white: as uint8 the upper 8 bits, as float32 0..1. Floats remain as they are.
@@ -62,16 +79,13 @@ def decode(file: File, channels: int, name: str, pixels: Pixels = "uint8") -> np
         name: Name of the file in error messages.
         pixels: Type of the samples.
 
-    Returns:
-        Pixels (h, w, channels).
-
     Raises:
-        Unreadable: If the file is not a whole image of a supported format, has other bands, or has floats that are not
-            finite or that `pixels` does not allow.
+        Unreadable: If the header is not that of a supported image.
     """
-    with _opened(file, channels, name) as image:
-        samples = image.read(channels, pixels)
-        return converted(recoloured(upright(samples, image.orientation), channels), pixels)
+    with contextlib.ExitStack() as stack:
+        with explained(name):
+            reader = stack.enter_context(_reader_of(file, channels))
+        yield OpenImage(reader, Form(channels, pixels), name)
 
 
 def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
@@ -96,23 +110,13 @@ def as_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _opened(file: File, channels: int | None, name: str) -> Iterator[PillowImage | TiffBands | NpyImage]:
-    """Open and check an image without decoding it. Converts any exception, also of the body, to Unreadable.
-
-    `channels` is their number that will be read, None if unknown.
-    """
-    try:
-        with (
-            contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else _open_regular(file) as stream,
-            _reader(stream, channels) as image,
-        ):
-            yield image
-    except UnidentifiedImageError as error:
-        names = ", ".join((*FORMATS, "npy"))
-        raise Unreadable(f"cannot read the image {name}: it is none of {names}") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, MemoryError and more
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise Unreadable(f"cannot read the image {name}: {reason}") from error
+def _reader_of(file: File, channels: int | None) -> Iterator[Reader]:
+    """Open and check an image. `channels` is their number that will be read, None if unknown."""
+    with (
+        contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else _open_regular(file) as stream,
+        _reader(stream, channels) as reader,
+    ):
+        yield reader
 
 
 def _reader(stream: io.BufferedIOBase, channels: int | None) -> contextlib.AbstractContextManager:

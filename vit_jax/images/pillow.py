@@ -22,6 +22,16 @@ SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().it
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 GREY_ALPHA = "LA;16B"  # 16-bit greyscale with alpha in PNG, which Pillow reads as RGBA of 8 bits
+TRANSPOSE = Image.Transpose
+TURNS = {  # what makes an image upright, by EXIF orientation
+    2: TRANSPOSE.FLIP_LEFT_RIGHT,
+    3: TRANSPOSE.ROTATE_180,
+    4: TRANSPOSE.FLIP_TOP_BOTTOM,
+    5: TRANSPOSE.TRANSPOSE,
+    6: TRANSPOSE.ROTATE_270,
+    7: TRANSPOSE.TRANSVERSE,
+    8: TRANSPOSE.ROTATE_90,
+}
 WHITE_IS_ZERO, YCBCR = 0, 6  # values of TIFF's tag PhotometricInterpretation
 UNSIGNED, FLOATS = 1, 3  # values of TIFF's tag SampleFormat
 
@@ -31,7 +41,7 @@ class PillowImage:
 
     def __init__(self, stream: io.BufferedIOBase, image: Image.Image):
         self._stream, self._image = stream, image
-        self._rawmode = _rawmode(image)
+        self._rawmode, self._sides = _rawmode(image), image.size
         _check(image)
 
     @property
@@ -42,12 +52,33 @@ class PillowImage:
         except Exception:  # Pillow raises OSError, SyntaxError, ValueError, MemoryError and more
             return 1
 
+    @property
+    def is_jpeg(self) -> bool:
+        return self._image.format in ("JPEG", "MPO")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a JPEG, upright: EXIF is before its pixels."""
+        return self._sides if self.orientation in (5, 6, 7, 8) else self._sides[::-1]
+
+    def reduce(self, scale: float) -> int:
+        """Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, but not below 1 / `scale`, and return the divisor.
+
+        Sides are rounded up. An image that must be turned or flipped is reduced only without a remainder, which would
+        move to the top or left.
+        """
+        width, height = self._sides
+        is_whole = lambda divisor: self.orientation == 1 or width % divisor == height % divisor == 0
+        divisor = max((divisor for divisor in (2, 4, 8) if divisor <= scale and is_whole(divisor)), default=1)
+        self._image.draft(None, (max(1, width // divisor), max(1, height // divisor)))
+        return divisor
+
     def form(self) -> Form:
         is_grey = self._image.mode in GREY_MODES or self._rawmode == GREY_ALPHA
         return Form(1 if is_grey else 3, self._pixels)
 
-    def read(self, channels: int, pixels: str) -> np.ndarray:
-        """The samples, uint8 if `pixels` is; otherwise in the type of the file."""
+    def read(self, channels: int, pixels: str) -> np.ndarray | Image.Image:
+        """The samples, uint8 if `pixels` is; otherwise in the type of the file. RGB of 8 bits remains a picture."""
         is_deep = pixels != "uint8" and self._pixels == "uint16"
         if is_deep and not self._image.mode.startswith("I"):
             return _with_alpha(self._deep_colour(), channels)
@@ -57,7 +88,10 @@ class PillowImage:
         if is_deep:
             return _with_alpha(_deep_grey(self._image)[..., None], channels)
         mode = MODES.get(channels) or MODES[self.form().channels]
-        return np.asarray(_converted(self._image, mode)).reshape(*self._image.size[::-1], len(mode))
+        picture = _converted(self._image, mode)
+        if mode == "RGB" and channels == 3 and pixels == "uint8":
+            return picture
+        return np.asarray(picture).reshape(*self._image.size[::-1], len(mode))
 
     @property
     def _pixels(self) -> str:
@@ -103,6 +137,12 @@ def opened(stream: io.BufferedIOBase) -> Iterator[PillowImage]:
     """Open and check an image without decoding it."""
     with Image.open(stream, formats=PLUGINS) as image:
         yield PillowImage(stream, image)
+
+
+def upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """Turn and flip a picture as its EXIF orientation says; unknown ones leave it as it is."""
+    turn = next((method for number, method in TURNS.items() if number == orientation), None)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def window(image: Image.Image, top: int, left: int, size: tuple[int, int], fill: int | float | tuple[int, ...]):
