@@ -93,7 +93,7 @@ def test_what_is_not_reduced_stays_exactly_the_same(contents, options):
 
 
 def test_a_truncated_image_is_unreadable_at_any_size():
-    with pytest.raises(Unreadable, match="cannot read the image photo: .*truncated"):
+    with pytest.raises(Unreadable, match=r"cannot read the image photo: .*truncated"):
         both(jpeg(400, 320)[:-2000], CROPS["center"])
 
 

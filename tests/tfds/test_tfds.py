@@ -140,7 +140,7 @@ def test_a_label_outside_of_the_classes_is_refused(copied, tmp_path, split, labe
 
     change_records(copied, split, change)
     message = f"the label of 3 of tfds:blobs {split} is {label}: expected 0 to 1"
-    monkeypatch.setattr("train.data.tfds.decode", None)  # no image is decoded to find it
+    monkeypatch.setattr("train.data.sources.opened", None)  # no image is decoded to find it
     assert message in refusal(data(tmp_path))
 
 

@@ -73,7 +73,7 @@ class Data:
     std: tuple[Annotated[float, Range(1e-6, 1e6)], ...] | None = None
     """Standard deviation of each channel, for the same pixels; default: as for the mean."""
     workers: Annotated[int, Range(0, 1024)] = 0
-    """Number of processes that decode images; 0: threads of the main process decode them."""
+    """Number of processes that decode images; 0: threads of the main process do it, as many as there are processors."""
 
 
 @dataclasses.dataclass(frozen=True)

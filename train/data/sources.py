@@ -79,7 +79,7 @@ class DecodingSource(abc.ABC):
         return self.transformed(index, pixels_of)
 
     def transformed(self, index: int, transform: Callable[[OpenImage], np.ndarray]) -> tuple[np.ndarray, Target]:
-        """What `transform` makes of an image that is not decoded yet, and the target."""
+        """Apply `transform` to an image that is not decoded yet. Returns its result and the target."""
         file, target = self.stored(index)
         with opened(file, self.form.channels, self.name_of(index), self.form.pixels) as image:
             return transform(image), target
