@@ -16,18 +16,31 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_run(path, tmp_path):
-    cells = jupytext.read(path).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+RUN = """
+import os, runpy, sys
+for path in sys.argv[1:]:
+    os.chdir(os.path.dirname(path))
+    runpy.run_path(path, run_name="__main__")
+"""
+
+
+def write_code(notebook: Path, folder: Path) -> str:
+    """Write the cells of code into a script, alone in a folder, and return its path."""
+    code = [source for kind, source in cells_of(notebook) if kind == "code"]
     assert code[0].startswith("%pip install")  # which is a command of Jupyter's, and done here
-    (tmp_path / "notebook.py").write_text("\n\n".join(code[1:]))
-    cache = {"VIT_JAX_CACHE": str(tmp_path / "cache"), "MPLBACKEND": "agg", "PYTHONPATH": str(path.parents[1])}
+    script = folder / notebook.stem / notebook.name
+    script.parent.mkdir()
+    script.write_text("\n\n".join(code[1:]))
+    return str(script)
+
+
+@pytest.mark.slow
+def test_cells_run(tmp_path):
+    """All in one process, which imports the libraries once; a traceback has the path of its notebook."""
+    cache = {"VIT_JAX_CACHE": str(tmp_path / "cache"), "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
     offline = {"http_proxy": "http://localhost:9", "https_proxy": "http://localhost:9"}
     ran = subprocess.run(
-        [sys.executable, "notebook.py"],
-        cwd=tmp_path,
+        [sys.executable, "-c", RUN, *(write_code(path, tmp_path) for path in NOTEBOOKS)],
         env=os.environ | cache | offline | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiler.flags(devices=1)},
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,7 @@ import train.report
 from docs import make_deviations
 from train.commandline.options import read_options, split
 from train.data import load_dataset
+from train.sharding import make_mesh
 from vit_jax.registry import MODELS, list_presets
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +163,15 @@ def run_command(words: list[str], done: list[list[str]], capsys) -> None:
 
 
 @pytest.fixture
+def quick(monkeypatch):
+    """One device, as most readers have, and no second of measuring after the first few batches."""
+    one = lambda shape=None: make_mesh(shape, jax.devices()[:1])
+    for module in ("setup", "evaluation.evaluation", "evaluation.report"):
+        monkeypatch.setattr(f"train.{module}.make_mesh", one)
+    monkeypatch.setattr("train.evaluation.predictions.SECONDS", 0.0)
+
+
+@pytest.fixture
 def photos(tmp_path, monkeypatch):
     """A working directory with the images that the commands name."""
     monkeypatch.chdir(tmp_path)
@@ -175,6 +186,7 @@ def photos(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_pages_run(photos, capsys):
     with mock.patch.dict(MODELS):  # docs/copy-a-model.md adds one
         done = []
