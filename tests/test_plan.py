@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from tests import compiler
 from train import hlo, plan, planning, topology
 from train.build import DataInfo
 from train.config import Config
@@ -131,7 +132,7 @@ def test_a_verdict_says_by_how_much(found):
 
 
 def run(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(compiler.QUICK)}
     command = [sys.executable, "-m", "train.plan", *arguments]
     folder = Path(plan.__file__).parents[1]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
