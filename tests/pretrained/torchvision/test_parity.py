@@ -85,7 +85,7 @@ def networks(name):
     if name.startswith("maxvit_"):
         return [(dict(input_size=(size, size)), [(size, size)]) for size in (224, 222)]
     largest = (299, 299) if name == "inception_v3" else (224, 224)  # as it is published
-    return [({}, [largest, (160, 192)])]
+    return [({}, [largest, (96, 128)])]
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
