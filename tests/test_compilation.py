@@ -1,10 +1,13 @@
-"""The folder of compiled programs: the default, what JAX is told, what is refused, and how it stays small."""
+"""The folder of compiled programs: the default, what JAX is told, what is refused, how it stays small, exact runs."""
 
 import os
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from tests import runs
+from tests.faults.stopping import QUICK, assert_same_run, stopped
 from train import compilation
 from train.compilation import keep_programs, remove_oldest
 from train.main import parse
@@ -72,3 +75,36 @@ def test_the_oldest_programs_are_removed(tmp_path):
     remove_oldest(tmp_path, most=25)
     (tmp_path / "gone").unlink()
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.fixture
+def all_kept(tmp_path, monkeypatch):
+    """A folder for the programs of runs in this process, even of those that are compiled quickly."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setattr(runs, "PROGRAMS", {})
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield tmp_path / "programs"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_run_continues_exactly_with_programs_of_the_folder(all_kept, tmp_path):
+    options = (*QUICK, f"--compilation-cache={all_kept}")
+    steps = lambda: {path.name for path in all_kept.glob("jit_traced-*")}
+    assert runs.train(tmp_path / "whole", *options) == 0
+    compiled = steps()
+    assert len(compiled) == 2  # of training and evaluation
+
+    jax.clear_caches()
+    runs.PROGRAMS.clear()
+    events = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+    workdir = stopped(tmp_path / "run", *options)
+    assert runs.train(workdir, *options) == 0
+    assert "/jax/compilation_cache/cache_hits" in events
+    assert steps() == compiled
+    assert_same_run(workdir, tmp_path / "whole")
