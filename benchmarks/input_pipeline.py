@@ -3,43 +3,69 @@
     python benchmarks/input_pipeline.py FOLDER
 
 FOLDER has photographs, at any depth. Both sides decode them with Pillow, crop at random (area 0.08 to 1, aspect ratio
-3/4 to 4/3), resize bilinearly to 224 pixels, and make batches of 64, in two worker processes; ours also in threads,
-which is the trainer's default. Flips and normalisation are part of our training step, on the device; torch's side does
-them in its workers, as in torchvision's reference recipe ("torch"), or flips alone, with batches of uint8 ("torch,
-uint8").
+3/4 to 4/3), resize bilinearly to 224 pixels, and make batches of 64, with two workers: processes, or on our side also
+two threads, which are the trainer's default. Flips and normalisation are part of our training step, on the device;
+torch's side does them in its workers, as in torchvision's reference recipe ("torch"), or flips alone, with batches of
+uint8 ("torch, uint8").
 
 The sides take turns, each time in new processes. Measured are elapsed time and processor time from the second batch to
-the last; the latter hardly depends on what else the machine does. Needs Linux and the extra `test`. The result is
-written to benchmarks/results/input-pipeline.json, or with --name to another file.
+the last; the latter hardly depends on what else the machine does. Two further measurements:
+
+- Scaled decoding: processor time of a crop of the photographs enlarged to 4000 pixels, with and without; and the
+  difference of pixels between both, where the photographs themselves are resized to an eighth or less.
+- The share of the time in which the devices wait for images, in a run of the trainer with ViT-Ti/16.
+
+Needs Linux and the extra `test`. The result is written to benchmarks/results/NAME.json.
 """
 
-import argparse
+import dataclasses
+import io
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 SIZE, BATCH, WORKERS, AREA = 224, 64, 2, 0.08
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDES = ("ours", "ours, threads", "torch", "torch, uint8")
+Side = Literal["ours", "ours, threads", "torch", "torch, uint8"]
+SIDES: tuple[Side, ...] = ("ours", "ours, threads", "torch", "torch, uint8")
+LARGE, ENLARGED = 4000, 12  # the longer side in pixels, and the number of enlarged photographs
+SMALL = (24, 24)  # pixels; photographs of 500x375 pixels are decoded at 1/4 for it
+MODEL, MODEL_BATCH = "vit/ti16", 8
 
 
-def main() -> None:
-    """Measure all sides in turns, print and write the result; with --side measure one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder of photographs")
-    parser.add_argument("--batches", type=int, default=20, help="batches of a measurement")
-    parser.add_argument("--turns", type=int, default=5, help="measurements of each side")
-    parser.add_argument("--name", default="input-pipeline", help="name of the file of results")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of photographs."""
+    batches: int = 20
+    """Batches of a measurement."""
+    turns: int = 5
+    """Measurements of each side."""
+    steps: int = 20
+    """Steps of the run in which devices may wait."""
+    name: str = "input-pipeline"
+    """Name of the file of results."""
+    side: Side | None = None
+    """Measure this side once, and print the result alone."""
+
+
+def main(options: Options) -> None:
+    """Measure all sides in turns, scaled decoding and waiting; print and write the result."""
     if options.side:
         print(json.dumps(measured(options.side, options.folder, options.batches)))
         return
@@ -48,33 +74,94 @@ def main() -> None:
         for side in SIDES:
             found[side].append(in_new_process(side, options))
             print(side, {name: round(value, 1) for name, value in found[side][-1].items()}, flush=True)
-    result = {
+    medians = {
         side: {name: statistics.median(turn[name] for turn in found[side]) for name in found[side][0]} for side in SIDES
     }
     for ours in SIDES[:2]:
         for side in SIDES[2:]:
-            ratios = (f"{name} {result[ours][name] / result[side][name]:.2f}" for name in result[side])
-            print(f"{ours}, in relation to {side}: {', '.join(ratios)}")
+            ratios = (f"{name} {medians[ours][name] / medians[side][name]:.2f}" for name in medians[side])
+            print(f"{ours}, in relation to {side}: {', '.join(ratios)}", flush=True)
+    result = {
+        "load": os.getloadavg()[0],
+        "medians": medians,
+        "scaled_decoding": scaled_decoding(options.folder),
+        "waiting": waiting(options),
+    }
+    print(json.dumps({name: result[name] for name in ("scaled_decoding", "waiting")}, indent=2))
     path = ROOT / f"benchmarks/results/{options.name}.json"
-    path.write_text(json.dumps({"load": os.getloadavg()[0], "medians": result, "turns": found}, indent=2) + "\n")
+    path.write_text(json.dumps(result | {"turns": found}, indent=2) + "\n")
 
 
-def in_new_process(side: str, options: argparse.Namespace) -> dict[str, float]:
+def in_new_process(side: Side, options: Options) -> dict[str, float]:
     """The result of `measured` in a new process."""
     command = [sys.executable, __file__, str(options.folder), f"--batches={options.batches}", f"--side={side}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
-def measured(side: str, folder: Path, batches: int) -> dict[str, float]:
+def measured(side: Side, folder: Path, batches: int) -> dict[str, float]:
     """Images per second of one side, and per second of processor time of this process and its workers."""
-    iterator = torch_batches(folder, batches + 1, side) if "torch" in side else our_batches(folder, side)
+    ours = None if "torch" in side else our_batches(folder, side)
+    iterator = ours or torch_batches(folder, batches + 1, side)
     next(iterator)
     since, cpu = time.perf_counter(), processor_time()
     for _ in range(batches):
         next(iterator)
     seconds, cpu = time.perf_counter() - since, processor_time() - cpu
+    if ours:
+        ours.close()
     return {"images_per_second": batches * BATCH / seconds, "images_per_cpu_second": batches * BATCH / cpu}
+
+
+def scaled_decoding(folder: Path) -> dict[str, float]:
+    """What scaled decoding saves on large photographs, and what it changes in pixels (of 255)."""
+    from PIL import Image
+
+    from train.data.transforms import center_crop, opened, pixels_of, random_crop
+
+    paths = dataset_of(folder, 0)[0].train.paths
+    seconds = {True: [], False: []}
+    for number, path in enumerate(paths[:ENLARGED]):
+        with Image.open(path) as photograph:
+            factor = LARGE / max(photograph.size)
+            enlarged = photograph.convert("RGB").resize([round(factor * side) for side in photograph.size])
+        enlarged.save(content := io.BytesIO(), "JPEG", quality=90)
+        for scaled in seconds:
+            since = time.process_time()
+            with opened(content, 3, path) as image:
+                given = image if scaled else pixels_of(image)
+                random_crop(given, (SIZE, SIZE), AREA, np.random.default_rng(number))
+            seconds[scaled].append(time.process_time() - since)
+    differences = []
+    for path in paths:
+        with opened(path, 3, path) as image, opened(path, 3, path) as whole:
+            scaled, exact = center_crop(image, SMALL), center_crop(pixels_of(whole), SMALL)
+        differences.append(np.abs(scaled.astype(int) - exact))
+    return {
+        "seconds": statistics.median(seconds[True]),
+        "seconds_whole": statistics.median(seconds[False]),
+        "mean_difference": float(np.mean(differences)),
+        "largest_difference": int(np.max(differences)),
+    }
+
+
+def waiting(options: Options) -> dict[str, float]:
+    """Train on the photographs, without labels. Returns the means of what the run records of its speed."""
+    from benchmarks.runs import train_run
+    from train.run.records import read_records
+
+    with tempfile.TemporaryDirectory() as folder:
+        workdir, steps = Path(folder, "run"), options.steps
+        train_run(
+            workdir,
+            (
+                *(f"--model={MODEL}", "--objective=mae", f"--data=folder:{options.folder}", "--no-report"),
+                *(f"--data.image-size={SIZE}", f"--data.min-crop={AREA}", f"--batch-size={MODEL_BATCH}"),
+                *(f"--steps={steps}", f"--log-steps={steps // 2}", f"--eval-epochs={steps}"),
+            ),
+        )
+        record = [record for record in read_records(workdir) if record["split"] == "train"][-1]
+    return {name: record[name] for name in ("images_per_second", "step_images_per_second", "input_wait")}
 
 
 def dataset_of(folder: Path, workers: int):
@@ -87,7 +174,7 @@ def dataset_of(folder: Path, workers: int):
     return load_dataset(config, labels=False), config
 
 
-def our_batches(folder: Path, side: str) -> Iterator:
+def our_batches(folder: Path, side: Side) -> Iterator:
     """Batches of the trainer's own pipeline."""
     from train.data import train_batches
 
@@ -95,7 +182,7 @@ def our_batches(folder: Path, side: str) -> Iterator:
     return train_batches(dataset, config, BATCH, seed=0)
 
 
-def torch_batches(folder: Path, batches: int, side: str) -> Iterator:
+def torch_batches(folder: Path, batches: int, side: Side) -> Iterator:
     """Batches of torch's DataLoader over the same files."""
     import torch
     from PIL import Image
@@ -137,4 +224,4 @@ def processor_time() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))
