@@ -56,7 +56,7 @@ def test_a_reduced_image_gives_nearly_the_same_crops(contents, channels, crop):
 
 @pytest.mark.parametrize("orientation", [6, 8])
 def test_a_turned_image_is_reduced_without_a_remainder(orientation):
-    """What remains would be at the top or left, and shift the crop."""
+    """A remainder would be at the top or left, and shift the crop."""
     found, expected, reduction = both(jpeg(402, 314, orientation=orientation), CROPS["center"])
     assert reduction == 2
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=3)
