@@ -26,8 +26,8 @@ from benchmarks.runs import draw_accuracy, subset, train_run
 from train.run.records import read_records
 
 RECIPE = ("--recipe=cifar10", "--no-report", "--log-steps=100")
-SHORT = ("--model=cct/2_3x3", "--epochs=2", "--eval-epochs=0.5")
-FEW = ("--model=cct/2_3x3", "--epochs=20", "--eval-epochs=4", "--optim.warmup-epochs=2")
+SHORT = ("--model=cct/2_3x3", "--epochs=1", "--eval-epochs=0.25", "--optim.warmup-epochs=0.2")
+FEW = ("--model=cct/2_3x3", "--epochs=16", "--eval-epochs=4", "--optim.warmup-epochs=2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,12 @@ EXPERIMENTS = {
             "mixup 0.2": (*FEW, "--augment.mixup=0.2"),
             "cutmix 1": (*FEW, "--augment.cutmix=1"),
             "colour jitter 0.3": (*FEW, "--augment.color-jitter=0.3"),
+            "3-Augment": (*FEW, "--augment.three-augment"),
+            "RandAugment 2, 9": (*FEW, "--augment.randaugment-layers=2"),
+            "random erasing 0.25": (*FEW, "--augment.erasing=0.25"),
+            "3 repeats": (*FEW, "--augment.repeats=3"),
         },
-        images=500,
+        images=250,
     ),
 }
 
