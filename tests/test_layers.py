@@ -200,6 +200,26 @@ def test_depthwise_equals_flax(kernel, stride, multiplier):
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 6, 11])  # the largest number of slices up to 8 is 1, 6 and 1
+def test_depthwise_has_the_gradients_of_flax(batch):
+    """Reverse and forward, and of each image."""
+    x, variables = normal(batch, 5, 6, 4), {"params": {"kernel": normal(3, 3, 1, 4), "bias": normal(4)}}
+    ours, theirs = DepthwiseConv(3), nn.Conv(4, (3, 3), padding=1, feature_group_count=4)
+
+    def derivatives(module):
+        loss = lambda variables, x: (module.apply(variables, x) ** 2).mean()
+        return (
+            jax.grad(loss, (0, 1))(variables, x),
+            jax.jvp(loss, (variables, x), (variables, x)),
+            jax.vmap(jax.grad(loss), (None, 0))(variables, x[:, None]),
+        )
+
+    for our, their in zip(
+        *map(jax.tree.leaves, map(jax.jit(derivatives, static_argnums=0), (ours, theirs))), strict=True
+    ):
+        np.testing.assert_allclose(our, their, rtol=1e-5, atol=1e-5)
+
+
 POOLS = [
     ((3, 3), (2, 2), ((1, 1), (1, 1))),
     ((2, 3), (2, 1), "VALID"),

@@ -1,10 +1,14 @@
 """Depthwise convolution."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vit_jax.layers.execution import target_platform
 from vit_jax.layers.unfold import unfold_grid
+
+SLICES = 8  # most slices of a batch whose gradients are added at once
 
 
 class DepthwiseConv(nn.Module):
@@ -28,9 +32,29 @@ class DepthwiseConv(nn.Module):
 
         rows, columns = unfold_grid(x.shape[1:3], (size, size), (stride, stride), padding)
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        times = _times if target_platform() == "cpu" else jnp.multiply
         out = bias.reshape(1, 1, 1, features)
         for i in range(size):
             for j in range(size):
                 shifted = x[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
-                out = out + jnp.repeat(shifted, self.multiplier, axis=-1) * kernel[i, j].reshape(1, 1, 1, features)
+                out = out + times(
+                    jnp.repeat(shifted, self.multiplier, axis=-1), kernel[i, j].reshape(1, 1, 1, features)
+                )
         return out
+
+
+@jax.custom_jvp
+def _times(x: Float[Array, "b h w d"], factors: Float[Array, "1 1 1 d"]) -> Float[Array, "b h w d"]:
+    return x * factors
+
+
+# The gradient of `factors` is a sum over images, rows and columns, whose products XLA adds one by one on a CPU. The
+# tangent holds them once for each slice of the batch, and broadcast by a matrix product: its transpose adds the slices
+# as vectors, and multiplies the sum by ones, which took a fifth of the time (64 images of 16x16x128).
+@_times.defjvp
+def _times_jvp(primals, tangents):
+    (x, factors), (dx, dfactors) = primals, tangents
+    slices = jnp.split(x, max(n for n in range(1, SLICES + 1) if len(x) % n == 0))
+    ones = jnp.ones((slices[0].size // factors.size, 1), x.dtype)
+    repeated = (ones @ dfactors.reshape(1, -1)).reshape(slices[0].shape)
+    return x * factors, dx * factors + jnp.concatenate([part * repeated for part in slices])

@@ -20,7 +20,17 @@ from flax import linen as nn
 from vit_jax.frames import PlainViT
 from vit_jax.frames.presets import TINY, vit_sizes
 from vit_jax.frames.rules import HEAD_RULES, PATCH_EMBED_RULES, attention_rules, sequential_rules
-from vit_jax.layers import Attention, Blocks, Dense, DepthwiseConv, LayerNorm, ToHeads, attend, sow_block
+from vit_jax.layers import (
+    Attention,
+    Blocks,
+    Dense,
+    DepthwiseConv,
+    LayerNorm,
+    PointwiseConv,
+    ToHeads,
+    attend,
+    sow_block,
+)
 from vit_jax.layers.check import patch_grid
 from vit_jax.layers.shapes import Images, Maps, Patches, Tokens
 
@@ -43,11 +53,11 @@ class ConvFeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Maps, *, train: bool = False) -> Maps:
-        hidden = nn.hard_swish(nn.Conv(self.hidden_dim, (1, 1), name="expand")(LayerNorm(name="norm")(x)))
+        hidden = nn.hard_swish(PointwiseConv(self.hidden_dim, name="expand")(LayerNorm(name="norm")(x)))
         hidden = DepthwiseConv(kernel=3, name="depthwise")(hidden)
-        hidden = nn.hard_swish(nn.Conv(self.hidden_dim, (1, 1), name="pointwise")(hidden))
+        hidden = nn.hard_swish(PointwiseConv(self.hidden_dim, name="pointwise")(hidden))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-        return nn.Dropout(self.dropout)(nn.Conv(x.shape[-1], (1, 1), name="project")(hidden), deterministic=not train)
+        return nn.Dropout(self.dropout)(PointwiseConv(x.shape[-1], name="project")(hidden), deterministic=not train)
 
 
 class Transformer(Blocks):
