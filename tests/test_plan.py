@@ -117,6 +117,19 @@ def test_the_largest_is_found_to_within_an_eighth(most):
     assert len(asked) < 20
 
 
+def test_a_step_that_does_not_fit(monkeypatch):
+    """The figures of the compiler are in the message."""
+
+    class Refused:
+        def compile(self):
+            text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.57G of 15.75G hbm. Exceeded it."
+            raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(planning, "lowered", lambda program: Refused())
+    with pytest.raises(planning.TooLarge, match=r"^Used 21\.57G of 15\.75G hbm$"):
+        planning.plan(Config(model="vit", model_args=ARGUMENTS, batch_size=16), INFO, make_mesh("data=8"))
+
+
 def test_a_verdict_says_by_how_much(found):
     config, mesh = Config(batch_size=16), make_mesh("data=4,tensor=2")
     chip = topology.Chip(memory=found.memory_bytes - 2**20, bandwidth=1e9, flops=1e12)

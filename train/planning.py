@@ -17,7 +17,7 @@ from train.capacity import local_bytes
 from train.commandline.arguments import parse_arguments
 from train.commandline.ranges import accepts, expected
 from train.config import Config, Side
-from train.errors import UserError, shortened
+from train.errors import UserError, one_line, shortened
 from train.hlo import collectives, cycles
 from train.memory import in_words
 from train.program import Program, build_program
@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     flops_per_image: float
     state_bytes: int
     memory_bytes: int
+    temporary_bytes: int  # part of the memory: what the step itself keeps
     least_moved_bytes: int  # arguments read once, results written once, temporaries written and read once
     accessed_bytes: float  # by all operations, in on-chip or off-chip memory; 0 if the compiler gives no figure
     collectives: dict[str, tuple[int, int]]  # kind: (number, bytes of results)
@@ -71,9 +72,8 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
         compiled = lowered(program).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            raise TooLarge(
-                next(iter(re.findall(r"Used \S+ of \S+ hbm[^.]*\.\S+", str(error))), "too little")
-            ) from error
+            used = re.search(r"Used \S+ of \S+ hbm", str(error))
+            raise TooLarge(used[0] if used else one_line(error)) from error
         raise
     seconds = time.perf_counter() - since
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -83,6 +83,7 @@ def plan(config: Config, info: DataInfo, mesh: Mesh) -> Plan:
         flops_per_image=flops_per_image(config, info),
         state_bytes=local_bytes(program.state),
         memory_bytes=passed - memory.alias_size_in_bytes + kept + memory.generated_code_size_in_bytes,
+        temporary_bytes=kept,
         least_moved_bytes=passed + 2 * kept,
         accessed_bytes=(compiled.cost_analysis() or {}).get("bytes accessed", 0.0),
         collectives=collectives(text),
