@@ -4,10 +4,10 @@
     git clone https://github.com/google-research/big_vision
     python benchmarks/tpu_cycles.py --big-vision big_vision                        # ViT-S/16, 224 pixels
     python benchmarks/tpu_cycles.py --big-vision big_vision --width 192 --pixels 512 --images 8
+    python benchmarks/tpu_cycles.py --parts                                        # what a block costs
 
 No TPU is needed. A step is the value and the gradient of the cross-entropy in bfloat16, with float32 parameters and the
-batch divided among all chips. `--depth 1` and `--depth 3` tell what a block costs. Compiling takes one to
-three minutes for each.
+batch divided among all chips. Compiling takes one to three minutes for each.
 """
 
 import collections
@@ -54,6 +54,8 @@ class Options:
     """Height and width of an image; patches have 16."""
     images: int = 32
     """Images per chip."""
+    parts: bool = False
+    """Also tell what a block costs, from networks of one and of three blocks."""
     topology: str = "v5e:2x4"
     """Chips to compile for."""
     operations: int = 12
@@ -81,8 +83,18 @@ def main(options: Options) -> None:
             f"{results[name]['accessed_bytes'] / 2**30:.1f} GiB accessed",
             flush=True,
         )
-        for cycles, operation in most_expensive(text, options.operations):
+        named = cycles_by_name(text)
+        for operation, cycles in named.most_common(options.operations):
             print(f"  {cycles / 1e6:7.3f}  {operation}")
+        if options.parts:
+            results[name] |= cycles_of_parts(network, options, devices)
+            results[name]["embedding_cycles"] = sum(
+                named[each] for each in named if "embed" in each or each == "images"
+            )
+            print(
+                "  a block {block_cycles:,}, all but the blocks {other_cycles:,}, of which the embedding of patches "
+                "{embedding_cycles:,}".format(**results[name])
+            )
     if options.big_vision:
         ratio = results["vit-jax"]["cycles"] / results["big_vision"]["cycles"]
         print(f"vit-jax takes {ratio:.3f} times big_vision's cycles")
@@ -149,15 +161,25 @@ def compile_step(init: Callable, apply: Callable, options: Options, devices: lis
     return jitted.lower(jax.eval_shape(init), images, labels).compile()
 
 
-def most_expensive(text: str, count: int) -> list[tuple[int, str]]:
-    """Cycles of the operations that cost most; those of all blocks are added."""
+def cycles_of_parts(network: Callable, options: Options, devices: list[jax.Device]) -> dict[str, int]:
+    """The cycles that a block adds to a network, and those of all but the blocks."""
+    one, three = (
+        hlo.cycles(compile_step(*network(dataclasses.replace(options, depth=depth)), options, devices).as_text())
+        for depth in (1, 3)
+    )
+    block = (three - one) // 2
+    return {"block_cycles": block, "other_cycles": one - block}
+
+
+def cycles_by_name(text: str) -> collections.Counter[str]:
+    """The cycles of all operations by their names; those of all blocks are added."""
     cycles = collections.Counter()
     for times, line in hlo.instructions(text):
         if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
             named = re.search(r'op_name="([^"]*)"', line)
             name = named[1] if named else line.strip().partition(" = ")[0]
             cycles[re.sub(r"\d+", "#", name)] += times * int(estimate[1])
-    return [(number, name) for name, number in cycles.most_common(count)]
+    return cycles
 
 
 if __name__ == "__main__":

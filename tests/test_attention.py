@@ -40,15 +40,20 @@ def assert_close(ours, exact, tolerance):
         assert np.abs(mine - reference).max() <= tolerance * np.abs(reference).max()
 
 
-@pytest.mark.parametrize("masked", ["by query", "by key"])
-def test_blocks_of_queries(masked, monkeypatch):
-    """With bias, mask, a learned scale and a last block that is not full."""
-    monkeypatch.setattr(attention_forms, "QUERIES", 4)
+@pytest.mark.parametrize(("platform", "masked"), [("cpu", "by query"), ("cpu", "by key"), ("tpu", "by query")])
+def test_blocks_of_queries(platform, masked, monkeypatch):
+    """With bias, mask, a learned scale and a last block that is not full; on a TPU, few blocks are no loop."""
+    for name, value in {"QUERIES": 4, "QUERIES_ON_TPU": 4, "ROWS": 2}.items():
+        monkeypatch.setattr(attention_forms, name, value)
     q, k, v, bias = noise(2, 3, 10, 8), noise(2, 3, 7, 8), noise(2, 3, 7, 5), noise(1, 3, 10, 7)
     mask = jnp.asarray(RNG.random((2, 1, 10 if masked == "by query" else 1, 7)) < 0.6)
     arrays = q, k, v, np.float32(0.3), bias
     results = lambda form: values_and_gradients(lambda *arrays: form(*arrays, mask), *arrays)
-    assert_close(results(attention_by_blocks), results(attention_by_map), 1e-5)
+    with execution(platform=platform):
+        blocks, by_map = results(attention_by_blocks), results(attention_by_map)
+        jaxpr = jax.make_jaxpr(attention_by_blocks)(*arrays, mask).jaxpr
+    assert_close(blocks, by_map, 1e-5)
+    assert any(each.primitive.name == "scan" for each in equations(jaxpr)) == (platform == "cpu")
 
 
 def test_the_kernel_for_tpus():

@@ -5,6 +5,8 @@ Sources: Rabe and Staats 2021, arXiv:2112.05682, for blocks of queries; `attenti
 Axes: b batch, h heads, i query, j key, d width of queries and keys, e width of values.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -19,6 +21,9 @@ from vit_jax.layers.softmax import softmax
 TOKENS_ON_CPU, TOKENS = 1536, 1024
 RECOMPUTED = 128
 QUERIES = 256  # of a block. On a CPU, the fastest of 128, 256 and 512 for 2,049 and 4,097 tokens
+# On a TPU a loop copies its operands: by its compiler's estimate, 3 blocks of 1,025 tokens take 1.31 million cycles, and
+# 1.62 million in a loop. So up to UNROLLED blocks are none. They start at whole tiles of ROWS queries.
+QUERIES_ON_TPU, UNROLLED, ROWS = 384, 8, 16
 
 Queries = Float[Array, "*b h i d"]
 Keys = Float[Array, "*b h j d"]
@@ -61,19 +66,35 @@ def attention_by_map(q: Queries, k: Keys, v: Values, scale: float | Array, bias:
 
 
 def attention_by_blocks(q: Queries, k: Keys, v: Values, scale: float | Array, bias: Bias, mask: Mask) -> Heads:
-    """Loop over blocks of at most `QUERIES` queries, whose map the backward pass recomputes."""
-    queries = q.shape[-2]
-    count = -(-queries // QUERIES)
-    rows = -(-queries // count)  # blocks of equal size need the least padding
-
-    def divided(x: Array) -> Array:
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, count * rows - queries), (0, 0)])
-        return jnp.moveaxis(x.reshape(*x.shape[:-2], count, rows, x.shape[-1]), -3, 0)
-
+    """Attention of a block of queries at a time, whose map the backward pass recomputes."""
+    queries, on_tpu = q.shape[-2], target_platform() == "tpu"
+    count = -(-queries // (QUERIES_ON_TPU if on_tpu else QUERIES))
     given = {name: x for name, x in {"q": q, "bias": bias, "mask": mask}.items() if x is not None}
     by_query = {name: x for name, x in given.items() if x.shape[-2] == queries}
     common = {"bias": None, "mask": None} | {name: x for name, x in given.items() if name not in by_query}
     block = lambda part: attention_by_map(k=k, v=v, scale=scale, **(common | part))
+    if on_tpu and count <= UNROLLED:
+        return _unrolled(block, by_query, count)
+    return _looped(block, by_query, count)[..., :queries, :]
+
+
+def _unrolled(block: Callable, by_query: dict[str, Array], count: int) -> Array:
+    """Apply `block` to at most `count` parts of the arrays `by_query`, of which the last may have fewer rows."""
+    queries = by_query["q"].shape[-2]
+    rows = -(-queries // count)
+    rows += -rows % ROWS
+    parts = ({name: x[..., i : i + rows, :] for name, x in by_query.items()} for i in range(0, queries, rows))
+    return jnp.concatenate([jax.checkpoint(block)(part) for part in parts], axis=-2)
+
+
+def _looped(block: Callable, by_query: dict[str, Array], count: int) -> Array:
+    """Apply `block` to `count` parts of the arrays `by_query`, which are padded to equal parts, in a loop."""
+
+    def divided(x: Array) -> Array:
+        rows = -(-x.shape[-2] // count)  # blocks of equal size need the least padding
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, count * rows - x.shape[-2]), (0, 0)])
+        return jnp.moveaxis(x.reshape(*x.shape[:-2], count, rows, x.shape[-1]), -3, 0)
+
     blocks = jax.lax.map(jax.checkpoint(block, prevent_cse=False), jax.tree.map(divided, by_query))
     out = jnp.moveaxis(blocks, 0, -3)
-    return out.reshape(*out.shape[:-3], count * rows, out.shape[-1])[..., :queries, :]
+    return out.reshape(*out.shape[:-3], -1, out.shape[-1])
