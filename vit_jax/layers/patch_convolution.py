@@ -36,14 +36,17 @@ def normalized_convolution(
     """
     scaled = (scale[:, None] * kernel).astype(jnp.float32)
     scaled = lax.reduce_precision(scaled, exponent_bits=8, mantissa_bits=7)  # so that mean * sum(k) cancels in x @ k
+    # A TPU stores the images of a convolution with the batch last: rows of patches fill tiles, few images would not.
+    rows = images.reshape(-1, patch_size[0], *images.shape[2:])
     # A TPU multiplies the float32 operands of a convolution in bfloat16, which is exact here, and adds in float32.
     products = lax.conv_general_dilated(
-        images.astype(jnp.float32),
+        rows.astype(jnp.float32),
         scaled.reshape(*patch_size, images.shape[-1], kernel.shape[-1]),
         window_strides=patch_size,
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    products = products.reshape(len(images), -1, *products.shape[2:])
     mean, variance = (statistic[..., None] for statistic in patch_statistics(images, patch_size))
     along_last = lambda vector: vector[None, None, None]
     offset = jnp.matmul(bias, kernel, preferred_element_type=jnp.float32) + b
