@@ -21,8 +21,8 @@ from vit_jax.layers.softmax import softmax
 TOKENS_ON_CPU, TOKENS = 1536, 1024
 RECOMPUTED = 128
 QUERIES = 256  # of a block. On a CPU, the fastest of 128, 256 and 512 for 2,049 and 4,097 tokens
-# On a TPU a loop copies its operands: by its compiler's estimate, 3 blocks of 1,025 tokens take 1.31 million cycles, and
-# 1.62 million in a loop. So up to UNROLLED blocks are none. They start at whole tiles of ROWS queries.
+# On a TPU a loop copies its operands: by its compiler's estimate, 3 blocks of 1,025 tokens take 1.62 million cycles in
+# a loop, 1.32 otherwise. So up to UNROLLED blocks are no loop. They start at whole tiles of ROWS queries.
 QUERIES_ON_TPU, UNROLLED, ROWS = 384, 8, 16
 
 Queries = Float[Array, "*b h i d"]
