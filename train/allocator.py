@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
     XLA allocates the temporaries of a step as one block and frees it after the step. By default, glibc returns a block
     of more than 32 MiB to the system, which then clears every page of the next block: up to 40 % of the time of a
     train step (benchmarks/README.md). Here the process keeps freed blocks of up to 2 GiB. Only its main thread can:
-    glibc gives every other thread regions of 64 MiB. Therefore JAX is told to run programs in the thread that calls
-    them, which it does if their inputs are there (see `train.sharding.to_devices`). It has no effect on accelerators,
+    glibc gives every other thread regions of 64 MiB. Therefore JAX must run programs in the thread that calls them,
+    which it does if their inputs are there (see `train.sharding.to_devices`). It has no effect on accelerators,
     on systems without glibc, or after JAX has used the CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
