@@ -27,7 +27,7 @@ from train.run.records import read_records
 
 RECIPE = ("--recipe=cifar10", "--no-report", "--log-steps=100")
 SHORT = ("--model=cct/2_3x3", "--epochs=1", "--eval-epochs=0.25", "--optim.warmup-epochs=0.2")
-FEW = ("--model=cct/2_3x3", "--epochs=16", "--eval-epochs=4", "--optim.warmup-epochs=2")
+FEW = ("--model=cct/2_3x3", "--epochs=20", "--eval-epochs=10", "--optim.warmup-epochs=2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ EXPERIMENTS = {
             "random erasing 0.25": (*FEW, "--augment.erasing=0.25"),
             "3 repeats": (*FEW, "--augment.repeats=3"),
         },
-        images=250,
+        images=100,
     ),
 }
 
