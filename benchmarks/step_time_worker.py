@@ -139,9 +139,10 @@ class JaxSide:
     """Our model and the trainer's own step, jitted and with donated state as in the trainer."""
 
     def __init__(self, options: Options):
-        from train.allocator import keep_freed_memory
+        from train.allocator import compute_in_main_thread, keep_freed_memory
 
-        keep_freed_memory()  # as train.main does
+        keep_freed_memory()  # as every command does
+        compute_in_main_thread()
         import jax
 
         self.model = make_model(options)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from train.allocator import keep_freed_memory
+from train.allocator import compute_in_main_thread
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = read_options(Options, split(sys.argv[1:] if argv is None else argv), "evaluate", __doc__)
         keep_programs()
-        keep_freed_memory()
+        compute_in_main_thread()
         from train.evaluation.evaluation import evaluate  # not at the top: JAX takes seconds to import
 
         evaluate(options)

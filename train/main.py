@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 
-from train.allocator import keep_freed_memory
+from train.allocator import compute_in_main_thread
 from train.commandline.options import Group, last, read_options, split
 from train.commandline.terminal import run_command, tell
 from train.compilation import keep_programs
@@ -48,7 +48,7 @@ def run(config: Config) -> int:
 
     try:
         keep_programs(config.compilation_cache)
-        keep_freed_memory()
+        compute_in_main_thread()
         join(config)
         with together(), preemption.listening() as asked:
             if config.tpu:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from train.allocator import keep_freed_memory
+from train.allocator import compute_in_main_thread
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.attention and len(images) > DRAWN:
             raise UserError(f"--attention draws at most {DRAWN} images, but {len(images)} are given")
         keep_programs()
-        keep_freed_memory()
+        compute_in_main_thread()
         from train.prediction import show_predictions  # not at the top: JAX takes seconds to import
 
         return show_predictions(images, options.workdir, top=options.top, attention=options.attention, out=options.out)

@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from typing import Annotated
 
-from train.allocator import keep_freed_memory
+from train.allocator import compute_in_main_thread
 from train.commandline.options import read_options, split
 from train.commandline.ranges import Range
 from train.commandline.terminal import run_command, tell
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         groups = split(sys.argv[1:] if argv is None else argv)
         options = read_options(Options, groups, "probe", __doc__)
         keep_programs()
-        keep_freed_memory()
+        compute_in_main_thread()
         from train.probing import probe  # not at the top: JAX takes seconds to import
 
         found = probe(options)

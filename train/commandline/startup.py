@@ -9,9 +9,12 @@ import sys
 
 import absl.logging
 
+from train.allocator import keep_freed_memory
+
 
 def set_up_process() -> None:
-    """Prevent tracebacks on Ctrl-C and on encoding errors. Call it before slow imports."""
+    """Prevent tracebacks on Ctrl-C and on encoding errors, and keep memory. Call it before slow imports."""
+    keep_freed_memory()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # shells ignore it in background jobs
         signal.signal(signal.SIGINT, end_at_once)
     for stream in (sys.stdout, sys.stderr):
