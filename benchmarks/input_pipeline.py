@@ -12,7 +12,7 @@ The sides take turns, each time in new processes. Measured are elapsed time and 
 the last; the latter hardly depends on what else the machine does. Two further measurements:
 
 - Scaled decoding: processor time of a crop of the photographs enlarged to 4000 pixels, with and without; and the
-  difference of pixels between both, where the photographs themselves are resized to an eighth or less.
+  difference of pixels between both, where the photographs themselves are resized to 24 pixels.
 - The share of the time in which the devices wait for images, in a run of the trainer with ViT-Ti/16.
 
 Needs Linux and the extra `test`. The result is written to benchmarks/results/NAME.json.
@@ -146,7 +146,7 @@ def scaled_decoding(folder: Path) -> dict[str, float]:
 
 
 def waiting(options: Options) -> dict[str, float]:
-    """Train on the photographs, without labels. Returns the means of what the run records of its speed."""
+    """Train on the photographs, without labels. Returns the speeds and the share of waiting in the last record."""
     from benchmarks.runs import train_run
     from train.run.records import read_records
 

@@ -1,10 +1,14 @@
 """Steps on a CPU use freed memory again."""
 
+import ctypes
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
+
+from train.allocator import M_MMAP_THRESHOLD, keep_freed_memory
 
 # A program allocates 128 MiB, five times; the page faults of the last two runs are printed.
 FIVE_RUNS = """
@@ -33,3 +37,13 @@ def test_a_program_takes_the_memory_of_the_run_before():
 
     assert min(faults("default")) > 50  # pages may have 2 MiB
     assert max(faults("kept")) < 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets parameters of glibc")
+def test_an_old_glibc_keeps_its_defaults(monkeypatch):
+    """It refuses the first parameter, and the second alone would do harm."""
+    asked = []
+    refuse = lambda parameter, _: asked.append(parameter) or 0
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: types.SimpleNamespace(mallopt=refuse))
+    keep_freed_memory()
+    assert asked == [M_MMAP_THRESHOLD]

@@ -42,7 +42,7 @@ def assert_close(ours, exact, tolerance):
 
 @pytest.mark.parametrize(("platform", "masked"), [("cpu", "by query"), ("cpu", "by key"), ("tpu", "by query")])
 def test_blocks_of_queries(platform, masked, monkeypatch):
-    """With bias, mask, a learned scale and a last block that is not full; on a TPU, few blocks are no loop."""
+    """With bias, mask, a learned scale and a last block that is not full; on a TPU, few blocks are unrolled."""
     for name, value in {"QUERIES": 4, "QUERIES_ON_TPU": 4, "ROWS": 2}.items():
         monkeypatch.setattr(attention_forms, name, value)
     q, k, v, bias = noise(2, 3, 10, 8), noise(2, 3, 7, 8), noise(2, 3, 7, 5), noise(1, 3, 10, 7)
@@ -54,6 +54,13 @@ def test_blocks_of_queries(platform, masked, monkeypatch):
         jaxpr = jax.make_jaxpr(attention_by_blocks)(*arrays, mask).jaxpr
     assert_close(blocks, by_map, 1e-5)
     assert any(each.primitive.name == "scan" for each in equations(jaxpr)) == (platform == "cpu")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_blocks_of_queries_of_no_images(platform):
+    q = jax.ShapeDtypeStruct((0, 3, 9 * 384, 8), np.float32)
+    with execution(platform=platform):
+        assert jax.eval_shape(lambda q: attention_by_blocks(q, q, q, 0.3, None, None), q).shape == q.shape
 
 
 def test_the_kernel_for_tpus():

@@ -65,4 +65,5 @@ def test_patches_by_a_convolution():
     with execution(platform="tpu"):
         ours = results(variables, images)
         assert "conv_general_dilated" in str(jax.make_jaxpr(embed.apply)(variables, images))
+        assert jax.eval_shape(embed.apply, variables, images[:0]).shape == (0, 6, 16)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=0.01 * np.abs(b).max()), ours, exact)

@@ -18,8 +18,9 @@ def keep_freed_memory() -> None:
     Only processes that run one command call it: where many programs of different sizes run, the heap grows.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:  # musl has none
-        mallopt(M_MMAP_THRESHOLD, MOST)
+    # musl has no mallopt, and old versions of glibc refuse more than 32 MiB. The second parameter alone would do harm:
+    # it stops the adaptation of the first, so that glibc would return every block of more than 128 KiB.
+    if mallopt and mallopt(M_MMAP_THRESHOLD, MOST):
         mallopt(M_TRIM_THRESHOLD, MOST)
 
 

@@ -232,6 +232,7 @@ def _by_workers(examples: grain.MapDataset, share: int, workers: int, ahead: int
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which must have been parsed
     size = max(size for size in range(1, min(CHUNK, share) + 1) if share % size == 0)
+    # Batches of one: see `_gathered`.
     chunks = examples.batch(size, drop_remainder=size == 1).to_iter_dataset(grain.ReadOptions(num_threads=0))
     each = -(-ahead // (size * workers))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)

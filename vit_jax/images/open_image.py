@@ -63,7 +63,7 @@ class OpenImage:
 
     @functools.cached_property
     def decoded(self) -> np.ndarray | Image.Image:
-        """Pixels (h, w, c); if they are RGB of 8 bits an image of Pillow, whose copy would take a tenth as long."""
+        """Pixels (h, w, c); RGB of 8 bits is an image of Pillow, as an array would cost a copy, a tenth of the time."""
         with explained(self._name):
             samples = self._reader.read(*self._form)
             if isinstance(samples, Image.Image):

@@ -46,7 +46,7 @@ class PillowImage:
 
     @property
     def orientation(self) -> int:
-        """EXIF's Orientation, once the image is decoded; 1 (upright) if it is missing or EXIF is damaged."""
+        """EXIF's Orientation; 1 (upright) if it is missing or damaged. Only a JPEG has it before it is decoded."""
         try:
             return self._image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # Pillow raises OSError, SyntaxError, ValueError, MemoryError and more

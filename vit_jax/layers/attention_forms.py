@@ -22,7 +22,7 @@ TOKENS_ON_CPU, TOKENS = 1536, 1024
 RECOMPUTED = 128
 QUERIES = 256  # of a block. On a CPU, the fastest of 128, 256 and 512 for 2,049 and 4,097 tokens
 # On a TPU a loop copies its operands: by its compiler's estimate, 3 blocks of 1,025 tokens take 1.62 million cycles in
-# a loop, 1.32 otherwise. So up to UNROLLED blocks are no loop. They start at whole tiles of ROWS queries.
+# a loop, 1.32 unrolled. So up to UNROLLED blocks are unrolled. They start at whole tiles of ROWS queries.
 QUERIES_ON_TPU, UNROLLED, ROWS = 384, 8, 16
 
 Queries = Float[Array, "*b h i d"]
@@ -96,5 +96,4 @@ def _looped(block: Callable, by_query: dict[str, Array], count: int) -> Array:
         return jnp.moveaxis(x.reshape(*x.shape[:-2], count, rows, x.shape[-1]), -3, 0)
 
     blocks = jax.lax.map(jax.checkpoint(block, prevent_cse=False), jax.tree.map(divided, by_query))
-    out = jnp.moveaxis(blocks, 0, -3)
-    return out.reshape(*out.shape[:-3], -1, out.shape[-1])
+    return jax.lax.collapse(jnp.moveaxis(blocks, 0, -3), -3, -1)

@@ -36,7 +36,8 @@ def normalized_convolution(
     """
     scaled = (scale[:, None] * kernel).astype(jnp.float32)
     scaled = lax.reduce_precision(scaled, exponent_bits=8, mantissa_bits=7)  # so that mean * sum(k) cancels in x @ k
-    # A TPU stores the images of a convolution with the batch last: rows of patches fill tiles, few images would not.
+    # A TPU stores the images of a convolution with the batch last, and pads a small batch to whole tiles. So every row
+    # of patches is an image here.
     rows = images.reshape(-1, patch_size[0], *images.shape[2:])
     # A TPU multiplies the float32 operands of a convolution in bfloat16, which is exact here, and adds in float32.
     products = lax.conv_general_dilated(
@@ -46,7 +47,7 @@ def normalized_convolution(
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    products = products.reshape(len(images), -1, *products.shape[2:])
+    products = products.reshape(len(images), images.shape[1] // patch_size[0], *products.shape[2:])
     mean, variance = (statistic[..., None] for statistic in patch_statistics(images, patch_size))
     along_last = lambda vector: vector[None, None, None]
     offset = jnp.matmul(bias, kernel, preferred_element_type=jnp.float32) + b
@@ -67,7 +68,7 @@ def patch_statistics(
 
     def mean(pixels: Array) -> Array:
         sums = jnp.einsum("byxc,xs->bycs", pixels, in_patch, precision=lax.Precision.HIGH)  # squares have 16 bits
-        sums = sums.reshape(len(images), -1, height * channels, in_patch.shape[1]).sum(axis=2)
+        sums = sums.reshape(len(images), images.shape[1] // height, height * channels, in_patch.shape[1]).sum(axis=2)
         return sums / (height * width * channels)
 
     # reduce_precision changes no value. Without it, XLA would multiply the images in bfloat16, in another layout.
