@@ -87,8 +87,9 @@ def evaluation_crop(
     if mean is not None and preprocessing.crop_mode == "border" and pictures[0].mode != "RGB":
         fills = [WHITE[pixels] * value for value in mean]
         fills = fills if pixels == "float32" else list(map(round, fills))
+    filled = list(zip(pictures, fills, strict=True))
     try:
-        fitted = [preprocessing.fit(picture, fill) for picture, fill in zip(pictures, fills, strict=True)]
+        fitted = [preprocessing.fit(picture, fill) for picture, fill in filled]
     except ValueError:
         size, share, interpolation = preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation
         return center_crop(image, size, share, interpolation)

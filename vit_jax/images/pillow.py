@@ -68,7 +68,7 @@ class PillowImage:
         move to the top or left.
         """
         width, height = self._sides
-        is_whole = lambda divisor: self.orientation == 1 or width % divisor == height % divisor == 0
+        is_whole = lambda divisor: self.orientation not in TURNS or width % divisor == height % divisor == 0
         divisor = max((divisor for divisor in (2, 4, 8) if divisor <= scale and is_whole(divisor)), default=1)
         self._image.draft(None, (max(1, width // divisor), max(1, height // divisor)))
         return divisor
