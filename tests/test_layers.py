@@ -200,10 +200,10 @@ def test_depthwise_equals_flax(kernel, stride, multiplier):
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 6, 11])  # the largest number of slices up to 8 is 1, 6 and 1
-def test_depthwise_has_the_gradients_of_flax(batch):
+@pytest.mark.parametrize("rows", [1, 6, 11])  # cut into 1, 6 and 1 slices
+def test_depthwise_has_the_gradients_of_flax(rows):
     """Reverse and forward, and of each image."""
-    x, variables = normal(batch, 5, 6, 4), {"params": {"kernel": normal(3, 3, 1, 4), "bias": normal(4)}}
+    x, variables = normal(3, rows, 6, 4), {"params": {"kernel": normal(3, 3, 1, 4), "bias": normal(4)}}
     ours, theirs = DepthwiseConv(3), nn.Conv(4, (3, 3), padding=1, feature_group_count=4)
 
     def derivatives(module):
