@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from vit_jax.layers.execution import target_platform
 from vit_jax.layers.unfold import unfold_grid
 
-SLICES = 8  # a batch is divided into at most so many slices, whose gradients are added as vectors
+SLICES = 8  # the rows of an image are divided into at most so many slices, whose gradients are added as vectors
 
 
 class DepthwiseConv(nn.Module):
