@@ -54,7 +54,7 @@ EXPERIMENTS = {
             "muon": (*SHORT, "--optim.name=muon"),
         }
     ),
-    # Few images and many epochs, as regularisation cannot help where a model sees every image only a few times.
+    # In both of these: few images and many epochs, because a model that sees an image a few times does not overfit.
     "regularisation": Experiment(
         {
             "recipe": FEW,
@@ -62,6 +62,12 @@ EXPERIMENTS = {
             "stochastic depth 0.1": (*FEW, "--drop-path=0.1"),
             "mixup 0.2": (*FEW, "--augment.mixup=0.2"),
             "cutmix 1": (*FEW, "--augment.cutmix=1"),
+        },
+        images=100,
+    ),
+    "augmentation": Experiment(
+        {
+            "recipe": FEW,
             "colour jitter 0.3": (*FEW, "--augment.color-jitter=0.3"),
             "3-Augment": (*FEW, "--augment.three-augment"),
             "RandAugment 2, 9": (*FEW, "--augment.randaugment-layers=2"),
@@ -79,7 +85,7 @@ class Options:
 
     data: Path
     """Folder with train/CLASS/* and test/CLASS/*."""
-    experiment: Literal["best", "optimizers", "regularisation"] = "best"
+    experiment: Literal["best", "optimizers", "regularisation", "augmentation"] = "best"
     """The experiment."""
     seeds: int = 3
     """Number of runs of each variant."""

@@ -38,6 +38,8 @@ class Options:
     """Length of a block; it has as many calls as fit, and at least one."""
     forward_only: bool = False
     """Leave out the train step."""
+    products: bool = False
+    """Also time the matrix products in the blocks of `vit`, a forward pass without anything else."""
     compiled: bool = False
     """Compile upstream's model with `torch.compile`."""
     python: str = sys.executable
@@ -63,11 +65,16 @@ def measure(options: Options) -> dict:
         "versions": {**torch.call("versions"), **ours.call("versions")},
         "logits_differ": float(abs(logits[0] - logits[1]).max() / abs(logits[0]).max()),
     }
-    for what in ("forward",) if options.forward_only else ("forward", "train"):
+    for what in timed(options):
         result[what] = compare(what, torch, ours, options)
     torch.stop()
     ours.stop()
     return result
+
+
+def timed(options: Options) -> list[str]:
+    """The names of what is timed, which are those of methods of the workers."""
+    return ["forward"] + ["train"] * (not options.forward_only) + ["products"] * options.products
 
 
 def compare(what: str, torch: "Worker", ours: "Worker", options: Options) -> dict[str, float]:
@@ -96,7 +103,7 @@ def report(result: dict) -> None:
     print(f"{options['model']}, batch {options['batch_size']}, float32, {options['threads']} threads")
     print(", ".join(f"{name} {version}" for name, version in result["versions"].items()))
     print(f"logits differ by {result['logits_differ']:.1e} of the largest")
-    for what in ("forward", "train"):
+    for what in ("forward", "train", "products"):
         if numbers := result.get(what):
             print(
                 f"{what:8} torch {numbers['torch_ms']:7.1f} ms   ours {numbers['ours_ms']:7.1f} ms   "

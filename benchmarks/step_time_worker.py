@@ -54,6 +54,23 @@ def make_batch(model, batch_size: int):
     return images, rng.integers(model.num_classes, size=batch_size)
 
 
+def product_operands(vit, batch_size: int) -> list[tuple]:
+    """The operands of all matrix products in a block of ViT, of random numbers; attention's have an axis of heads."""
+    import numpy as np
+
+    from vit_jax.layers.check import patch_grid
+
+    rows, columns = patch_grid(vit.image_size, vit.patch_size)
+    tokens, inner = rows * columns + 1, vit.heads * vit.dim_head
+    linear = [(vit.dim, 3 * inner), (inner, vit.dim), (vit.dim, vit.mlp_dim), (vit.mlp_dim, vit.dim)]
+    shapes = [((batch_size * tokens, width), (width, out)) for width, out in linear]
+    for width, out in ((vit.dim_head, tokens), (tokens, vit.dim_head)):
+        heads = batch_size * vit.heads
+        shapes.append(((heads, tokens, width), (heads, width, out)))
+    rng = np.random.default_rng(0)
+    return [tuple(rng.standard_normal(shape, np.float32) for shape in pair) for pair in shapes]
+
+
 class TorchSide:
     """Upstream's model, torch's AdamW and eager (or compiled) PyTorch."""
 
@@ -66,6 +83,9 @@ class TorchSide:
         self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         self.labels = torch.from_numpy(labels)
         self.model = torch_twin(ours)
+        if options.products:
+            self.depth = ours.depth
+            self.operands = [tuple(map(torch.from_numpy, pair)) for pair in product_operands(ours, options.batch_size)]
         torch.set_num_threads(options.threads)
         self.run = torch.compile(self.model) if options.compiled else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -88,7 +108,7 @@ class TorchSide:
     def milliseconds(self, what: str, calls: int) -> float:
         """Mean time of one forward pass or train step, of `calls` in a row."""
         self.run.train(what == "train")
-        step = {"forward": self.forward, "train": self.train}[what]
+        step = {"forward": self.forward, "train": self.train, "products": self.products}[what]
         start = time.perf_counter()
         for _ in range(calls):
             step()
@@ -99,6 +119,14 @@ class TorchSide:
 
         with torch.inference_mode():
             self.run(self.images)
+
+    def products(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            for _ in range(self.depth):
+                for x, kernel in self.operands:
+                    x @ kernel
 
     def train(self) -> None:
         import torch
@@ -148,6 +176,9 @@ class JaxSide:
         self.model = make_model(options)
         self.images, self.labels = map(jax.device_put, make_batch(self.model, options.batch_size))
         self.forward = jax.jit(self.model.apply)
+        if options.products:
+            self.operands = jax.device_put(product_operands(self.model, options.batch_size))
+            self.block = jax.jit(lambda pairs: [x @ kernel for x, kernel in pairs])
 
     def versions(self) -> dict[str, str]:
         import flax
@@ -186,6 +217,9 @@ class JaxSide:
         for _ in range(calls):
             if what == "forward":
                 jax.block_until_ready(self.forward(self.variables, self.images))  # otherwise passes overlap
+            elif what == "products":
+                for _ in range(self.model.depth):
+                    jax.block_until_ready(self.block(self.operands))
             else:
                 batch = {"image": self.images, "label": self.labels}
                 self.state, _ = self.train(self.state, batch, {})
