@@ -77,6 +77,7 @@ def shared_program(config, info, mesh, objective, total, steps_per_epoch, extens
     if config.distill.teacher:
         return build_program(config, info, mesh, objective, total, steps_per_epoch, extensions)
     config = dataclasses.replace(config, workdir="", keep=1, log_steps=1, save_steps=0, init=None, init_from=None)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, placement="auto"))
     key = repr((config, info, total, steps_per_epoch, extensions)), mesh
     if key not in PROGRAMS:
         program = build_program(config, info, mesh, objective, total, steps_per_epoch, extensions)

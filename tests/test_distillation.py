@@ -81,10 +81,10 @@ def test_a_distilled_teacher_sees_images_of_its_own_size_and_normalisation(stude
     ],
 )
 def test_cached_logits_are_the_teachers(teacher, options, tmp_path):
-    """A run is the same whether the teacher's logits are cached or computed in the step."""
+    """A run is the same whether the teacher's logits are cached or computed in the step, and wherever images are."""
     views = () if "--distill.views=2" in options else ("--distill.views=1",)
     options = (f"--teacher={teacher}", "--batch-size=600", "--log-steps=1", "--steps=5", *options)
-    assert run(tmp_path / "kept", *options, "--cache-teacher") == 0
+    assert run(tmp_path / "kept", *options, "--cache-teacher", "--data.placement=devices") == 0
     assert run(tmp_path / "computed", *options, *views) == 0
     kept, computed = (stored(tmp_path / name, 5)[0] for name in ("kept", "computed"))
     for path, value in kept.items():

@@ -15,6 +15,7 @@ from train.cluster.preemption import Preemption
 from train.cluster.processes import is_lead
 from train.config import Config
 from train.data import Dataset, Skipped, eval_batches
+from train.data.placement import with_images
 from train.distill.cached_logits import with_teacher
 from train.errors import Diverged, Preempted
 from train.run import checkpoint
@@ -61,6 +62,7 @@ def run(session: Session, preemption: Preemption) -> dict[str, float]:
         for step in range(session.start + 1, total + 1):
             asked = time.perf_counter()
             batch = to_devices(with_teacher(next(session.batches), session.teacher_logits), setup.mesh)
+            batch = with_images(batch, session.images)
             given = time.perf_counter()
             session.state, values = session.train_step(session.state, batch, session.frozen)
             session.clock.add(asked, given, values)

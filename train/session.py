@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from train.cluster.processes import is_lead, together
 from train.data import Skipped, train_batches
+from train.data.placement import on_every_device
 from train.distill.cached_logits import cached_logits
 from train.initial import started_from
 from train.program import init_inputs, prepare_training
@@ -30,7 +31,11 @@ from train.step import TrainState
 
 @dataclasses.dataclass
 class Session:
-    """Everything that the training loop uses. Only `state` is replaced, by every step."""
+    """Everything that the training loop uses. Only `state` is replaced, by every step.
+
+    Attributes:
+        images: The training images if they stay on the devices.
+    """
 
     setup: Setup
     claimed: Claim
@@ -43,6 +48,7 @@ class Session:
     train_step: Callable | None
     frozen: PyTree
     teacher_logits: np.ndarray | None
+    images: jax.Array | None
     state: TrainState
 
     @property
@@ -89,6 +95,7 @@ def start(setup: Setup) -> Iterator[Session]:
                 train_step = compile_train_step(setup.program, setup.frozen, config, setup.mesh)
         state, window = first_state(setup, claimed, checkpoints, metrics)
         frozen, logits = placed_teacher(setup, claimed.workdir)
+        images = on_every_device(dataset.train.images, setup.mesh) if setup.images_stay else None
         # From here on, only the copies on the devices are needed.
         setup = setup._replace(frozen={}, initial=None)
         sizes = config.batch_size, config.log_steps
@@ -105,6 +112,7 @@ def start(setup: Setup) -> Iterator[Session]:
             train_step=train_step,
             frozen=frozen,
             teacher_logits=logits,
+            images=images,
             state=state,
         )
 
@@ -119,7 +127,8 @@ def training_batches(setup: Setup, start: int) -> Any:
     """The endless training batches of the run, after step `start`."""
     config = setup.config
     views, repeats, warn = config.distill.views, config.augment.repeats, setup.progress.warn
-    return train_batches(setup.dataset, config.data, config.batch_size, config.seed, views, start, warn, repeats)
+    of_run = config.data, config.batch_size, config.seed
+    return train_batches(setup.dataset, *of_run, views, start, warn, repeats, indices=setup.images_stay)
 
 
 def first_state(

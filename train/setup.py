@@ -15,6 +15,7 @@ from train.capacity import check_compiled, check_memory, local_bytes
 from train.config import Config
 from train.data import Dataset, load_dataset
 from train.data.fingerprint import Fingerprint
+from train.data.placement import notes_on_placement, stay_on_devices
 from train.data_info import info_of, notes_on
 from train.distill.cached_logits import with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher, with_feature_dim
@@ -37,6 +38,7 @@ class Setup(NamedTuple):
     """A checked and compiled run.
 
     Attributes:
+        images_stay: Whether the training images stay on the devices.
         frozen: The teacher's variables, {} without a teacher.
         total: Number of steps.
         extensions: How the run became longer.
@@ -49,6 +51,7 @@ class Setup(NamedTuple):
     info: DataInfo
     fingerprints: Mapping[str, Fingerprint]
     mesh: Mesh
+    images_stay: bool
     teacher: Teacher | None
     frozen: PyTree
     initial: Initial | None
@@ -88,6 +91,8 @@ def prepare(config: Config) -> Setup:
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     info = as_begun(config, info_of(dataset, config))
     notes = (*dataset.notes, *notes_on(info, config), *notes_on_length(open_config, config, images))
+    images_stay = stay_on_devices(dataset, config.data, mesh)
+    notes += notes_on_placement(dataset) if images_stay else ()
     dataset = dataclasses.replace(dataset, notes=notes)
     requested, config = config, with_former_length(config)  # a run in the workdir may become longer
     begun, steps_per_epoch = length(config, images)
@@ -120,6 +125,7 @@ def prepare(config: Config) -> Setup:
         info=info,
         fingerprints=fingerprints,
         mesh=mesh,
+        images_stay=images_stay,
         teacher=teacher,
         frozen=frozen,
         initial=initial,

@@ -28,8 +28,8 @@ def together(count):
     return [(f"--coordinator={address}", f"--processes={count}", f"--process={i}") for i in range(count)]
 
 
-def start_together(workdir, count):
-    return [start(workdir, *OPTIONS, *options) for options in together(count)]
+def start_together(workdir, count, *more):
+    return [start(workdir, *OPTIONS, *more, *options) for options in together(count)]
 
 
 def finish(processes, seconds=HEARTBEAT + 60):
@@ -106,7 +106,7 @@ def test_processes_lose_one_and_end_as_if_left_alone(count, losses, alone, tmp_p
             else:  # where the first has died, JAX itself may be quicker than we are
                 assert status in (1, -signal.SIGABRT), said
                 assert f"stopped: process {index} lost the others (" in said or "another task died" in said
-    for said, status in finish(start_together(workdir, count), 300):
+    for said, status in finish(start_together(workdir, count, "--data.placement=devices"), 300):
         assert status == 0, said
 
     assert_same(stored(workdir, STEPS)[0], stored(alone(count), STEPS)[0])

@@ -98,6 +98,15 @@ def test_other_optimizers_continue_bit_for_bit(name, tmp_path):
     assert_same_run(one, other)
 
 
+@pytest.mark.parametrize("placements", [("devices", "host"), ("host", "devices")])
+def test_another_placement_of_images_continues_bit_for_bit(placements, alone, tmp_path, capsys):
+    for placement, begin in zip(placements, (stopped, run), strict=True):
+        begin(tmp_path, *QUICK, f"--data.placement={placement}")
+        said = capsys.readouterr().out
+        assert ("training images stay on the devices, 0.09 MiB on each" in said) == (placement == "devices")
+    assert_same_run(tmp_path, alone)
+
+
 def test_another_mesh_continues(alone, tmp_path, capsys):
     stopped(tmp_path, *QUICK)
     assert run(tmp_path, *QUICK, "--mesh=tensor=2", devices=2) == 0

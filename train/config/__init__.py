@@ -74,6 +74,9 @@ class Data:
     """Standard deviation of each channel, for the same pixels; default: as for the mean."""
     workers: Annotated[int, Range(0, 1024)] = 0
     """Number of processes that decode images; 0: threads of the main process do it, as many as there are processors."""
+    placement: Literal["auto", "devices", "host"] = "auto"
+    """Where training images in memory that need no crop and no resizing are kept: on the `devices`, so that they are
+    transferred once, or on the `host`; `auto`: on accelerators if they take at most 1/16 of a device's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +246,7 @@ class Config:
 # Options that do not affect the result, and may therefore change when a run is continued.
 MAY_CHANGE = ("workdir", "save_steps", "log_steps", "eval_batch_size", "keep", "mesh", "remat", "tpu", "recipe")
 MAY_CHANGE += ("coordinator", "processes", "process", "compilation_cache", "data.workers", "extend", "extend_lr")
-MAY_CHANGE += ("attention", "report", "track", "data.pixels")  # the type itself is part of the stored dataset
+MAY_CHANGE += ("attention", "report", "track", "data.placement", "data.pixels")  # the dataset stores the type itself
 
 
 def without_former_defaults(config: Config) -> Config:

@@ -49,6 +49,8 @@ def train_batches(
     start: int = 0,
     warn: Warn = warn,
     repeats: int = 1,
+    *,
+    indices: bool = False,
 ) -> grain.DatasetIterator:
     """Endless batches of training images, reshuffled every epoch, or with `config.sampler` balanced by class.
 
@@ -63,6 +65,7 @@ def train_batches(
             exactly, with any number of workers.
         warn: Receives a line about unreadable images; readable ones replace them.
         repeats: Number of consecutive times that each image comes, each with a crop of its own (repeated augmentation).
+        indices: Give "index", int32 (b,), in place of "image", for images that stay on the devices; see `are_ready`.
 
     Returns:
         An iterator over {"image": (b, h, w, c) of the dataset's type, "label": int32 (b,), or float32 (b, k) for labels
@@ -80,7 +83,8 @@ def train_batches(
     order = Balanced(labels_of(dataset.train), seed) if balanced else Shuffled(examples, seed)
     sample = functools.partial(sample_at, order, examples, max(1, views), repeats)
     samples = grain.MapDataset.range(examples).seed(seed).repeat().map_with_index(sample)
-    batches = _train_batches(dataset, config, samples, _share(batch_size), seed, views, start * batch_size, warn)
+    share, first = _share(batch_size), start * batch_size
+    batches = _train_batches(dataset, config, samples, share, seed, views, first, warn, indices=indices)
     return _iterate(batches, dataset.train, config)
 
 
@@ -104,10 +108,12 @@ def _train_batches(
     views: int,
     first: int = 0,
     warn: Warn = warn,
+    *,
+    indices: bool = False,
 ) -> grain.IterDataset:
     source, size = dataset.train, dataset.image_shape[:2]
-    if config.random_crop != "simple" and _is_ready(source, size, config.min_crop):
-        return _gathered(source, samples, share, first, with_sample=views > 0)
+    if are_ready(dataset, config):
+        return _gathered(source, samples, share, first, with_sample=views > 0, indices=indices)
     interpolation = config.interpolation or INTERPOLATION
     may_scale = lambda image: image if config.scaled_decoding else pixels_of(image)
     if config.random_crop == "simple":
@@ -173,6 +179,12 @@ def _share(batch_size: int) -> int:
     return batch_size // jax.process_count()
 
 
+def are_ready(dataset: Dataset, config: Data) -> bool:
+    """Whether the training images are in memory, and need no crop and no resizing."""
+    size = dataset.image_shape[:2]
+    return config.random_crop != "simple" and _is_ready(dataset.train, size, config.min_crop)
+
+
 def _is_ready(source: Source, size: tuple[int, int], crop: float) -> bool:
     """Whether images in memory need no crop and no resizing."""
     return isinstance(source, ArraySource) and source.images.shape[1:3] == size and crop == 1
@@ -184,14 +196,21 @@ def _own(dataset: grain.MapDataset, first: int = 0) -> grain.MapDataset:
 
 
 def _gathered(
-    source: ArraySource, samples: grain.MapDataset, share: int, first: int = 0, *, with_sample: bool = False
+    source: ArraySource,
+    samples: grain.MapDataset,
+    share: int,
+    first: int = 0,
+    *,
+    with_sample: bool = False,
+    indices: bool = False,
 ) -> grain.IterDataset:
     """Batches from memory, with one indexing operation each: a Python call per example would be slow."""
 
     def gather(samples):
         rows = np.asarray(samples) % len(source)
         sample = {"sample": np.asarray(samples, np.int32)} if with_sample else {}
-        return {"image": source.images[rows], "label": source.labels[rows], **sample}
+        image = {"index": rows.astype(np.int32)} if indices else {"image": source.images[rows]}
+        return {**image, "label": source.labels[rows], **sample}
 
     inline = grain.ReadOptions(num_threads=0)
     # Batches of one leave no remainder. If a remainder is kept, Grain rounds their number up, which overflows here.
