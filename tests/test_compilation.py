@@ -78,6 +78,16 @@ def test_the_oldest_programs_are_removed(tmp_path):
 
 
 @pytest.fixture
+def events():
+    """Names of the events that JAX records from now on."""
+    recorded = []
+    listener = lambda event, **_: recorded.append(event)
+    jax.monitoring.register_event_listener(listener)
+    yield recorded
+    jax.monitoring.unregister_event_listener(listener)
+
+
+@pytest.fixture
 def all_kept(tmp_path, monkeypatch):
     """A folder for the programs of runs in this process, even of those that are compiled quickly."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -92,7 +102,7 @@ def all_kept(tmp_path, monkeypatch):
     compilation_cache.reset_cache()
 
 
-def test_a_run_continues_exactly_with_programs_of_the_folder(all_kept, tmp_path):
+def test_a_run_continues_exactly_with_programs_of_the_folder(all_kept, events, tmp_path):
     options = (*QUICK, f"--compilation-cache={all_kept}")
     steps = lambda: {path.name for path in all_kept.glob("jit_traced-*")}
     assert runs.train(tmp_path / "whole", *options) == 0
@@ -101,8 +111,7 @@ def test_a_run_continues_exactly_with_programs_of_the_folder(all_kept, tmp_path)
 
     jax.clear_caches()
     runs.PROGRAMS.clear()
-    events = []
-    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+    events.clear()
     workdir = stopped(tmp_path / "run", *options)
     assert runs.train(workdir, *options) == 0
     assert "/jax/compilation_cache/cache_hits" in events
