@@ -1,6 +1,8 @@
 """Steps on a CPU use freed memory again."""
 
 import ctypes
+import json
+import os
 import platform
 import subprocess
 import sys
@@ -8,35 +10,51 @@ import types
 
 import pytest
 
+from tests import compiler
+from tests.runs import TINY
 from train.allocator import M_MMAP_THRESHOLD, keep_freed_memory
 
-# A program allocates 128 MiB, five times; the page faults of the last two runs are printed.
-FIVE_RUNS = """
-import resource, sys
-from train.allocator import compute_in_main_thread, keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-    compute_in_main_thread()
-import jax, jax.numpy as jnp
+# The trainer. Its last line has the bytes of a step's temporaries, and the page faults during each step.
+MEASURED = """
+import ctypes, json, resource
+PR_SET_THP_DISABLE = 41
+ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # all pages have the same size
 
-program = jax.jit(lambda x: jnp.broadcast_to(x, (32 << 20,)))
-faults = []
-for _ in range(5):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    program(jnp.ones(())).block_until_ready()
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(*faults[-2:])
+import train.loop, train.setup
+from train.commandline.terminal import run_command
+from train.main import main
+
+faults, temporaries = [], []
+
+def to_devices(batch, mesh, original=train.loop.to_devices):
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return original(batch, mesh)
+
+def compile_train_step(*arguments, original=train.setup.compile_train_step):
+    step = original(*arguments)
+    temporaries.append(step.memory_analysis().temp_size_in_bytes)
+    return step
+
+train.loop.to_devices, train.setup.compile_train_step = to_devices, compile_train_step
+assert run_command(main) == 0
+print(json.dumps([temporaries[0], [after - before for before, after in zip(faults, faults[1:])]]))
 """
+STEPS = 8
+# Temporaries of more than 64 MiB, which only the main thread keeps, and batches that JAX copies in another thread.
+LARGE = ("--batch-size=512", "--data.image-size=32", f"--steps={STEPS}", "--no-report")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets parameters of glibc")
-def test_a_program_takes_the_memory_of_the_run_before():
-    def faults(how):
-        ran = subprocess.run([sys.executable, "-c", FIVE_RUNS, how], capture_output=True, text=True, check=True)
-        return [*map(int, ran.stdout.split())]
-
-    assert min(faults("default")) > 50  # pages may have 2 MiB
-    assert max(faults("kept")) < 10
+def test_a_step_takes_the_memory_of_the_step_before(tmp_path):
+    options = (*TINY, "patch_size=4", *LARGE, f"--workdir={tmp_path}")
+    environment = {**os.environ, "XLA_FLAGS": compiler.flags(devices=1)}
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED, *options], capture_output=True, text=True, check=True, env=environment
+    )
+    temporaries, faults = json.loads(ran.stdout.splitlines()[-1])
+    assert temporaries > 64 * 2**20
+    steps = faults[2 : STEPS - 1]  # the first two allocate
+    assert sum(steps) / len(steps) < temporaries / os.sysconf("SC_PAGESIZE") / 50
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets parameters of glibc")
