@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 
 from tests import compiler
@@ -25,6 +26,8 @@ jaxtyping.install_import_hook(["vit_jax", "train"], "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 Scope.param = parameters.param
+# Shells ignore SIGINT in background jobs, which tests and the processes that they start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Traces are many long-lived objects: scanning them for garbage takes an eighth of the time.
 gc.set_threshold(200_000, 50, 100)
 

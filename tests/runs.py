@@ -113,8 +113,8 @@ def error(capsys, workdir, *options, base=TINY) -> str:
     return err
 
 
-def start(workdir, *options, devices=1):
-    """Start a run in a new process with this number of devices."""
+def start(workdir, *options, devices=1, program=("-m", "train.main")):
+    """Start a run in a new process with this number of devices. `program` are arguments of Python."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[1]),
@@ -124,7 +124,7 @@ def start(workdir, *options, devices=1):
         # Many processes share one compilation.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "train.main", "--no-report", *TINY, *options, f"--workdir={workdir}"]
+    command = [sys.executable, *program, "--no-report", *TINY, *options, f"--workdir={workdir}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

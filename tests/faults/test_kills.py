@@ -93,15 +93,34 @@ def workers(process):
     return [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
+HELD = """
+import sys, threading
+from train.commandline.terminal import run_command
+from train.main import main
+from train.run import checkpoint
+
+def seal(*arguments, original=checkpoint.seal, complete=iter(range({complete}))):
+    if next(complete, None) is None:
+        print("held", flush=True)
+        threading.Event().wait()
+    original(*arguments)
+
+checkpoint.seal = seal
+sys.exit(run_command(main))
+"""
+
+
+def start_held(workdir, *options, complete):
+    """Start a run that saves this number of checkpoints, then stops while it writes the next.
+
+    On a busy machine, a small run could otherwise end before the signal arrives.
+    """
+    return start(workdir, *options, program=("-c", HELD.format(complete=complete)))
 
 
 @pytest.mark.slow
 def test_killed_run_ends_as_if_left_alone(options, halfway, whole, tmp_path, capsys):
-    """One device continues what two began. It is killed at a random moment, interrupted five times, then killed
+    """One device continues what two began. It is killed at a random moment, interrupted again and again, then killed
     while it writes a checkpoint, and each time started again.
     """
     expected = shutil.copytree(halfway, tmp_path / "expected")
@@ -110,7 +129,7 @@ def test_killed_run_ends_as_if_left_alone(options, halfway, whole, tmp_path, cap
 
     workdir = shutil.copytree(halfway, tmp_path / "run")
     options = (*options, "--save-steps=1")
-    process = start(workdir, *options, "--data.workers=1")
+    process = start_held(workdir, *options, "--data.workers=1", complete=4)
     said = read_until(process, "step ")
     assert "1 x cpu" in said
     assert "continues after step 5" in said
@@ -122,18 +141,20 @@ def test_killed_run_ends_as_if_left_alone(options, halfway, whole, tmp_path, cap
     assert psutil.wait_procs(found, timeout=30) == (found, [])
     assert found
 
-    process = start(workdir, *options)
+    process = start_held(workdir, *options, complete=3)
     read_until(process, "step ")
-    for _ in range(5):
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+        time.sleep(0.01)
+    said, _ = process.communicate(timeout=1)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
 
-    process = start(workdir, *options)
-    read_until(process, "workdir ")
-    wait_for(lambda: any("tmp" in path.name for path in (workdir / "checkpoints").iterdir()))
+    process = start_held(workdir, *options, complete=1)
+    read_until(process, "held")
+    assert any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
