@@ -1,5 +1,6 @@
 """Start small runs of the trainer, and read what they wrote."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -35,15 +36,17 @@ TINY = (
 RANDOM = ("dropout=0.1", "--augment.crop-padding=1", "--augment.mixup=0.2", "--augment.repeats=2", "--optim.ema=0.9")
 
 
-def train(workdir, *options, base=TINY, devices=None) -> int:
+def train(workdir, *options, base=TINY, devices=None, curves=False) -> int:
     """The exit status of a run in this process. Runs of one configuration share their compiled program.
 
-    It writes a report only if the options say `--report`.
+    It writes a report only if the options say `--report`, and draws its curves, which takes as long as many steps, only
+    if `curves`.
 
     By default a mesh in the options has all eight devices, and without one there are two, which take less time.
     """
     mesh = lambda shape: make_mesh(shape, jax.devices()[: devices or (8 if shape else 2)])
-    with mock.patch("train.setup.build_program", shared_program), mock.patch("train.setup.make_mesh", mesh):
+    drawn = contextlib.nullcontext() if curves else mock.patch("train.run.ending.draw_curves", lambda workdir: workdir)
+    with drawn, mock.patch("train.setup.build_program", shared_program), mock.patch("train.setup.make_mesh", mesh):
         report = () if "--report" in options else ("--no-report",)
         return main([*report, *base, *options, f"--workdir={workdir}"])
 

@@ -42,7 +42,7 @@ def learning(tmp_path_factory):
                 return lambda *inputs: traced.append(name) or prepare(*inputs)
 
             patch.setattr(train.program, name, noted)
-        assert run(workdir, *OPTIONS, base=SMALL) == 0
+        assert run(workdir, *OPTIONS, base=SMALL, curves=True) == 0
     return workdir, said.getvalue(), traced
 
 
@@ -184,7 +184,7 @@ def test_finished_run_changes_nothing_when_started_again(learned, tmp_path, caps
     workdir = tmp_path / "again"
     shutil.copytree(learned, workdir)
     before = {p.relative_to(workdir): p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-    assert run(workdir, *OPTIONS, base=SMALL) == 0
+    assert run(workdir, *OPTIONS, base=SMALL, curves=True) == 0
     said = capsys.readouterr().out
     assert "continues after step 240" in said
     assert "done: " in said
