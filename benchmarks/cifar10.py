@@ -54,7 +54,7 @@ EXPERIMENTS = {
             "muon": (*SHORT, "--optim.name=muon"),
         }
     ),
-    # In both of these: few images and many epochs, because a model that sees an image a few times does not overfit.
+    # The next two use few images and many epochs: a model that sees each image only a few times does not overfit.
     "regularisation": Experiment(
         {
             "recipe": FEW,

@@ -39,7 +39,7 @@ class Options:
     forward_only: bool = False
     """Leave out the train step."""
     products: bool = False
-    """Also time the matrix products in the blocks of `vit`, a forward pass without anything else."""
+    """Also time the matrix products of a forward pass through the blocks of `vit`, alone."""
     compiled: bool = False
     """Compile upstream's model with `torch.compile`."""
     python: str = sys.executable
@@ -50,6 +50,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Time both libraries and print medians and ratios."""
+    if options.products and options.model.partition("/")[0] != "vit":
+        sys.exit(f"--products supports --model=vit/PRESET, not {options.model}")
     result = measure(options)
     report(result)
     if options.json:
@@ -73,8 +75,13 @@ def measure(options: Options) -> dict:
 
 
 def timed(options: Options) -> list[str]:
-    """The names of what is timed, which are those of methods of the workers."""
-    return ["forward"] + ["train"] * (not options.forward_only) + ["products"] * options.products
+    """What to time, in order."""
+    names = ["forward"]
+    if not options.forward_only:
+        names.append("train")
+    if options.products:
+        names.append("products")
+    return names
 
 
 def compare(what: str, torch: "Worker", ours: "Worker", options: Options) -> dict[str, float]:

@@ -62,7 +62,7 @@ def run(session: Session, preemption: Preemption) -> dict[str, float]:
         for step in range(session.start + 1, total + 1):
             asked = time.perf_counter()
             batch = to_devices(with_teacher(next(session.batches), session.teacher_logits), setup.mesh)
-            batch = with_images(batch, session.images)
+            batch = with_images(batch, session.image_rows, setup.info.image_shape)
             given = time.perf_counter()
             session.state, values = session.train_step(session.state, batch, session.frozen)
             session.clock.add(asked, given, values)

@@ -34,7 +34,7 @@ class Session:
     """Everything that the training loop uses. Only `state` is replaced, by every step.
 
     Attributes:
-        images: The training images if they stay on the devices.
+        image_rows: The training images, as rows, if they are kept on the devices.
     """
 
     setup: Setup
@@ -48,7 +48,7 @@ class Session:
     train_step: Callable | None
     frozen: PyTree
     teacher_logits: np.ndarray | None
-    images: jax.Array | None
+    image_rows: jax.Array | None
     state: TrainState
 
     @property
@@ -92,11 +92,12 @@ def start(setup: Setup) -> Iterator[Session]:
         train_step = setup.train_step
         if train_step is None and claimed.start < setup.total:  # the last checkpoint was damaged
             with announced(progress):
-                train_step = compile_train_step(setup.program, setup.frozen, config, setup.mesh)
+                train_step = compile_train_step(setup.program, setup.frozen, config, setup.mesh, setup.image_bytes)
         state, window = first_state(setup, claimed, checkpoints, metrics)
         frozen, logits = placed_teacher(setup, claimed.workdir)
-        images = on_every_device(dataset.train.images, setup.mesh) if setup.images_stay else None
-        # From here on, only the copies on the devices are needed.
+        is_kept = setup.image_bytes and claimed.start < setup.total
+        image_rows = on_every_device(dataset.train.images, setup.mesh) if is_kept else None
+        # The host copies of the teacher and of the initial weights are no longer needed.
         setup = setup._replace(frozen={}, initial=None)
         sizes = config.batch_size, config.log_steps
         log = TrainLog(metrics, progress, setup.program.schedule, *sizes, window, clock.lap)
@@ -112,7 +113,7 @@ def start(setup: Setup) -> Iterator[Session]:
             train_step=train_step,
             frozen=frozen,
             teacher_logits=logits,
-            images=images,
+            image_rows=image_rows,
             state=state,
         )
 
@@ -127,8 +128,8 @@ def training_batches(setup: Setup, start: int) -> Any:
     """The endless training batches of the run, after step `start`."""
     config = setup.config
     views, repeats, warn = config.distill.views, config.augment.repeats, setup.progress.warn
-    of_run = config.data, config.batch_size, config.seed
-    return train_batches(setup.dataset, *of_run, views, start, warn, repeats, indices=setup.images_stay)
+    order = dict(views=views, start=start, warn=warn, repeats=repeats, indices=setup.image_bytes > 0)
+    return train_batches(setup.dataset, config.data, config.batch_size, config.seed, **order)
 
 
 def first_state(

@@ -15,7 +15,7 @@ from train.capacity import check_compiled, check_memory, local_bytes
 from train.config import Config
 from train.data import Dataset, load_dataset
 from train.data.fingerprint import Fingerprint
-from train.data.placement import notes_on_placement, stay_on_devices
+from train.data.placement import kept_on_devices, note_on_placement
 from train.data_info import info_of, notes_on
 from train.distill.cached_logits import with_views
 from train.distill.teacher import fingerprint_of_weights, load_teacher, with_feature_dim
@@ -38,7 +38,7 @@ class Setup(NamedTuple):
     """A checked and compiled run.
 
     Attributes:
-        images_stay: Whether the training images stay on the devices.
+        image_bytes: Bytes of the training images on each device; 0 if every step transfers its images.
         frozen: The teacher's variables, {} without a teacher.
         total: Number of steps.
         extensions: How the run became longer.
@@ -51,7 +51,7 @@ class Setup(NamedTuple):
     info: DataInfo
     fingerprints: Mapping[str, Fingerprint]
     mesh: Mesh
-    images_stay: bool
+    image_bytes: int
     teacher: Teacher | None
     frozen: PyTree
     initial: Initial | None
@@ -91,8 +91,8 @@ def prepare(config: Config) -> Setup:
     check_batch("--batch-size", config.batch_size, mesh, config.optim.accumulate)
     info = as_begun(config, info_of(dataset, config))
     notes = (*dataset.notes, *notes_on(info, config), *notes_on_length(open_config, config, images))
-    images_stay = stay_on_devices(dataset, config.data, mesh)
-    notes += notes_on_placement(dataset) if images_stay else ()
+    image_bytes = dataset.train.images.nbytes if kept_on_devices(dataset, config.data, mesh) else 0
+    notes += (note_on_placement(dataset),) if image_bytes else ()
     dataset = dataclasses.replace(dataset, notes=notes)
     requested, config = config, with_former_length(config)  # a run in the workdir may become longer
     begun, steps_per_epoch = length(config, images)
@@ -117,15 +117,15 @@ def prepare(config: Config) -> Setup:
         progress.message(f"extended     {described(config, images, extensions)}")
     finished = is_finished(config.workdir, total)
     with memory_trouble(config.workdir), contextlib.nullcontext() if finished else announced(progress):
-        train_step = None if finished else compile_train_step(program, frozen, config, mesh)
-        eval_step = compile_eval_step(program, frozen, config, len(dataset.eval), info, mesh)
+        train_step = None if finished else compile_train_step(program, frozen, config, mesh, image_bytes)
+        eval_step = compile_eval_step(program, frozen, config, len(dataset.eval), info, mesh, image_bytes)
     return Setup(
         config=config,
         dataset=dataset,
         info=info,
         fingerprints=fingerprints,
         mesh=mesh,
-        images_stay=images_stay,
+        image_bytes=image_bytes,
         teacher=teacher,
         frozen=frozen,
         initial=initial,
@@ -148,23 +148,23 @@ def announced(progress: Progress) -> Iterator[None]:
     progress.message(f"compiled     in {time.perf_counter() - since:.1f} s")
 
 
-def compile_train_step(program: Program, frozen: PyTree, config: Config, mesh: Mesh) -> Compiled:
-    """Compile the training step. Raises UserError if it needs more memory than a device has."""
+def compile_train_step(program: Program, frozen: PyTree, config: Config, mesh: Mesh, image_bytes: int = 0) -> Compiled:
+    """Compile the training step. Raises UserError if it and `image_bytes` need more memory than a device has."""
     frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
     step = compile_step(program.train_step, program.state, program.batch, frozen)
-    check_compiled(step, f"a training step of --batch-size {config.batch_size}", config, mesh)
+    check_compiled(step, f"a training step of --batch-size {config.batch_size}", config, mesh, image_bytes)
     return step
 
 
 def compile_eval_step(
-    program: Program, frozen: PyTree, config: Config, examples: int, info: DataInfo, mesh: Mesh
+    program: Program, frozen: PyTree, config: Config, examples: int, info: DataInfo, mesh: Mesh, image_bytes: int = 0
 ) -> Compiled:
-    """Compile the evaluation step. Raises UserError if it needs more memory than a device has."""
+    """Compile the evaluation step. Raises UserError if it and `image_bytes` need more memory than a device has."""
     size = sufficient_batch(config.eval_batch_size, examples, mesh)
     passed = (program.state.eval_params, program.state.extras)
     step = compile_step(program.eval_step, *passed, abstract_eval_batch(size, info, mesh))
     frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
-    kept = local_bytes((program.state, frozen)) - local_bytes(passed)  # also on the device during an evaluation
+    kept = image_bytes + local_bytes((program.state, frozen)) - local_bytes(passed)  # also there during an evaluation
     check_compiled(step, f"an evaluation step of {size} images", config, mesh, kept)
     return step
 

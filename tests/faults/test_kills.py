@@ -110,17 +110,22 @@ sys.exit(run_command(main))
 """
 
 
-def start_held(workdir, *options, complete):
-    """Start a run that saves this number of checkpoints, then stops while it writes the next.
+@contextlib.contextmanager
+def held(workdir, *options, complete):
+    """A run that saves this number of checkpoints, then waits while it writes the next.
 
     On a busy machine, a small run could otherwise end before the signal arrives.
     """
-    return start(workdir, *options, program=("-c", HELD.format(complete=complete)))
+    with start(workdir, *options, program=("-c", HELD.format(complete=complete))) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
 def test_killed_run_ends_as_if_left_alone(options, halfway, whole, tmp_path, capsys):
-    """One device continues what two began. It is killed at a random moment, interrupted again and again, then killed
+    """One device continues what two began. It is killed shortly after a step, interrupted again and again, then killed
     while it writes a checkpoint, and each time started again.
     """
     expected = shutil.copytree(halfway, tmp_path / "expected")
@@ -129,34 +134,32 @@ def test_killed_run_ends_as_if_left_alone(options, halfway, whole, tmp_path, cap
 
     workdir = shutil.copytree(halfway, tmp_path / "run")
     options = (*options, "--save-steps=1")
-    process = start_held(workdir, *options, "--data.workers=1", complete=4)
-    said = read_until(process, "step ")
-    assert "1 x cpu" in said
-    assert "continues after step 5" in said
-    found = workers(process)
-    time.sleep(random.Random(0).uniform(0, 0.1))
-    process.kill()
-    process.communicate()
+    with held(workdir, *options, "--data.workers=1", complete=4) as process:
+        said = read_until(process, "step ")
+        assert "1 x cpu" in said
+        assert "continues after step 5" in said
+        found = workers(process)
+        time.sleep(random.Random(0).uniform(0, 0.1))
+        process.kill()
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert psutil.wait_procs(found, timeout=30) == (found, [])
     assert found
 
-    process = start_held(workdir, *options, complete=3)
-    read_until(process, "step ")
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
-    said, _ = process.communicate(timeout=1)
+    with held(workdir, *options, complete=3) as process:
+        read_until(process, "step ")
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        said, _ = process.communicate(timeout=1)
     assert process.returncode == 130
     assert "interrupted" in said
     assert "Traceback" not in said
 
-    process = start_held(workdir, *options, complete=1)
-    read_until(process, "held")
-    assert any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
-    process.kill()
-    process.communicate()
+    with held(workdir, *options, complete=1) as process:
+        read_until(process, "held")
+        assert any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
     assert process.returncode == -signal.SIGKILL
 
     capsys.readouterr()

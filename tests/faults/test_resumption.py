@@ -103,7 +103,7 @@ def test_another_placement_of_images_continues_bit_for_bit(placements, alone, tm
     for placement, begin in zip(placements, (stopped, run), strict=True):
         begin(tmp_path, *QUICK, f"--data.placement={placement}")
         said = capsys.readouterr().out
-        assert ("training images stay on the devices, 0.09 MiB on each" in said) == (placement == "devices")
+        assert ("training images are kept on the devices, 0.09 MiB on each" in said) == (placement == "devices")
     assert_same_run(tmp_path, alone)
 
 

@@ -65,7 +65,7 @@ def train_batches(
             exactly, with any number of workers.
         warn: Receives a line about unreadable images; readable ones replace them.
         repeats: Number of consecutive times that each image comes, each with a crop of its own (repeated augmentation).
-        indices: Give "index", int32 (b,), in place of "image", for images that stay on the devices; see `are_ready`.
+        indices: Give "index", int32 (b,), in place of "image": for images kept on the devices (see `need_no_crop`).
 
     Returns:
         An iterator over {"image": (b, h, w, c) of the dataset's type, "label": int32 (b,), or float32 (b, k) for labels
@@ -112,7 +112,7 @@ def _train_batches(
     indices: bool = False,
 ) -> grain.IterDataset:
     source, size = dataset.train, dataset.image_shape[:2]
-    if are_ready(dataset, config):
+    if need_no_crop(dataset, config):
         return _gathered(source, samples, share, first, with_sample=views > 0, indices=indices)
     interpolation = config.interpolation or INTERPOLATION
     may_scale = lambda image: image if config.scaled_decoding else pixels_of(image)
@@ -179,7 +179,7 @@ def _share(batch_size: int) -> int:
     return batch_size // jax.process_count()
 
 
-def are_ready(dataset: Dataset, config: Data) -> bool:
+def need_no_crop(dataset: Dataset, config: Data) -> bool:
     """Whether the training images are in memory, and need no crop and no resizing."""
     size = dataset.image_shape[:2]
     return config.random_crop != "simple" and _is_ready(dataset.train, size, config.min_crop)

@@ -1,63 +1,77 @@
-"""Training images that stay on the devices: every step then sends only their indices."""
+"""Training images that are kept on the devices: every step then transfers only their indices."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from train.cluster.processes import on_lead
 from train.config import Data
 from train.data.dataset import Dataset
-from train.data.pipeline import are_ready
+from train.data.pipeline import need_no_crop
 from train.errors import UserError
 from train.memory import device_memory, in_words
 from train.sharding import replicated
 
-SHARE = 1 / 16  # of a device's memory: so little that the checks of a step's memory need not count it
+SHARE = 1 / 16  # of a device's memory
 
 
-def stay_on_devices(dataset: Dataset, config: Data, mesh: Mesh) -> bool:
-    """Whether the training images stay on the devices. Raises UserError if `config` demands it and they cannot."""
-    if config.placement == "devices" and not are_ready(dataset, config):
+def kept_on_devices(dataset: Dataset, config: Data, mesh: Mesh) -> bool:
+    """Whether the training images are kept on the devices; all processes get the same answer.
+
+    Raises UserError if `config` demands it and they cannot be.
+    """
+    if config.placement == "devices" and not need_no_crop(dataset, config):
         raise UserError(
-            "--data.placement is devices: expected training images in memory (digits, an .npz file, or up to 1 GiB of "
-            "images of one size), without --data.min-crop, --data.random-crop=simple or another --data.image-size"
+            "--data.placement=devices needs training images in memory (digits, an .npz file, or up to 1 GiB of images "
+            "of one size) that are neither cropped nor resized: --data.min-crop must be 1, --data.random-crop resized, "
+            "and --data.image-size that of the images"
         )
     if config.placement != "auto":
         return config.placement == "devices"
-    memory, _ = device_memory(mesh)
-    return are_ready(dataset, config) and fit(mesh.devices.flat[0].platform, dataset.train.images.nbytes, memory)
+    if not need_no_crop(dataset, config):
+        return False
+    platform, size = mesh.devices.flat[0].platform, dataset.train.images.nbytes
+    return on_lead(lambda: are_small(platform, size, device_memory(mesh)[0]))
 
 
-def fit(platform: str, size: int, memory: int | float) -> bool:
+def are_small(platform: str, size: int, memory: int | float) -> bool:
     """Whether `auto` keeps images of `size` bytes on devices with `memory` bytes, infinite if it is not known.
 
     A CPU's memory is that of the host, so nothing would be gained.
     """
-    return platform != "cpu" and size <= SHARE * memory < np.inf
+    return platform != "cpu" and math.isfinite(memory) and size <= SHARE * memory
 
 
-def notes_on_placement(dataset: Dataset) -> tuple[str, ...]:
-    """A line about training images that stay on the devices."""
-    return (f"training images stay on the devices, {in_words(dataset.train.images.nbytes)} on each",)
+def note_on_placement(dataset: Dataset) -> str:
+    """A line about training images that are kept on the devices."""
+    return f"training images are kept on the devices, {in_words(dataset.train.images.nbytes)} on each"
 
 
 def on_every_device(images: np.ndarray, mesh: Mesh) -> jax.Array:
-    """All images, on every device of all processes, each of which has them all."""
-    return jax.make_array_from_process_local_data(replicated(mesh), images)
+    """All images (n, ...) as rows (n, pixels), on every device of all processes, each of which has them all.
+
+    A TPU stores the last two axes in tiles. It would store images with few channels with n last, and copy them all to
+    gather some.
+    """
+    return jax.make_array_from_process_local_data(replicated(mesh), images.reshape(len(images), -1))
 
 
-def with_images(batch: dict[str, jax.Array], images: jax.Array | None) -> dict[str, jax.Array]:
-    """`batch`, with "image" in place of "index" if the images stay on the devices."""
-    if images is None:
+def with_images(
+    batch: dict[str, jax.Array], rows: jax.Array | None, image_shape: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """`batch`, with "image" in place of "index" if the images are on the devices, as `rows` of `on_every_device`."""
+    if rows is None:
         return batch
     index = batch["index"]
-    others = {name: rows for name, rows in batch.items() if name != "index"}
-    return {"image": _gather(index.sharding)(images, index), **others}
+    others = {name: values for name, values in batch.items() if name != "index"}
+    return {"image": _gather(index.sharding, image_shape)(rows, index), **others}
 
 
 @functools.cache
-def _gather(sharding: NamedSharding) -> Callable:
-    """The jitted function from all images and some indices to the images at these, with a `sharding`."""
-    return jax.jit(lambda images, index: images[index], out_shardings=sharding)
+def _gather(sharding: NamedSharding, image_shape: tuple[int, ...]) -> Callable:
+    """The jitted function from all images as rows and some indices to the images at these, with a `sharding`."""
+    return jax.jit(lambda rows, index: rows[index].reshape(-1, *image_shape), out_shardings=sharding)
