@@ -1,11 +1,15 @@
 """The errors of what is computed differently in bfloat16, or on a TPU."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.layers import PatchEmbed, attention_scores, gelu, standardize
+from vit_jax.layers.attention_forms import attention
 from vit_jax.layers.execution import execution
 
 BF16 = jnp.bfloat16
@@ -43,6 +47,30 @@ def test_scores_stay_in_float32(noise):
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, np.einsum("bhid,bhjd->bhij", wide(q), wide(k)), rtol=1e-5, atol=1e-5)
     assert jax.jit(attention_scores)(q, k).dtype == BF16
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_whose_scores_take_too_much_memory(heads, noise, monkeypatch):
+    """Two heads are too many here: their map is stored, in bfloat16, and loses no more than on other devices."""
+    monkeypatch.setattr(importlib.import_module("vit_jax.layers.attention_scores"), "WIDE_BYTES", 4 * 3 * 130 * 130)
+    q, k, v = (noise(6, heads, 130, 8) for _ in range(3))
+    batch = NamedSharding(Mesh(np.array(jax.devices()[:2]), "data"), PartitionSpec("data"))
+
+    def results(*arrays):
+        def loss(arrays):
+            out = attention(*arrays, 0.5, None, None).astype(jnp.float32)
+            return jnp.vdot(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)), out.ravel()), out
+
+        return jax.tree.map(wide, jax.jit(jax.grad(loss, has_aux=True))(arrays))
+
+    exact, plain = results(*map(wide, (q, k, v))), results(q, k, v)
+    with execution(platform="tpu", batch=batch):
+        ours = results(q, k, v)
+        jaxpr = str(jax.make_jaxpr(lambda *arrays: attention(*arrays, 0.5, None, None))(q, k, v))
+    assert ("preferred_element_type=float32" in jaxpr) == ("prevent_cse" in jaxpr) == (heads == 1)
+    for values, rounded, expected in zip(*map(jax.tree.leaves, (ours, plain, exact)), strict=True):
+        error, usual = (np.abs(found - expected).max() / np.abs(expected).max() for found in (values, rounded))
+        assert error < max(0.01, 2 * usual)
 
 
 def test_patches_by_a_convolution(noise):

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vit_jax.layers.attention_kernels import kernel_for
-from vit_jax.layers.attention_scores import attention_scores
+from vit_jax.layers.attention_scores import are_wide, attention_scores
 from vit_jax.layers.execution import current_execution, target_platform
 from vit_jax.layers.softmax import softmax
 
 # With attention="auto", maps of at least this number of tokens are not stored (docs/trainer.md); and on a TPU, the
-# backward pass recomputes maps of at least RECOMPUTED tokens.
+# backward pass recomputes maps of at least RECOMPUTED tokens, if its fast memory holds them in float32.
 TOKENS_ON_CPU, TOKENS = 1536, 1024
 RECOMPUTED = 128
 QUERIES = 256  # of a block. On a CPU, the fastest of 128, 256 and 512 for 2,049 and 4,097 tokens
@@ -38,7 +38,7 @@ def attention(q: Queries, k: Keys, v: Values, scale: float | Array, bias: Bias, 
     setting, platform = current_execution().attention, target_platform()
     tokens = (q.shape[-2] * k.shape[-2]) ** 0.5
     if setting == "plain" or (setting == "auto" and tokens < (TOKENS_ON_CPU if platform == "cpu" else TOKENS)):
-        recomputed = setting == "auto" and platform == "tpu" and tokens >= RECOMPUTED
+        recomputed = setting == "auto" and platform == "tpu" and tokens >= RECOMPUTED and are_wide(q, k)
         form = jax.checkpoint(attention_by_map) if recomputed else attention_by_map
         return form(q, k, v, scale, bias, mask)
     is_basic = bias is None and mask is None and isinstance(scale, float)

@@ -10,10 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from vit_jax.layers.execution import current_execution, target_platform
+from vit_jax.layers.execution import batch_parts, current_execution, target_platform
 
 Kernel = Callable[[Array, Array, Array, float], Array]
 
@@ -106,9 +105,4 @@ def _merge_batch(x: Array) -> Array:
 
 def _can_divide(batch: int) -> bool:
     """Whether the sharding of a batch is known and even; XLA cannot divide a TPU kernel among devices."""
-    sharding = current_execution().batch
-    return sharding is not None and batch % _parts(sharding) == 0
-
-
-def _parts(sharding: NamedSharding) -> int:
-    return math.prod(sharding.mesh.shape[axis] for axis in jax.tree.leaves(sharding.spec[0]))
+    return current_execution().batch is not None and batch % batch_parts() == 0

@@ -6,6 +6,7 @@ user context, which is part of the cache key of `jax.jit`: under other settings,
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import jax
@@ -69,7 +70,7 @@ def execution(
         attention: "plain" computes the whole attention map, "fused" does not store it, "auto" chooses by the number of
             tokens. Maps that are collected or have dropout are always computed.
         batch: how the batch is divided among devices. A TPU's attention kernel needs it; without it, attention is
-            computed by blocks of queries.
+            computed by blocks of queries. It also tells how much memory attention maps take on a TPU.
 
     Yields:
         The settings. If `stacks` is still empty after a model was traced, the model has no blocks that support `remat`
@@ -93,3 +94,9 @@ def current_execution() -> Execution:
 def target_platform() -> str:
     """The platform that a model is compiled for: "cpu", "gpu" or "tpu"."""
     return current_execution().platform or jax.default_backend()
+
+
+def batch_parts() -> int:
+    """The number of parts that a batch is divided into among devices, as far as `execution(batch=)` tells."""
+    sharding = current_execution().batch
+    return 1 if sharding is None else math.prod(sharding.mesh.shape[axis] for axis in jax.tree.leaves(sharding.spec[0]))
