@@ -75,7 +75,7 @@ def measure(options: Options) -> dict:
 
 
 def timed(options: Options) -> list[str]:
-    """What to time, in order."""
+    """The names of the measurements, in order."""
     names = ["forward"]
     if not options.forward_only:
         names.append("train")
