@@ -53,9 +53,10 @@ OBLONG = dict(image_size=(12, 24), channels=1, num_classes=0, peg_kernel_size=5)
     depth=(0, 1, 0, 0),
 )
 
-# Attention in the oblong row is nearly uniform: upstream's own float32 gradients of queries are 2e-5 from float64.
+# Attention in the oblong row is nearly uniform: upstream's own float32 gradients of queries are 2e-5 from float64. In
+# the plain row, on a CPU without AVX-512, upstream's gradient of a norm's bias is 9.8e-6 from float64, and ours 7.7e-6.
 CASES = [
-    Case(*TWINS, (2, 16, 16, 3), 311369, PLAIN, maps=10),
+    Case(*TWINS, (2, 16, 16, 3), 311369, PLAIN, maps=10, tolerance=2e-5),
     Case(
         *TWINS,
         (2, 12, 24, 1),
