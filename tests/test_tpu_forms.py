@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vit_jax.layers import PatchEmbed, attention_scores, gelu, standardize
 from vit_jax.layers.attention_forms import attention
 from vit_jax.layers.execution import execution
+from vit_jax.layers.softmax import softmax
 
 BF16 = jnp.bfloat16
 wide = lambda x: np.asarray(x, np.float32)
@@ -71,6 +72,14 @@ def test_attention_whose_scores_take_too_much_memory(heads, noise, monkeypatch):
     for values, rounded, expected in zip(*map(jax.tree.leaves, (ours, plain, exact)), strict=True):
         error, usual = (np.abs(found - expected).max() / np.abs(expected).max() for found in (values, rounded))
         assert error < max(0.01, 2 * usual)
+
+
+def test_weights_of_values_add_up_to_one(noise):
+    """Exponentials are rounded, but not their sum, which would scale all weights of a query."""
+    with execution(platform="tpu"):
+        attn = jax.jit(softmax)(noise(64, 512))
+    assert attn.dtype == BF16
+    np.testing.assert_allclose(wide(attn).sum(axis=-1), 1, atol=5e-4)
 
 
 def test_patches_by_a_convolution(noise):
