@@ -54,13 +54,9 @@ EXPERIMENTS = {
             "muon": (*SHORT, "--optim.name=muon"),
         }
     ),
-    # In four pairs of runs, steps with Muon took as long as with AdamW, give or take 5 %. So AdamW gets 5 % more steps.
-    "equal-time": Experiment(
-        {
-            "adamw, 820 steps": (*SHORT, "--optim.name=adamw", "--steps=820"),
-            "muon, 781 steps": (*SHORT, "--optim.name=muon", "--steps=781"),
-        }
-    ),
+    # In four pairs of runs, steps with Muon took as long as with AdamW, give or take 5 %. So AdamW gets 5 % more steps,
+    # to compare with the 781 steps of Muon above.
+    "equal-time": Experiment({"adamw, 820 steps": (*SHORT, "--optim.name=adamw", "--steps=820")}),
     # The next two use few images and many epochs: a model that sees each image only a few times does not overfit.
     "regularisation": Experiment(
         {

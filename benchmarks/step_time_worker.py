@@ -205,7 +205,7 @@ class JaxSide:
         optimizer = make_optimizer(config, optax.constant_schedule(LEARNING_RATE), params)
         self.state = TrainState(jax.numpy.zeros((), int), params, extras, optimizer.init(params), ema=None)
         prepare = lambda key, batch: (batch["image"], jax.nn.one_hot(batch["label"], self.model.num_classes))
-        step = make_train_step(Classify(self.model), optimizer, prepare, seed=0)
+        step = make_train_step(Classify(self.model), optimizer, prepare)
         self.train = jax.jit(step, donate_argnums=0)
         return np.asarray(jax.tree.leaves(self.forward(self.variables, self.images))[0])
 

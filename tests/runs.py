@@ -73,13 +73,14 @@ PROGRAMS = {}
 
 
 def shared_program(config, info, mesh, objective, total, steps_per_epoch, extensions):
-    """`build_program`, once for all runs that differ only in where they start and what they keep and say.
+    """`build_program`, once for all runs that differ only in their seed, where they start, and what they keep and say.
 
     A teacher is not in the config.
     """
     if config.distill.teacher:
         return build_program(config, info, mesh, objective, total, steps_per_epoch, extensions)
-    config = dataclasses.replace(config, workdir="", keep=1, log_steps=1, save_steps=0, init=None, init_from=None)
+    config = dataclasses.replace(config, workdir="", seed=0, init=None, init_from=None)
+    config = dataclasses.replace(config, keep=1, log_steps=1, save_steps=0)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, placement="auto"))
     key = repr((config, info, total, steps_per_epoch, extensions)), mesh
     if key not in PROGRAMS:

@@ -146,7 +146,7 @@ def set_up(config, monkeypatch, **options):
     optimizer = make_optimizer(config.optim, optax.constant_schedule(0.1), start[0], partial)
     monkeypatch.setattr(Classify, "init", lambda *_: start)  # its random numbers compile slowly
     state = init_state(objective, optimizer, jax.random.key(0), IMAGES, ema=True, partial=partial)
-    options |= dict(seed=0, average=moving_average(0.9), partial=partial)
+    options |= dict(average=moving_average(0.9), partial=partial)
     step = make_train_step(objective, optimizer, prepare, **options)
     return state, jax.jit(step)
 

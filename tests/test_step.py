@@ -18,7 +18,7 @@ from train.build import DataInfo, build_objective
 from train.config import Augment, Config, Optim
 from train.optim import make_average, make_optimizer, moving_average
 from train.planning import lowered
-from train.program import build_program
+from train.program import abstract_seed, build_program
 from train.sharding import make_mesh
 from train.step import add_share, init_state, make_eval_step, make_train_step, slice_batch
 from vit_jax import create_model
@@ -52,7 +52,6 @@ def set_up(objective=None, optimizer=None, prepare=prepare, average=None, **opti
     start = started(objective, images)
     with mock.patch.object(type(objective), "init", return_value=start):  # whose random numbers compile slowly
         state = init_state(objective, optimizer, jax.random.key(1), images, ema=average is not None)
-    options = {"seed": 0, **options}
     return state, jax.jit(make_train_step(objective, optimizer, prepare, average=average, **options))
 
 
@@ -252,12 +251,25 @@ def test_slices_draw_from_every_device():
 
 def test_randomness_follows_from_the_seed_and_the_step_alone():
     state, step = set_up(dropping(), prepare=noisy)
-    loss = lambda state, step=step: float(step(state, BATCH, {})[1]["loss"])
+    loss = lambda state, seed=0: float(step(state, BATCH, {}, seed)[1]["loss"])
     assert loss(state) == loss(state)
     later = state.replace(step=state.step + 1)
     assert loss(later) == loss(later)
     assert loss(later) != loss(state)
-    assert loss(state, set_up(dropping(), prepare=noisy, seed=1)[1]) != loss(state)
+    assert loss(state, seed=1) != loss(state)
+
+
+def test_runs_with_other_seeds_use_the_same_program():
+    info = DataInfo(tuple("01234"), (8, 8, 1), (0.5,), (0.25,))
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def text(seed):
+        options = dict(augment=Augment(flip=True), batch_size=8, seed=seed)
+        config = Config("vit", ("patch_size=4", "depth=1", "dropout=0.1"), **options)
+        program = build_program(config, info, mesh, build_objective(config, info), 10, 10.0)
+        return program.train_step.lower(program.state, program.batch, {}, abstract_seed(mesh)).as_text()
+
+    assert text(0) == text(1)
 
 
 @pytest.mark.parametrize(("objective", "prepare"), [(dropping, prepare), (None, noisy)])

@@ -52,6 +52,7 @@ def fit(config: Config, preemption: Preemption | None = None) -> dict[str, float
 def run(session: Session, preemption: Preemption) -> dict[str, float]:
     """Run the remaining steps, with evaluations and checkpoints. Returns and raises the same as `fit`."""
     setup, total = session.setup, session.setup.total
+    seed = np.uint32(setup.config.seed)
     result = None
     preemption.saves = True  # from here on, there is state that a signal can save
     try:
@@ -64,7 +65,7 @@ def run(session: Session, preemption: Preemption) -> dict[str, float]:
             batch = to_devices(with_teacher(next(session.batches), session.teacher_logits), setup.mesh)
             batch = with_images(batch, session.image_rows, setup.info.image_shape)
             given = time.perf_counter()
-            session.state, values = session.train_step(session.state, batch, session.frozen)
+            session.state, values = session.train_step(session.state, batch, session.frozen, seed)
             session.clock.add(asked, given, values)
             session.log.add(step, values)
             if setup.is_due(step):

@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
     Attributes:
         new_state: Creates a sharded state from (key, images).
-        train_step: The training step, (state, batch, frozen); see `train.step`.
+        train_step: The training step, (state, batch, frozen, seed=0); see `train.step`.
         eval_step: The evaluation step, (params, extras, batch); see `train.step`.
         state: The abstract state.
         trained: The abstract parameters that are trained.
@@ -78,7 +78,6 @@ def build_program(
         objective,
         optimizer,
         prepare_training(config, info),
-        seed=config.seed,
         dtype=config.dtype,
         accumulate=optim.accumulate,
         average=average,
@@ -178,6 +177,11 @@ def abstract_frozen(frozen: PyTree, mesh: Mesh) -> PyTree:
     """Shapes, types and shardings of frozen variables, which every device holds."""
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
     return jax.tree.map(place, jax.eval_shape(lambda: frozen))
+
+
+def abstract_seed(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, type and sharding of the seed: an argument, so that runs with other seeds use the same program."""
+    return jax.ShapeDtypeStruct((), np.uint32, sharding=replicated(mesh))
 
 
 def abstract_batch(config: Config, info: DataInfo, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

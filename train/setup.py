@@ -22,7 +22,7 @@ from train.distill.teacher import fingerprint_of_weights, load_teacher, with_fea
 from train.extension import described, extensions_of, length, with_former_length
 from train.initial import Initial, load_initial
 from train.optim import Extension
-from train.program import Program, abstract_eval_batch, abstract_frozen, build_program
+from train.program import Program, abstract_eval_batch, abstract_frozen, abstract_seed, build_program
 from train.published import with_published
 from train.run.description import describe
 from train.run.failures import memory_trouble
@@ -151,7 +151,7 @@ def announced(progress: Progress) -> Iterator[None]:
 def compile_train_step(program: Program, frozen: PyTree, config: Config, mesh: Mesh, image_bytes: int = 0) -> Compiled:
     """Compile the training step. Raises UserError if it and `image_bytes` need more memory than a device has."""
     frozen = {} if config.distill.cache else abstract_frozen(frozen, mesh)
-    step = compile_step(program.train_step, program.state, program.batch, frozen)
+    step = compile_step(program.train_step, program.state, program.batch, frozen, abstract_seed(mesh))
     check_compiled(step, f"a training step of --batch-size {config.batch_size}", config, mesh, image_bytes)
     return step
 

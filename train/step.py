@@ -1,7 +1,6 @@
 """The optimizer step and the evaluation step, for any objective. Both are pure functions, to be jitted."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import flax.struct
 import jax
@@ -56,22 +55,18 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     prepare: Callable[[Array, Mapping[str, Array]], tuple[Array, Array]],
     *,
-    seed: int,
     dtype: str = "float32",
     accumulate: int = 1,
     average: Average | None = None,
     partial: Partial = EVERYTHING,
     gather: Callable[[PyTree], PyTree] = lambda params: params,
-) -> Callable[[TrainState, Mapping[str, Array], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Create the optimizer step.
-
-    Random numbers depend only on `seed` and the number of the step.
 
     Args:
         objective: The loss and its model.
         optimizer: The optimizer.
         prepare: Function from (key, batch) to images (b, H, W, c) and targets (b, k).
-        seed: Random seed of the run.
         dtype: Data type of matrix products. Parameters, gradients and losses are always float32.
         accumulate: Number of slices in which a batch is processed, one after the other, before one update. Every slice
             starts from the same extras, and the new extras are the mean over slices. DINO's centre and a running mean
@@ -82,9 +77,9 @@ def make_train_step(
         gather: Changes the sharding of parameters from between steps to during a step.
 
     Returns:
-        The function (state, batch, frozen) -> (state, metrics). `batch` has uint8 "image" (b, H, W, c), "label" (b,)
-        or (b, k), and optionally a teacher's logits as "teacher" (b, k). `frozen` has variables that no step changes,
-        such as a teacher's.
+        The function (state, batch, frozen, seed=0) -> (state, metrics). `batch` has uint8 "image" (b, H, W, c),
+        "label" (b,) or (b, k), and optionally a teacher's logits as "teacher" (b, k). `frozen` has variables that no
+        step changes, such as a teacher's. Random numbers depend only on `seed` and the number of the step.
     """
 
     def loss_of(trained, params, extras, frozen, batch, key):
@@ -98,7 +93,7 @@ def make_train_step(
 
     gradients_of = jax.value_and_grad(loss_of, has_aux=True)
 
-    def train_step(state, batch, frozen):
+    def train_step(state, batch, frozen, seed=0):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         prepare_key, dropout_key = jax.random.split(key)
         images, targets = prepare(prepare_key, batch)
