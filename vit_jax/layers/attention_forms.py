@@ -51,7 +51,7 @@ def attention_map(
     q: Queries, k: Keys, scale: float | Array, bias: Bias = None, mask: Mask = None
 ) -> Float[Array, "*b h i j"]:
     """Return the weights of the values, for every query."""
-    scores = attention_scores(q, k) * scale
+    scores = attention_scores(q, k, scale)
     if bias is not None:
         scores = scores + bias
     if mask is not None:

@@ -12,14 +12,20 @@ from vit_jax.layers.execution import batch_parts, target_platform
 WIDE_BYTES = 40e6
 
 
-def attention_scores(q: Float[Array, "*b h i d"], k: Float[Array, "*b h j d"]) -> Float[Array, "*b h i j"]:
-    """Return the product of every query with every key; on a TPU in float32, unless they take too much memory.
+def attention_scores(
+    q: Float[Array, "*b h i d"], k: Float[Array, "*b h j d"], scale: float | Array
+) -> Float[Array, "*b h i j"]:
+    """Return the product of every query with every key, times `scale`; on a TPU in float32, if a chip can hold that.
 
     A TPU adds products in float32. Without the rounding to bfloat16, its compiler fuses softmax with the matmuls around
-    it (docs/tpu.md).
+    it (docs/tpu.md). If they are rounded, queries are multiplied by `scale` instead, of which there are fewer.
     """
-    wide = jnp.promote_types(q.dtype, jnp.float32) if target_platform() == "tpu" and are_wide(q, k) else None
-    return jnp.einsum("...id,...jd->...ij", q, k, preferred_element_type=wide)
+    if target_platform() != "tpu":
+        return jnp.einsum("...id,...jd->...ij", q, k) * scale
+    if are_wide(q, k):
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        return jnp.einsum("...id,...jd->...ij", q, k, preferred_element_type=wide) * scale
+    return jnp.einsum("...id,...jd->...ij", q * scale, k)
 
 
 def are_wide(q: Float[Array, "*b h i d"], k: Float[Array, "*b h j d"]) -> bool:

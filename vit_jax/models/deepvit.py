@@ -47,7 +47,7 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = LayerNorm(name="norm")(x)
         q, k, v = ToHeads(3, self.heads, self.dim_head, name="to_qkv")(x)  # each (b, h, n, dim_head)
-        attn = softmax(attention_scores(q, k) * self.dim_head**-0.5).astype(v.dtype)
+        attn = softmax(attention_scores(q, k, self.dim_head**-0.5)).astype(v.dtype)
         attn = nn.Dropout(self.dropout)(attn, deterministic=not train)
 
         mix = self.param("reattn_weights", nn.initializers.normal(1.0), (self.heads, self.heads))
