@@ -104,7 +104,7 @@ def compiled(width: int, depth: int, scan: bool, mesh: Mesh, options: Options) -
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=batch_sharding(mesh))
 
     def value_and_gradients(params, x, cotangent):
-        with execution(scan=scan, platform="tpu"):
+        with execution(scan=scan, platform="tpu", batch=batch_sharding(mesh)):
             value, gradients = jax.vjp(lambda p, x: blocks.apply({"params": cast(p, "bfloat16")}, x), params, x)
         return value, gradients(cotangent)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -32,7 +32,7 @@ from train.build import DataInfo
 from train.config import Augment, Config
 from train.errors import UserError
 from train.planning import plan
-from train.sharding import make_mesh
+from train.sharding import batch_sharding, make_mesh, replicated
 from train.topology import open_topology
 from vit_jax import list_models, list_presets
 from vit_jax.layers.execution import execution
@@ -109,6 +109,7 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
     """A row of the table, for a step of gradients and AdamW only, with one example per chip if inputs are batches."""
     model, (x, keywords) = build(case), case.inputs(np.random.default_rng(0))
     optimizer, batch = optax.adamw(1e-3), 2
+    divided = None if case.takes_list else batch_sharding(mesh)
     variables = dict(jax.eval_shape(model.init, jax.random.key(0), x, **keywords))
     params = variables.pop("params")
 
@@ -117,7 +118,7 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
 
     def step(params, state, others, x, keywords):
         def loss(params):
-            with execution(platform="tpu"):
+            with execution(platform="tpu", batch=divided):
                 outputs = model.apply({**others, "params": half(params)}, half(x), **half(keywords))
             return sum(jnp.square(out.astype(jnp.float32)).mean() for out in jax.tree.leaves(outputs))
 
@@ -126,12 +127,11 @@ def bare_step(case: Case, mesh: Mesh) -> dict[str, str | float]:
 
     def place(leaf):
         """An abstract leaf: on every chip, or if it is a batch, one example on each."""
-        shared = not case.takes_list and leaf.ndim > 0 and leaf.shape[0] == batch
+        shared = divided is not None and leaf.ndim > 0 and leaf.shape[0] == batch
         shape = (mesh.size, *leaf.shape[1:]) if shared else leaf.shape
-        sharding = NamedSharding(mesh, PartitionSpec("data") if shared else PartitionSpec())
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=divided if shared else everywhere)
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = replicated(mesh)
     held, inputs = (params, jax.eval_shape(optimizer.init, params), variables), jax.tree.map(np.asarray, (x, keywords))
     flops = jax.jit(step).lower(*held, *inputs).cost_analysis()["flops"]  # for the CPU: for TPUs there are none
     held = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), held)
