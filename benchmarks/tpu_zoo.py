@@ -2,8 +2,8 @@
 
     pip install '.[train,tpu]'
     git worktree add OLDER COMMIT
-    python benchmarks/tpu_zoo.py --against OLDER                                  # about an hour on two cores
-    python benchmarks/tpu_zoo.py --against OLDER --models levit/128s pit/ti --images 32
+    python benchmarks/tpu_zoo.py --against OLDER                                  # an hour or more on two cores
+    python benchmarks/tpu_zoo.py --against OLDER --models levit/128s 'vit_5/small depth=2'
 
 No TPU is needed. A step is that of `tpu_cycles.py`, of a model that is trained: value and gradients in bfloat16. Each
 checkout has a process, and both compile the same model at the same time. If a model takes more than 1.03 times the
@@ -29,11 +29,28 @@ import tyro
 from benchmarks.tpu_compile import every_model
 
 LIMIT = 1.03
-# Besides the tiny presets of all models, these are compiled, at their own image size.
+# Besides the tiny presets of all models: published ones at their own image size, with few blocks per stage, since equal
+# blocks take equal time.
 LARGER = (
-    *("cait/xxs24", "cct/14_7x2", "cross_vit/ti", "crossformer/s", "cvt/13", "levit/128s", "max_vit/t"),
-    *("mobile_vit/xxs", "na_vit/b32", "nest/t", "parallel_vit/s18x2", "pit/ti", "regionvit/ti", "scalable_vit/s"),
-    *("simple_vit/s16", "simple_vit_with_register_tokens/b16", "t2t/7", "twins_svt/s", "vit_5/small", "xcit/n12_p16"),
+    "cait/xxs24 depth=1 cls_depth=1",
+    "cct/14_7x2 num_layers=1",
+    "cross_vit/ti depth=1 lg_enc_depth=1 cross_attn_depth=1",
+    "crossformer/s depth=1",
+    "cvt/13 s2_depth=1 s3_depth=1",
+    "levit/128s depth=1",
+    "max_vit/t depth=(1,1,1,1)",
+    "mobile_vit/xxs depths=(1,1,1)",
+    "na_vit/b32 depth=1",
+    "nest/t block_repeats=1",
+    "parallel_vit/s18x2 depth=1",
+    "pit/ti depth=(1,1,1)",
+    "regionvit/ti depth=1",
+    "scalable_vit/s depth=(1,1,1,1)",
+    "simple_vit_with_register_tokens/b16 depth=1",
+    "t2t/7 depth=1",
+    "twins_svt/s s3_depth=0 s4_depth=0",
+    "vit_5/small depth=1",
+    "xcit/n12_p16 depth=1 cls_depth=1",
 )
 
 
@@ -44,7 +61,7 @@ class Options:
     against: Path
     """Checkout of the older commit."""
     models: tuple[str, ...] = ()
-    """Image classifiers, as NAME/PRESET; default: the tiny presets of all, and larger ones of some."""
+    """Image classifiers, each as "NAME/PRESET KEY=VALUE ..."; default: tiny presets of all, and larger ones of some."""
     images: int = 8
     """Images per chip."""
     operations: int = 6
@@ -65,11 +82,11 @@ def main(options: Options) -> int:
         before, after = (json.loads(worker.stdout.readline()) for worker in (older, ours))
         if error := before.get("error") or after.get("error"):
             failed.append(model)
-            print(f"{model:44} FAILED: {error}", flush=True)
+            print(f"{model:54} FAILED: {error}", flush=True)
             continue
         rows[model] = row(before, after)
         print(
-            "{:44} {older_cycles:>12,} {cycles:>12,} cycles, ratio {ratio:.3f}".format(model, **rows[model]), flush=True
+            "{:54} {older_cycles:>12,} {cycles:>12,} cycles, ratio {ratio:.3f}".format(model, **rows[model]), flush=True
         )
         if rows[model]["ratio"] > LIMIT:
             show_difference(before["operations"], after["operations"], options.operations)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.tpu_cycles import Options, compile_step, cycles_by_name
+from train.commandline.arguments import parse_arguments
 from train.topology import open_topology
 
 
@@ -31,7 +32,9 @@ def work() -> None:
 
 def measured(devices: list[jax.Device], model: str, images: int) -> dict:
     """The cycles of value and gradients of a model that is trained, in all and by operation, and its temporaries."""
-    network, key = vit_jax.create_model(model, num_classes=1000), jax.random.key(0)
+    name, *arguments = model.split()
+    network = vit_jax.create_model(name, num_classes=1000, **parse_arguments("--models", tuple(arguments)))
+    key = jax.random.key(0)
     pixels = network.image_size
 
     def init():
