@@ -41,7 +41,6 @@ LARGER = (
     "max_vit/t depth=(1,1,1,1)",
     "mobile_vit/xxs depths=(1,1,1)",
     "na_vit/b32 depth=1",
-    "nest/t block_repeats=1",
     "parallel_vit/s18x2 depth=1",
     "pit/ti depth=(1,1,1)",
     "regionvit/ti depth=1",
