@@ -20,6 +20,7 @@ from vit_jax.layers import (
     LayerScale,
     PatchEmbed,
     ToHeads,
+    add_positions,
     append,
     attend,
     gelu,
@@ -212,9 +213,11 @@ class ViT(nn.Module):
         """
         check_images(images, self.channels, self.image_size)
         x = self.to_patch_embedding(images) if patches is None else patches
-        if self.cls_token is not None:
-            x = prepend(self.cls_token, x)
-        x = x + self.pos_embedding[None, : x.shape[1]]
+        if self.cls_token is None:
+            x = add_positions(x, self.pos_embedding)
+        else:  # positions are added first: so a TPU's compiler fuses the addition with the norm before it
+            first, others = self.pos_embedding[:1], self.pos_embedding[1:]
+            x = prepend(self.cls_token + first, add_positions(x, others))
         if extra_tokens is not None:
             x = append(x, extra_tokens)
         return self.embedding_dropout(x, deterministic=not train)
