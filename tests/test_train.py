@@ -165,6 +165,19 @@ def test_steps_and_evaluations_are_traced_once(learning):
     assert sorted(learning[2]) == ["prepare_evaluation", "prepare_training"]
 
 
+def test_a_step_gets_the_seed_of_the_run(tmp_path, monkeypatch):
+    class Called(Exception):
+        pass
+
+    def step(_state, _batch, _frozen, seed):
+        raise Called(seed)
+
+    monkeypatch.setattr(train.setup, "compile_train_step", lambda *_: step)
+    monkeypatch.setattr(train.setup, "compile_step", no_step)
+    with pytest.raises(Called, match=r"^3000000000$"):
+        run(tmp_path, "--seed=3000000000")
+
+
 def test_the_seed_decides_on_parameters_and_batches(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(train.setup, "compile_step", no_step)
