@@ -10,6 +10,7 @@ Axes: b batch, y x pixels, r s patches, c channels, d dim.
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, reduce
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -36,19 +37,20 @@ def normalized_convolution(
     """
     scaled = (scale[:, None] * kernel).astype(jnp.float32)
     scaled = lax.reduce_precision(scaled, exponent_bits=8, mantissa_bits=7)  # so that mean * sum(k) cancels in x @ k
-    # A TPU stores the images of a convolution with the batch last, and pads a small batch to whole tiles. So every row
-    # of patches is an image here.
-    rows = images.reshape(-1, patch_size[0], *images.shape[2:])
-    # A TPU multiplies the float32 operands of a convolution in bfloat16, which is exact here, and adds in float32.
+    # reduce_precision changes no value. Without it, XLA would undo the conversion, and then copy the images from layout
+    # to layout: with it, the copies are part of other operations.
+    pixels = lax.reduce_precision(images.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    # A TPU multiplies the float32 operands of a convolution in bfloat16, which is exact here, and adds in float32. It
+    # stores the images with the batch last, and pads a small batch to whole tiles: so every row of patches is an image.
     products = lax.conv_general_dilated(
-        rows.astype(jnp.float32),
+        rearrange(pixels, "b (r y) x c -> (b r) y x c", y=patch_size[0]),
         scaled.reshape(*patch_size, images.shape[-1], kernel.shape[-1]),
         window_strides=patch_size,
         padding="VALID",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     products = products.reshape(len(images), images.shape[1] // patch_size[0], *products.shape[2:])
-    mean, variance = (statistic[..., None] for statistic in patch_statistics(images, patch_size))
+    mean, variance = (statistic[..., None] for statistic in patch_statistics(pixels, patch_size))
     along_last = lambda vector: vector[None, None, None]
     offset = jnp.matmul(bias, kernel, preferred_element_type=jnp.float32) + b
     tokens = (products - mean * along_last(scaled.sum(axis=0))) * lax.rsqrt(variance + epsilon) + along_last(offset)
@@ -58,7 +60,7 @@ def normalized_convolution(
 def patch_statistics(
     images: Float[Array, "b y x c"], patch_size: tuple[int, int]
 ) -> tuple[Float[Array, "b r s"], Float[Array, "b r s"]]:
-    """Return mean and variance of every patch, in float32.
+    """Return mean and variance of every patch, in float32; `images` are float32 with the digits of bfloat16.
 
     Columns are added by a matmul, since a TPU stores images with y and x last.
     """
@@ -67,11 +69,8 @@ def patch_statistics(
     in_patch = np.kron(np.eye(images.shape[2] // width, dtype=np.float32), np.ones((width, 1), np.float32))
 
     def mean(pixels: Array) -> Array:
-        sums = jnp.einsum("byxc,xs->bycs", pixels, in_patch, precision=lax.Precision.HIGH)  # squares have 16 bits
-        sums = sums.reshape(len(images), images.shape[1] // height, height * channels, in_patch.shape[1]).sum(axis=2)
-        return sums / (height * width * channels)
+        sums = jnp.einsum("byxc,xs->bcys", pixels, in_patch, precision=lax.Precision.HIGH)  # squares have 16 bits
+        return reduce(sums, "b c (r y) s -> b r s", "sum", y=height) / (height * width * channels)
 
-    # reduce_precision changes no value. Without it, XLA would multiply the images in bfloat16, in another layout.
-    pixels = lax.reduce_precision(images.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
-    average = mean(pixels)
-    return average, jnp.maximum(mean(jnp.square(pixels)) - jnp.square(average), 0)
+    average = mean(images)
+    return average, jnp.maximum(mean(jnp.square(images)) - jnp.square(average), 0)
